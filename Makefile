@@ -1,0 +1,35 @@
+# Every step of the project. All of them work from a fresh clone: they first make .venv, a virtual
+# environment inside the checkout; nothing outside the checkout is installed or changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
+# Threads that wait for each other on shared cores are slower than one.
+THREADS := OMP_NUM_THREADS=1
+
+.PHONY: setup lint types test slow demo
+
+setup: $(READY)
+
+$(READY): setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Two processes; tests of one file stay together, since they share what the file sets up.
+test: $(READY)
+	$(THREADS) $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+slow: $(READY)
+	$(THREADS) $(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+demo: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash run_scripts/emoji/demo.sh

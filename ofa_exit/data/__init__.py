@@ -1,0 +1,1 @@
+"""TSV files, image and text transforms, and one file per kind of example."""

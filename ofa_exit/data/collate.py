@@ -1,0 +1,62 @@
+"""Examples to a batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ofa_exit.data.example import Example
+
+
+def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> dict:
+    """A fairseq sample of B examples; None (a row left out) is dropped, {} when nothing is left.
+
+    Token matrices are padded on the right with ``pad``. Of ``net_input``: src_tokens Long[B, T],
+    src_lengths Long[B], patch_images Float[B, 3, H, W] (zeros without image), patch_masks Bool[B]
+    (False without image), prev_output_tokens Long[B, L]. Beside it: target Long[B, L],
+    prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
+    that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
+    unconstrained) and conf Float[B] (1 for an example without).
+    """
+    kept = [example for example in examples if example is not None]
+    if not kept:
+        return {}
+    target = _stack([example.target for example in kept], pad)
+    batch = {
+        "id": torch.tensor([example.index for example in kept]),
+        "uniq_ids": [example.uniq_id for example in kept],
+        "nsentences": len(kept),
+        "ntokens": int(target.ne(pad).sum()),
+        "net_input": {
+            "src_tokens": _stack([example.source for example in kept], pad),
+            "src_lengths": torch.tensor([len(example.source) for example in kept]),
+            "patch_images": _images(kept, image_size),
+            "patch_masks": torch.tensor([example.image is not None for example in kept]),
+            "prev_output_tokens": _stack([example.prev_output for example in kept], pad),
+        },
+        "target": target,
+        "prompt_lengths": torch.tensor([example.prompt_length for example in kept]),
+        "references": [example.references for example in kept],
+    }
+    masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
+    if masks:
+        if len(masks) < len(kept):
+            raise ValueError("some examples of the batch have a constraint mask and some have none")
+        batch["constraint_masks"] = _stack(masks, True)
+    if any(example.conf is not None for example in kept):
+        confs = [1.0 if example.conf is None else example.conf for example in kept]
+        batch["conf"] = torch.tensor(confs)
+    return batch
+
+
+def _stack(rows: list[Tensor], padding: int) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
+def _images(examples: list[Example], size: int) -> Tensor:
+    images = torch.zeros(len(examples), 3, size, size)
+    for at, example in enumerate(examples):
+        if example.image is not None:
+            images[at] = example.image
+    return images

@@ -1,0 +1,1 @@
+"""Captioning and entailment data made from published emoji artwork and its names."""

@@ -1,0 +1,93 @@
+"""Three-way entailment rows from hypotheses, balanced so that the text alone tells nothing."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .hypotheses import LABELS, Hypothesis
+from .pictures import Picture
+
+TWO_WAY_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question about one picture."""
+
+    picture: Picture
+    hypothesis: str
+    label: str
+
+
+def balanced_rows(
+    pictures: Sequence[Picture],
+    hypotheses: Sequence[Hypothesis],
+    per_label: int,
+    limit: int,
+    seed: str,
+) -> list[Row]:
+    """Rows in which every hypothesis text has as many rows of each label it can have.
+
+    A text with all three labels leaves a reader of the text at one third. Texts that no picture
+    leaves open ("dog") have entailment and contradiction only, so their rows are kept to
+    TWO_WAY_SHARE of all. At most `per_label` rows of a text have one label; whole texts are
+    dropped at random until `limit` rows are left. Pictures take part as evenly as can be.
+    """
+    rng = random.Random(seed)
+    used: Counter[str] = Counter()
+    three_way: list[list[Row]] = []
+    two_way: list[list[Row]] = []
+    for claim in rng.sample(list(hypotheses), len(hypotheses)):
+        choices: dict[str, list[Picture]] = {label: [] for label in LABELS}
+        for picture in pictures:
+            label = claim.label(picture)
+            if label is not None:
+                choices[label].append(picture)
+        if not choices["neutral"]:
+            del choices["neutral"]
+        count = min(per_label, *map(len, choices.values()))
+        if not count:
+            continue
+        rows = []
+        for label, candidates in choices.items():
+            for picture in _pick(claim, label, candidates, count, used, rng):
+                used[picture.image_id] += 1
+                rows.append(Row(picture, claim.text, label))
+        (three_way if "neutral" in choices else two_way).append(rows)
+    kept = _take(three_way, round((1 - TWO_WAY_SHARE) * limit))
+    kept += _take(two_way, round(TWO_WAY_SHARE / (1 - TWO_WAY_SHARE) * len(kept)))
+    return rng.sample(kept, len(kept))
+
+
+def _pick(
+    claim: Hypothesis,
+    label: str,
+    candidates: Sequence[Picture],
+    count: int,
+    used: Counter[str],
+    rng: random.Random,
+) -> list[Picture]:
+    """`count` pictures, the least used first; half of the contradictions have a true noun.
+
+    Those with the true noun are wrong in gender or tone only, the hardest there are.
+    """
+    ranked = sorted(candidates, key=lambda one: (used[one.image_id], rng.random()))
+    if label != "contradiction":
+        return ranked[:count]
+    near = [one for one in ranked if one.concept.base in claim.nouns]
+    far = [one for one in ranked if one.concept.base not in claim.nouns]
+    # An odd count leans to the near ones; either kind fills up for the other.
+    wanted = min(len(near), max((count + 1) // 2, count - len(far)))
+    return near[:wanted] + far[: count - wanted]
+
+
+def _take(groups: list[list[Row]], limit: int) -> list[Row]:
+    """Whole texts, in their (already random) order, up to `limit` rows."""
+    kept: list[Row] = []
+    for group in groups:
+        if len(kept) + len(group) <= limit:
+            kept += group
+    return kept

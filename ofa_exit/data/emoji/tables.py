@@ -1,0 +1,102 @@
+"""The rows of the TSV files, in OFA's columns, and the dictionary of their words."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .categories import CATEGORY
+from .entailment import Row
+from .files import EmojiDataError, atomic_write, write_bytes
+from .pictures import Picture
+
+CAPTION_COLUMNS = ("uniq-id", "image-id", "caption", "predicted objects", "image")
+ENTAILMENT_COLUMNS = ("uniq-id", "image-id", "image", "hypothesis", "caption", "label")
+SEPARATOR = "&&"
+
+# What the tasks ask; the tasks' own words must be in the dictionary, too.
+CAPTION_PROMPT = "what does the image describe ?"
+ENTAILMENT_PROMPTS = ('does the image describe " {hypothesis} " ?',
+                      'can image and text1 " {premise} " imply text2 " {hypothesis} " ?')  # fmt: skip
+ANSWERS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
+
+Table = list[tuple[str, ...]]
+Encode = Callable[[Picture], bytes]
+
+
+def image_field(content: bytes) -> str:
+    """URL-safe base64 of a picture file's bytes."""
+    return base64.urlsafe_b64encode(content).decode("ascii")
+
+
+def caption_table(pictures: Sequence[Picture], all_references: bool, encode: Encode) -> Table:
+    """One row a picture: its official name, or all its references joined by `&&`."""
+    return [
+        (
+            picture.image_id.replace("/", "."),
+            picture.image_id,
+            SEPARATOR.join(picture.references) if all_references else picture.references[0],
+            CATEGORY[picture.concept.subgroup],
+            image_field(encode(picture)),
+        )
+        for picture in pictures
+    ]
+
+
+def entailment_table(rows: Sequence[Row], encode: Encode) -> Table:
+    """One row a question; the premise names the picture's category only."""
+    asked: Counter[str] = Counter()
+    table = []
+    for row in rows:
+        picture = row.picture
+        asked[picture.image_id] += 1
+        table.append(
+            (
+                f"{picture.image_id.replace('/', '.')}.{asked[picture.image_id]}",
+                picture.image_id,
+                image_field(encode(picture)),
+                row.hypothesis,
+                CATEGORY[picture.concept.subgroup],
+                row.label,
+            )
+        )
+    return table
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write a TSV file atomically; a field that would break the format is refused."""
+    with atomic_write(path) as stream:
+        for number, row in enumerate(table, 1):
+            for field in row:
+                if not field.strip() or "\t" in field or "\n" in field:
+                    raise EmojiDataError(f"{path.name} row {number}: empty or broken field {field!r}")
+            stream.write(("\t".join(row) + "\n").encode("utf-8"))
+
+
+def count_words(captions: Iterable[Table], entailments: Iterable[Table]) -> Counter[str]:
+    """How often each word occurs in all captions and questions, prompts and answers included."""
+    counts: Counter[str] = Counter()
+    for table in captions:
+        for row in table:
+            counts.update(row[2].replace(SEPARATOR, f" {SEPARATOR} ").split())
+            counts.update(CAPTION_PROMPT.split())
+    for table in entailments:
+        for row in table:
+            for prompt in ENTAILMENT_PROMPTS:
+                counts.update(prompt.format(hypothesis=row[3], premise=row[4]).split())
+            counts[ANSWERS[row[5]]] += 1
+    return counts
+
+
+def write_dictionary(path: Path, counts: Mapping[str, int]) -> None:
+    """fairseq's dict.txt: `word count`, the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    write_bytes(path, "".join(f"{word} {count}\n" for word, count in ranked).encode("utf-8"))
+
+
+def sample(pictures: Sequence[Picture], limit: int, seed: str) -> list[Picture]:
+    """At most `limit` pictures, shuffled."""
+    return random.Random(seed).sample(list(pictures), min(limit, len(pictures)))

@@ -1,0 +1,182 @@
+"""Text as OFA prepares it, and the codecs that part it into the symbols of a dictionary."""
+
+import os
+import re
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_OWN_SYMBOLS = re.compile(r'(&&|[?"])')
+
+
+def strip_punctuation(text: str) -> str:
+    """A caption as OFA trains on it: ASCII punctuation removed, case kept, single spaces."""
+    return " ".join(text.translate(_PUNCTUATION).split())
+
+
+def normalise_sentence(text: str, max_words: int | None = None) -> str:
+    """A hypothesis, premise or question as OFA reads it, cut to ``max_words``.
+
+    Lower-cased; leading ,.!?*#:;~ removed; - and / become spaces; <person> loses its brackets.
+    """
+    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
+    text = text.replace("<person>", "person")
+    return " ".join(text.split()[:max_words])
+
+
+class TextCodec(Protocol):
+    """Text to symbols parted by spaces, and back: what fairseq calls a bpe."""
+
+    def encode(self, text: str) -> str: ...
+
+    def decode(self, symbols: str) -> str: ...
+
+
+class WordCodec:
+    """Words between spaces, lower-cased; ``?``, ``"`` and ``&&`` are symbols of their own."""
+
+    def encode(self, text: str) -> str:
+        return " ".join(_OWN_SYMBOLS.sub(r" \1 ", text.lower()).split())
+
+    def decode(self, symbols: str) -> str:
+        return " ".join(symbols.split())
+
+
+class Gpt2Codec:
+    """GPT-2's byte-level BPE; a symbol is an id written as text.
+
+    ``get_encoder(encoder_json, vocab_bpe)`` makes the encoder, which has ``encode`` to ids and
+    ``decode`` from ids: fairseq's own, handed in because this package does not import fairseq.
+    """
+
+    def __init__(self, get_encoder: Callable[[str, str], Any], encoder_json: str, vocab_bpe: str):
+        self._recipe = (get_encoder, encoder_json, vocab_bpe)
+        try:
+            self._encoder = get_encoder(encoder_json, vocab_bpe)
+        except ValueError as error:
+            raise ValueError(
+                f"{encoder_json}, {vocab_bpe}: not GPT-2's BPE files ({error}). Fetch them again"
+            ) from error
+
+    def __reduce__(self) -> tuple:
+        # fairseq's encoder holds a module, which cannot be pickled.
+        return Gpt2Codec, self._recipe
+
+    def encode(self, text: str) -> str:
+        return " ".join(map(str, self._encoder.encode(text)))
+
+    def decode(self, symbols: str) -> str:
+        """Symbols that are no ids (<unk>, <code_3>) stand as they are, parted by spaces."""
+        pieces: list[str] = []
+        ids: list[int] = []
+        for symbol in symbols.split():
+            if symbol.isdecimal():
+                ids.append(int(symbol))
+                continue
+            pieces += [self._encoder.decode(ids), " " + symbol]
+            ids = []
+        return "".join([*pieces, self._encoder.decode(ids)])
+
+
+class SentencePieceCodec:
+    """The pieces of a sentencepiece model."""
+
+    def __init__(self, model: str):
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise ImportError(
+                f"{model} is a sentencepiece model: pip install sentencepiece"
+            ) from None
+        self._processor = SentencePieceProcessor(model_file=model)
+
+    def encode(self, text: str) -> str:
+        return " ".join(self._processor.encode(text, out_type=str))
+
+    def decode(self, symbols: str) -> str:
+        return symbols.replace(" ", "").replace("\u2581", " ").strip()
+
+
+def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], Any]) -> TextCodec:
+    """The codec whose files lie in ``directory``.
+
+    encoder.json and vocab.bpe: GPT-2 BPE, made by ``gpt2_encoder`` (see Gpt2Codec); one *.model:
+    sentencepiece; neither: words. Raises FileNotFoundError when half of a codec is there,
+    ValueError when the choice is open.
+    """
+    directory = Path(directory)
+    bpe = [directory / "encoder.json", directory / "vocab.bpe"]
+    missing = [file.name for file in bpe if not file.is_file()]
+    if len(missing) == 1:
+        raise FileNotFoundError(
+            f"{directory}: GPT-2 BPE lacks {missing[0]}. Put it beside the other"
+        )
+    models = sorted(directory.glob("*.model"))
+    if len(models) + (not missing) > 1:
+        names = [*(file.name for file in bpe if not missing), *(file.name for file in models)]
+        raise ValueError(f"{directory}: {', '.join(names)} are several codecs. Keep one")
+    if not missing:
+        return Gpt2Codec(gpt2_encoder, str(bpe[0]), str(bpe[1]))
+    return SentencePieceCodec(str(models[0])) if models else WordCodec()
+
+
+def dictionary_path(directory: str | os.PathLike) -> Path:
+    """The dictionary file of a codec's folder. Raises FileNotFoundError."""
+    path = Path(directory) / "dict.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no dictionary. Give the folder of dict.txt by --bpe-dir")
+    return path
+
+
+def dictionary_symbols(code_dict_size: int = 8192, num_bins: int = 1000) -> list[str]:
+    """What OFA's vocabulary has after the rows of dict.txt: mask, image codes, position bins."""
+    if code_dict_size < 0 or num_bins < 0:
+        raise ValueError(f"negative code_dict_size {code_dict_size} or num_bins {num_bins}")
+    codes = [f"<code_{code}>" for code in range(code_dict_size)]
+    return ["<mask>", *codes, *(f"<bin_{bin_}>" for bin_ in range(num_bins))]
+
+
+class Vocabulary(Protocol):
+    """The part of fairseq's Dictionary used here; ``index`` gives ``unk()`` for unknown symbols."""
+
+    def bos(self) -> int: ...
+
+    def pad(self) -> int: ...
+
+    def eos(self) -> int: ...
+
+    def unk(self) -> int: ...
+
+    def index(self, sym: str) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+class TextEncoder:
+    """Text to token numbers by a codec and a vocabulary."""
+
+    def __init__(self, codec: TextCodec, vocabulary: Vocabulary):
+        self.codec = codec
+        self.vocabulary = vocabulary
+        self._reserved = {vocabulary.bos(), vocabulary.pad(), vocabulary.eos()}
+
+    def encode(self, text: str, unknown: list[str] | None = None) -> Tensor:
+        """Long[T] without bos and eos; symbols that became unk are appended to ``unknown``.
+
+        A text that spells a reserved symbol ("<pad>") does not get its meaning.
+        """
+        unk = self.vocabulary.unk()
+        tokens = []
+        for symbol in self.codec.encode(text).split():
+            token = self.vocabulary.index(symbol)
+            if token in self._reserved or token == unk:
+                token = unk
+                if unknown is not None:
+                    unknown.append(symbol)
+            tokens.append(token)
+        return torch.tensor(tokens, dtype=torch.long)

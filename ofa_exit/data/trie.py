@@ -1,0 +1,50 @@
+"""A closed set of answers as a prefix tree: which token may follow."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class AnswerTrie:
+    """The tokens that may follow a prefix of one of ``answers``; every answer ends in ``eos``.
+
+    Answers and prefixes are token numbers without bos; ``eos`` is added here.
+    Raises ValueError for no answers, an empty one, one that holds eos, or two alike.
+    """
+
+    def __init__(self, answers: Iterable[Sequence[int]], eos: int):
+        self.answers = [[int(token) for token in answer] for answer in answers]
+        self.eos = eos
+        self._next: dict[tuple[int, ...], set[int]] = {}
+        if not self.answers:
+            raise ValueError("no answers to choose from")
+        if len({tuple(answer) for answer in self.answers}) < len(self.answers):
+            raise ValueError(f"two answers have the same tokens: {self.answers}")
+        for answer in self.answers:
+            if not answer or eos in answer:
+                raise ValueError(f"an answer is empty or holds the end symbol: {answer}")
+            for at, token in enumerate([*answer, eos]):
+                self._next.setdefault(tuple(answer[:at]), set()).add(token)
+
+    def allowed_next(self, prefix: Sequence[int]) -> list[int]:
+        """Tokens allowed after ``prefix``, ascending; none when no answer begins so."""
+        return sorted(self._next.get(tuple(prefix), ()))
+
+    def mask(self, target: Tensor, prompt_length: int, vocabulary_size: int) -> Tensor:
+        """Bool[L, V], True where a token may stand, for ``target`` Long[L].
+
+        The answer begins at position ``prompt_length`` - 1, where the last prompt token is the
+        input. Before it all is allowed.
+        Differs from OFA, which allows nothing there: rows of -inf, hence NaN, at ignored places.
+        Raises ValueError when the rest of ``target`` is no answer with its eos.
+        """
+        start = prompt_length - 1
+        answer = target[start:].tolist()
+        if not answer or answer[-1] != self.eos or answer[:-1] not in self.answers:
+            raise ValueError(f"{answer} is not one of the answers {self.answers}")
+        mask = torch.ones(len(target), vocabulary_size, dtype=torch.bool)
+        mask[start:] = False
+        for at in range(len(answer)):
+            mask[start + at, self.allowed_next(answer[:at])] = True
+        return mask

@@ -1,0 +1,187 @@
+"""Tab-separated files in OFA's form: no header, one example a line, columns chosen by number."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from ofa_exit.data.row_index import file_stamp, row_offsets
+
+
+class TsvError(ValueError):
+    """What is wrong with a file or one of its rows, where (1-based line, field) and the remedy.
+
+    ``line`` is None when the whole file is meant.
+    """
+
+    # With the first argument alone this is what a data loader makes of an error raised in a
+    # worker: the whole message.
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        line: int | None = None,
+        field: str | None = None,
+        message: str = "",
+        remedy: str = "",
+    ):
+        super().__init__(path, line, field, message, remedy)
+        self.path = str(path)
+        self.line = line
+        self.field = field
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = self.path
+        if self.line is not None:
+            text += f", line {self.line}"
+        if self.field is not None:
+            text += f", field {self.field!r}"
+        if self.message:
+            text += f": {self.message}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class TsvFile:
+    """Rows of a TSV file by number, under the names ``columns``.
+
+    ``selected_cols`` is OFA's option: the numbers, from 0, of the file's columns that hold
+    ``columns``, in that order ("0,4,2"); None takes the first columns as they come.
+    Lines may end in CR LF; empty lines at the end are no rows. Safe to fork and to pickle: every
+    process opens the file for itself when it first reads.
+
+    Raises TsvError: no such file, no rows, columns that the first line does not have.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, selected_cols: str | None, columns: tuple[str, ...]
+    ):
+        self.path = Path(path)
+        self.columns = columns
+        self._file: BinaryIO | None = None
+        self._pid = 0
+        try:
+            self._stamp, self._offsets = row_offsets(self.path)
+        except FileNotFoundError:
+            raise TsvError(path, message="no such file", remedy="Check the path") from None
+        except (OSError, RuntimeError) as error:
+            raise TsvError(
+                path, message=f"cannot be read ({error})", remedy="Check the file and try again"
+            ) from error
+        if not len(self):
+            raise TsvError(path, message="the file has no rows", remedy="Build it again")
+        self._selected = self._parse_selection(selected_cols)
+        first = self._line(0)
+        if not first:
+            raise self._empty_line(0)
+        self.width = first.count(b"\t") + 1
+        for name, column in zip(self.columns, self._selected, strict=True):
+            if column >= self.width:
+                raise self.error(
+                    0,
+                    name,
+                    f"column {column} is asked for, but the line has {self.width} "
+                    f"(0 to {self.width - 1}, parted by tabs)",
+                    f"Choose the columns of {', '.join(columns)} with --selected-cols",
+                )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def row(self, index: int) -> dict[str, str]:
+        """The selected fields of row ``index`` (from 0). Raises TsvError as ``fields`` does."""
+        fields = self.fields(index)
+        return {name: fields[at] for name, at in zip(self.columns, self._selected, strict=True)}
+
+    def fields(self, index: int) -> list[str]:
+        """All fields of row ``index``.
+
+        Raises TsvError on an empty line, bytes that are not UTF-8, or another number of fields
+        than the first line has: a stray tab would shift the columns without anyone noticing.
+        """
+        line = self._line(index)
+        if not line:
+            raise self._empty_line(index)
+        try:
+            # A byte order mark is a mark on the first line and a letter elsewhere.
+            text = line.decode("utf-8" if index else "utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.error(
+                index,
+                self._name_at(line[: error.start].count(b"\t")),
+                f"the text is not UTF-8 ({error.reason} at byte {error.start} of the line)",
+                "Save the file as UTF-8",
+            ) from None
+        fields = text.split("\t")
+        if len(fields) != self.width:
+            raise self.error(
+                index,
+                None,
+                f"the line has {len(fields)} column{'s' * (len(fields) != 1)}, "
+                f"the first line {self.width}",
+                "Look for a missing field, or for a tab or a line break inside one",
+            )
+        return fields
+
+    def error(self, index: int, field: str | None, message: str, remedy: str) -> TsvError:
+        """The error to raise about ``field`` (a name of ``columns``) of row ``index``."""
+        return TsvError(self.path, index + 1, field, message, remedy)
+
+    def column_of(self, name: str) -> int:
+        """Number, from 0, of the file's column that holds ``name``."""
+        return self._selected[self.columns.index(name)]
+
+    def _parse_selection(self, selected_cols: str | None) -> list[int]:
+        if selected_cols is None:
+            return list(range(len(self.columns)))
+        parts = [part.strip() for part in selected_cols.split(",")]
+        # isdecimal alone takes any script's digits.
+        if len(parts) != len(self.columns) or not all(p.isascii() and p.isdecimal() for p in parts):
+            raise TsvError(
+                self.path,
+                message=f"selected columns {selected_cols!r} are not {len(self.columns)} "
+                "column numbers parted by commas",
+                remedy=f"Name the columns of {', '.join(self.columns)}, counted from 0",
+            )
+        return [int(part) for part in parts]
+
+    def _name_at(self, column: int) -> str | None:
+        return self.columns[self._selected.index(column)] if column in self._selected else None
+
+    def _empty_line(self, index: int) -> TsvError:
+        return self.error(index, None, "the line is empty", "Remove it")
+
+    def _line(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self.path}, which has {len(self)}")
+        start, end = self._offsets[index : index + 2].tolist()
+        descriptor = self._open().fileno()
+        pieces = []
+        while start < end:
+            # Reading at a position, as a forked process may share the file's own.
+            piece = os.pread(descriptor, end - start, start)
+            if not piece:
+                raise self._changed()
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces).rstrip(b"\r\n")
+
+    def _open(self) -> BinaryIO:
+        if self._file is None or self._pid != os.getpid():
+            try:
+                self._file = self.path.open("rb")
+            except OSError as error:
+                raise self._changed() from error
+            self._pid = os.getpid()
+            if file_stamp(self._file) != self._stamp:
+                raise self._changed()
+        return self._file
+
+    def _changed(self) -> TsvError:
+        self._file = None
+        return TsvError(
+            self.path, message="the file has changed since it was opened", remedy="Start again"
+        )
+
+    def __getstate__(self) -> dict:
+        # Offsets may be a mapped file, which cannot be sent to another process as it is.
+        return {**self.__dict__, "_file": None, "_pid": 0, "_offsets": self._offsets.clone()}

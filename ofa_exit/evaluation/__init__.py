@@ -1,0 +1,1 @@
+"""Caption and entailment quality, depth metrics, reports and plots."""

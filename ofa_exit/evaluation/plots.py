@@ -1,0 +1,144 @@
+"""The accuracy–time curve: quality against the time saved, expected, in operations and measured.
+
+    python -m ofa_exit.evaluation.plots sweep.csv --quality cider --out sweep
+
+reads a CSV with a header and writes sweep.png and sweep.svg. Its columns: `run` (rows of one run
+are joined by a line), the quality column, and the three of REDUCTIONS as fractions; others are
+ignored, an empty reduction leaves its point out.
+"""
+
+import argparse
+import csv
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REDUCTIONS = {
+    "expected_time_reduction": "expected (Eq. 14)",
+    "flop_reduction": "operations",
+    "measured_time_reduction": "measured time",
+}
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One row of the CSV."""
+
+    run: str
+    quality: float
+    reductions: dict[str, float | None]  # a fraction for each of REDUCTIONS; None = not given
+
+
+def read_points(path: str | os.PathLike[str], quality: str) -> list[CurvePoint]:
+    """Rows of the CSV. Raises ValueError with file, line, column and remedy."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        needed = ["run", quality, *REDUCTIONS]
+        missing = [name for name in needed if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path}, line 1: no column {', '.join(missing)} among "
+                f"{', '.join(reader.fieldnames or ['nothing'])}: name the quality column by "
+                "--quality, and give the CSV the others"
+            )
+        points = []
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            reductions = {
+                name: _number(row[name], name, where) if row[name] else None for name in REDUCTIONS
+            }
+            points.append(CurvePoint(row["run"], _number(row[quality], quality, where), reductions))
+    if not points:
+        raise ValueError(f"{path}: no row below the header, so there is nothing to draw")
+    return points
+
+
+def plot_curve(
+    points: Sequence[CurvePoint], quality: str, out: str | os.PathLike[str]
+) -> list[Path]:
+    """Draws the three panels to OUT.png and OUT.svg and returns these paths.
+
+    The files depend on the points alone: no dates, no random names. ImportError where matplotlib
+    is absent.
+    """
+    figure = _figure(points, quality)
+    written = []
+    for suffix, metadata in (
+        (".png", {"Software": None}),
+        (".svg", {"Date": None, "Creator": None}),
+    ):
+        path = Path(f"{os.fspath(out)}{suffix}")
+        figure.savefig(path, metadata=metadata, dpi=150)
+        written.append(path)
+    return written
+
+
+def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
+    matplotlib = _matplotlib()
+    matplotlib.rcParams["svg.hashsalt"] = "ofa_exit"
+    # Figure without pyplot: no window system, and no figure kept open behind the caller's back.
+    figure = matplotlib.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(REDUCTIONS), sharey=True)
+    runs = list(dict.fromkeys(point.run for point in points))
+    for axis, (name, label) in zip(axes, REDUCTIONS.items(), strict=True):
+        for run in runs:
+            drawn = sorted(
+                (100 * reduction, point.quality)
+                for point in points
+                if point.run == run and (reduction := point.reductions[name]) is not None
+            )
+            axis.plot([x for x, _ in drawn], [y for _, y in drawn], marker="o", label=run)
+        axis.set_xlabel(f"time reduction, {label} (%)")
+        axis.grid(True, alpha=0.3)
+    axes[0].set_ylabel(quality)
+    axes[0].legend()
+    return figure
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError(
+            "drawing curves needs matplotlib, which is not installed: pip install 'ofa-exit[plots]'"
+        ) from error
+    return matplotlib
+
+
+def _number(text: str | None, column: str, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}, column {column}: {text!r} is not a finite number")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ofa_exit.evaluation.plots",
+        description="Draw quality against the time saved: expected, in operations, measured.",
+    )
+    parser.add_argument("csv", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS))
+    parser.add_argument("--quality", required=True, help="quality column, for instance cider")
+    parser.add_argument("--out", required=True, help="files to write, without .png and .svg")
+    options = parser.parse_args(arguments)
+    try:
+        written = plot_curve(
+            read_points(options.csv, options.quality), options.quality, options.out
+        )
+    except (OSError, ValueError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(*written, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

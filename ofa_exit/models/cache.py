@@ -1,0 +1,169 @@
+"""What the decoder remembers between steps, exits included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ofa_exit.models.rows import surviving_sentences
+
+
+@dataclass
+class Pending:
+    """Earlier positions of some sentences that a layer has not seen yet.
+
+    positions: Long [Q], the union over the sentences. owed: Bool [A·group, Q, 1], True where the
+    hypothesis' sentence really owes that position; None where all do.
+    """
+
+    positions: Tensor
+    owed: Optional[Tensor]
+
+
+class DecoderCache:
+    """Self-attention K/V of N hypotheses, cross-attention K/V of their S sentences.
+
+    Hypotheses of a sentence sit side by side and share everything that depends on the sentence
+    alone. All hypotheses of a sentence run the same layers, so how deep the K/V of a position go is
+    one number a sentence, which beam reordering does not change. Finished sentences change only
+    which sentences are left: ``stale`` until their names are read together with the next gate.
+
+    kv: [layers, 2, N, heads, capacity, C / heads]. states: [N, capacity, C], for every position the
+    state that its missing layers start from; allocated when the first gate is met.
+    """
+
+    def __init__(self, layers: int, group: int, max_length: int) -> None:
+        self.layers = layers
+        self.group = group
+        self.max_length = max_length
+        self.length = 0
+        self.kv: Optional[Tensor] = None
+        self.cross: list[Optional[tuple[Tensor, Tensor]]] = [None] * layers
+        self.cross_bias: Optional[Tensor] = None
+        self.states: Optional[Tensor] = None
+        self.sentences: list[int] = []
+        self.stale = False
+        self._reached: list[list[int]] = []
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self.kv is None else self.kv.size(4)
+
+    # ------------------------------------------------------------------ plain decoding
+
+    def reserve(self, rows: int, heads: int, head_dim: int, like: Tensor) -> None:
+        """Room for one more position; capacity doubles when it runs out."""
+        capacity = self.capacity
+        if self.length < capacity:
+            return
+        room = min(max(16, 2 * capacity), self.max_length)
+        self.cross_bias = None  # made for the old capacity
+        grown = like.new_zeros(self.layers, 2, rows, heads, room, head_dim)
+        if self.kv is not None:
+            grown[..., :capacity, :] = self.kv
+        self.kv = grown
+        if self.states is not None:
+            states = self.states.new_zeros(rows, grown.size(4), self.states.size(2))
+            states[:, :capacity] = self.states
+            self.states = states
+
+    def store(
+        self,
+        layer: int,
+        rows: Optional[Tensor],
+        positions: Tensor,
+        key: Tensor,
+        value: Tensor,
+        owed: Optional[Tensor] = None,
+    ) -> None:
+        """Writes K/V [R, heads, Q, C / heads] of ``rows`` (None: all) at ``positions`` [Q].
+
+        owed: Bool [R, Q, 1], False where what is stored already must stay.
+        """
+        assert self.kv is not None
+        for kept, new in zip(self.kv[layer], (key, value)):
+            if rows is None:
+                if owed is not None:
+                    new = torch.where(owed.unsqueeze(1), new, kept[:, :, positions])
+                kept[:, :, positions] = new
+            else:  # two index tensors around a slice come first: [R, Q, heads, d]
+                new, index = new.transpose(1, 2), (rows[:, None], slice(None), positions)
+                kept[index] = (
+                    new if owed is None else torch.where(owed.unsqueeze(-1), new, kept[index])
+                )
+
+    def load(self, layer: int, rows: Optional[Tensor], length: int) -> tuple[Tensor, Tensor]:
+        """K/V of the first ``length`` positions, [R, heads, length, C / heads] each."""
+        assert self.kv is not None
+        key, value = self.kv[layer, :, :, :, :length]
+        if rows is None:
+            return key, value
+        return key.index_select(0, rows), value.index_select(0, rows)
+
+    def reorder(self, new_order: Tensor) -> None:
+        """Follows beam search; see ``Encoder.reorder_encoder_out`` for the contract."""
+        assert self.kv is not None
+        rows = self.kv.size(2)
+        if new_order.numel() == rows:
+            if self.group > 1:
+                used = self.kv[..., : self.length, :]
+                used.copy_(used.index_select(2, new_order))
+                if self.states is not None:
+                    seen = self.states[:, : self.length]
+                    seen.copy_(seen.index_select(0, new_order))
+            return
+        self.kv = self.kv.index_select(2, new_order)
+        if self.states is not None:
+            self.states = self.states.index_select(0, new_order)
+        alive = surviving_sentences(new_order, self.group)
+        self.cross = [
+            None if kv is None else (kv[0].index_select(0, alive), kv[1].index_select(0, alive))
+            for kv in self.cross
+        ]
+        if self.cross_bias is not None:
+            self.cross_bias = self.cross_bias.index_select(0, alive)
+        self.stale = True
+
+    # ------------------------------------------------------------------ decoding with exits
+
+    def begin_step(self, x: Tensor) -> None:
+        """Prepares the record of depths for one more position of x [N, 1, C]."""
+        if self.states is None:
+            self.sentences = list(range(x.size(0) // self.group))
+            self._reached = [[] for _ in self.sentences]
+            self.states = x.new_zeros(x.size(0), self.capacity, x.size(2))
+
+    def pending(
+        self, layer: int, sentences: list[int], rows: Optional[Tensor]
+    ) -> Optional[Pending]:
+        """Earlier positions that ``layer`` (0-based) owes to ``sentences``; None if none.
+
+        sentences: original numbers of the sentences still running; rows: their hypotheses.
+        """
+        owing = [
+            {p for p, reached in enumerate(self._reached[s]) if reached <= layer}
+            for s in sentences
+        ]
+        union = sorted(set().union(*owing))
+        if not union:
+            return None
+        assert self.states is not None
+        device = self.states.device
+        positions = torch.tensor(union, device=device)
+        for s in sentences:
+            reached = self._reached[s]
+            for p in union:
+                reached[p] = max(reached[p], layer + 1)
+        if all(len(positions_owed) == len(union) for positions_owed in owing):
+            return Pending(positions, None)
+        owed = torch.tensor([[p in of for p in union] for of in owing], device=device)
+        return Pending(positions, owed.repeat_interleave(self.group, dim=0).unsqueeze(-1))
+
+    def end_step(self, reached: dict[int, int]) -> None:
+        """Closes a step: layers run by the newest position of each sentence (original number)."""
+        for sentence, layers in reached.items():
+            self._reached[sentence].append(layers)
+        self.length += 1

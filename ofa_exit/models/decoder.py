@@ -1,0 +1,265 @@
+"""The decoder: plain, or with a gate behind every layer for every hypothesis and token."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ofa_exit.models.cache import DecoderCache
+from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.exiting import run_with_exits
+from ofa_exit.models.layers import DecoderLayer
+from ofa_exit.models.positions import (
+    ShapeCache,
+    code_position_ids,
+    image_buckets,
+    relative_bias,
+    token_buckets,
+)
+from ofa_exit.policies.base import ExitPolicy
+
+CACHE = "ofa_decoder_cache"
+
+
+class Decoder(ShapeCache):
+    """OFA's decoder for text (names and shapes are those of its checkpoints).
+
+    ``code_layernorm_embedding``, ``embed_image_positions``, ``image_rel_pos_table_list`` and
+    ``image_position_idx`` serve image generation; they are kept for the checkpoints' sake.
+    """
+
+    def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
+        nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
+        dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
+        self.cfg = cfg
+        self.padding_idx = embed_tokens.padding_idx
+        self.exit_policy: Optional[ExitPolicy] = None
+        self.recompute = False
+        self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
+        self.register_buffer("version", torch.tensor([3.0]))
+        self.register_buffer(
+            "token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_target_positions)
+        )
+        self.register_buffer("image_rp_bucket", image_buckets(cfg.image_bucket_size))
+        self.register_buffer(
+            "image_position_idx", code_position_ids(cfg.code_image_size, cfg.image_bucket_size)
+        )
+
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(dim)
+        self.embed_positions = nn.Embedding(cfg.max_target_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(cfg.image_bucket_size**2 + 1, dim)
+        self.pos_ln = nn.LayerNorm(dim)
+        self.image_pos_ln = nn.LayerNorm(dim)
+        self.self_pos_q_linear = nn.Linear(dim, dim)
+        self.self_pos_k_linear = nn.Linear(dim, dim)
+        self.cross_pos_q_linear = nn.Linear(dim, dim)
+        self.cross_pos_k_linear = nn.Linear(dim, dim)
+        self.code_layernorm_embedding = nn.LayerNorm(dim)
+
+        rates = torch.linspace(0, cfg.decoder_drop_path_rate, cfg.decoder_layers).tolist()
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                dim,
+                cfg.decoder_ffn_embed_dim,
+                heads,
+                cfg.attn_scale_factor,
+                cfg.dropout,
+                cfg.attention_dropout,
+                cfg.activation_dropout,
+                rate,
+            )
+            for rate in rates
+        )
+        self.layer_norm = nn.LayerNorm(dim)
+        self.output_projection = nn.Linear(dim, embed_tokens.num_embeddings, bias=False)
+        self.output_projection.weight = embed_tokens.weight
+        self.token_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(2 * cfg.token_bucket_size - 1, heads) for _ in rates
+        )
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+        )
+        self.dropout = nn.Dropout(cfg.dropout)
+        for embedding in (self.embed_positions, self.embed_image_positions):
+            nn.init.normal_(embedding.weight, mean=0.0, std=0.02)
+        for table in (*self.token_rel_pos_table_list, *self.image_rel_pos_table_list):
+            nn.init.zeros_(table.weight)
+
+    # ------------------------------------------------------------------ biases
+
+    def _heads(self, linear: nn.Linear, positions: Tensor) -> Tensor:
+        heads = self.cfg.decoder_attention_heads
+        return linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def self_biases(self, length: int) -> list[Tensor]:
+        """Causal self-attention bias of every layer, [1, heads, length, length] each."""
+
+        def compute() -> list[Tensor]:
+            positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+            query = self._heads(self.self_pos_q_linear, positions) * self.pos_scaling
+            absolute = query @ self._heads(self.self_pos_k_linear, positions).transpose(2, 3)
+            ones = torch.ones(length, length, dtype=torch.bool, device=absolute.device)
+            absolute = absolute.masked_fill(ones.triu(1), float("-inf"))
+            buckets = self.token_rp_bucket[:length, :length]
+            return [absolute + relative_bias(t, buckets) for t in self.token_rel_pos_table_list]
+
+        return self.once_per_shape(("self", length), compute)
+
+    def cross_bias(self, length: int, encoder_out: EncoderOut) -> Tensor:
+        """Cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""
+        positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+        query = self._heads(self.cross_pos_q_linear, positions) * self.pos_scaling
+        key = self._heads(self.cross_pos_k_linear, encoder_out.positions)
+        bias = query @ key.transpose(2, 3)
+        return bias.masked_fill(encoder_out.padding_mask[:, None, None, :], float("-inf"))
+
+    def biases(
+        self, length: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Self-attention biases of all layers and the cross-attention bias.
+
+        For ``length`` positions, or with a cache once a batch for all positions it has room for.
+        """
+        if cache is None:
+            return self.self_biases(length), self.cross_bias(length, encoder_out)
+        if cache.cross_bias is None:
+            cache.cross_bias = self.cross_bias(cache.capacity, encoder_out)
+        return self.self_biases(cache.capacity), cache.cross_bias
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: Optional[dict[str, Any]] = None,
+        features_only: bool = False,
+        all_layers: bool = False,
+        return_layers: bool = False,
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits of the next token after each position, or after the last one of a growing prefix.
+
+        prev_output_tokens: Long [N, L], right-padded, N = S·group hypotheses; encoder_out: of the S
+        sentences. With incremental_state only the last position is run.
+        Returns [N, L or 1, V] (features [N, L or 1, C] after the final norm with features_only) and
+        {"attn": [None]}; all_layers adds "layer_features", the normed output of every layer, and
+        return_layers "layer_states", the plain input of layer 1 and output of every layer.
+        """
+        length = prev_output_tokens.size(1)
+        if length > self.cfg.max_target_positions:
+            raise ValueError(
+                f"{length} target tokens are more than --max-target-positions "
+                f"{self.cfg.max_target_positions}: lower --max-len-b or --max-tgt-length"
+            )
+        cache = None
+        tokens = prev_output_tokens
+        if incremental_state is not None:
+            cache = self._cache(incremental_state, encoder_out, length)
+            tokens = tokens[:, -1:]
+        x = self.dropout(self.layernorm_embedding(self.embed_tokens(tokens)))
+        if cache is not None:
+            heads = self.cfg.decoder_attention_heads
+            cache.reserve(x.size(0), heads, x.size(2) // heads, x)
+
+        policy = None if self.training else self.exit_policy
+        gate = policy.decoder_gate() if policy is not None else None
+        states: list[Tensor] = []
+        if gate is not None:
+            x, depth = run_with_exits(self, x, prev_output_tokens, encoder_out, gate, cache)
+        else:
+            x, states = self._run(x, length, encoder_out, cache, all_layers or return_layers)
+            depth = torch.full(x.shape[:2], len(self.layers), device=x.device)
+        if encoder_out.trace is not None:
+            sentence = encoder_out.sentences.repeat_interleave(encoder_out.group or 1)
+            encoder_out.trace.steps.append((prev_output_tokens.clone(), sentence, depth))
+        extra: dict[str, Any] = {"attn": [None]}
+        if all_layers:
+            extra["layer_features"] = [self.layer_norm(state) for state in states[1:]]
+            features = extra["layer_features"][-1]
+        else:
+            features = self.layer_norm(x)
+        if return_layers:
+            extra["layer_states"] = states
+        return (features if features_only else self.output_layer(features)), extra
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Vocabulary projection: [..., C] -> [..., V]."""
+        return self.output_projection(features)
+
+    def _run(
+        self,
+        x: Tensor,
+        length: int,
+        encoder_out: EncoderOut,
+        cache: Optional[DecoderCache],
+        keep: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The plain stack over x [N, P, C]."""
+        start = length - x.size(1)
+        self_biases, cross_bias = self.biases(length, encoder_out, cache)
+        cross_bias = cross_bias[:, :, start:length]
+        states = [x] if keep else []
+        position = torch.full((1,), start, device=x.device)
+        for index, layer in enumerate(self.layers):
+            extend = None
+            if cache is not None:
+
+                def extend(key: Tensor, value: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
+                    cache.store(index, None, position, key, value)
+                    return cache.load(index, None, length)
+
+            arguments = (
+                x,
+                self_biases[index][:, :, start:length, :length],
+                self.cross_kv(index, encoder_out, cache),
+                cross_bias,
+                extend,
+            )
+            if self.training and self.cfg.checkpoint_activations:
+                x = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+            if keep:
+                states.append(x)
+        if cache is not None:
+            cache.length += 1
+        return x, states
+
+    def cross_kv(
+        self, index: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-attention K/V of one layer, [S, heads, T, C / heads] each, on first reach."""
+        kept = None if cache is None else cache.cross[index]
+        if kept is None:
+            kept = self.layers[index].encoder_attn.project_kv(encoder_out.states)
+            if cache is not None:
+                cache.cross[index] = kept
+        return kept
+
+    def _cache(
+        self, incremental_state: dict[str, Any], encoder_out: EncoderOut, length: int
+    ) -> DecoderCache:
+        cache = incremental_state.get(CACHE)
+        if cache is None:
+            cache = DecoderCache(
+                len(self.layers), encoder_out.group or 1, self.cfg.max_target_positions
+            )
+            incremental_state[CACHE] = cache
+        if cache.length != length - 1:
+            raise ValueError(
+                f"incremental decoding goes one token at a time: {cache.length} are cached, "
+                f"{length} were given"
+            )
+        return cache
+
+    def reorder_incremental_state_scripting(
+        self, incremental_state: dict[str, Any], new_order: Tensor
+    ) -> None:
+        """Follows beam search: hypothesis ``new_order[i]`` becomes row i."""
+        cache = incremental_state.get(CACHE)
+        if cache is not None:
+            cache.reorder(new_order)

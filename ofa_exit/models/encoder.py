@@ -1,0 +1,401 @@
+"""The encoder: image and text through the same layers, together or as two tied passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa_exit.models.layers import EncoderLayer
+from ofa_exit.models.positions import (
+    ShapeCache,
+    grid_ids,
+    image_buckets,
+    relative_bias,
+    token_buckets,
+)
+from ofa_exit.models.rows import surviving_rows, surviving_sentences
+from ofa_exit.models.stem import RESNET_STAGES, ResNetStem
+from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.trace import ExitTrace
+
+
+@dataclass
+class EncoderOut:
+    """What the decoder needs of S sentences; nothing is repeated for beams.
+
+    states: [S, T, C] after the final norm, image tokens first; padding_mask: Bool [S, T].
+    positions: [1, T, C], the same for every sentence of a batch.
+    sentences: Long [S], place of each sentence in the batch that was encoded.
+    step_limit: Long [S], N of MuE Eq. 11.
+    group: hypotheses a sentence, known after the first ``reorder_encoder_out``.
+    layer_states: with ``return_layers``, the input of layer 1 and the output of every layer.
+    """
+
+    states: Tensor
+    padding_mask: Tensor
+    positions: Tensor
+    sentences: Tensor
+    step_limit: Optional[Tensor] = None
+    group: Optional[int] = None
+    trace: Optional[ExitTrace] = None
+    layer_states: list[Tensor] = field(default_factory=list)
+
+
+class Encoder(ShapeCache):
+    """OFA's encoder (spec of its checkpoints: names and shapes are theirs).
+
+    cfg: an OFAConfig; embed_tokens: the embedding shared with the decoder.
+    """
+
+    def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
+        nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
+        dim, heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
+        self.cfg = cfg
+        self.padding_idx = embed_tokens.padding_idx
+        self.exit_policy: Optional[ExitPolicy] = None
+        self.last_trace: Optional[ExitTrace] = None
+        self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
+        self.register_buffer("version", torch.tensor([3.0]))
+        self.register_buffer(
+            "token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_source_positions)
+        )
+        self.register_buffer("image_rp_bucket", image_buckets(cfg.image_bucket_size))
+
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(dim)
+        self.type_embedding = nn.Embedding(2, dim)
+        stem = ResNetStem(
+            RESNET_STAGES[cfg.resnet_type], cfg.resnet_width, cfg.resnet_drop_path_rate, cfg.sync_bn
+        )
+        self.image_proj = nn.Linear(stem.out_channels, dim)
+        self.embed_images = nn.SyncBatchNorm.convert_sync_batchnorm(stem) if cfg.sync_bn else stem
+        if cfg.freeze_resnet:
+            self.embed_images.requires_grad_(False)
+        self.patch_layernorm_embedding = nn.LayerNorm(dim)
+
+        self.embed_positions = nn.Embedding(cfg.max_source_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(cfg.image_bucket_size**2 + 1, dim)
+        self.pos_ln = nn.LayerNorm(dim)
+        self.image_pos_ln = nn.LayerNorm(dim)
+        self.pos_q_linear = nn.Linear(dim, dim)
+        self.pos_k_linear = nn.Linear(dim, dim)
+
+        rates = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers).tolist()
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                dim,
+                cfg.encoder_ffn_embed_dim,
+                heads,
+                cfg.attn_scale_factor,
+                cfg.dropout,
+                cfg.attention_dropout,
+                cfg.activation_dropout,
+                rate,
+            )
+            for rate in rates
+        )
+        self.layer_norm = nn.LayerNorm(dim)
+        self.token_rel_pos_table_list = nn.ModuleList(
+            _zeros(2 * cfg.token_bucket_size - 1, heads) for _ in rates
+        )
+        self.image_rel_pos_table_list = nn.ModuleList(
+            _zeros((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+        )
+        self.dropout = nn.Dropout(cfg.dropout)
+        for embedding in (self.type_embedding, self.embed_positions, self.embed_image_positions):
+            nn.init.normal_(embedding.weight, mean=0.0, std=0.02)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        super().train(mode)
+        if self.cfg.freeze_resnet:
+            self.embed_images.eval()  # frozen weights keep their statistics too
+        return self
+
+    # ------------------------------------------------------------------ inputs
+
+    def embed_image(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images [S, 3, H, W] -> tokens [S, h·w, C] and the grid (h, w)."""
+        features = self.embed_images(images)
+        x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
+        grid = (features.size(2), features.size(3))
+        return self.dropout(self.patch_layernorm_embedding(x)), grid
+
+    def embed_text(self, src_tokens: Tensor) -> Tensor:
+        """Tokens Long [S, T] -> [S, T, C]."""
+        if src_tokens.size(1) > self.cfg.max_source_positions:
+            raise ValueError(
+                f"source of {src_tokens.size(1)} tokens is longer than --max-source-positions "
+                f"{self.cfg.max_source_positions}: lower --max-src-length"
+            )
+        x = self.embed_tokens(src_tokens) + self.type_embedding.weight[0]
+        return self.dropout(self.layernorm_embedding(x))
+
+    def image_positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Normed positions [1, h·w, C] of the grid's cells.
+
+        With ``interpolate_position``, a grid finer than the one of ``orig_patch_image_size`` gets
+        the original grid's embeddings, resized bilinearly.
+        """
+        height, width = grid
+        side = self.cfg.orig_patch_image_size // 16
+        if self.cfg.interpolate_position and height * width > side * side:
+            ids = grid_ids(side, side, self.cfg.image_bucket_size, device)
+            cells = self.embed_image_positions(ids).T.reshape(1, -1, side, side)
+            resized = F.interpolate(cells, size=grid, mode="bilinear")
+            embedded = resized.flatten(2).transpose(1, 2)
+        else:
+            ids = grid_ids(height, width, self.cfg.image_bucket_size, device)
+            embedded = self.embed_image_positions(ids).unsqueeze(0)
+        return self.image_pos_ln(embedded)
+
+    def text_positions(self, length: int) -> Tensor:
+        """Normed positions [1, length, C]."""
+        return self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+
+    # ------------------------------------------------------------------ biases
+
+    def absolute_bias(self, positions: Tensor) -> Tensor:
+        """(q(pos)·scaling)·k(pos), shared by all layers: [1, T, C] -> [1, heads, T, T]."""
+        heads = self.cfg.encoder_attention_heads
+        query = self.pos_q_linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
+        key = self.pos_k_linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
+        return query * self.pos_scaling @ key.transpose(2, 3)
+
+    def image_bias(self, layer: int, grid: tuple[int, int]) -> Tensor:
+        """2-D relative bias [1, heads, h·w, h·w] of one layer."""
+        ids = grid_ids(*grid, self.cfg.image_bucket_size, self.image_rp_bucket.device)
+        return relative_bias(
+            self.image_rel_pos_table_list[layer], self.image_rp_bucket[ids][:, ids]
+        )
+
+    def text_bias(self, layer: int, length: int) -> Tensor:
+        """1-D relative bias [1, heads, length, length] of one layer."""
+        return relative_bias(
+            self.token_rel_pos_table_list[layer], self.token_rp_bucket[:length, :length]
+        )
+
+    def _biases(self, grid: Optional[tuple[int, int]], length: int) -> "_Biases":
+        """All position terms of one shape of batch."""
+
+        def compute() -> _Biases:
+            layers = range(len(self.layers))
+            text_positions = self.text_positions(length)
+            if grid is None:
+                positions = text_positions
+            else:
+                device = self.image_rp_bucket.device
+                positions = torch.cat([self.image_positions(grid, device), text_positions], dim=1)
+            absolute = self.absolute_bias(positions)
+            cut = positions.size(1) - length
+            image = (
+                None
+                if grid is None
+                else [absolute[..., :cut, :cut] + self.image_bias(i, grid) for i in layers]
+            )
+            text = [absolute[..., cut:, cut:] + self.text_bias(i, length) for i in layers]
+            if self.cfg.split_modalities or image is None:
+                return _Biases(positions, image, text, None)
+            joint = []
+            for i in layers:
+                bias = absolute.clone()
+                bias[..., :cut, :cut] = image[i]
+                bias[..., cut:, cut:] = text[i]
+                joint.append(bias)
+            return _Biases(positions, None, text, joint)
+
+        return self.once_per_shape(("encoder", grid, length), compute)
+
+    # ------------------------------------------------------------------ passes
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        patch_images: Optional[Tensor] = None,
+        patch_masks: Optional[Tensor] = None,
+        step_limit: Optional[Tensor] = None,
+        return_layers: bool = False,
+    ) -> EncoderOut:
+        """Encodes S sentences.
+
+        src_tokens: Long [S, Tt], right-padded; src_lengths is not needed and accepted for fairseq.
+        patch_images: [S, 3, H, W], or None for text alone; patch_masks: Bool [S], False for a
+            sample without image. step_limit: Long [S], handed on to the decoder's gate.
+        """
+        sentences = src_tokens.size(0)
+        text_padding = src_tokens.eq(self.padding_idx)
+        text = self.embed_text(src_tokens).masked_fill(text_padding.unsqueeze(-1), 0.0)
+        if patch_images is None:
+            image, grid = text[:, :0], None
+        else:
+            image, grid = self.embed_image(patch_images)
+            if patch_masks is None:
+                patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
+            image = image.masked_fill(~patch_masks[:, None, None], 0.0)
+        cut = image.size(1)
+        image_padding = (
+            ~patch_masks[:, None].expand(-1, cut)
+            if patch_masks is not None and cut
+            else text_padding[:, :0]
+        )
+        padding = torch.cat([image_padding, text_padding], dim=1)
+        biases = self._biases(grid, src_tokens.size(1))
+        policy = None if self.training else self.exit_policy
+        kept: list[list[Tensor]] = [[], []]
+
+        if self.cfg.split_modalities or grid is None:
+            if grid is not None:
+                assert biases.image is not None
+                image, image_depth = self._run(
+                    image,
+                    biases.image,
+                    None,
+                    policy.image_gate() if policy else None,
+                    patch_masks,
+                    kept[0] if return_layers else None,
+                )
+            else:
+                image_depth = src_tokens.new_zeros(sentences)
+            text, text_depth = self._run(
+                text,
+                biases.text,
+                text_padding,
+                policy.text_gate() if policy else None,
+                None,
+                kept[1] if return_layers else None,
+            )
+            x = torch.cat([image, text], dim=1)
+        else:
+            assert biases.joint is not None
+            x, text_depth = self._run(
+                torch.cat([image, text], dim=1),
+                biases.joint,
+                padding,
+                policy.joint_gate() if policy else None,
+                None,
+                kept[1] if return_layers else None,
+            )
+            image_depth = text_depth * patch_masks if patch_masks is not None else text_depth
+        layer_states = (
+            [torch.cat(pair, dim=1) for pair in zip(*kept)] if kept[0] else kept[1]
+        )
+        self.last_trace = None if policy is None else ExitTrace(image_depth, text_depth)
+        return EncoderOut(
+            states=self.layer_norm(x),
+            padding_mask=padding,
+            positions=biases.positions,
+            sentences=torch.arange(sentences, device=x.device),
+            step_limit=step_limit,
+            trace=self.last_trace,
+            layer_states=layer_states,
+        )
+
+    def _run(
+        self,
+        x: Tensor,
+        biases: list[Tensor],
+        padding: Optional[Tensor],
+        gate: Optional[Gate],
+        present: Optional[Tensor],
+        kept: Optional[list[Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of the layers over x [S, T, C]; a row whose gate opens leaves the computation.
+
+        present: Bool [S], False for rows that have nothing to pass (no image).
+        Returns the states at exit [S, T, C] and the layers executed, Long [S].
+        """
+        if kept is not None:
+            kept.append(x)
+        if gate is None:
+            for layer, bias in zip(self.layers, biases):
+                x = self._layer(layer, x, _mask_keys(bias, padding))
+                if kept is not None:
+                    kept.append(x)
+            depth = torch.full((x.size(0),), len(self.layers), device=x.device)
+            return x, depth if present is None else depth * present
+
+        out = x.clone()
+        depth = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
+        rows = torch.arange(x.size(0), device=x.device)
+        if present is not None:
+            order, staying = surviving_rows(~present)
+            rows, x = rows[order[:staying]], x[order[:staying]]
+        for number, (layer, bias) in enumerate(zip(self.layers, biases), start=1):
+            if not len(rows):
+                break
+            row_padding = None if padding is None else padding[rows]
+            previous, x = x, layer(x, _mask_keys(bias, row_padding))
+            depth[rows] = number
+            if number == len(self.layers):
+                out[rows] = x
+                break
+            leave = gate(GateInput(previous, x, number, padding_mask=row_padding))
+            if leave is False:
+                continue
+            if leave is True:
+                out[rows] = x
+                break
+            order, staying = surviving_rows(leave)
+            if staying < len(rows):
+                gone, stay = order[staying:], order[:staying]
+                out[rows[gone]] = x[gone]
+                rows, x = rows[stay], x[stay]
+        return out, depth
+
+    def _layer(self, layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+        if self.training and self.cfg.checkpoint_activations:
+            return torch.utils.checkpoint.checkpoint(layer, x, bias, use_reentrant=False)
+        return layer(x, bias)
+
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        """Keeps the sentences that ``new_order`` [rows] still has hypotheses for.
+
+        Contract of fairseq's beam search: the first call expands every sentence to its hypotheses
+        (row i·group + j belongs to sentence i); every later call permutes hypotheses within their
+        sentence and drops those of finished sentences, so that an equal count means that every
+        sentence is still there.
+        """
+        sentences = encoder_out.states.size(0)
+        if encoder_out.group is None:
+            if new_order.numel() % sentences:
+                raise ValueError(
+                    f"{new_order.numel()} hypotheses cannot be shared by {sentences} sentences"
+                )
+            return replace(encoder_out, group=new_order.numel() // sentences)
+        if new_order.numel() == sentences * encoder_out.group:
+            return encoder_out
+        alive = surviving_sentences(new_order, encoder_out.group)
+        limit = encoder_out.step_limit
+        return replace(
+            encoder_out,
+            states=encoder_out.states.index_select(0, alive),
+            padding_mask=encoder_out.padding_mask.index_select(0, alive),
+            sentences=encoder_out.sentences.index_select(0, alive),
+            step_limit=None if limit is None else limit.index_select(0, alive),
+            layer_states=[],
+        )
+
+
+@dataclass
+class _Biases:
+    positions: Tensor
+    image: Optional[list[Tensor]]
+    text: list[Tensor]
+    joint: Optional[list[Tensor]]
+
+
+def _mask_keys(bias: Tensor, padding: Optional[Tensor]) -> Tensor:
+    """Bias with -inf on padded keys: [1, heads, T, T] -> [B, heads, T, T]."""
+    if padding is None:
+        return bias
+    return bias.masked_fill(padding[:, None, None, :], float("-inf"))
+
+
+def _zeros(rows: int, columns: int) -> nn.Embedding:
+    table = nn.Embedding(rows, columns)
+    nn.init.zeros_(table.weight)
+    return table

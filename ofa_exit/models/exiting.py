@@ -1,0 +1,242 @@
+"""The decoder's layers with a gate behind each: who leaves, and what skipped layers still owe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch
+from torch import Tensor
+
+from ofa_exit.models.cache import DecoderCache
+from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.policies.base import Gate, GateInput
+
+if TYPE_CHECKING:
+    from ofa_exit.models.decoder import Decoder
+
+
+def run_with_exits(
+    decoder: "Decoder",
+    x: Tensor,
+    prev_output_tokens: Tensor,
+    encoder_out: EncoderOut,
+    gate: Gate,
+    cache: Optional[DecoderCache],
+) -> tuple[Tensor, Tensor]:
+    """States at exit [N, P, C] of x [N, P, C], the embedded last P of L positions, and the layers
+    that each token ran, Long [N, P].
+
+    After each layer the gate is asked about every hypothesis and position; what leaves is frozen
+    (MuE Algorithm 1, lines 13-19). A layer runs while any hypothesis of a sentence is active;
+    sentences whose hypotheses have all left are taken out of the computation.
+
+    Layers that a token skips still owe its keys and values to later tokens:
+
+    * propagate (default): they are projected from the token's frozen state (CALM's state
+      propagation). Within a sentence that still runs, the frozen state passes through the layer's
+      projections together with the active ones; for a sentence that has left, the projection
+      happens when a later token first reaches the layer.
+    * recompute (``decoder.recompute``): the token's own state goes on through the layer, so that
+      K/V are those of the full stack (FREE's parallel decoding); its output stays the frozen one.
+
+    Differs from the paper, whose released code leaves a hole in the cache.
+    """
+    run = _Run(decoder, x, prev_output_tokens, encoder_out, cache)
+    last = len(decoder.layers)
+    for number in range(1, last + 1):
+        before, after = run.layer(number - 1)
+        if number == last:
+            run.leave_all(after)
+            break
+        answer = gate(
+            GateInput(before, after, number, step=run.steps, step_limit=run.row_limits())
+        )
+        if answer is True:
+            run.leave_all(after)
+            break
+        if answer is False:
+            run.go_on(after)
+        elif not run.leave_some(answer, after):
+            break
+    if cache is not None:
+        cache.end_step(run.reached)
+    return run.output, run.depth
+
+
+class _Run:
+    """The state of one pass: all N hypotheses, and the rows of sentences still running.
+
+    Full size: ``output`` [N, P, C], ``depth`` [N, P]. Running rows only: ``running`` [R, P, C] the
+    states that enter the next layer, ``frozen`` [R, P, C] the states at exit so far, ``exited``
+    Bool [R, P]. ``rows`` Long [R] names them; None means all.
+    """
+
+    def __init__(
+        self,
+        decoder: "Decoder",
+        x: Tensor,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        cache: Optional[DecoderCache],
+    ) -> None:
+        length, self.positions = prev_output_tokens.size(1), x.size(1)
+        start = length - self.positions
+        self.decoder, self.encoder_out, self.cache = decoder, encoder_out, cache
+        self.group = encoder_out.group or 1
+        self.length = length
+        self.steps = torch.arange(start, length, device=x.device)
+        self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache)
+        self.output = x.clone()
+        self.depth = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        self.running = self.frozen = x
+        # Padding behind a shorter sequence of a batch wants no layers.
+        self.exited = (
+            prev_output_tokens.eq(decoder.padding_idx)
+            if cache is None
+            else torch.zeros_like(self.depth, dtype=torch.bool)
+        )
+        self.rows: Optional[Tensor] = None
+        self.alive: Optional[Tensor] = None  # running sentences among the present ones
+        self.sentences: list[int] = []
+        self.reached: dict[int, int] = {}
+        self.limits = _limits(encoder_out, x.size(0), length, x.device)
+        if cache is not None:
+            cache.begin_step(x)
+            self.sentences = list(cache.sentences)
+
+    def row_limits(self) -> Tensor:
+        return self.limits if self.rows is None else self.limits[self.rows]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Runs a layer; returns the running states before and after it.
+
+        At the first layer nothing is owed, as every token runs at least one layer.
+        """
+        decoder, cache, x = self.decoder, self.cache, self.running
+        layer = decoder.layers[index]
+        cross_kv = decoder.cross_kv(index, self.encoder_out, cache)
+        cross_bias = self.cross_bias
+        if self.alive is not None:
+            cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
+            cross_bias = cross_bias[self.alive]
+        at = self.steps
+        owed, recomputed = None, 0
+        if cache is not None and index > 0 and cache.length > 0:
+            if cache.stale:  # no gate has read anything in this step yet
+                self._rename(self.encoder_out.sentences.tolist())
+            pending = cache.pending(index, self.sentences, self.rows)
+            if pending is not None:
+                assert cache.states is not None
+                owing = cache.states if self.rows is None else cache.states[self.rows]
+                states = owing[:, pending.positions]
+                if decoder.recompute:
+                    recomputed = pending.positions.numel()
+                    at = torch.cat([pending.positions, at])
+                    x = torch.cat([states, x], dim=1)
+                    owed = pending.owed
+                    if owed is not None:
+                        owed = torch.cat([owed, owed.new_ones(owed.size(0), 1, 1)], dim=1)
+                else:
+                    cache.store(
+                        index, self.rows, pending.positions, *layer.self_kv(states), pending.owed
+                    )
+
+        extend = None
+        if cache is not None:
+
+            def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+                cache.store(index, self.rows, at, key, value, owed)
+                return cache.load(index, self.rows, self.length)
+
+        whole = cache is None
+        after = layer(
+            x,
+            self.self_biases[index] if whole else self.self_biases[index][:, :, at, : self.length],
+            cross_kv,
+            cross_bias if whole else cross_bias[:, :, at],
+            extend,
+        )
+        if recomputed:
+            assert cache is not None and cache.states is not None
+            rows = slice(None) if self.rows is None else self.rows[:, None]
+            done = at[:recomputed]
+            deeper = after[:, :recomputed]
+            if owed is not None:
+                deeper = torch.where(owed[:, :recomputed], deeper, states)
+            cache.states[rows, done] = deeper
+            after = after[:, recomputed:]
+        for sentence in self.sentences:
+            self.reached[sentence] = index + 1
+        if self.rows is None:
+            self.depth += ~self.exited
+        else:
+            self.depth[self.rows] += (~self.exited).long()
+        return self.running, after
+
+    def go_on(self, after: Tensor) -> None:
+        """Takes what a layer returned; hypotheses that have left keep their state at exit."""
+        self.frozen = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
+        self.running = after if self.decoder.recompute else self.frozen
+
+    def leave_all(self, after: Tensor) -> None:
+        self.go_on(after)
+        self._write(slice(None))
+
+    def leave_some(self, leaving: Tensor, after: Tensor) -> bool:
+        """Freezes what the gate let go and takes finished sentences out; False if none is left.
+
+        The one host read of a layer: which sentences still run and, after beam search dropped
+        finished ones, which those are.
+        """
+        self.go_on(after)
+        self.exited = self.exited | leaving
+        active = (~self.exited).view(-1, self.group * self.positions).any(dim=1)
+        cache = self.cache
+        if cache is not None and cache.stale:
+            flags, names = torch.stack([active.long(), self.encoder_out.sentences]).tolist()
+            self._rename(names)
+        else:
+            flags = active.tolist()
+        staying = [i for i, flag in enumerate(flags) if flag]
+        if len(staying) == len(flags):
+            return True
+        leaving_rows = self._rows_of([i for i, flag in enumerate(flags) if not flag])
+        self._write(leaving_rows)
+        if not staying:
+            return False
+        rows = self._rows_of(staying)
+        self.rows = rows if self.rows is None else self.rows[rows]
+        kept = torch.tensor(staying, device=rows.device)
+        self.alive = kept if self.alive is None else self.alive[kept]
+        self.running, self.frozen = self.running[rows], self.frozen[rows]
+        self.exited = self.exited[rows]
+        if cache is not None:
+            self.sentences = [self.sentences[i] for i in staying]
+        return True
+
+    def _rename(self, names: list[int]) -> None:
+        """Takes over which sentences are left after beam search dropped the finished ones."""
+        assert self.cache is not None
+        self.sentences = self.cache.sentences = names
+        self.reached = {name: 1 for name in names}
+        self.cache.stale = False
+
+    def _rows_of(self, sentences: list[int]) -> Tensor:
+        """Rows, among those running, of sentences given by their place among the running ones."""
+        first = torch.tensor(sentences, device=self.output.device)[:, None] * self.group
+        return (first + torch.arange(self.group, device=self.output.device)).flatten()
+
+    def _write(self, which: slice | Tensor) -> None:
+        """Hands the states of running rows ``which`` out: they leave the computation now."""
+        rows = which if self.rows is None else self.rows[which]
+        self.output[rows] = self.frozen[which]
+        if self.cache is not None:
+            assert self.cache.states is not None
+            self.cache.states[rows, self.cache.length] = self.running[which, 0]
+
+
+def _limits(encoder_out: EncoderOut, rows: int, length: int, device: torch.device) -> Tensor:
+    """Step limit of every hypothesis, [N, 1]; the sequence's own length where none was given."""
+    if encoder_out.step_limit is None:
+        return torch.full((rows, 1), length, device=device)
+    return encoder_out.step_limit.repeat_interleave(encoder_out.group or 1).unsqueeze(1)

@@ -1,0 +1,201 @@
+"""The model as fairseq sees it: its arguments, and encoder and decoder under fairseq's bases."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
+from torch import Tensor, nn
+
+from ofa_exit.models.checkpoints import fit_state_dict, refuse_other_structure
+from ofa_exit.models.decoder import Decoder
+from ofa_exit.models.encoder import Encoder, EncoderOut
+from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
+from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.trace import ExitTrace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class OFAConfig(FairseqDataclass):
+    """Arguments of the model; names and meanings are OFA's. Defaults are those of ofa_base."""
+
+    encoder_embed_dim: int = field(default=768, metadata={"help": "encoder channels"})
+    encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "encoder FFN channels"})
+    encoder_layers: int = field(default=6, metadata={"help": "encoder layers"})
+    encoder_attention_heads: int = field(default=12, metadata={"help": "encoder heads"})
+    decoder_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "decoder channels; default: the encoder's"}
+    )
+    decoder_ffn_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "decoder FFN channels; default: the encoder's"}
+    )
+    decoder_layers: int = field(default=6, metadata={"help": "decoder layers"})
+    decoder_attention_heads: int = field(default=12, metadata={"help": "decoder heads"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings and branches"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
+    activation_dropout: float = field(default=0.0, metadata={"help": "dropout after the FFN's gelu"})
+    encoder_drop_path_rate: float = field(
+        default=0.0, metadata={"help": "stochastic depth of the last encoder layer"}
+    )
+    decoder_drop_path_rate: float = field(
+        default=0.0, metadata={"help": "stochastic depth of the last decoder layer"}
+    )
+    max_source_positions: int = field(default=1024, metadata={"help": "longest source text"})
+    max_target_positions: int = field(default=1024, metadata={"help": "longest target text"})
+    attn_scale_factor: float = field(
+        default=2.0, metadata={"help": "attention scores are divided by sqrt(this * head size)"}
+    )
+    token_bucket_size: int = field(default=256, metadata={"help": "buckets of the 1-D bias"})
+    image_bucket_size: int = field(
+        default=42, metadata={"help": "largest image side in tokens of 16 pixels"}
+    )
+    code_image_size: int = field(
+        default=128, metadata={"help": "image size of OFA's image generation; kept for checkpoints"}
+    )
+    orig_patch_image_size: int = field(
+        default=256, metadata={"help": "image size that the image positions were trained for"}
+    )
+    interpolate_position: bool = field(
+        default=False,
+        metadata={"help": "resize image positions for images above --orig-patch-image-size"},
+    )
+    resnet_type: str = field(
+        default="resnet101", metadata={"help": f"image stem: {', '.join(RESNET_STAGES)}"}
+    )
+    resnet_width: int = field(
+        default=64, metadata={"help": "channels of the stem's first convolution"}
+    )
+    resnet_model_path: Optional[str] = field(
+        default=None, metadata={"help": "torchvision ResNet weights to start the stem from"}
+    )
+    resnet_drop_path_rate: float = field(
+        default=0.0, metadata={"help": "stochastic depth inside the stem"}
+    )
+    freeze_resnet: bool = field(default=False, metadata={"help": "do not train the stem"})
+    sync_bn: bool = field(
+        default=False, metadata={"help": "batch norm over all processes (epsilon 1e-3, as in OFA)"}
+    )
+    split_modalities: bool = field(
+        default=False,
+        metadata={
+            "help": "run the encoder's layers over image and text apart (MuE Eq. 3), so that each "
+            "can exit by itself"
+        },
+    )
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata={"help": "recompute each layer in the backward pass to save memory"},
+    )
+
+
+class OFAEncoder(Encoder, FairseqEncoder):
+    """``Encoder`` as a fairseq encoder."""
+
+    def __init__(self, cfg: OFAConfig, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        super().__init__(cfg, embed_tokens)
+        self.dictionary = dictionary
+
+    def max_positions(self) -> int:
+        return self.cfg.max_source_positions
+
+    def forward_torchscript(self, net_input: dict[str, Any]) -> EncoderOut:
+        """fairseq's generator calls this with everything but ``prev_output_tokens``."""
+        return self(**{k: v for k, v in net_input.items() if k != "prev_output_tokens"})
+
+
+class OFADecoder(Decoder, FairseqIncrementalDecoder):
+    """``Decoder`` as a fairseq decoder."""
+
+    def __init__(self, cfg: OFAConfig, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        super().__init__(cfg, embed_tokens)
+        self.dictionary = dictionary
+        self.adaptive_softmax = None
+        self.onnx_trace = False
+
+    def max_positions(self) -> int:
+        return self.cfg.max_target_positions
+
+
+class OFAModel(FairseqEncoderDecoderModel):
+    """OFA with exits. With no policy it is plain OFA."""
+
+    def __init__(self, cfg: OFAConfig, encoder: OFAEncoder, decoder: OFADecoder) -> None:
+        super().__init__(encoder, decoder)
+        self.cfg = cfg
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
+        """Builds the model for ``task``'s dictionary from fairseq's arguments."""
+        refuse_other_structure(cfg)
+        config = OFAConfig.from_namespace(cfg)
+        config.decoder_embed_dim = config.decoder_embed_dim or config.encoder_embed_dim
+        config.decoder_ffn_embed_dim = config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim
+        if config.encoder_embed_dim != config.decoder_embed_dim:
+            raise ValueError("OFA shares one embedding: encoder and decoder dims must be equal")
+        dictionary = task.target_dictionary
+        embed_tokens = nn.Embedding(len(dictionary), config.encoder_embed_dim, dictionary.pad())
+        nn.init.normal_(embed_tokens.weight, mean=0.0, std=config.encoder_embed_dim**-0.5)
+        nn.init.zeros_(embed_tokens.weight[dictionary.pad()])
+        encoder = OFAEncoder(config, dictionary, embed_tokens)
+        if config.resnet_model_path:
+            load_resnet_weights(encoder.embed_images, config.resnet_model_path)
+        return cls(config, encoder, OFADecoder(config, dictionary, embed_tokens))
+
+    def configure_exits(self, policy: Optional[ExitPolicy], kv: str = "propagate") -> None:
+        """Sets the exit policy for eval mode; None runs the plain stack.
+
+        kv: what skipped layers owe to later tokens, "propagate" or "recompute" (see
+        ``models/exiting.py``). Raises ValueError for another name.
+        """
+        if kv not in ("propagate", "recompute"):
+            raise ValueError(f"unknown K/V mode {kv!r}; choose propagate or recompute")
+        self.encoder.exit_policy = self.decoder.exit_policy = policy
+        self.decoder.recompute = kv == "recompute"
+
+    @property
+    def last_trace(self) -> Optional[ExitTrace]:
+        """Layers executed for the most recent batch; None without a policy."""
+        return self.encoder.last_trace
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        patch_images: Optional[Tensor] = None,
+        patch_masks: Optional[Tensor] = None,
+        prev_output_tokens: Optional[Tensor] = None,
+        features_only: bool = False,
+        all_layers: bool = False,
+        return_layers: bool = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes."""
+        encoder_out = self.encoder(
+            src_tokens, src_lengths, patch_images, patch_masks, return_layers=return_layers
+        )
+        x, extra = self.decoder(
+            prev_output_tokens,
+            encoder_out=encoder_out,
+            features_only=features_only,
+            all_layers=all_layers,
+            return_layers=return_layers,
+        )
+        if return_layers:
+            extra["encoder_out"] = encoder_out
+        return x, extra
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Vocabulary projection: [..., C] -> [..., V]."""
+        return self.decoder.output_layer(features)
+
+    def max_positions(self) -> tuple[int, int]:
+        return self.encoder.max_positions(), self.decoder.max_positions()
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Makes an OFA checkpoint fit: more words, a larger image grid, missing exits."""
+        super().upgrade_state_dict_named(state_dict, name)
+        fit_state_dict(self, state_dict)

@@ -1,0 +1,106 @@
+"""Positions: bucket tables of the relative biases and the cache of biases by shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+
+
+def token_buckets(bucket_size: int, max_position: int) -> Tensor:
+    """Bucket of every pair of text positions.
+
+    The signed distance i - j itself up to half the bucket size, logarithmically wider buckets
+    beyond, shifted to start at 0. Returns Long [max_position, max_position].
+    """
+    position = torch.arange(max_position)
+    distance = position[:, None] - position[None, :]
+    near = bucket_size // 2
+    magnitude = distance.abs().clamp(min=near).double()
+    far = torch.log(magnitude / near) / math.log((max_position - 1) / near) * (near - 1)
+    far = (torch.ceil(far) + near).long() * distance.sign()
+    return torch.where(distance.abs() <= near, distance, far) + bucket_size - 1
+
+
+def image_buckets(bucket_size: int) -> Tensor:
+    """Bucket of every pair of image position ids (2-D offsets, as in Swin).
+
+    Ids 1…bucket_size² are grid cells row by row; id 0 is no cell, and its pairs use the three last
+    of the (2·bucket_size - 1)² + 3 buckets. Returns Long [bucket_size² + 1, bucket_size² + 1].
+    """
+    side = 2 * bucket_size - 1
+    total = side * side + 3
+    cells = torch.stack(
+        torch.meshgrid(torch.arange(bucket_size), torch.arange(bucket_size), indexing="ij")
+    ).flatten(1)
+    dy, dx = cells[:, :, None] - cells[:, None, :]
+    buckets = torch.empty(bucket_size**2 + 1, bucket_size**2 + 1, dtype=torch.long)
+    buckets[1:, 1:] = (dy + bucket_size - 1) * side + (dx + bucket_size - 1)
+    buckets[0, :] = total - 3
+    buckets[:, 0] = total - 2
+    buckets[0, 0] = total - 1
+    return buckets
+
+
+def grid_ids(height: int, width: int, bucket_size: int, device: torch.device) -> Tensor:
+    """Image position ids of a height x width grid, Long [height·width].
+
+    Raises ValueError if the grid does not fit into bucket_size x bucket_size.
+    """
+    if max(height, width) > bucket_size:
+        raise ValueError(
+            f"an image of {height}x{width} tokens does not fit --image-bucket-size {bucket_size}: "
+            "use a smaller --patch-image-size or a larger bucket size"
+        )
+    rows = torch.arange(height, device=device)[:, None] * bucket_size
+    return (rows + torch.arange(width, device=device)[None, :] + 1).flatten()
+
+
+def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:
+    """Positions of generated image codes: a buffer of every OFA checkpoint, unused for text."""
+    window = code_image_size // 8
+    cells = (torch.arange(window)[:, None] * bucket_size + torch.arange(window)[None, :] + 1).view(-1)
+    return torch.cat([torch.zeros(1, dtype=torch.long), cells, torch.full((769,), 1024)])
+
+
+def relative_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
+    """Bias [1, heads, Q, K] that ``table`` [buckets, heads] holds for ``buckets`` Long [Q, K]."""
+    return table(buckets).permute(2, 0, 1).unsqueeze(0)
+
+
+class ShapeCache(nn.Module):
+    """A module whose position terms depend on shapes alone, so inference computes them once.
+
+    Kept only in eval mode without gradients, and forgotten whenever weights may change: on
+    ``train()``, on loading a state dict, and on moves between devices or precisions.
+    """
+
+    def forget_shapes(self) -> None:
+        self.__dict__["_by_shape"] = {}
+
+    def once_per_shape(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        if self.training or torch.is_grad_enabled():
+            return compute()
+        kept = self.__dict__.setdefault("_by_shape", {})
+        if key not in kept:
+            if len(kept) >= 64:  # many text lengths: do not grow without bound
+                kept.clear()
+            kept[key] = compute()
+        return kept[key]
+
+    def train(self, mode: bool = True) -> "ShapeCache":
+        self.forget_shapes()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget_shapes()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget_shapes()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}

@@ -1,0 +1,111 @@
+"""The image stem: a ResNet cut after its third stage, stride 16."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import StochasticDepth
+
+RESNET_STAGES: dict[str, tuple[int, int, int]] = {
+    "resnet_nano": (2, 2, 2),
+    "resnet50": (3, 4, 6),
+    "resnet101": (3, 4, 23),
+    "resnet152": (3, 8, 36),
+}
+
+
+class DropPathBottleneck(Bottleneck):
+    """torchvision's bottleneck block whose residual branch a sample skips at ``drop_path``."""
+
+    def __init__(self, *args: Any, drop_path: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(identity + self.drop_path(self.bn3(self.conv3(out))))
+
+
+class ResNetStem(nn.Module):
+    """Images [B, 3, H, W] -> features [B, 16·width, H / 16, W / 16].
+
+    Parameter names are torchvision's, so its ResNet weights load (without layer4 and fc).
+
+    stages: blocks in layer1, layer2, layer3. width: channels of the first convolution, 64 in every
+    published ResNet. drop_path: stochastic depth, rising linearly from 0 within each stage.
+    sync_bn: batch norm over all processes, with OFA's epsilon of 1e-3 for that case.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        width: int = 64,
+        drop_path: float = 0.0,
+        sync_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_channels = 16 * width
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        channels = width
+        for index, blocks in enumerate(stages):
+            planes = width * 2**index
+            stage = []
+            for block, rate in enumerate(torch.linspace(0, drop_path, blocks).tolist()):
+                stride = 2 if index > 0 and block == 0 else 1
+                stage.append(_block(channels, planes, stride, rate))
+                channels = 4 * planes
+            setattr(self, f"layer{index + 1}", nn.Sequential(*stage))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif sync_bn and isinstance(module, nn.BatchNorm2d):
+                module.eps = 1e-3
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+def _block(channels: int, planes: int, stride: int, drop_path: float) -> DropPathBottleneck:
+    downsample = None
+    if stride != 1 or channels != 4 * planes:
+        downsample = nn.Sequential(
+            nn.Conv2d(channels, 4 * planes, kernel_size=1, stride=stride, bias=False),
+            nn.BatchNorm2d(4 * planes),
+        )
+    return DropPathBottleneck(channels, planes, stride, downsample, drop_path=drop_path)
+
+
+def load_resnet_weights(stem: ResNetStem, path: str) -> None:
+    """Loads torchvision's ResNet weights (a file of them) into the stem.
+
+    Raises ValueError naming what differs if the file belongs to another depth of ResNet.
+    """
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError(f"{path} is not a state dict of torchvision's ResNet")
+    weights = {k: v for k, v in weights.items() if not k.startswith(("layer4.", "fc."))}
+    own = stem.state_dict()
+    # Files written before batch norm counted its batches lack the counters.
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            weights.setdefault(name, own[name])
+    wrong = sorted(
+        k
+        for k in own.keys() | weights.keys()
+        if k not in own or k not in weights or own[k].shape != weights[k].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the stem; check --resnet-type. Differing entries "
+            f"({len(wrong)}): {', '.join(wrong[:8])}"
+        )
+    stem.load_state_dict(weights)

@@ -1,0 +1,70 @@
+"""MuE's layer-wise task loss: every decoder layer is asked for the words (Eqs. 12 and 13)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Scores = TypeVar("Scores")
+
+
+def parse_layer_weights(spec: str, layers: int) -> list[float]:
+    """The weights of the decoder layers' losses, first to last, with sum 1.
+
+    ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits, numbers
+    separated by commas are any other mixture, one for each layer.
+
+    Raises ValueError where the numbers do not make weights for that many layers. The last layer's
+    may not be 0, since parameters that get no gradient break data-parallel training.
+    """
+    if spec == "uniform":
+        return [1 / layers] * layers
+    if spec == "last":
+        return [0.0] * (layers - 1) + [1.0]
+    try:
+        weights = [float(number) for number in spec.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"layer weights {spec!r}: give 'uniform', 'last' or numbers separated by commas"
+        ) from None
+    if len(weights) != layers:
+        raise ValueError(
+            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
+            "layers: give one for each"
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or weights[-1] == 0:
+        raise ValueError(
+            f"layer weights {spec!r}: each must be finite and not negative, and the last positive"
+        )
+    return [w / sum(weights) for w in weights]
+
+
+def score_layers(
+    features: Sequence[Tensor], weights: Sequence[float], score: Callable[[Tensor], Scores]
+) -> dict[int, Scores]:
+    """Score the layers one after the other, keeping the logits of one at a time in memory.
+
+    ``score`` projects a layer's features to logits and reduces those to numbers. All layers but
+    the last are checkpointed: their logits are dropped after the forward pass and made again when
+    the backward pass, which goes from the last layer to the first, comes to them. The price is
+    one more projection for each; a loss of the last layer alone pays nothing.
+
+    Args:
+        features: a decoder layer's states each, [M, C], after the final norm.
+        weights: as many; layers of weight 0 are not scored.
+
+    Returns: what ``score`` returned, by layer number from 0.
+    """
+    scored = [layer for layer, weight in enumerate(weights) if weight]
+    scores = {}
+    for layer in scored:
+        if layer != scored[-1] and torch.is_grad_enabled():
+            scores[layer] = checkpoint(
+                score, features[layer], use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            scores[layer] = score(features[layer])
+    return scores

@@ -1,0 +1,117 @@
+"""What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
+
+Three mends, and nothing else of fairseq is touched:
+
+1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
+   of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
+2. ``torch.load`` refuses fairseq's checkpoints. Since torch 2.6 it builds only objects of classes
+   that were allowed by name (``weights_only``); the classes which fairseq and the official OFA
+   release store are allowed here. ``weights_only`` itself stays on.
+3. A checkpoint that keeps its arguments as ``args`` cannot be read where the task or criterion it
+   was trained with is not registered, though neither is needed to load a model into another task.
+"""
+
+import argparse
+import collections
+import functools
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import omegaconf
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
+from omegaconf.base import ContainerMetadata, Metadata
+
+# numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
+NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+
+def keep_last_batch() -> None:
+    """Wrap ``fairseq.data.data_utils.batch_by_size`` so that every index lands in a batch.
+
+    All of fairseq looks the function up in its module when it batches, so replacing the attribute
+    reaches every caller. A fairseq that loses nothing is left with the batches that it made.
+    """
+    original = data_utils.batch_by_size
+    if getattr(original, "keeps_last_batch", False):
+        return
+
+    @functools.wraps(original)
+    def batch_by_size(indices: Iterable[int], *args: Any, **kwargs: Any) -> list:
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0:  # fairseq would look at the size of a last batch that is not there
+            return []
+        batches = original(indices, *args, **kwargs)
+        kept = sum(len(batch) for batch in batches)
+        # Batches cut the indices in order, hence what is missing is the end.
+        return batches if kept == len(indices) else [*batches, indices[kept:]]
+
+    batch_by_size.keeps_last_batch = True  # type: ignore[attr-defined]
+    data_utils.batch_by_size = batch_by_size
+
+
+def checkpoint_classes() -> list:
+    """The classes and functions that checkpoints of fairseq and OFA name, for torch's allow list.
+
+    ``Namespace``: the model's and the task's arguments, in every checkpoint. numpy: best scores and
+    meters. omegaconf: the whole configuration, as early releases stored it, always untyped
+    (typed ones hold enums that cannot be pickled). Each only holds data.
+    """
+    numpy_dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    numpy_functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
+    return [
+        argparse.Namespace,
+        *((f, f"{module}.{f.__name__}") for f in numpy_functions for module in NUMPY_MODULES),
+        np.ndarray,
+        np.dtype,
+        *sorted(numpy_dtypes, key=repr),
+        omegaconf.DictConfig,
+        omegaconf.ListConfig,
+        omegaconf.AnyNode,
+        ContainerMetadata,
+        Metadata,
+        (typing.Any, "typing.Any"),
+        collections.defaultdict,
+        dict,
+        list,
+        int,
+    ]
+
+
+def forget_unknown_parts() -> None:
+    """Wrap the reading of a checkpoint's ``args``: names that are not registered are left out.
+
+    ``fairseq.checkpoint_utils`` holds the function by its own name, where it is replaced. The
+    architecture is not touched, a checkpoint of an unknown one stays an error.
+    """
+    original = checkpoint_utils.convert_namespace_to_omegaconf
+    if getattr(original, "forgets_unknown_parts", False):
+        return
+
+    @functools.wraps(original)
+    def convert_namespace_to_omegaconf(args: argparse.Namespace) -> omegaconf.DictConfig:
+        known = {"task": TASK_REGISTRY, **{k: v["registry"] for k, v in REGISTRIES.items()}}
+        kept = {k: v for k, v in vars(args).items() if k not in known or v in known[k]}
+        config = original(argparse.Namespace(**kept))
+        if config.task is None:  # fairseq looks into it
+            config.task = {"_name": getattr(args, "task", None)}
+        return config
+
+    convert_namespace_to_omegaconf.forgets_unknown_parts = True  # type: ignore[attr-defined]
+    checkpoint_utils.convert_namespace_to_omegaconf = convert_namespace_to_omegaconf
+
+
+def apply() -> None:
+    """Apply the mends; a second call changes nothing."""
+    keep_last_batch()
+    forget_unknown_parts()
+    torch.serialization.add_safe_globals(checkpoint_classes())
+
+
+apply()

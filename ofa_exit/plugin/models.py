@@ -1,0 +1,40 @@
+"""Registers model ``ofa`` and its architectures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from dataclasses import fields
+from typing import Any, Callable
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAConfig, OFAModel
+
+
+@register_model("ofa")
+class RegisteredOFAModel(OFAModel):
+    """Model ``ofa``: its arguments are OFAConfig's, with defaults from the architecture."""
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        gen_parser_from_dataclass(parser, OFAConfig(), delete_default=True)
+
+
+def _architecture(sizes: dict[str, Any]) -> Callable[[Any], None]:
+    def set_defaults(args: Any) -> None:
+        defaults = OFAConfig()
+        for option in fields(OFAConfig):
+            name = option.name
+            if name.startswith("_"):
+                continue
+            value = getattr(args, name, None)
+            if value is None:
+                setattr(args, name, sizes.get(name, getattr(defaults, name)))
+
+    return set_defaults
+
+
+for _name, _sizes in {**ARCHS, "ofa": ARCHS["ofa_base"]}.items():
+    register_model_architecture("ofa", _name)(_architecture(_sizes))

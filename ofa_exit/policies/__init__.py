@@ -1,0 +1,1 @@
+"""When to exit: confidence measures, threshold schedules, exit policies and the exit trace."""

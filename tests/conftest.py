@@ -1,0 +1,34 @@
+"""Shared by all tests: few threads, a quiet command line, no Java tests where there is no Java."""
+
+import os
+import shutil
+
+# Before torch is imported: several test processes share a small machine, and threads that wait for
+# each other there are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if shutil.which("java") is None:
+        skip = pytest.mark.skip(reason="no Java runtime on this machine")
+        for item in items:
+            if "java" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq's parsers look for --user-dir in sys.argv, where pytest's own options are."""
+    monkeypatch.setattr("sys.argv", ["test"])
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(1)

@@ -1,0 +1,239 @@
+"""The traps exist in the installed fairseq and torch, and the mends hold."""
+
+import argparse
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import FairseqDataset, data_utils
+from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
+
+from ofa_exit.plugin import compat
+
+UNMENDED = data_utils.batch_by_size.__wrapped__
+
+
+class Sentences(FairseqDataset):
+    """n sentences of 5 tokens each; a batch is the list of its sentences' numbers."""
+
+    def __init__(self, n: int, vectorised: bool = True):
+        self.n, self.vectorised = n, vectorised
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return index
+
+    def collater(self, samples):
+        return samples
+
+    def num_tokens(self, index):
+        return 5
+
+    def num_tokens_vec(self, indices):
+        if not self.vectorised:
+            raise NotImplementedError
+        return np.full(len(indices), 5)
+
+    def ordered_indices(self):
+        return np.arange(self.n)[::-1]
+
+
+def test_fairseq_loses_the_last_batch():
+    vec = np.full(11, 5)
+    lost = UNMENDED(
+        np.arange(11), lambda i: 5, vec, max_sentences=8, required_batch_size_multiple=8
+    )
+    assert sum(map(len, lost)) == 8
+    with pytest.raises(IndexError):
+        UNMENDED(
+            np.arange(0), lambda i: 5, vec[:0], max_sentences=8, required_batch_size_multiple=8
+        )
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("n", [1, 5, 8, 11, 461])
+@pytest.mark.parametrize(
+    "limits", [{"max_sentences": 32}, {"max_sentences": 3}, {"max_tokens": 200}]
+)
+def test_every_sentence_comes_once(n, limits, vectorised):
+    """Through the path of fairseq-train, fairseq-validate and fairseq-generate."""
+    dataset = Sentences(n, vectorised)
+    task = FairseqTask(argparse.Namespace())
+    itr = task.get_batch_iterator(dataset, required_batch_size_multiple=8, **limits)
+    batches = list(itr.next_epoch_itr(shuffle=False))
+    assert sorted(i for batch in batches for i in batch) == list(range(n))
+    assert all(len(batch) <= limits.get("max_sentences", 40) for batch in batches)
+
+
+def test_batches_that_lose_nothing_are_fairseqs_own():
+    args = (np.arange(64), lambda i: 5, np.full(64, 5))
+    kwargs = {"max_sentences": 16, "required_batch_size_multiple": 8}
+    ours, theirs = data_utils.batch_by_size(*args, **kwargs), UNMENDED(*args, **kwargs)
+    assert [list(b) for b in ours] == [list(b) for b in theirs]
+
+
+def test_indices_of_any_kind_and_none_at_all():
+    batches = data_utils.batch_by_size(
+        (i for i in (7, 3, 5)), lambda i: 5, max_sentences=2, required_batch_size_multiple=8
+    )
+    assert [i for batch in batches for i in batch] == [7, 3, 5]
+    assert Sentences(0).batch_by_size(np.arange(0), max_sentences=2) == []
+
+
+def test_fixed_shapes_are_left_alone():
+    batches = data_utils.batch_by_size(
+        np.arange(6), lambda i: 5, required_batch_size_multiple=8, fixed_shapes=[(4, 10)]
+    )
+    assert [list(b) for b in batches] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_a_second_application_changes_nothing():
+    before = data_utils.batch_by_size, checkpoint_utils.convert_namespace_to_omegaconf
+    compat.apply()
+    assert before == (data_utils.batch_by_size, checkpoint_utils.convert_namespace_to_omegaconf)
+
+
+def stored() -> dict:
+    """What the checkpoints of fairseq and of OFA's release hold besides tensors."""
+    namespace = argparse.Namespace(arch="ofa_base", label_smoothing=0.1, data=["a.tsv"])
+    return {
+        "args": namespace,
+        "cfg": {"model": namespace, "task": {"_name": "caption", "num_bins": 1000}},
+        "best": np.float64(1.5),
+        "small": [np.float32(0.5), np.int64(3), np.bool_(True), np.float16(2)],
+        "array": np.arange(4.0),
+    }
+
+
+def untyped_config():
+    return OmegaConf.create({"lr": [0.1, 1], "adam": {"eps": 1e-8, "betas": "${lr}"}, "x": None})
+
+
+def load(obj):
+    file = io.BytesIO()
+    torch.save(obj, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.fixture
+def without_the_mend():
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.mark.parametrize("key", ["args", "best", "array"])
+def test_torch_refuses_these_without_the_mend(key, without_the_mend):
+    with pytest.raises(pickle.UnpicklingError, match="add_safe_globals"):
+        load(stored()[key])
+
+
+@pytest.mark.parametrize("allowed", compat.checkpoint_classes(), ids=str)
+def test_nothing_is_allowed_needlessly(allowed):
+    """Every allowed class is named by something that this file loads, or is a numpy type."""
+    name = allowed[1] if isinstance(allowed, tuple) else f"{allowed.__module__}.{allowed.__name__}"
+    named = unsafe_globals(stored()) | unsafe_globals(untyped_config())
+    other_numpy = {name.replace("_core", "core") for name in named if name.startswith("numpy")}
+    assert name in named | other_numpy or name.startswith("numpy.dtypes.")
+
+
+def unsafe_globals(obj) -> set[str]:
+    file = io.BytesIO()
+    torch.save(obj, file)
+    file.seek(0)
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    finally:
+        torch.serialization.add_safe_globals(known)
+
+
+def test_classes_in_checkpoints_load():
+    loaded = load(stored())
+    assert loaded["args"] == stored()["args"]
+    assert loaded["cfg"] == stored()["cfg"]
+    assert (loaded["array"] == stored()["array"]).all()
+    for new, old in zip(loaded["small"] + [loaded["best"]], stored()["small"] + [1.5], strict=True):
+        assert new == old
+    assert type(loaded["small"][0]) is np.float32
+
+
+def test_a_stored_configuration_loads():
+    config = load(untyped_config())
+    assert config == untyped_config()
+    assert list(config.adam.betas) == [0.1, 1]
+
+
+@pytest.mark.parametrize("module", compat.NUMPY_MODULES)
+def test_numpy_pickles_of_either_generation_load(module, monkeypatch):
+    dump = pickle.dumps({"a": np.float64(2), "b": np.ones(3)}, protocol=2)
+    assert b"numpy._core.multiarray" in dump or b"numpy.core.multiarray" in dump
+    for name in compat.NUMPY_MODULES:
+        dump = dump.replace(f"c{name}\n".encode(), f"c{module}\n".encode())
+    unpickled = torch._weights_only_unpickler.load(io.BytesIO(dump))
+    assert unpickled["a"] == 2
+    assert unpickled["b"].tolist() == [1, 1, 1]
+
+
+class Stranger:
+    pass
+
+
+def test_unknown_classes_stay_refused():
+    with pytest.raises(pickle.UnpicklingError, match="Stranger"):
+        load(Stranger())
+    with pytest.raises(pickle.UnpicklingError, match="eval"):
+        load({"cfg": eval})
+
+
+def checkpoint(**arguments) -> dict:
+    """As the trainer stores it, with the arguments under ``args`` or ``cfg``."""
+    return {
+        "model": {"weight": torch.ones(2)},
+        "args": None,
+        "cfg": None,
+        "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": np.float64(1), "best": 1.0},
+        "optimizer_history": [
+            {"optimizer_name": "adam", "num_updates": 1, "lr_scheduler_state": {"best": 1.0}}
+        ],
+        "last_optimizer_state": {},
+        **arguments,
+    }
+
+
+OFFICIAL_ARGS = argparse.Namespace(
+    arch="transformer",
+    encoder_embed_dim=64,
+    task="caption",
+    criterion="adjust_label_smoothed_cross_entropy",
+    optimizer="adam",
+    lr_scheduler="polynomial_decay",
+    data="a.tsv,b.tsv",
+)
+
+
+def test_fairseq_cannot_read_args_with_unknown_parts():
+    unmended = checkpoint_utils.convert_namespace_to_omegaconf.__wrapped__
+    with pytest.raises(KeyError, match="caption"):
+        unmended(OFFICIAL_ARGS)
+
+
+@pytest.mark.parametrize("key", ["args", "cfg"])
+def test_fairseq_loads_such_a_checkpoint(key, tmp_path):
+    arguments = {"args": OFFICIAL_ARGS} if key == "args" else {"cfg": {"model": OFFICIAL_ARGS}}
+    torch.save(checkpoint(**arguments), tmp_path / "checkpoint.pt")
+    loaded = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))
+    assert loaded["cfg"]["model"].encoder_embed_dim == 64
+    assert loaded["model"]["weight"].tolist() == [1, 1]
+    if key == "args":
+        assert loaded["cfg"]["task"] == {"_name": "caption"}
+        assert loaded["cfg"]["optimizer"]["_name"] == "adam"

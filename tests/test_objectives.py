@@ -1,0 +1,221 @@
+"""The losses against loops over tokens and words, and the promise on memory."""
+
+import math
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ofa_exit.objectives.cross_entropy import (
+    drop_worst,
+    token_cross_entropy,
+    token_rows,
+    tokens_kept,
+)
+from ofa_exit.objectives.layerwise import parse_layer_weights, score_layers
+
+
+def slow_cross_entropy(logits, target, epsilon, allowed=None, confidence=None):
+    """One token after the other, words as Python numbers."""
+    losses = []
+    for m, row in enumerate(logits.double().tolist()):
+        words = [v for v in range(len(row)) if allowed is None or allowed[m, v]]
+        norm = math.log(sum(math.exp(row[v]) for v in words))
+        logp = {v: row[v] - norm for v in words}
+        if confidence is not None:
+            logp = {v: p * float(confidence[m]) for v, p in logp.items()}
+        others = len(words) - 1 if allowed is None else len(words) - 1 + 1e-6
+        eps_i = epsilon / others
+        gold = logp[int(target[m])]
+        losses.append(-(1 - epsilon - eps_i) * gold - eps_i * sum(logp.values()))
+    return losses
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_equals_the_slow_loop(epsilon, masked, weighted):
+    logits, target = torch.randn(7, 11) * 3, torch.randint(11, (7,))
+    allowed = (torch.rand(7, 11) < 0.4).scatter(1, target[:, None], True) if masked else None
+    confidence = torch.rand(7) if weighted else None
+    loss, nll = token_cross_entropy(logits, target, epsilon, allowed, confidence)
+    assert loss.tolist() == pytest.approx(
+        slow_cross_entropy(logits, target, epsilon, allowed, confidence), rel=1e-5
+    )
+    assert nll.tolist() == pytest.approx(
+        slow_cross_entropy(logits, target, 0.0, allowed, confidence), rel=1e-5
+    )
+
+
+def test_smoothing_is_what_torch_calls_it():
+    """The target keeps 1 - eps and the others share eps: torch spreads its own over all words."""
+    logits, target = torch.randn(5, 9, requires_grad=True), torch.randint(9, (5,))
+    loss, _ = token_cross_entropy(logits, target, 0.2)
+    expected = torch.nn.functional.cross_entropy(
+        logits, target, label_smoothing=0.2 * 9 / 8, reduction="none"
+    )
+    torch.testing.assert_close(loss, expected)
+    (ours,) = torch.autograd.grad(loss.sum(), logits)
+    (theirs,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_of_masked_answers_are_finite_and_stay_inside():
+    logits = torch.randn(3, 8, requires_grad=True)
+    target = torch.tensor([1, 2, 5])
+    allowed = torch.zeros(3, 8, dtype=torch.bool)
+    allowed[0, 1:3] = allowed[1, 2:7] = allowed[2, 5] = True  # the last has a single answer
+    loss, nll = token_cross_entropy(logits, target, 0.1, allowed)
+    loss.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[~allowed] == 0).all()
+    assert nll[2].item() == 0
+
+
+def test_half_precision_is_computed_in_float32():
+    logits, target = torch.randn(4, 50).half(), torch.randint(50, (4,))
+    loss, nll = token_cross_entropy(logits, target, 0.1)
+    assert loss.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(loss, token_cross_entropy(logits.float(), target, 0.1)[0])
+
+
+def test_large_vocabulary_keeps_its_precision():
+    logits, target = torch.randn(3, 59457) * 4, torch.randint(59457, (3,))
+    loss, _ = token_cross_entropy(logits, target, 0.1)
+    exact, _ = token_cross_entropy(logits, target, 0.0)
+    smooth = -logits.double().log_softmax(-1).sum(-1)
+    eps_i = 0.1 / 59456
+    expected = (1 - 0.1 - eps_i) * exact.double() + eps_i * smooth
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_token_rows_are_the_places_without_padding():
+    target = torch.tensor([[1, 7, 2, 1], [1, 1, 1, 1], [5, 6, 2, 1], [1, 1, 9, 2]])
+    assert token_rows(target, 1, 7).tolist() == [1, 2, 8, 9, 10, 14, 15]
+
+
+def test_drop_worst_keeps_the_smallest():
+    loss = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0], requires_grad=True)
+    kept = drop_worst(loss, tokens_kept(5, 0.4))
+    assert sorted(kept.tolist()) == [1, 2, 3]
+    kept.sum().backward()
+    assert loss.grad.tolist() == [0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "kept"), [(10, 0, 10), (10, 0.2, 8), (7, 0.2, 5), (1, 0.5, 1), (3, 0.9, 1)]
+)
+def test_tokens_kept(tokens, ratio, kept):
+    assert tokens_kept(tokens, ratio) == kept
+
+
+def test_weights_have_sum_one():
+    assert parse_layer_weights("uniform", 4) == [0.25] * 4
+    assert parse_layer_weights("last", 3) == [0, 0, 1]
+    assert parse_layer_weights("1,2, 5", 3) == [0.125, 0.25, 0.625]
+    assert parse_layer_weights("2,2", 2) == parse_layer_weights("uniform", 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("linear", "'uniform', 'last' or numbers"),
+        ("", "'uniform', 'last' or numbers"),
+        ("1,2", "2 numbers, but the decoder has 3 layers"),
+        ("1,-1,1", "not negative"),
+        ("1,nan,1", "finite"),
+        ("inf,1,1", "finite"),
+        ("1,1,0", "the last positive"),
+    ],
+)
+def test_nonsense_weights_are_refused(spec, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse_layer_weights(spec, 3)
+
+
+V = 997  # no other size in these tests
+
+
+class LiveLogits(TorchDispatchMode):
+    """Counts the [.., V] storages alive at the same time, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, StorageWeakRef] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, torch.Tensor) and x.dim() == 2 and x.size(0) == 16 and x.size(1) == V:
+                self.alive[x.untyped_storage()._cdata] = StorageWeakRef(x.untyped_storage())
+        self.alive = {k: ref for k, ref in self.alive.items() if not ref.expired()}
+        self.peak = max(self.peak, len(self.alive))
+        return result
+
+
+def scored(layers: int, weights: list[float]):
+    weight = torch.randn(V, 8, requires_grad=True)
+    features = [torch.randn(16, 8, requires_grad=True) for _ in range(layers)]
+    target = torch.randint(V, (16,))
+
+    def score(x):
+        return token_cross_entropy(x @ weight.t(), target, 0.1)[0].sum()
+
+    return weight, features, score, weights
+
+
+def backward(weight, features, score, weights):
+    scores = score_layers(features, weights, score)
+    loss = sum(weights[i] * s for i, s in scores.items())
+    loss.backward()
+    return loss.item()
+
+
+def test_logits_of_one_layer_at_a_time():
+    peaks = []
+    for layers in (1, 6):
+        case = scored(layers, [1 / layers] * layers)
+        with LiveLogits() as live:
+            backward(*case)
+        peaks.append(live.peak)
+    assert peaks[1] <= peaks[0]
+
+    # The measure sees the difference: all layers at once hold many times as much.
+    _, features, score, weights = scored(6, [1 / 6] * 6)
+    with LiveLogits() as live:
+        sum(w * score(x) for w, x in zip(weights, features, strict=True)).backward()
+    assert live.peak >= peaks[0] + 5
+
+
+def test_scores_and_gradients_are_those_of_all_layers_at_once():
+    weight, features, score, weights = scored(4, [0.1, 0.2, 0.3, 0.4])
+    loss = backward(weight, features, score, weights)
+    ours = [weight.grad.clone(), *(x.grad.clone() for x in features)]
+    for x in (weight, *features):
+        x.grad = None
+    expected = sum(w * score(x) for w, x in zip(weights, features, strict=True))
+    expected.backward()
+    assert loss == pytest.approx(expected.item())
+    for mine, reference in zip(ours, [weight.grad, *(x.grad for x in features)], strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_layers_without_weight_are_not_scored():
+    calls = []
+    scores = score_layers([torch.ones(1)] * 3, [0.0, 0.5, 0.5], lambda x: calls.append(1) or x)
+    assert sorted(scores) == [1, 2]
+    assert len(calls) == 2
+
+
+def test_the_last_layer_alone_is_projected_once():
+    calls = []
+
+    def score(x):
+        calls.append(1)
+        return (x * 2).sum()
+
+    features = [torch.ones(1, requires_grad=True)] * 3
+    score_layers(features, [0.0, 0.0, 1.0], score)[2].backward()
+    assert len(calls) == 1
