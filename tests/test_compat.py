@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,10 +94,41 @@ def test_fixed_shapes_are_left_alone():
     assert [list(b) for b in batches] == [[0, 1, 2, 3], [4, 5]]
 
 
+def train_config(data) -> SimpleNamespace:
+    dataset = SimpleNamespace(
+        ignore_unused_valid_subsets=False,
+        combine_valid_subsets=False,
+        disable_validation=False,
+        valid_subset="valid",
+    )
+    return SimpleNamespace(dataset=dataset, task=SimpleNamespace(data=data))
+
+
+def test_data_in_files_may_be_trained_on(tmp_path):
+    files = f"{tmp_path}/train.tsv,{tmp_path}/valid.tsv"
+    with pytest.raises(FileNotFoundError):
+        data_utils._find_extra_valid_paths.__wrapped__(files)
+    data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(files))
+
+
+def test_forgotten_validation_sets_in_folders_are_still_found(tmp_path):
+    (tmp_path / "valid1.tsv").touch()
+    folders = f"{tmp_path}:{tmp_path}/valid1.tsv"
+    with pytest.raises(ValueError, match="valid1"):
+        data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(folders))
+
+
 def test_a_second_application_changes_nothing():
-    before = data_utils.batch_by_size, checkpoint_utils.convert_namespace_to_omegaconf
+    def mended():
+        return (
+            data_utils.batch_by_size,
+            data_utils._find_extra_valid_paths,
+            checkpoint_utils.convert_namespace_to_omegaconf,
+        )
+
+    before = mended()
     compat.apply()
-    assert before == (data_utils.batch_by_size, checkpoint_utils.convert_namespace_to_omegaconf)
+    assert mended() == before
 
 
 def stored() -> dict:

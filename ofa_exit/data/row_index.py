@@ -32,7 +32,7 @@ def file_stamp(file: BinaryIO) -> Stamp:
 
 def index_path(path: Path) -> Path:
     """Where the index of ``path`` is kept."""
-    return path.with_name(path.name + ".idx")
+    return path.with_name(path.name + ".offsets")
 
 
 def row_offsets(path: Path) -> tuple[Stamp, Tensor]:

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 from ofa_exit.data.row_index import file_stamp, row_offsets
 
 
@@ -172,8 +174,8 @@ class TsvFile:
             except OSError as error:
                 raise self._changed() from error
             self._pid = os.getpid()
-            if file_stamp(self._file) != self._stamp:
-                raise self._changed()
+        if file_stamp(self._file) != self._stamp:
+            raise self._changed()
         return self._file
 
     def _changed(self) -> TsvError:
@@ -183,5 +185,11 @@ class TsvFile:
         )
 
     def __getstate__(self) -> dict:
-        # Offsets may be a mapped file, which cannot be sent to another process as it is.
-        return {**self.__dict__, "_file": None, "_pid": 0, "_offsets": self._offsets.clone()}
+        # As bytes: torch sends tensors by handles, which a mapped file or a copy made here and
+        # gone by the time the other process looks does not have.
+        offsets = self._offsets.numpy().tobytes()
+        return {**self.__dict__, "_file": None, "_pid": 0, "_offsets": offsets}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._offsets = torch.frombuffer(bytearray(state["_offsets"]), dtype=torch.long)

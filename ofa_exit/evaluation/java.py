@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -93,6 +94,7 @@ def meteor(
         # Reading blocks; ending the process is what unblocks it.
         watchdog = threading.Timer(limit, _end, [process])
         watchdog.start()
+        started = time.monotonic()
         try:
             statistics = [
                 _ask(process, " ||| ".join(["SCORE", *map(_no_bars, refs), _no_bars(prediction)]))
@@ -104,7 +106,7 @@ def meteor(
                 _answer(process)
             return float(_answer(process))
         except (OSError, ValueError) as error:
-            in_time = watchdog.is_alive()
+            in_time = time.monotonic() - started < limit
             errors.seek(0)
             said = errors.read().decode(errors="replace")
             why = _tail(said) if in_time else f"it took more than {limit:g} s"
@@ -157,11 +159,12 @@ def _run(
         process = _start(command, errors, folder)
         try:
             output, _ = process.communicate(text, limit)
-        except subprocess.TimeoutExpired as error:
-            raise JavaError(f"{tool} took more than {limit:g} s") from error
-        finally:
+        except BaseException as error:
             _end(process)
             process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise JavaError(f"{tool} took more than {limit:g} s") from error
+            raise
         if process.returncode != 0:
             errors.seek(0)
             said = _tail(errors.read().decode(errors="replace"))

@@ -22,8 +22,8 @@ def _size(
 ARCHS: dict[str, dict[str, Any]] = {
     # For small machines: as deep as ofa_base, with a light stem and buffers of a few hundred KB.
     "ofa_nano": {
-        **_size(192, 6, 6, 4, "resnet_nano"),
-        "resnet_width": 32,
+        **_size(128, 6, 6, 4, "resnet_nano"),
+        "resnet_width": 24,
         "max_source_positions": 128,
         "max_target_positions": 128,
         "token_bucket_size": 32,

@@ -18,6 +18,7 @@ from ofa_exit.models.positions import (
     relative_bias,
     token_buckets,
 )
+from ofa_exit.models.stem import rising_rates
 from ofa_exit.policies.base import ExitPolicy
 
 CACHE = "ofa_decoder_cache"
@@ -59,7 +60,7 @@ class Decoder(ShapeCache):
         self.cross_pos_k_linear = nn.Linear(dim, dim)
         self.code_layernorm_embedding = nn.LayerNorm(dim)
 
-        rates = torch.linspace(0, cfg.decoder_drop_path_rate, cfg.decoder_layers).tolist()
+        rates = rising_rates(cfg.decoder_drop_path_rate, cfg.decoder_layers)
         self.layers = nn.ModuleList(
             DecoderLayer(
                 dim,

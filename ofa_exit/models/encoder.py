@@ -18,7 +18,7 @@ from ofa_exit.models.positions import (
     token_buckets,
 )
 from ofa_exit.models.rows import surviving_rows, surviving_sentences
-from ofa_exit.models.stem import RESNET_STAGES, ResNetStem
+from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.trace import ExitTrace
 
@@ -84,7 +84,7 @@ class Encoder(ShapeCache):
         self.pos_q_linear = nn.Linear(dim, dim)
         self.pos_k_linear = nn.Linear(dim, dim)
 
-        rates = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers).tolist()
+        rates = rising_rates(cfg.encoder_drop_path_rate, cfg.encoder_layers)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 dim,

@@ -127,6 +127,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     def __init__(self, cfg: OFAConfig, encoder: OFAEncoder, decoder: OFADecoder) -> None:
         super().__init__(encoder, decoder)
         self.cfg = cfg
+        self.num_updates = 0
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
@@ -156,6 +157,11 @@ class OFAModel(FairseqEncoderDecoderModel):
             raise ValueError(f"unknown K/V mode {kv!r}; choose propagate or recompute")
         self.encoder.exit_policy = self.decoder.exit_policy = policy
         self.decoder.recompute = kv == "recompute"
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """fairseq tells the model how far training is; criterions read it here."""
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
 
     @property
     def last_trace(self) -> Optional[ExitTrace]:

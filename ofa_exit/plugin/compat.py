@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Three mends, and nothing else of fairseq is touched:
+Four mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -9,11 +9,14 @@ Three mends, and nothing else of fairseq is touched:
    release store are allowed here. ``weights_only`` itself stays on.
 3. A checkpoint that keeps its arguments as ``args`` cannot be read where the task or criterion it
    was trained with is not registered, though neither is needed to load a model into another task.
+4. ``fairseq-train`` lists the task's data as a folder to find validation sets that were forgotten,
+   and crashes on OFA's ``train.tsv,valid.tsv``.
 """
 
 import argparse
 import collections
 import functools
+import os
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 import omegaconf
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
@@ -107,10 +110,26 @@ def forget_unknown_parts() -> None:
     checkpoint_utils.convert_namespace_to_omegaconf = convert_namespace_to_omegaconf
 
 
+def look_into_folders_only() -> None:
+    """Wrap the search for forgotten validation sets, so that data which is no folder has none."""
+    original = data_utils._find_extra_valid_paths
+    if getattr(original, "looks_into_folders_only", False):
+        return
+
+    @functools.wraps(original)
+    def find_extra_valid_paths(dataset_path: str) -> set[str]:
+        folders = filter(os.path.isdir, utils.split_paths(dataset_path))
+        return {name for folder in folders for name in original(folder)}
+
+    find_extra_valid_paths.looks_into_folders_only = True  # type: ignore[attr-defined]
+    data_utils._find_extra_valid_paths = find_extra_valid_paths
+
+
 def apply() -> None:
     """Apply the mends; a second call changes nothing."""
     keep_last_batch()
     forget_unknown_parts()
+    look_into_folders_only()
     torch.serialization.add_safe_globals(checkpoint_classes())
 
 

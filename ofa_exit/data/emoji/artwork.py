@@ -12,7 +12,7 @@ Icons = Mapping[str, Any]
 
 
 def normal_key(hexcode: str) -> str:
-    """Code points without the variation selector FE0F, which the sets write or leave out at will."""
+    """Code points without the variation selector FE0F, which the sets use at will."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 

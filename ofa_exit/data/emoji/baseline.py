@@ -98,6 +98,5 @@ def report(folder: Path) -> None:
     scores = hypothesis_only(folder)
     print(f"{'split':<20}{'rows':>7}{'hypothesis only':>18}{'commonest label':>18}")
     for name, score in scores.items():
-        print(
-            f"{name:<20}{score.rows:>7}{100 * score.accuracy:>16.1f} %{100 * score.majority:>16.1f} %"
-        )
+        accuracy, majority = 100 * score.accuracy, 100 * score.majority
+        print(f"{name:<20}{score.rows:>7}{accuracy:>16.1f} %{majority:>16.1f} %")

@@ -43,8 +43,8 @@ FULL = Size(
     webp_quality=None,
 )
 COMPACT = Size(
-    captions={"train": 2600, "valid": 250, "test_artist": 300, "test_combinations": 300},
-    entailments={"train": 2200, "valid": 300, "test_artist": 300, "test_combinations": 300},
+    captions={"train": 3200, "valid": 250, "test_artist": 300, "test_combinations": 300},
+    entailments={"train": 2700, "valid": 300, "test_artist": 300, "test_combinations": 300},
     per_label=dict.fromkeys(splits.SPLITS, 1),
     webp_quality=80,
 )
@@ -81,7 +81,9 @@ def prepare(cache: Path, packages: Path | None, pixels: int, seed: int) -> Sourc
         for one in pictures
         if one.also
     }
-    return Source(folders, split, build_hypotheses(concepts, sorted(alike, key=sorted)), seed, pixels)
+    return Source(
+        folders, split, build_hypotheses(concepts, sorted(alike, key=sorted)), seed, pixels
+    )
 
 
 def make_tables(source: Source, size: Size) -> dict[str, tables.Table]:
@@ -132,9 +134,7 @@ def write_build(
         "packages": {
             one.name: one.version for one in (NAMES, *(artwork.package for artwork in ARTWORK))
         },
-        "limits": {
-            key: value for key, value in asdict(size).items() if key != "webp_quality"
-        },
+        "limits": {key: value for key, value in asdict(size).items() if key != "webp_quality"},
         "files": {
             name: {
                 **({"rows": rows[name]} if name in rows else {}),

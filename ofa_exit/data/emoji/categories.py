@@ -5,7 +5,8 @@ from __future__ import annotations
 # Subgroup → noun phrase that is true of each of its pictures.
 CATEGORY = {
     "face-smiling": "yellow face", "face-affection": "yellow face", "face-tongue": "yellow face",
-    "face-hand": "yellow face", "face-neutral-skeptical": "yellow face", "face-sleepy": "yellow face",
+    "face-hand": "yellow face", "face-neutral-skeptical": "yellow face",
+    "face-sleepy": "yellow face",
     "face-unwell": "face", "face-hat": "yellow face", "face-glasses": "yellow face",
     "face-concerned": "face", "face-negative": "face", "face-costume": "creature",
     "cat-face": "cat face", "monkey-face": "monkey", "heart": "heart", "emotion": "comic symbol",
@@ -17,10 +18,12 @@ CATEGORY = {
     "family": "group of people", "person-symbol": "symbol of people",
     "skin-tone": "skin tone sample", "hair-style": "hair style",
     "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian",
-    "animal-reptile": "reptile", "animal-marine": "sea animal", "animal-bug": "small crawling animal",
+    "animal-reptile": "reptile", "animal-marine": "sea animal",
+    "animal-bug": "small crawling animal",
     "plant-flower": "flower", "plant-other": "plant", "food-fruit": "fruit",
     "food-vegetable": "vegetable", "food-prepared": "prepared food", "food-asian": "asian food",
-    "food-sweet": "sweet food", "drink": "drink", "dishware": "dishware", "place-map": "map or globe",
+    "food-sweet": "sweet food", "drink": "drink", "dishware": "dishware",
+    "place-map": "map or globe",
     "place-geographic": "landscape", "place-building": "building",
     "place-religious": "religious building", "place-other": "place",
     "transport-ground": "land transport", "transport-water": "water transport",
@@ -44,8 +47,8 @@ CATEGORY = {
 # Categories clear enough to be asked about: whoever sees such a picture would say yes, and whoever
 # sees another category of its group would say no.
 ASKED = frozenset({
-    "cat face", "heart", "hand", "mammal", "bird", "reptile", "flower", "fruit", "vegetable", "drink",
-    "building", "religious building", "land transport", "water transport", "air transport",
+    "cat face", "heart", "hand", "mammal", "bird", "reptile", "flower", "fruit", "vegetable",
+    "drink", "building", "religious building", "land transport", "water transport", "air transport",
     "musical instrument", "clothing", "zodiac sign", "arrow", "media button", "keycap",
     "geometric shape", "group of people", "person doing sport", "fantasy figure", "yellow face",
 })  # fmt: skip

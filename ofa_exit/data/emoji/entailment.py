@@ -34,10 +34,11 @@ def balanced_rows(
     A text with all three labels leaves a reader of the text at one third. Texts that no picture
     leaves open ("dog") have entailment and contradiction only, so their rows are kept to
     TWO_WAY_SHARE of all. At most `per_label` rows of a text have one label; whole texts are
-    dropped at random until `limit` rows are left. Pictures take part as evenly as can be.
+    dropped at random until `limit` rows are left. Each picture, too, gets its labels as evenly as
+    can be; but one that leaves nothing open has no neutral rows.
     """
     rng = random.Random(seed)
-    used: Counter[str] = Counter()
+    used: Counter[tuple[str, str]] = Counter()
     three_way: list[list[Row]] = []
     two_way: list[list[Row]] = []
     for claim in rng.sample(list(hypotheses), len(hypotheses)):
@@ -54,7 +55,7 @@ def balanced_rows(
         rows = []
         for label, candidates in choices.items():
             for picture in _pick(claim, label, candidates, count, used, rng):
-                used[picture.image_id] += 1
+                used[picture.image_id, label] += 1
                 rows.append(Row(picture, claim.text, label))
         (three_way if "neutral" in choices else two_way).append(rows)
     kept = _take(three_way, round((1 - TWO_WAY_SHARE) * limit))
@@ -67,14 +68,19 @@ def _pick(
     label: str,
     candidates: Sequence[Picture],
     count: int,
-    used: Counter[str],
+    used: Counter[tuple[str, str]],
     rng: random.Random,
 ) -> list[Picture]:
-    """`count` pictures, the least used first; half of the contradictions have a true noun.
+    """`count` pictures that lack this label most; half of the contradictions have a true noun.
 
     Those with the true noun are wrong in gender or tone only, the hardest there are.
     """
-    ranked = sorted(candidates, key=lambda one: (used[one.image_id], rng.random()))
+
+    def order(picture: Picture) -> tuple[float, int, float]:
+        rows = sum(used[picture.image_id, one] for one in LABELS)
+        return used[picture.image_id, label] - rows / len(LABELS), rows, rng.random()
+
+    ranked = sorted(candidates, key=order)
     if label != "contradiction":
         return ranked[:count]
     near = [one for one in ranked if one.concept.base in claim.nouns]

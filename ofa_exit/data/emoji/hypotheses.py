@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from .categories import ASKED, CATEGORY, FACES, HANDS, SINGLE_PERSON
 from .concepts import Concept, tone_words
 from .pictures import Picture
 
 LABELS = ("entailment", "neutral", "contradiction")
-FILLERS = frozenset(
-    "a an and at by face facing for from in of on or right sign symbol the to with".split()
-)
+# Words that make no two names alike.
+FILLERS = frozenset({
+    "a", "an", "and", "at", "by", "face", "facing", "for", "from", "in", "of", "on", "or", "right",
+    "sign", "symbol", "the", "to", "with",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,12 @@ def _confusable(
         for key, concept in bases.items()
     }
     for keys in members.values():
-        for left in keys:
-            for right in keys:
-                if left < right and bases[left].role != bases[right].role:
-                    if any(a <= b or b <= a for a in spoken[left] for b in spoken[right]):
-                        confusable[left].add(right)
-                        confusable[right].add(left)
+        for left, right in combinations(keys, 2):
+            if bases[left].role == bases[right].role:
+                continue
+            if any(a <= b or b <= a for a in spoken[left] for b in spoken[right]):
+                confusable[left].add(right)
+                confusable[right].add(left)
     for group in alike:
         for key in group:
             confusable[key] |= group - {key}

@@ -8,7 +8,7 @@ from pathlib import Path
 from .files import write_bytes
 from .packages import ARTWORK, NAMES
 
-TEXTS = Path(__file__).parent / "licenses"
+TEXTS = Path(__file__).parent / "license_texts"
 
 NOTICE_HEAD = """\
 Attribution of the emoji data

@@ -90,7 +90,8 @@ def fetch(package: Package, cache: Path) -> Path:
         archives = list(Path(scratch).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             raise EmojiDataError(
-                f"`npm pack {package.spec}` failed ({done.returncode}): {done.stderr.strip()[-500:]}\n"
+                f"`npm pack {package.spec}` failed ({done.returncode}): "
+                f"{done.stderr.strip()[-500:]}\n"
                 "Check the network and npm's registry setting, or use --packages."
             )
         with tarfile.open(archives[0]) as archive:

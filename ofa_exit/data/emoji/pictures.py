@@ -21,7 +21,7 @@ class Picture:
     """One rendered drawing of `artist` (a set) and its `family`.
 
     `gender` is the concept's, or "" where the drawing cannot be trusted to show it. `also` are
-    the keys of other emoji for which the artist published the same pixels; `references` include theirs.
+    the keys of other emoji for which the artist published the same pixels; their references count.
     """
 
     artist: str

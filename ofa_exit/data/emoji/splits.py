@@ -45,7 +45,9 @@ def held_out_combinations(concepts: Iterable[Concept], seed: int) -> frozenset[s
     return frozenset(held)
 
 
-def assign(pictures: Sequence[Picture], held_out: frozenset[str], seed: int) -> dict[str, list[Picture]]:
+def assign(
+    pictures: Sequence[Picture], held_out: frozenset[str], seed: int
+) -> dict[str, list[Picture]]:
     """Split → pictures.
 
     test_combinations: held-out variants by the training artists. test_artist: the held-out artist,

@@ -19,8 +19,10 @@ SEPARATOR = "&&"
 
 # What the tasks ask; the tasks' own words must be in the dictionary, too.
 CAPTION_PROMPT = "what does the image describe ?"
-ENTAILMENT_PROMPTS = ('does the image describe " {hypothesis} " ?',
-                      'can image and text1 " {premise} " imply text2 " {hypothesis} " ?')  # fmt: skip
+ENTAILMENT_PROMPTS = (
+    'does the image describe " {hypothesis} " ?',
+    'can image and text1 " {premise} " imply text2 " {hypothesis} " ?',
+)
 ANSWERS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
 
 Table = list[tuple[str, ...]]
@@ -49,7 +51,7 @@ def caption_table(pictures: Sequence[Picture], all_references: bool, encode: Enc
 def entailment_table(rows: Sequence[Row], encode: Encode) -> Table:
     """One row a question; the premise names the picture's category only."""
     asked: Counter[str] = Counter()
-    table = []
+    table: Table = []
     for row in rows:
         picture = row.picture
         asked[picture.image_id] += 1
@@ -72,7 +74,7 @@ def write_table(path: Path, table: Table) -> None:
         for number, row in enumerate(table, 1):
             for field in row:
                 if not field.strip() or "\t" in field or "\n" in field:
-                    raise EmojiDataError(f"{path.name} row {number}: empty or broken field {field!r}")
+                    raise EmojiDataError(f"{path.name}:{number}: empty or broken field {field!r}")
             stream.write(("\t".join(row) + "\n").encode("utf-8"))
 
 

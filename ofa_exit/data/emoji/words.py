@@ -7,10 +7,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-# Never a description of the picture: abuse, chat slang, proper names of another show.
+# Never a description of the picture: abuse, chat slang, nicknames, country codes.
 UNWANTED = frozenset({"shit", "wtf", "lmao", "hankey", "hocho", "koko", "uk", "us"})
 SIGNS = {"#": "number sign", "*": "asterisk", "&": "and"}
 MAX_REFERENCES = 5
+# A numbered double, a code point, a long number, a family spelled by its members.
+CODE = re.compile(r"[a-z]+[0-9]+|u[0-9a-f]{4}|[0-9]{4,}|[mwgb]{2,4}")
 
 
 def plain_words(text: str) -> str:
@@ -47,7 +49,7 @@ def shortcode_words(code: str, vocabulary: Collection[str]) -> str | None:
     if words and words[-1] == "sign" and words[0] in ("man", "woman"):  # the female sign itself
         return None
     for word in words:
-        if word in UNWANTED or re.fullmatch(r"[a-z]+[0-9]+|u[0-9a-f]{4}|[0-9]{4,}|[mwgb]{2,4}", word):
+        if word in UNWANTED or CODE.fullmatch(word):
             return None
         if len(word) < 3 and word not in vocabulary:
             return None

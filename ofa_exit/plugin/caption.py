@@ -1,0 +1,195 @@
+"""Task ``mue_caption``: an image in, a caption out."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+import numpy as np
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask, register_task
+from torch import Tensor
+
+from ofa_exit.data.caption import SEPARATOR, CaptionExamples
+from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.text import strip_punctuation
+from ofa_exit.data.tsv import TsvError
+from ofa_exit.evaluation.captions import CiderReference, bleu_from_statistics, bleu_statistics
+from ofa_exit.plugin.files import is_training
+from ofa_exit.plugin.generation import (
+    UNSUPPORTED,
+    WatchedEnsemble,
+    refuse_broken,
+    refuse_options,
+    step_limits,
+)
+from ofa_exit.plugin.task import OFATask, OFATaskConfig, summed
+
+CIDER = ("_cider_sum", "_cider_sentences")
+BLEU = tuple(f"_bleu_{number}" for number in range(10))
+
+
+@dataclass
+class CaptionConfig(OFATaskConfig):
+    """Options of ``mue_caption``."""
+
+    eval_cider: bool = field(
+        default=False, metadata={"help": "generate in validation and report CIDEr"}
+    )
+    eval_bleu: bool = field(
+        default=False, metadata={"help": "generate in validation and report BLEU-4"}
+    )
+    eval_args: str = field(
+        default="{}",
+        metadata={
+            "help": "generation options of validation as a JSON object, "
+            '{"beam": 5, "max_len_b": 16} (default: beam 5, max_len_b = --max-tgt-length)'
+        },
+    )
+
+
+@register_task("mue_caption", dataclass=CaptionConfig)
+class MuECaptionTask(OFATask):
+    """Captioning in OFA's format; beam search is fairseq's own."""
+
+    prefix = "caption"
+    similarity_defaults = {"decoder_threshold": 0.99, "schedule": "decay", "beta": 0.95, "tau": 1.0}
+    cfg: CaptionConfig
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._cider: dict[str, tuple[Any, CiderReference]] = {}
+
+    @classmethod
+    def refuse_nonsense(cls, cfg: Any) -> None:
+        super().refuse_nonsense(cfg)
+        refuse_options(_eval_args(cfg), UNSUPPORTED)
+
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
+        return CaptionExamples(
+            path,
+            self.encoder,
+            load_image,
+            train=is_training(split),
+            selected_cols=self.cfg.selected_cols,
+            max_tgt_length=self.cfg.max_tgt_length,
+        )
+
+    # ------------------------------------------------------------------ generation
+
+    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
+        if getattr(args, "score_reference", False) and self.exit_policy is not None:
+            raise ValueError("--score-reference scores at full depth: leave --exit-policy out")
+        if getattr(args, "diverse_beam_groups", -1) > 0:
+            raise ValueError(
+                "--diverse-beam-groups is not supported: fairseq's search fails on it"
+            )
+        if getattr(args, "score_reference", False):
+            return FairseqTask.build_generator(self, models, args)
+        return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
+
+    def generate(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: dict[str, Any],
+        prefix_tokens: Optional[Tensor] = None,
+        constraints: Optional[Tensor] = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        watched = getattr(generator, "model", None)
+        try:
+            return super().generate(generator, models, sample, prefix_tokens, constraints)
+        except AssertionError:  # beam search found no word to go on with
+            if watched is not None:
+                refuse_broken(watched.broken, sample["uniq_ids"])
+            raise
+        finally:
+            if watched is not None:
+                refuse_broken(watched.broken, sample["uniq_ids"])
+
+    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
+        if not hasattr(generator, "max_len_a"):  # --score-reference
+            return None
+        return step_limits(generator, sample["net_input"]["src_lengths"])
+
+    # ------------------------------------------------------------------ validation
+
+    def validates_generation(self) -> bool:
+        return self.cfg.eval_cider or self.cfg.eval_bleu
+
+    def validation_generator(self, model: Any) -> Any:
+        return self.make_generator([model], _eval_args(self.cfg))
+
+    def validation_sums(
+        self, sample: dict[str, Any], hypotheses: list[str]
+    ) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        pairs = list(zip(hypotheses, sample["references"]))
+        if self.cfg.eval_cider:
+            cider = self._cider_reference(sample["subset"])
+            scores = [cider.score(hypothesis, references) for hypothesis, references in pairs]
+            sums.update(zip(CIDER, (sum(scores), len(scores))))
+        if self.cfg.eval_bleu:
+            statistics = [bleu_statistics(hypothesis, references) for hypothesis, references in pairs]
+            sums.update(zip(BLEU, map(float, np.sum(statistics, axis=0))))
+        return sums
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Adds ``cider`` and ``bleu`` of the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        total, sentences = summed(logging_outputs, CIDER)
+        if sentences:
+            metrics.log_scalar("_cider", np.array([total, sentences]))
+            metrics.log_derived(
+                "cider", lambda meters: round(float(np.divide(*meters["_cider"].sum)), 3)
+            )
+        statistics = np.array(list(summed(logging_outputs, BLEU)))
+        if statistics.any():
+            metrics.log_scalar("_bleu", statistics)
+            metrics.log_derived(
+                "bleu",
+                lambda meters: round(bleu_from_statistics(meters["_bleu"].sum.tolist())[3], 3),
+            )
+
+    def _cider_reference(self, subset: str) -> CiderReference:
+        """Word frequencies over all references of a split, read once."""
+        dataset = self.datasets[subset]
+        known = self._cider.get(subset)
+        if known is None or known[0] is not dataset:
+            known = dataset, CiderReference(_all_references(dataset.rows.examples))
+            self._cider[subset] = known
+        return known[1]
+
+
+def _eval_args(cfg: CaptionConfig) -> Namespace:
+    """Generation options of validation; raises ValueError on what are none."""
+    try:
+        options = json.loads(cfg.eval_args)
+    except ValueError as error:
+        raise ValueError(f"--eval-args {cfg.eval_args!r} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--eval-args {cfg.eval_args!r}: give a JSON object, {{"beam": 5}}')
+    known = {option.name for option in fields(GenerationConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"--eval-args: {', '.join(unknown)} is no generation option of fairseq "
+            "(names as in beam, max_len_b, no_repeat_ngram_size)"
+        )
+    return Namespace(**{"max_len_b": cfg.max_tgt_length, **options})
+
+
+def _all_references(examples: CaptionExamples) -> list[list[str]]:
+    """The captions of every row that can be read, without its picture."""
+    references = []
+    for index in range(len(examples)):
+        try:
+            text = examples.file.row(index)["caption"]
+        except TsvError:  # told, or skipped by flag, when the row itself is read
+            continue
+        captions = [" ".join(part.split()) for part in text.split(SEPARATOR)]
+        if all(map(strip_punctuation, captions)):
+            references.append(captions)
+    return references

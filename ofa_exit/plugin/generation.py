@@ -1,0 +1,126 @@
+"""Around stock beam search: what it cannot do here, broken numbers, and the report at the end."""
+
+import json
+import logging
+import os
+import weakref
+from typing import Any, Iterable, Optional, Sequence
+
+import torch
+from fairseq.sequence_generator import EnsembleModel
+from torch import Tensor
+
+from ofa_exit.data.dataset import OFADataset
+from ofa_exit.evaluation.report import GenerationReport
+
+logger = logging.getLogger(__name__)
+
+# Generation option -> why it is refused, for every task.
+UNSUPPORTED = {
+    "print_alignment": "the decoder hands out no attention",
+    "replace_unk": "there is no source sentence whose words could replace <unk>",
+    "constraints": "the data holds no constraints",
+    "print_step": "words are generated one after another",
+    "retain_iter_history": "words are generated one after another",
+}
+
+
+def refuse_options(args: Any, reasons: dict[str, str]) -> None:
+    """Raises ValueError for generation options, with their reasons, that were switched on."""
+    for option, reason in reasons.items():
+        value = getattr(args, option, None)
+        off = value is None or value is False
+        # Numbers, and fairseq's -1 for "not used".
+        if not off and (isinstance(value, (str, bool)) or value > 0):
+            raise ValueError(f"--{option.replace('_', '-')} is not supported: {reason}")
+
+
+class WatchedEnsemble(EnsembleModel):
+    """fairseq's ensemble, which notes the sentences whose word scores are not numbers.
+
+    Stock beam search takes them for impossible words and goes on, to a wrong sentence or an
+    assertion. Noting costs one element a hypothesis and no host read.
+    """
+
+    def __init__(self, models: Sequence[Any]) -> None:
+        super().__init__(models)
+        self.broken: Optional[Tensor] = None
+
+    def forward_encoder(self, net_input: dict[str, Tensor]) -> list[Any]:
+        encoder_outs = super().forward_encoder(net_input)
+        sources = net_input["src_tokens"]
+        self.broken = torch.zeros(sources.size(0), dtype=torch.bool, device=sources.device)
+        return encoder_outs
+
+    def forward_decoder(
+        self,
+        tokens: Tensor,
+        encoder_outs: list[Any],
+        incremental_states: list[dict[str, Any]],
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        scores, attention = super().forward_decoder(
+            tokens, encoder_outs, incremental_states, temperature
+        )
+        sentences = encoder_outs[0].sentences
+        # One score that is not a number makes all of its row so, by way of the softmax.
+        rows = scores[:, 0].isnan().view(sentences.numel(), -1).any(dim=1)
+        assert self.broken is not None
+        self.broken[sentences] = self.broken[sentences] | rows
+        return scores, attention
+
+
+def refuse_broken(broken: Optional[Tensor], ids: Sequence[str]) -> None:
+    """Raises FloatingPointError that names the sentences marked in ``broken`` Bool [S]."""
+    if broken is None or not broken.any():
+        return
+    names = [name for name, bad in zip(ids, broken.tolist()) if bad]
+    raise FloatingPointError(
+        f"the model's word scores are not numbers (NaN) for {len(names)} of {len(ids)} samples of "
+        f"a batch: {', '.join(names[:10])}{', …' * (len(names) > 10)}. Is the checkpoint sound "
+        "(a training that diverged), and does it run without --fp16?"
+    )
+
+
+def step_limits(generator: Any, source_lengths: Tensor) -> Tensor:
+    """Steps that the search may take for each sentence, Long [S]: N of MuE Eq. 11.
+
+    min(⌊a·length + b⌋, the model's positions) with --max-len-a, --max-len-b. Differs from the
+    search's own bound in taking the sentence's length, not that of the longest in its batch, so
+    that no exit depends on the other sentences.
+    """
+    if generator.match_source_len:
+        limits = source_lengths
+    else:
+        limits = (generator.max_len_a * source_lengths + generator.max_len_b).long()
+    return limits.clamp(max=generator.max_len)
+
+
+def when_done(
+    generator: Any, reports: Sequence[GenerationReport], rows: Iterable[OFADataset]
+) -> None:
+    """Logs the reports when ``generator`` is given up, at the latest when Python ends.
+
+    fairseq-generate has no hook at its end; its generator lives as long as the generation.
+    """
+    weakref.finalize(generator, _log_reports, list(reports), list(rows), os.getpid())
+
+
+def _log_reports(
+    reports: list[GenerationReport], rows: list[OFADataset], process: int
+) -> None:
+    if os.getpid() != process:  # a data-loading worker has a copy
+        return
+    for number, report in enumerate(reports, start=1):
+        report.close()
+        of = f" by model {number} of {len(reports)}" if len(reports) > 1 else ""
+        logger.info("layers and time of this generation%s:\n%s", of, report.table())
+        logger.info("exit summary%s: %s", of, json.dumps(report.summary()))
+    log_rows(rows)
+
+
+def log_rows(rows: Iterable[OFADataset]) -> None:
+    """Logs the rows that were skipped or hold unknown words."""
+    for dataset in rows:
+        for line in dataset.summary():
+            logger.warning(line)

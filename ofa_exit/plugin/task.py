@@ -1,0 +1,388 @@
+"""What captioning and entailment have in common: data, generation with exits, the report."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Iterator, Optional, Sequence
+
+import torch
+from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+from torch import Tensor
+
+from ofa_exit.data.dataset import Examples, OFADataset
+from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.text import TextEncoder, load_codec
+from ofa_exit.evaluation.report import GenerationReport
+from ofa_exit.plugin.dataset import RowDataset
+from ofa_exit.plugin.exit_flags import ExitFlags, exit_policy, flag, refuse_misfit
+from ofa_exit.plugin.files import first_folder, is_training, split_files
+from ofa_exit.plugin.generation import UNSUPPORTED, log_rows, refuse_options, when_done
+from ofa_exit.plugin.vocabulary import OFADictionary
+from ofa_exit.policies.trace import ExitTrace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class OFATaskConfig(ExitFlags):
+    """Options of every task; names and meanings are OFA's where OFA has them."""
+
+    data: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "TSV files separated by commas (train.tsv,valid.tsv: the last one for "
+            "validation and generation, those before it for training, one an epoch), one file to "
+            "generate from, or a folder that holds train.tsv, valid.tsv, test.tsv, …"
+        },
+    )
+    selected_cols: Optional[str] = field(
+        default=None,
+        metadata={"help": "numbers of the columns to read (default: those of OFA's files)"},
+    )
+    bpe_dir: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder of dict.txt and, unless text is split into words, of GPT-2's "
+            "encoder.json and vocab.bpe or a sentencepiece *.model (default: the data's folder)"
+        },
+    )
+    max_src_length: int = field(default=80, metadata={"help": "words of a text that are read"})
+    max_tgt_length: int = field(default=20, metadata={"help": "words of a caption in training"})
+    patch_image_size: int = field(
+        default=480, metadata={"help": "side in pixels that images are resized to"}
+    )
+    imagenet_default_mean_and_std: bool = field(
+        default=False,
+        metadata={"help": "normalise images by ImageNet's mean and std instead of 0.5"},
+    )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "leave out rows that cannot be used, and count them, instead of failing"},
+    )
+    code_dict_size: int = field(
+        default=8192, metadata={"help": "image codes in the vocabulary; OFA's checkpoints: 8192"}
+    )
+    num_bins: int = field(
+        default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
+    )
+    num_shards: int = II("dataset.num_shards")
+    shard_id: int = II("dataset.shard_id")
+
+
+class OFATask(FairseqTask):
+    """Base of the tasks; they add examples, generator and validation metrics.
+
+    After ``build_generator`` the layers, savings and times of all that ``inference_step``
+    generates are in ``exit_reports``, one a model; they are logged at the end.
+    """
+
+    prefix: str
+    """What the official files of the task are called by: PREFIX_train.tsv."""
+    same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
+    """Options that a checkpoint must have been trained with."""
+    similarity_defaults: dict[str, Any]
+    """The paper's decoder threshold and schedule for the task (appendix)."""
+
+    cfg: OFATaskConfig
+
+    def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.encoder = encoder
+        self.exit_policy = exit_policy(cfg, self.similarity_defaults)
+        self.exit_reports: list[GenerationReport] = []
+        self.eval_generator: Any = None
+
+    @classmethod
+    def setup_task(cls, cfg: OFATaskConfig, **kwargs: Any) -> "OFATask":
+        """Reads the dictionary; options that make no sense are refused before anything is read."""
+        cls.refuse_nonsense(cfg)
+        folder = cfg.bpe_dir or first_folder(cfg.data)
+        dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
+        logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
+        return cls(cfg, dictionary, TextEncoder(load_codec(folder, get_encoder), dictionary))
+
+    @classmethod
+    def refuse_nonsense(cls, cfg: OFATaskConfig) -> None:
+        """Raises ValueError for options that are wrong whatever the data and the model."""
+        exit_policy(cfg, cls.similarity_defaults)
+        if not cfg.data:
+            raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
+        for option in ("max_src_length", "max_tgt_length", "patch_image_size"):
+            if getattr(cfg, option) < 1:
+                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
+        for option in ("code_dict_size", "num_bins"):
+            if getattr(cfg, option) < 0:
+                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+
+    # ------------------------------------------------------------------ data
+
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> Examples:
+        """The rows of a file of ``split`` as examples of this task."""
+        raise NotImplementedError
+
+    def has_sharded_data(self, split: str) -> bool:
+        return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1
+
+    def load_dataset(
+        self,
+        split: str,
+        epoch: int = 1,
+        combine: bool = False,
+        task_cfg: Optional[FairseqDataclass] = None,
+        **kwargs: Any,
+    ) -> None:
+        """Opens the file of ``split``; ``task_cfg`` is the checkpoint's, in generation."""
+        self._refuse_other_training(task_cfg)
+        files = split_files(self.cfg.data, split, self.prefix)
+        path = files[(epoch - 1) % len(files)]
+        mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
+        load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
+        rows = OFADataset(
+            self.examples(path, split, load_image),
+            self.dictionary.pad(),
+            self.cfg.patch_image_size,
+            self.cfg.skip_bad_rows,
+        )
+        logger.info("%s: %d rows of %s", split, len(rows), path)
+        self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+
+    def _refuse_other_training(self, trained: Any) -> None:
+        """Images or questions of another form than in training: low quality, and no other sign."""
+        if trained is None or getattr(trained, "_name", None) not in (
+            getattr(self.cfg, "_name", None),
+            self.prefix,  # the official task of the same files
+        ):
+            return
+        for option in self.same_as_trained:
+            here, there = getattr(self.cfg, option), getattr(trained, option, None)
+            if there is not None and here != there:
+                raise ValueError(
+                    f"the checkpoint was trained with {flag(option)} {there}, here it is {here}. "
+                    f"Give the same, or, to mean it, --model-overrides \"{{'{option}': {here!r}}}\""
+                )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq-generate has --num-shards and --shard-id but does not look at them."""
+        if self.cfg.num_shards > 1:
+            if not 0 <= self.cfg.shard_id < self.cfg.num_shards:
+                raise ValueError(
+                    f"--shard-id {self.cfg.shard_id}: {self.cfg.num_shards} shards are numbered "
+                    f"from 0 to {self.cfg.num_shards - 1}"
+                )
+            if kwargs.get("num_shards", 1) > 1:
+                raise ValueError("--num-shards is for generation by single processes")
+            kwargs.update(num_shards=self.cfg.num_shards, shard_id=self.cfg.shard_id)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Says what was wrong with the rows that were trained on since."""
+        super().begin_valid_epoch(epoch, model)
+        log_rows(dataset.rows for split, dataset in self.datasets.items() if is_training(split))
+
+    # ------------------------------------------------------------------ vocabulary
+
+    @property
+    def source_dictionary(self) -> OFADictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> OFADictionary:
+        return self.dictionary
+
+    def build_bpe(self, args: Any) -> Any:
+        """The codec of the data, so that fairseq-generate prints words."""
+        return super().build_bpe(args) or self.encoder.codec
+
+    def text(self, tokens: Tensor) -> str:
+        """The words of a hypothesis."""
+        return self.encoder.codec.decode(self.dictionary.string(tokens)).strip()
+
+    # ------------------------------------------------------------------ generation
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Builds the model, without weights yet, and refuses exits that it does not have."""
+        model = super().build_model(cfg, from_checkpoint)
+        refuse_misfit(self.cfg, self.exit_policy, model)
+        if self.validates_generation():
+            self.eval_generator = self.validation_generator(model)
+        return model
+
+    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
+        """The generator of the task, for build_generator's arguments."""
+        raise NotImplementedError
+
+    def build_generator(
+        self,
+        models: Sequence[Any],
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: Optional[dict[str, Any]] = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """The generator for ``models``, which get their exits, and a new report."""
+        refuse_options(args, UNSUPPORTED)
+        generator = self.make_generator(
+            models,
+            args,
+            seq_gen_cls=seq_gen_cls,
+            extra_gen_cls_kwargs=extra_gen_cls_kwargs,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        )
+        self.set_exits(models, on=True)
+        self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
+        rows = [dataset.rows for dataset in self.datasets.values()]
+        when_done(generator, self.exit_reports, rows)
+        return generator
+
+    @property
+    def exit_report(self) -> Optional[GenerationReport]:
+        """The first model's report; None before ``build_generator``."""
+        return self.exit_reports[0] if self.exit_reports else None
+
+    def set_exits(self, models: Sequence[Any], on: bool) -> None:
+        """Gives the models the exit policy, or takes it away."""
+        for model in models:
+            if on:
+                model.configure_exits(self.exit_policy, self.cfg.exit_kv or "propagate")
+            else:
+                model.configure_exits(None)
+
+    def _report(self, number: int, model: Any) -> GenerationReport:
+        trace_file = self.cfg.exit_trace
+        if trace_file and number > 1:
+            trace_file += f".{number}"
+        report = GenerationReport.for_model(
+            model, self.cfg.exit_kv or "propagate", trace_file, self.dictionary.__getitem__
+        )
+        words = self.scored_words()
+        if words is not None:
+            report.shape = dataclasses.replace(report.shape, vocabulary=words)
+        return report
+
+    def scored_words(self) -> Optional[int]:
+        """Size of the vocabulary projection in generation, where it is not the whole one."""
+        return None
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: dict[str, Any],
+        prefix_tokens: Optional[Tensor] = None,
+        constraints: Optional[Tensor] = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        """Generates for a batch and takes it into the reports.
+
+        Afterwards ``sample["target"]`` holds all references of each sentence, joined by ``&&``, in
+        their own words: fairseq-generate prints it and hands it to the scorer.
+        """
+        start = time.perf_counter()
+        hypotheses = self.generate(generator, models, sample, prefix_tokens, constraints)
+        # To lists within the time taken: what the device still computes is waited for.
+        tokens = [[hypo["tokens"].tolist() for hypo in of] for of in hypotheses]
+        seconds = time.perf_counter() - start
+        net_input = sample["net_input"]
+        images = net_input["patch_images"]
+        size = tuple(images.shape[-2:]) if bool(net_input["patch_masks"].any()) else None
+        for report, trace in zip(self.exit_reports, self.traces(generator, models)):
+            report.add(
+                ids=sample["uniq_ids"],
+                trace=trace,
+                hypotheses=tokens,
+                text_tokens=net_input["src_lengths"].tolist(),
+                image_size=size,
+                seconds=seconds,
+            )
+        shown = [
+            self.dictionary.shown_references(self.encoder.codec, references)
+            for references in sample["references"]
+        ]
+        sample["target"] = torch.nn.utils.rnn.pad_sequence(
+            shown, batch_first=True, padding_value=self.dictionary.pad()
+        )
+        return hypotheses
+
+    def generate(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: dict[str, Any],
+        prefix_tokens: Optional[Tensor] = None,
+        constraints: Optional[Tensor] = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        """Hypotheses of a batch by ``generator``; the sample stays as it is."""
+        net_input = dict(sample["net_input"])
+        limits = self.step_limits(generator, sample)
+        if limits is not None:
+            net_input["step_limit"] = limits
+        # fairseq-generate --fp16 converts the models and not the batches.
+        dtype = next(iter(models[0].parameters())).dtype
+        net_input["patch_images"] = net_input["patch_images"].to(dtype)
+        with torch.no_grad():
+            return generator.generate(
+                models,
+                {**sample, "net_input": net_input},
+                prefix_tokens=prefix_tokens,
+                constraints=constraints,
+                bos_token=self.dictionary.bos(),
+            )
+
+    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
+        """Steps that the generation may take, Long [B]; None where words are not generated."""
+        raise NotImplementedError
+
+    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
+        """Layers executed for the last batch, one trace a model."""
+        return [model.last_trace for model in models]
+
+    # ------------------------------------------------------------------ validation
+
+    def validates_generation(self) -> bool:
+        """Whether validation generates, beside the loss."""
+        raise NotImplementedError
+
+    def validation_generator(self, model: Any) -> Any:
+        """The generator of validation; its model runs in full but for ``valid_step``."""
+        raise NotImplementedError
+
+    def validation_sums(
+        self, sample: dict[str, Any], hypotheses: list[str]
+    ) -> dict[str, float]:
+        """What a batch adds to the metrics: numbers that are summed over batches and workers."""
+        raise NotImplementedError
+
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Loss at full depth, and metrics of what is generated, with exits if they are set."""
+        if not sample:  # every row of the batch was skipped
+            return 0.0, 0, {"loss": 0.0, "sample_size": 0, "ntokens": 0, "nsentences": 0}
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.eval_generator is not None:
+            models = self.eval_generator_models()
+            self.set_exits(models, on=True)
+            try:
+                hypotheses = self.generate(self.eval_generator, models, sample)
+            finally:
+                self.set_exits(models, on=False)
+            best = [self.text(of_sentence[0]["tokens"]) for of_sentence in hypotheses]
+            logging_output.update(self.validation_sums(sample, best))
+        return loss, sample_size, logging_output
+
+    def eval_generator_models(self) -> list[Any]:
+        """The models inside the generator of validation."""
+        generator = self.eval_generator
+        ensemble = generator.model if hasattr(generator, "model") else generator
+        return list(ensemble.models)
+
+
+def summed(logging_outputs: Sequence[dict[str, Any]], keys: Sequence[str]) -> Iterator[float]:
+    """The sums over workers of what ``validation_sums`` gave, as plain numbers."""
+    for key in keys:
+        total = sum(output.get(key, 0) for output in logging_outputs)
+        yield total.item() if torch.is_tensor(total) else total
