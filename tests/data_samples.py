@@ -12,13 +12,13 @@ from ofa_exit.data.text import TextEncoder, WordCodec
 WORDS = (
     "what does the image describe ? a dog cat runs Runs on grass can and text1 text2 imply "
     '" two dogs run yes maybe no'
-).split()
+)
 
 
 class WordList:
     """A vocabulary of given words, laid out as fairseq lays out a Dictionary."""
 
-    def __init__(self, words: Iterable[str] = WORDS):
+    def __init__(self, words: Iterable[str] = WORDS.split()):
         self.symbols = ["<s>", "<pad>", "</s>", "<unk>", *dict.fromkeys(words)]
         self.numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
 
@@ -44,7 +44,7 @@ class WordList:
         return " ".join(self.symbols[token] for token in tokens)
 
 
-def word_encoder(words: Iterable[str] = WORDS) -> TextEncoder:
+def word_encoder(words: Iterable[str] = WORDS.split()) -> TextEncoder:
     return TextEncoder(WordCodec(), WordList(words))
 
 

@@ -196,7 +196,8 @@ def test_errors_that_are_no_row_errors_are_never_skipped(tmp_path, monkeypatch):
         dataset[0]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_every_row_once_and_report_to_the_main_process(tmp_path, context):
     colours = ["red", "green", "blue"]
     rows = [

@@ -67,7 +67,7 @@ def test_caption_in_training(tmp_path):
 
 
 def test_captions_keep_their_case_and_begin_with_a_space(tmp_path):
-    words = [*"_what _does _the _image _describe? _A _Dog _dog _a".split()]
+    words = ["_what", "_does", "_the", "_image", "_describe?", "_A", "_Dog", "_dog", "_a"]
     encoder = TextEncoder(SpacedCodec(), word_encoder(words).vocabulary)
     path = write_tsv(tmp_path / "caption.tsv", [caption_row(1, "A-  Dog.")])
     example = CaptionExamples(path, encoder, LOADER, train=True)[0]
@@ -189,7 +189,7 @@ def test_texts_longer_than_the_model_are_refused_not_cut(tmp_path):
     error = failure(examples)
     assert "19 tokens, more than the 12 positions" in error.message
     assert "--max-target-positions" in error.remedy
-    with pytest.raises(ValueError, match="8 tokens.*--max-source-positions"):
+    with pytest.raises(ValueError, match=r"8 tokens.*--max-source-positions"):
         captions(tmp_path, caption_row(1), max_source_positions=7)
     long = entailment_row(2, "a dog " * 9)
     examples = entailment(tmp_path, entailment_row(1), long, max_source_positions=20)
@@ -221,17 +221,16 @@ def test_labels(tmp_path, label, word):
 def test_entailment_source_with_and_without_premise(tmp_path):
     row = entailment_row(3, "#A dog/cat-Runs.", premise="TWO  dogs run")
     plain = entailment(tmp_path, row)
+    example = plain[0]
     # "runs." is no word of the vocabulary: hypotheses keep their later punctuation.
-    assert plain[0].unknown == ["runs."]
-    assert text(plain, plain[0].source) == (
-        '<s> does the image describe " a dog cat <unk> " ? </s>'
-    )
-    assert plain[0].uniq_id == "3#1"
+    assert example.unknown == ["runs."]
+    assert text(plain, example.source) == '<s> does the image describe " a dog cat <unk> " ? </s>'
+    assert example.uniq_id == "3#1"
+    assert example.image.shape == (3, 16, 16)
     both = entailment(tmp_path, row, add_caption=True, max_src_length=2)
     assert text(both, both[0].source) == (
         '<s> can image and text1 " two dogs " imply text2 " a dog " ? </s>'
     )
-    assert plain[0].image.shape == (3, 16, 16)
 
 
 def test_the_source_is_spelt_as_ofa_spells_it(tmp_path):
@@ -298,7 +297,7 @@ def test_constraint_mask_allows_the_answers(tmp_path, prompt_type):
 
 def test_answers_that_the_dictionary_lacks(tmp_path):
     path = write_tsv(tmp_path / "ve.tsv", [entailment_row(1)])
-    encoder = word_encoder("does the image describe yes no".split())
+    encoder = word_encoder(["does", "the", "image", "describe", "yes", "no"])
     with pytest.raises(ValueError, match="lacks the answer 'maybe'"):
         answer_tokens(encoder)
     with pytest.raises(ValueError, match="lacks the answer 'maybe'"):
@@ -346,7 +345,7 @@ def test_wrong_label_column_points_at_the_right_one(tmp_path):
     ],
 )
 def test_nonsense_options(tmp_path, make):
-    with pytest.raises(ValueError, match="not positive|none of none, src, prev_output"):
+    with pytest.raises(ValueError, match=r"not positive|none of none, src, prev_output"):
         make(tmp_path)
 
 

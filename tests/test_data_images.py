@@ -118,7 +118,7 @@ def test_grey_and_two_level_pictures():
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_pixels_are_refused(mode):
-    with pytest.raises(ImageError, match="32-bit pixels.*8 bits"):
+    with pytest.raises(ImageError, match=r"32-bit pixels.*8 bits"):
         decode_image(encoded(Image.new(mode, (4, 4), 1), "TIFF"))
 
 
@@ -165,6 +165,12 @@ def test_fields_that_are_no_picture(field, message):
         decode_image(field)
     assert caught.value.remedy
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PDF", "TGA"])
+def test_formats_beyond_plain_pictures_are_not_tried(file_format):
+    with pytest.raises(ImageError, match=r"not an image.*JPEG"):
+        decode_image(encoded(two_colours(), file_format))
 
 
 def _bytes_of(field: str) -> bytes:
@@ -251,7 +257,7 @@ def test_loader():
     "arguments", [(0, "half"), (-4, "half"), (16, "quarter"), (16, "half", 0)], ids=str
 )
 def test_nonsense_options(arguments):
-    with pytest.raises(ValueError, match="positive|none of half, imagenet"):
+    with pytest.raises(ValueError, match=r"positive|none of half, imagenet"):
         ImageLoader(*arguments)
 
 

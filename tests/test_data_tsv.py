@@ -291,5 +291,5 @@ def test_error_text_and_its_way_through_processes():
         raise error
     except TsvError:
         wrapped = torch._utils.ExceptionWrapper(where="in worker 1")
-    with pytest.raises(TsvError, match="a.tsv, line 3, field 'image': it is broken. Mend it"):
+    with pytest.raises(TsvError, match=r"a\.tsv, line 3, field 'image': it is broken\. Mend it"):
         wrapped.reraise()

@@ -256,3 +256,19 @@ def test_a_batch_costs_its_sentences():
     shared = flops.encoder_biases(shape, source) + flops.decoder_self_bias(shape, CPU_CAPACITY)
     shared += flops.decoder_cross_bias(shape, CPU_CAPACITY, source)
     assert sum(counts.executed.values()) + shared == real
+
+
+def test_a_teacher_forced_pass_costs_whole_sequences():
+    model = nano().requires_grad_(False)
+    shape = ModelShape.from_model(model)
+    sentence = select(batch(1, target=5), 0)
+    model.configure_exits(StaticExit((1, 2, 3)))
+    real = counted(lambda: model(**sentence))
+    stem = flops.stem_cost(model.encoder.embed_images, (32, 32))
+    calls = flops.trace_calls(model.last_trace)
+    assert calls == [DecoderCall(5, 5, {0: 1}, {0: 3})]
+    counts = flops.batch_flops(shape, stem, [1], [2], [7], calls)
+    source = stem.tokens + 7
+    biases = flops.encoder_biases(shape, source) + flops.decoder_self_bias(shape, 5)
+    biases += flops.decoder_cross_bias(shape, 5, source)
+    assert sum(counts.executed.values()) + biases == real

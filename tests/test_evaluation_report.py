@@ -110,6 +110,14 @@ def test_without_a_trace_everything_ran():
     assert "GFLOPs" not in report.table()
 
 
+def test_without_a_trace_a_missing_picture_ran_nothing(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    report = GenerationReport(SHAPE, stem_cost, trace_file=path)
+    add(report, trace=None, pictures=[True, False])
+    assert [json.loads(line)["image_layers"] for line in path.read_text().splitlines()] == [6, 0]
+    assert report.summary()["expected_time_reduction"] == 0
+
+
 def test_table():
     report = GenerationReport(SHAPE, stem_cost)
     add(report, trace=None, image_size=None)

@@ -23,6 +23,7 @@ ALLOWED = {
     "plugin": {*PARTS, "fairseq", "omegaconf", "torch", "numpy"},
     # commands and the entry for --user-dir
     "verify": {*PARTS, "fairseq", "torch", "numpy"},
+    "sweep": {*PARTS, "fairseq", "torch"},
     "__main__": set(),
     "__init__": set(),
     "user_dir": {"plugin"},

@@ -5,6 +5,7 @@ import binascii
 import io
 from collections.abc import Callable
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
@@ -85,8 +86,10 @@ def image_transform(size: int, mean_std: str = "half") -> Callable[[Image.Image]
     return transforms.Compose(
         [
             transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC),
-            transforms.ToTensor(),
-            transforms.Normalize(*MEAN_STD[mean_std]),
+            # ToTensor in two steps: the same numbers without a copy in between.
+            transforms.PILToTensor(),
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize(*MEAN_STD[mean_std], inplace=True),
         ]
     )
 
@@ -125,8 +128,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
-        # Conversion clips at 255; scaling is meant: 65535 = 257 * 255.
-        grey = image.convert("I").point(lambda value: value * (1 / 257) + 0.5)
+        # Conversion alone clips at 255.
+        grey = image.convert("I").point(lambda value: value * (1 / 256))
         return grey.convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(

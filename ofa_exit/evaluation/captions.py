@@ -7,6 +7,7 @@ times 100, as papers do.
 import contextlib
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ class CiderReference:
         for refs in references:
             self._scorer.crefs.append(cook_refs(_plain(refs)))
         self._scorer.compute_doc_freq()
+        # Asked for what it lacks, a Counter does not grow as the scorer's defaultdict does.
+        self._scorer.document_frequency = Counter(self._scorer.document_frequency)
         self._samples = len(references)
 
     def score(self, hypothesis: str, references: Sequence[str]) -> float:

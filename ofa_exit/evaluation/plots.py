@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 REDUCTIONS = {
-    "expected_time_reduction": "expected (Eq. 14)",
-    "flop_reduction": "operations",
+    "expected_time_reduction": "expected time (MuE Eq. 14)",
+    "flop_reduction": "FLOPs",
     "measured_time_reduction": "measured time",
 }
 
@@ -92,7 +92,7 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
                 if point.run == run and (reduction := point.reductions[name]) is not None
             )
             axis.plot([x for x, _ in drawn], [y for _, y in drawn], marker="o", label=run)
-        axis.set_xlabel(f"time reduction, {label} (%)")
+        axis.set_xlabel(f"{label} saved (%)")
         axis.grid(True, alpha=0.3)
     axes[0].set_ylabel(quality)
     axes[0].legend()

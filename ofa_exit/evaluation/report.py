@@ -96,6 +96,7 @@ class GenerationReport:
         text_tokens: Sequence[int],
         image_size: tuple[int, int] | None,
         seconds: float,
+        pictures: Sequence[bool] | None = None,
     ) -> None:
         """Takes in one batch.
 
@@ -103,7 +104,8 @@ class GenerationReport:
         every token ran, and no operations are counted. hypotheses: for each sentence its token
         lists, best first, without bos, with eos. text_tokens: unpadded source lengths. image_size:
         (height, width) in pixels; None = the batch has no pictures. seconds: wall time that
-        generating this batch took.
+        generating this batch took. pictures: which sentences have one, asked only where no trace
+        tells; None = all, if the batch has pictures.
 
         Raises ValueError where these do not belong together.
         """
@@ -117,7 +119,9 @@ class GenerationReport:
                 f"sentence {ids[[*map(bool, hypotheses)].index(False)]} has no hypothesis"
             )
         if trace is None:
-            image_layers = [self.shape.encoder_layers if image_size else 0] * len(ids)
+            if pictures is None:
+                pictures = [image_size is not None] * len(ids)
+            image_layers = [self.shape.encoder_layers * bool(picture) for picture in pictures]
             text_layers = [self.shape.encoder_layers] * len(ids)
             full = self.shape.decoder_layers
             depths = [[[full] * len(tokens) for tokens in of] for of in hypotheses]

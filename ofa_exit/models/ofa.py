@@ -1,7 +1,5 @@
 """The model as fairseq sees it: its arguments, and encoder and decoder under fairseq's bases."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 from typing import Any, Optional

@@ -1,7 +1,8 @@
 """Answers out of a closed set: every candidate is scored, the best one wins."""
 
 import math
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F

@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 from fairseq.dataclass.configs import GenerationConfig
@@ -55,7 +55,12 @@ class MuECaptionTask(OFATask):
     """Captioning in OFA's format; beam search is fairseq's own."""
 
     prefix = "caption"
-    similarity_defaults = {"decoder_threshold": 0.99, "schedule": "decay", "beta": 0.95, "tau": 1.0}
+    similarity_defaults: ClassVar[dict[str, Any]] = {
+        "decoder_threshold": 0.99,
+        "schedule": "decay",
+        "beta": 0.95,
+        "tau": 1.0,
+    }
     cfg: CaptionConfig
 
     def __init__(self, *args: Any) -> None:
@@ -83,9 +88,7 @@ class MuECaptionTask(OFATask):
         if getattr(args, "score_reference", False) and self.exit_policy is not None:
             raise ValueError("--score-reference scores at full depth: leave --exit-policy out")
         if getattr(args, "diverse_beam_groups", -1) > 0:
-            raise ValueError(
-                "--diverse-beam-groups is not supported: fairseq's search fails on it"
-            )
+            raise ValueError("--diverse-beam-groups is not supported: fairseq's search fails on it")
         if getattr(args, "score_reference", False):
             return FairseqTask.build_generator(self, models, args)
         return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
@@ -98,16 +101,13 @@ class MuECaptionTask(OFATask):
         prefix_tokens: Optional[Tensor] = None,
         constraints: Optional[Tensor] = None,
     ) -> list[list[dict[str, Tensor]]]:
-        watched = getattr(generator, "model", None)
         try:
-            return super().generate(generator, models, sample, prefix_tokens, constraints)
+            hypotheses = super().generate(generator, models, sample, prefix_tokens, constraints)
         except AssertionError:  # beam search found no word to go on with
-            if watched is not None:
-                refuse_broken(watched.broken, sample["uniq_ids"])
+            _refuse_broken(generator, sample)
             raise
-        finally:
-            if watched is not None:
-                refuse_broken(watched.broken, sample["uniq_ids"])
+        _refuse_broken(generator, sample)
+        return hypotheses
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         if not hasattr(generator, "max_len_a"):  # --score-reference
@@ -122,9 +122,7 @@ class MuECaptionTask(OFATask):
     def validation_generator(self, model: Any) -> Any:
         return self.make_generator([model], _eval_args(self.cfg))
 
-    def validation_sums(
-        self, sample: dict[str, Any], hypotheses: list[str]
-    ) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
         sums: dict[str, float] = {}
         pairs = list(zip(hypotheses, sample["references"]))
         if self.cfg.eval_cider:
@@ -132,7 +130,9 @@ class MuECaptionTask(OFATask):
             scores = [cider.score(hypothesis, references) for hypothesis, references in pairs]
             sums.update(zip(CIDER, (sum(scores), len(scores))))
         if self.cfg.eval_bleu:
-            statistics = [bleu_statistics(hypothesis, references) for hypothesis, references in pairs]
+            statistics = [
+                bleu_statistics(hypothesis, references) for hypothesis, references in pairs
+            ]
             sums.update(zip(BLEU, map(float, np.sum(statistics, axis=0))))
         return sums
 
@@ -161,6 +161,11 @@ class MuECaptionTask(OFATask):
             known = dataset, CiderReference(_all_references(dataset.rows.examples))
             self._cider[subset] = known
         return known[1]
+
+
+def _refuse_broken(generator: Any, sample: dict[str, Any]) -> None:
+    if hasattr(generator, "model"):  # not with --score-reference
+        refuse_broken(generator.model.broken, sample["uniq_ids"])
 
 
 def _eval_args(cfg: CaptionConfig) -> Namespace:

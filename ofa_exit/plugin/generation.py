@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import weakref
-from typing import Any, Iterable, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
 
 import torch
 from fairseq.sequence_generator import EnsembleModel
@@ -106,9 +107,7 @@ def when_done(
     weakref.finalize(generator, _log_reports, list(reports), list(rows), os.getpid())
 
 
-def _log_reports(
-    reports: list[GenerationReport], rows: list[OFADataset], process: int
-) -> None:
+def _log_reports(reports: list[GenerationReport], rows: list[OFADataset], process: int) -> None:
     if os.getpid() != process:  # a data-loading worker has a copy
         return
     for number, report in enumerate(reports, start=1):

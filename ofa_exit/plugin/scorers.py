@@ -72,6 +72,10 @@ class CocoCaptionScorer(ReferenceScorer):
     def result_string(self) -> str:
         return self._computed().line() if self.pred else NOTHING
 
+    def values(self) -> dict[str, float]:
+        """Every metric that could be had, by its usual name."""
+        return dict(self._computed().values)
+
     def _computed(self) -> CaptionScores:
         """Scores of all that was added; METEOR takes long, so not computed twice."""
         if not self.pred:
@@ -96,6 +100,10 @@ class AccuracyScorer(ReferenceScorer):
         if not self.pred:
             raise ValueError(NOTHING)
         return 100 * self._right() / len(self.pred)
+
+    def values(self) -> dict[str, float]:
+        """The score by its name."""
+        return {"accuracy": self.score()}
 
     def result_string(self) -> str:
         if not self.pred:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 from fairseq.logging import metrics
@@ -62,7 +62,10 @@ class MuESnliVeTask(OFATask):
 
     prefix = "snli_ve"
     same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
-    similarity_defaults = {"decoder_threshold": 0.95, "schedule": "static"}
+    similarity_defaults: ClassVar[dict[str, Any]] = {
+        "decoder_threshold": 0.95,
+        "schedule": "static",
+    }
     cfg: SnliVeConfig
 
     def __init__(self, *args: Any) -> None:
@@ -117,9 +120,7 @@ class MuESnliVeTask(OFATask):
     def validation_generator(self, model: Any) -> AllCandidateGenerator:
         return AllCandidateGenerator([model], self.trie, self.dictionary.pad())
 
-    def validation_sums(
-        self, sample: dict[str, Any], hypotheses: list[str]
-    ) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
         correct = [is_correct(*pair) for pair in zip(hypotheses, sample["references"])]
         return dict(zip(ACCURACY, (float(sum(correct)), float(len(correct)))))
 

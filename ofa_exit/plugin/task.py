@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
@@ -84,7 +85,7 @@ class OFATask(FairseqTask):
     """What the official files of the task are called by: PREFIX_train.tsv."""
     same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
     """Options that a checkpoint must have been trained with."""
-    similarity_defaults: dict[str, Any]
+    similarity_defaults: ClassVar[dict[str, Any]]
     """The paper's decoder threshold and schedule for the task (appendix)."""
 
     cfg: OFATaskConfig
@@ -287,16 +288,16 @@ class OFATask(FairseqTask):
         tokens = [[hypo["tokens"].tolist() for hypo in of] for of in hypotheses]
         seconds = time.perf_counter() - start
         net_input = sample["net_input"]
-        images = net_input["patch_images"]
-        size = tuple(images.shape[-2:]) if bool(net_input["patch_masks"].any()) else None
+        height, width = net_input["patch_images"].shape[-2:]
         for report, trace in zip(self.exit_reports, self.traces(generator, models)):
             report.add(
                 ids=sample["uniq_ids"],
                 trace=trace,
                 hypotheses=tokens,
                 text_tokens=net_input["src_lengths"].tolist(),
-                image_size=size,
+                image_size=(height, width),
                 seconds=seconds,
+                pictures=net_input["patch_masks"].tolist(),
             )
         shown = [
             self.dictionary.shown_references(self.encoder.codec, references)
@@ -350,9 +351,7 @@ class OFATask(FairseqTask):
         """The generator of validation; its model runs in full but for ``valid_step``."""
         raise NotImplementedError
 
-    def validation_sums(
-        self, sample: dict[str, Any], hypotheses: list[str]
-    ) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
         """What a batch adds to the metrics: numbers that are summed over batches and workers."""
         raise NotImplementedError
 

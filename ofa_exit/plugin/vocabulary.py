@@ -1,8 +1,8 @@
 """OFA's vocabulary as a fairseq dictionary that can also print words it lacks."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from fairseq.data import Dictionary

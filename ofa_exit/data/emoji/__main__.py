@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Do what the parsed options ask; imports wait so that --help is quick."""
     if options.command == "build":
-        from . import build, check, tables
+        from . import build, check
 
         if options.size < 8:
             raise EmojiDataError(f"--size {options.size}: give at least 8 pixels")
@@ -51,10 +51,7 @@ def run(options: argparse.Namespace) -> None:
         write_bytes(options.out / ".gitignore", b"*\n")
         source = build.prepare(options.out / "cache", options.packages, options.size, options.seed)
         full = build.make_tables(source, build.FULL)
-        words = tables.count_words(
-            [table for stem, table in full.items() if stem.startswith("caption_")],
-            [table for stem, table in full.items() if stem.startswith("entailment_")],
-        )
+        words = build.dictionary(source, full)
         build.write_build(options.out, source, build.FULL, full, words)
         check.check_build(options.out)
         if options.compact is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import licenses, splits, tables
+from .categories import CATEGORY
 from .concepts import load_concepts
 from .entailment import balanced_rows
 from .files import sha256_of, write_bytes
@@ -86,6 +89,20 @@ def prepare(cache: Path, packages: Path | None, pixels: int, seed: int) -> Sourc
     )
 
 
+def dictionary(source: Source, made: Mapping[str, tables.Table]) -> Counter[str]:
+    """Word counts of a build; words that could be said, but were not drawn, count once."""
+    counts = tables.count_words(
+        [table for stem, table in made.items() if stem.startswith("caption_")],
+        [table for stem, table in made.items() if stem.startswith("entailment_")],
+    )
+    said = [claim.text for claim in source.hypotheses]
+    said += [words for pictures in source.split.values() for one in pictures
+             for words in (*one.references, CATEGORY[one.concept.subgroup])]  # fmt: skip
+    for word in {word for words in said for word in words.split()}:
+        counts[word] = max(1, counts[word])
+    return counts
+
+
 def make_tables(source: Source, size: Size) -> dict[str, tables.Table]:
     """File stem → rows, for both tasks and all splits."""
     encoded: dict[str, bytes] = {}
@@ -115,7 +132,11 @@ def make_tables(source: Source, size: Size) -> dict[str, tables.Table]:
 
 
 def write_build(
-    folder: Path, source: Source, size: Size, made: dict[str, tables.Table], words: dict[str, int]
+    folder: Path,
+    source: Source,
+    size: Size,
+    made: dict[str, tables.Table],
+    words: Mapping[str, int],
 ) -> dict[str, object]:
     """Write one build and its manifest; returns the manifest, which is written last."""
     for stem, table in made.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import os
 import tempfile
@@ -19,13 +20,17 @@ class EmojiDataError(Exception):
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` and rename it onto `path` when the block ends well.
 
-    A block that raises leaves neither a half-written `path` nor the temporary file.
+    A block that raises leaves neither a half-written `path` nor the temporary file. A file that
+    already holds the same bytes is left as it is, so whoever reads it is not disturbed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
+        if path.is_file() and filecmp.cmp(name, path, shallow=False):
+            os.unlink(name)
+            return
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -94,9 +94,12 @@ def count_words(captions: Iterable[Table], entailments: Iterable[Table]) -> Coun
 
 
 def write_dictionary(path: Path, counts: Mapping[str, int]) -> None:
-    """fairseq's dict.txt: `word count`, the most frequent first."""
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    write_bytes(path, "".join(f"{word} {count}\n" for word, count in ranked).encode("utf-8"))
+    """fairseq's dict.txt: `word count`, in alphabetical order.
+
+    A word's number so depends on the vocabulary alone, not on how often sampling took it.
+    """
+    lines = (f"{word} {count}\n" for word, count in sorted(counts.items()))
+    write_bytes(path, "".join(lines).encode("utf-8"))
 
 
 def sample(pictures: Sequence[Picture], limit: int, seed: str) -> list[Picture]:

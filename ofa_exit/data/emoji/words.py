@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 # Never a description of the picture: abuse, chat slang, nicknames, country codes.
-UNWANTED = frozenset({"shit", "wtf", "lmao", "hankey", "hocho", "koko", "uk", "us"})
+UNWANTED = frozenset({"shit", "wtf", "lmao", "hankey", "hocho", "koko", "ng", "uk", "us"})
 SIGNS = {"#": "number sign", "*": "asterisk", "&": "and"}
 MAX_REFERENCES = 5
 # A numbered double, a code point, a long number, a family spelled by its members.
@@ -47,6 +47,8 @@ def shortcode_words(code: str, vocabulary: Collection[str]) -> str | None:
     words = [split_compound(word, vocabulary) for word in plain_words(code).split()]
     words = [{"female": "woman", "male": "man"}.get(word, word) for word in words]
     if words and words[-1] == "sign" and words[0] in ("man", "woman"):  # the female sign itself
+        return None
+    if words and words[-1].isdigit() and len(words[-1]) == 1:  # thumbs up's "+1", "point up 2"
         return None
     for word in words:
         if word in UNWANTED or CODE.fullmatch(word):

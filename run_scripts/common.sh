@@ -1,0 +1,48 @@
+# Shared by all run scripts: where things are, and how to start fairseq on this machine.
+#   DEVICE      cpu or cuda; default: cuda where torch sees one
+#   PROCESSES   training processes on this machine; default 1 (on cuda: fairseq uses every GPU itself)
+#   OMP_NUM_THREADS   threads of each process; default: the cores shared by the processes
+
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BIN=${BIN:-$ROOT/.venv/bin}
+[ -x "$BIN/python" ] || BIN=$(dirname "$(command -v python)")
+USER_DIR=$ROOT/user_dir
+PROCESSES=${PROCESSES:-1}
+if [ -z "${DEVICE:-}" ]; then
+  DEVICE=$("$BIN/python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+fi
+# More threads than cores collapse, so the cores are shared out.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
+
+# train DATA ARGUMENTS…: fairseq-train on this machine. On the CPU, PROCESSES > 1 starts that many
+# processes that average their gradients; --batch-size is then that of each.
+train() {
+  local data=$1
+  shift
+  local command=("$BIN/fairseq-train" "$data" --user-dir "$USER_DIR" --log-format simple "$@")
+  if [ "$DEVICE" = cuda ]; then
+    "${command[@]}"
+  elif [ "$PROCESSES" -eq 1 ]; then
+    "${command[@]}" --cpu
+  else
+    local port=$((20000 + RANDOM % 20000)) rank pids=() failed=0
+    for ((rank = 0; rank < PROCESSES; rank++)); do
+      "${command[@]}" --cpu --distributed-world-size "$PROCESSES" --distributed-rank "$rank" \
+        --distributed-init-method "tcp://127.0.0.1:$port" --distributed-no-spawn \
+        --distributed-backend gloo --ddp-backend legacy_ddp &
+      pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+    return $failed
+  fi
+}
+
+# generate DATA ARGUMENTS…: fairseq-generate on this machine.
+generate() {
+  local data=$1 cpu=()
+  shift
+  [ "$DEVICE" = cuda ] || cpu=(--cpu)
+  "$BIN/fairseq-generate" "$data" --user-dir "$USER_DIR" "${cpu[@]}" "$@"
+}

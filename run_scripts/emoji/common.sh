@@ -1,0 +1,49 @@
+# Shared by the emoji scripts: the data, the task's options and the two kinds of training.
+
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+DATA=${DATA:-$ROOT/examples/emoji}
+
+# task_options caption|entailment: what training and generation have in common.
+task_options() {
+  case $1 in
+    caption) echo "--task mue_caption" ;;
+    entailment) echo "--task mue_snli_ve" ;;
+    *) echo "unknown task $1: caption or entailment" >&2; return 2 ;;
+  esac
+  echo "--patch-image-size 64 --code-dict-size 0 --num-bins 0"
+}
+
+# model_options plain|mue|no_split|no_layer_loss: what is trained.
+model_options() {
+  case $1 in
+    plain) echo "--layer-weights last" ;;
+    mue) echo "--split-modalities --layer-weights uniform" ;;
+    no_split) echo "--layer-weights uniform" ;;
+    no_layer_loss) echo "--split-modalities --layer-weights last" ;;
+    *) echo "unknown variant $1: plain, mue, no_split or no_layer_loss" >&2; return 2 ;;
+  esac
+}
+
+# valid_options caption|entailment: the score that chooses the best checkpoint.
+valid_options() {
+  case $1 in
+    caption)
+      echo "--eval-cider --eval-args {\"beam\":1,\"max_len_b\":16} --best-checkpoint-metric cider" ;;
+    entailment) echo "--eval-acc --best-checkpoint-metric acc" ;;
+  esac
+  echo "--maximize-best-checkpoint-metric"
+}
+
+# fit TASK VARIANT OUT UPDATES LR ARGUMENTS…: trains an ofa_nano; killed runs resume where they were.
+fit() {
+  local task=$1 variant=$2 out=$3 updates=$4 lr=$5
+  shift 5
+  # shellcheck disable=SC2046
+  train "$DATA" $(task_options "$task") $(model_options "$variant") $(valid_options "$task") \
+    --arch ofa_nano --criterion mue_loss --label-smoothing 0.1 --report-accuracy \
+    --optimizer adam --adam-betas "(0.9, 0.999)" --weight-decay 0.01 --clip-norm 1.0 \
+    --lr "$lr" --lr-scheduler polynomial_decay --total-num-update "$updates" \
+    --warmup-updates $((updates / 20)) --max-update "$updates" \
+    --batch-size $((${BATCH:-128} / PROCESSES)) --batch-size-valid 32 \
+    --save-dir "$out" --no-epoch-checkpoints "$@"
+}

@@ -1,0 +1,127 @@
+"""Small data in OFA's formats, and fairseq's commands in this process."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import fairseq_cli.generate
+import fairseq_cli.train
+import fairseq_cli.validate
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from PIL import Image
+
+import ofa_exit.plugin  # noqa: F401
+
+COLOURS = ("red", "green", "blue", "black", "white", "yellow")
+LABELS = ("entailment", "neutral", "contradiction")
+WORDS = (
+    *("what", "does", "the", "image", "describe", "?", "a", "square", "of", "paint", "&&"),
+    *("can", "and", "text1", "imply", "text2", '"', "yes", "maybe", "no", *COLOURS),
+)
+NANO = [
+    *["--arch", "ofa_nano", "--encoder-embed-dim", "32", "--decoder-embed-dim", "32"],
+    *["--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64", "--resnet-width", "8"],
+    *["--encoder-attention-heads", "2", "--decoder-attention-heads", "2"],
+]
+SMALL = ["--patch-image-size", "32", "--code-dict-size", "0", "--num-bins", "0"]
+
+
+def image_field(colour: str, side: int = 16) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+    return base64.urlsafe_b64encode(buffer.getvalue()).decode()
+
+
+def caption_row(number: int, references: int = 1, image: str | None = None) -> list[str]:
+    colour = COLOURS[number % len(COLOURS)]
+    captions = [f"a {colour} square", f"a square of {colour} paint"][:references]
+    field = image_field(colour) if image is None else image
+    return [f"c{number}", f"i{number}", "&&".join(captions), "", field]
+
+
+def entailment_row(number: int, image: str | None = None) -> list[str]:
+    colour, label = COLOURS[number % len(COLOURS)], LABELS[number % 3]
+    field = image_field(colour) if image is None else image
+    return [f"e{number}", f"i{number}", field, f"a {colour} square", f"{colour} paint", label]
+
+
+def write_tsv(path: Path, rows: list[list[str]]) -> Path:
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    return path
+
+
+def write_dictionary(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
+    return folder
+
+
+def caption_folder(folder: Path, test_rows: int = 11) -> Path:
+    """train, valid (9 rows) and test files with a dictionary of words."""
+    write_dictionary(folder)
+    write_tsv(folder / "train.tsv", [caption_row(n) for n in range(12)])
+    write_tsv(folder / "valid.tsv", [caption_row(n, 2) for n in range(9)])
+    write_tsv(folder / "test.tsv", [caption_row(n, 2) for n in range(test_rows)])
+    return folder
+
+
+def entailment_folder(folder: Path, test_rows: int = 11) -> Path:
+    write_dictionary(folder)
+    for name, rows in (("train", 12), ("valid", 9), ("test", test_rows)):
+        write_tsv(folder / f"{name}.tsv", [entailment_row(n) for n in range(rows)])
+    return folder
+
+
+def run(parser: Any, main: Any, arguments: list[str]) -> Any:
+    return main(convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments)))
+
+
+def train(task: str, data: Any, save_dir: Path, *more: str, updates: int = 3) -> Path:
+    """fairseq-train; the checkpoint's path."""
+    arguments = [
+        *[str(data), "--task", task, "--save-dir", str(save_dir), "--criterion", "mue_loss"],
+        *["--optimizer", "adam", "--lr", "0.003", "--max-update", str(updates), "--cpu"],
+        *["--batch-size", "4", "--num-workers", "0", "--log-format", "json", *NANO, *SMALL],
+        *["--no-epoch-checkpoints", "--split-modalities", *more],
+    ]
+    run(options.get_training_parser(), fairseq_cli.train.main, arguments)
+    return save_dir / "checkpoint_last.pt"
+
+
+def generate_arguments(task: str, data: Any, checkpoint: Any, *more: str) -> list[str]:
+    return [
+        *[str(data), "--task", task, "--path", str(checkpoint), "--cpu", "--max-len-b", "6"],
+        *["--num-workers", "0", *SMALL, *([] if "--max-tokens" in more else ["--batch-size", "4"])],
+        *more,
+    ]
+
+
+def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any]:
+    """fairseq-generate: its printed lines by kind (S, T, H, D, P) and id, and the result line."""
+    arguments = generate_arguments(task, data, checkpoint, *more)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(options.get_generation_parser(), fairseq_cli.generate.main, arguments)
+    lines: dict[str, Any] = {kind: {} for kind in "STHDP"}
+    for line in printed.getvalue().splitlines():
+        kind, _, rest = line.partition("-")
+        if kind in lines and "\t" in rest:
+            number, *values = rest.split("\t")
+            lines[kind].setdefault(int(number), []).append(values)
+        elif line.startswith("Generate "):
+            lines["result"] = line
+    return lines
+
+
+def validate(data: Any, checkpoint: Any, *more: str) -> None:
+    """fairseq-validate, as its command does it: flags override those of the checkpoint."""
+    parser = options.get_validation_parser()
+    arguments = [str(data), "--path", str(checkpoint), "--cpu", "--num-workers", "0", *more]
+    args = options.parse_args_and_arch(parser, arguments)
+    override_parser = options.get_validation_parser()
+    overrides = options.parse_args_and_arch(override_parser, arguments, suppress_defaults=True)
+    fairseq_cli.validate.main(convert_namespace_to_omegaconf(args), override_args=overrides)

@@ -1,0 +1,172 @@
+"""CUDA without a GPU: fake tensors refuse mixed devices and unexpected host reads."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+from helpers import batch, generate, nano
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ofa_exit.models import exiting
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.criterions import MuELoss
+from ofa_exit.policies.measures import hidden_saturation
+from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.policies.static import StaticExit
+from ofa_exit.verify import dictionary_of
+
+
+def fake_batch(device: str = "cuda", sentences: int = 3) -> dict[str, torch.Tensor]:
+    """Inputs as fairseq moves them to the GPU; only shapes and devices mean anything here."""
+    return {
+        "src_tokens": torch.full((sentences, 7), 5, device=device),
+        "src_lengths": torch.full((sentences,), 7, device=device),
+        "patch_images": torch.randn(sentences, 3, 32, 32, device=device),
+        "patch_masks": torch.ones(sentences, dtype=torch.bool, device=device),
+        "prev_output_tokens": torch.full((sentences, 5), 6, device=device),
+    }
+
+
+@pytest.fixture
+def fake():
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        yield mode
+
+
+def fake_model(
+    split: bool = True, dtype: torch.dtype = torch.float32, device: str = "cuda"
+) -> OFAModel:
+    options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
+    options.update(encoder_layers=2, decoder_layers=4)
+    task = Namespace(target_dictionary=dictionary_of(60))
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):  # fake parameters cannot be moved there afterwards
+            return OFAModel.build_model(Namespace(**options, split_modalities=split), task)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_training_step_stays_on_the_device(fake, split, device):
+    """Forward and the loss of every layer, without one host read; on "meta" backward too, for
+    which autograd wants a real device where tensors say "cuda"."""
+    model = fake_model(split, device=device).train()
+    net_input = fake_batch(device)
+    target = net_input["prev_output_tokens"]
+    sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
+    task = Namespace(target_dictionary=dictionary_of(60))
+    criterion = MuELoss(task, 0.1, "uniform", 0.0, 0, True, False)
+    loss, _, log = criterion(model, sample)
+    assert loss.device.type == device
+    assert all(v.device.type == device for v in log.values() if torch.is_tensor(v))
+    if device == "meta":
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and all(g.device.type == device for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("split", [False, True])
+def test_plain_generation_reads_nothing_back(fake, split, dtype):
+    """Encoder, decoder steps, beam reorder and a finished sentence, with no policy."""
+    model = fake_model(split, dtype).eval()
+    out, state = encode(model, dtype)
+    tokens = torch.full((6, 1), 0, device="cuda")
+    with torch.no_grad():
+        for step in range(3):
+            logits, _ = model.decoder(tokens, out, incremental_state=state)
+            assert logits.device.type == "cuda" and logits.dtype == dtype
+            order = torch.arange(6, device="cuda")
+            if step == 1:  # one of three sentences has finished
+                order = order[:4]
+            model.decoder.reorder_incremental_state_scripting(state, order)
+            out = model.encoder.reorder_encoder_out(out, order)
+            tokens = torch.full((order.numel(), tokens.size(1) + 1), 6, device="cuda")
+            if step == 1:
+                break
+
+
+def encode(model, dtype) -> tuple[EncoderOut, dict]:
+    net_input = fake_batch()
+    del net_input["prev_output_tokens"]
+    net_input["patch_images"] = net_input["patch_images"].to(dtype)
+    with torch.no_grad():
+        out = model.encoder(**net_input, step_limit=torch.full((3,), 8, device="cuda"))
+    return model.encoder.reorder_encoder_out(out, torch.arange(6, device="cuda")), {}
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_gated_steps_stay_on_the_device(fake, kv, monkeypatch):
+    """Gates that stay shut: all of the bookkeeping, and at most one host read a layer."""
+    model = fake_model().eval()
+    model.configure_exits(SimilarityExit(2.0, 2.0, 2.0, 0.95, schedule="decay"), kv)
+    out, state = encode(model, torch.float32)
+    reads = []
+
+    def nobody_leaves(run, leaving, after):
+        """What the one read would answer; everything before it runs on fake CUDA tensors."""
+        assert leaving.device.type == "cuda" and leaving.shape == run.exited.shape
+        reads.append(1)
+        run.go_on(after)
+        return True
+
+    monkeypatch.setattr(exiting._Run, "leave_some", nobody_leaves)
+    with torch.no_grad():
+        for step in range(1, 4):
+            tokens = torch.full((6, step), 6, device="cuda")
+            logits, _ = model.decoder(tokens, out, incremental_state=state)
+            assert logits.device.type == "cuda"
+            model.decoder.reorder_incremental_state_scripting(
+                state, torch.arange(6, device="cuda")
+            )
+    assert len(reads) == 3 * 3  # never after the last layer
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_growing_depths_fill_skipped_layers_on_the_device(fake, kv):
+    """A shallow step followed by a deep one: K/V of the skipped layers, without any host read."""
+    model = fake_model().eval()
+    out, state = encode(model, torch.float32)
+    for step, depth in enumerate((2, 4), start=1):
+        model.configure_exits(StaticExit((6, 6, depth)), kv)
+        tokens = torch.full((6, step), 6, device="cuda")
+        with torch.no_grad():
+            logits, _ = model.decoder(tokens, out, incremental_state=state)
+        assert logits.device.type == "cuda"
+
+
+def test_mixed_devices_would_be_noticed(fake):
+    """The net these tests hang on: a CPU tensor among CUDA ones is an error under fake mode."""
+    with pytest.raises(Exception, match="device"):
+        torch.zeros(2, device="cuda") + torch.zeros(2, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_decides_in_float32(dtype):
+    """bf16 and fp16 on the CPU: gates see float32, and generation runs through."""
+    model = nano().to(dtype)
+    net_input = batch(3)
+    net_input["patch_images"] = net_input["patch_images"].to(dtype)
+    seen = []
+
+    class Watching(SimilarityExit):
+        def decoder_gate(self):
+            gate = super().decoder_gate()
+
+            def watch(inputs):
+                seen.append(hidden_saturation(inputs.previous, inputs.current).dtype)
+                return gate(inputs)
+
+            return watch
+
+    model.configure_exits(Watching(0.9, 0.9, 2.0, 0.9, schedule="static"))
+    hypotheses = generate(model, net_input)
+    assert set(seen) == {torch.float32}
+    assert all(torch.isfinite(h["positional_scores"]).all() for s in hypotheses for h in s)
