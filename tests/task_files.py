@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import fairseq_cli.generate
 import fairseq_cli.train
 import fairseq_cli.validate
-from fairseq import options
+from fairseq import checkpoint_utils, options
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+from fairseq.utils import strip_pad
 from PIL import Image
 
 import ofa_exit.plugin  # noqa: F401
@@ -87,7 +91,7 @@ def train(task: str, data: Any, save_dir: Path, *more: str, updates: int = 3) ->
         *[str(data), "--task", task, "--save-dir", str(save_dir), "--criterion", "mue_loss"],
         *["--optimizer", "adam", "--lr", "0.003", "--max-update", str(updates), "--cpu"],
         *["--batch-size", "4", "--num-workers", "0", "--log-format", "json", *NANO, *SMALL],
-        *["--no-epoch-checkpoints", "--split-modalities", *more],
+        *["--no-epoch-checkpoints", "--no-save-optimizer-state", "--split-modalities", *more],
     ]
     run(options.get_training_parser(), fairseq_cli.train.main, arguments)
     return save_dir / "checkpoint_last.pt"
@@ -117,6 +121,59 @@ def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any
     return lines
 
 
+def setup(task: str, data: Any, **options: Any) -> Any:
+    """The task alone, with options as in the command's configuration."""
+    config = TASK_DATACLASS_REGISTRY[task](
+        **{"data": str(data), "num_shards": 1, "shard_id": 0},
+        **{"patch_image_size": 32, "code_dict_size": 0, "num_bins": 0, **options},
+    )
+    config._name = task
+    return TASK_REGISTRY[task].setup_task(config)
+
+
+def load(task: Any, *checkpoints: Path) -> list[Any]:
+    return checkpoint_utils.load_model_ensemble(list(map(str, checkpoints)), task=task)[0]
+
+
+def generate_rows(
+    task: Any,
+    models: list[Any],
+    batch_size: int | None = 4,
+    max_tokens: int | None = None,
+    num_workers: int = 0,
+    **options: Any,
+) -> dict[int, list[dict[str, Any]]]:
+    """Hypotheses by row of the split test, as fairseq-generate asks for them.
+
+    Prefixes, too; each hypothesis gets its words, the row's printed references and its depths.
+    """
+    task.load_dataset("test")
+    rows = task.get_batch_iterator(
+        task.dataset("test"),
+        max_tokens=max_tokens,
+        max_sentences=batch_size,
+        num_workers=num_workers,
+        required_batch_size_multiple=8,
+        num_shards=1,
+        max_positions=(128, 128),
+    ).next_epoch_itr(shuffle=False)
+    generator = task.build_generator(models, Namespace(**{"beam": 5, "max_len_b": 6, **options}))
+    prefix_size = options.get("prefix_size", 0)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for sample in rows:
+        if "net_input" not in sample:
+            continue
+        prefix = sample["target"][:, :prefix_size] if prefix_size else None
+        hypotheses = task.inference_step(generator, models, sample, prefix_tokens=prefix)
+        for number, row, target in zip(sample["id"].tolist(), hypotheses, sample["target"]):
+            assert number not in found
+            found[number] = row
+            for hypothesis in row:
+                hypothesis["words"] = task.text(hypothesis["tokens"])
+                hypothesis["references"] = task.dictionary.string(strip_pad(target, 1))
+    return found
+
+
 def validate(data: Any, checkpoint: Any, *more: str) -> None:
     """fairseq-validate, as its command does it: flags override those of the checkpoint."""
     parser = options.get_validation_parser()
@@ -125,3 +182,8 @@ def validate(data: Any, checkpoint: Any, *more: str) -> None:
     override_parser = options.get_validation_parser()
     overrides = options.parse_args_and_arch(override_parser, arguments, suppress_defaults=True)
     fairseq_cli.validate.main(convert_namespace_to_omegaconf(args), override_args=overrides)
+
+
+def criterion(task: Any) -> Any:
+    """The loss at full depth, label smoothing 0."""
+    return CRITERION_REGISTRY["mue_loss"](task, 0.0, "uniform", 0.0, 0, False, False).eval()

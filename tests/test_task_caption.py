@@ -1,4 +1,4 @@
-"""Captioning through fairseq's own commands."""
+"""Captioning: data, generation with and without exits, validation."""
 
 import json
 import logging
@@ -11,15 +11,14 @@ from fairseq.logging import metrics
 from ofa_exit.evaluation.captions import score_captions
 
 TASK = "mue_caption"
-SIMILARITY = [
-    *["--exit-policy", "similarity", "--exit-image-threshold", "0.9"],
-    *["--exit-text-threshold", "0.9", "--exit-decoder-threshold", "0.9"],
-]
+NEVER = {"image": 1.0, "text": 1.0, "decoder": 1.0}
+SIMILARITY = {"image": 0.9, "text": 0.9, "decoder": 0.9}
+NO_IMAGE = "bm8gaW1hZ2U="
 
-NEVER = [
-    *["--exit-policy", "similarity", "--exit-image-threshold", "1"],
-    *["--exit-text-threshold", "1", "--exit-decoder-threshold", "1"],
-]
+
+def similarity(thresholds, **more):
+    named = {f"exit_{part}_threshold": value for part, value in thresholds.items()}
+    return {"exit_policy": "similarity", **named, **more}
 
 
 @pytest.fixture(scope="module")
@@ -36,186 +35,302 @@ def checkpoint(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def other_checkpoint(data, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["test"])
-        folder = tmp_path_factory.mktemp("other")
-        return files.train(TASK, data, folder, "--disable-validation", "--seed", "5", updates=4)
+def models(data, checkpoint):
+    return files.load(files.setup(TASK, data), checkpoint)
 
 
-def best(lines):
-    """Words and score of the best hypotheses; scores tell apart what has the same words."""
-    return {number: hypotheses[0][1] for number, hypotheses in lines["D"].items()}, {
-        number: pytest.approx(float(hypotheses[0][0]), abs=1e-4)
-        for number, hypotheses in lines["H"].items()
-    }
+@pytest.fixture(scope="module")
+def full_depth(data, models):
+    """Captions at full depth, sentence by sentence."""
+    found = files.generate_rows(files.setup(TASK, data), models, batch_size=1)
+    assert sorted(found) == list(range(11))
+    scores = {round(float(row[0]["score"]), 3) for row in found.values()}
+    assert len(scores) == 6  # the model tells the pictures apart
+    return found
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for number, row in found.items():
+        assert [h["tokens"].tolist() for h in row] == [
+            h["tokens"].tolist() for h in expected[number]
+        ]
+        for one, other in zip(row, expected[number]):
+            torch.testing.assert_close(one["score"], other["score"], atol=1e-4, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------- every row, once
 
 
-@pytest.fixture(scope="module")
-def reference(data, checkpoint):
-    """Captions at full depth, sentence by sentence."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["test"])
-        found = best(files.generate(TASK, data, checkpoint, "--batch-size", "1"))
-    words, scores = found
-    assert len(words) == 11
-    assert len({round(score.expected, 3) for score in scores.values()}) == 6  # one a picture
-    return found
-
-
 @pytest.mark.parametrize(
-    "options",
+    ("task_options", "options"),
     [
-        ["--batch-size", "3"],
-        ["--batch-size", "32"],
-        ["--max-tokens", "100"],
-        ["--batch-size", "2", "--num-workers", "4"],
-        ["--required-batch-size-multiple", "1"],
-        NEVER,
-        ["--exit-policy", "static", "--exit-depths", "6,6,6"],
+        ({}, {"batch_size": 3}),
+        ({}, {"batch_size": 32}),
+        ({}, {"batch_size": None, "max_tokens": 100}),
+        ({}, {"batch_size": 2, "num_workers": 4}),
+        (similarity(NEVER), {}),
+        (similarity(NEVER, exit_kv="recompute"), {"batch_size": 11}),
+        ({"exit_policy": "static", "exit_depths": "6,6,6"}, {}),
     ],
-    ids=" ".join,
 )
-def test_every_row_is_captioned_once_and_the_same(data, checkpoint, reference, options):
-    lines = files.generate(TASK, data, checkpoint, *options)
-    assert all(len(hypotheses) == 1 for hypotheses in lines["D"].values())
-    assert best(lines) == reference
-    assert (
-        "(11 captions"
-        in files.generate(
-            TASK, data, checkpoint, "--scoring", "coco_caption", "--coco-tokenizer", "plain"
-        )["result"]
-    )
+def test_every_row_is_captioned_once_and_the_same(data, models, full_depth, task_options, options):
+    task = files.setup(TASK, data, **task_options)
+    assert_same(files.generate_rows(task, models, **options), full_depth)
+    assert task.exit_report.summary()["expected_time_reduction"] == 0
 
 
-def test_shards_part_the_rows(data, checkpoint, reference):
-    words, scores = {}, {}
-    for shard in ("0", "1"):
-        lines = files.generate(
-            *(TASK, data, checkpoint, "--batch-size", "2"),
-            *("--num-shards", "2", "--shard-id", shard),
-        )
-        assert lines["D"]
-        assert not words.keys() & lines["D"].keys()
-        words.update(best(lines)[0])
-        scores.update(best(lines)[1])
-    assert (words, scores) == reference
-    with pytest.raises(ValueError, match="--shard-id 2"):
-        files.generate(TASK, data, checkpoint, "--num-shards", "2", "--shard-id", "2")
+def test_shards_part_the_rows(data, models, full_depth):
+    parts = [
+        files.generate_rows(files.setup(TASK, data, num_shards=3, shard_id=shard), models)
+        for shard in range(3)
+    ]
+    assert sum(map(len, parts)) == 11
+    assert all(parts)
+    assert_same({**parts[0], **parts[1], **parts[2]}, full_depth)
+    with pytest.raises(ValueError, match="--shard-id 3"):
+        files.generate_rows(files.setup(TASK, data, num_shards=3, shard_id=3), models)
+
+
+def test_ofa_file_lists_and_column_choice_work(data, models, full_depth):
+    task = files.setup(TASK, f"{data}/train.tsv,{data}/test.tsv", selected_cols="0,4,2")
+    assert_same(files.generate_rows(task, models), full_depth)
 
 
 # ---------------------------------------------------------------------- generation options
 
 
-@pytest.mark.parametrize("exits", [[], SIMILARITY, [*SIMILARITY, "--exit-kv", "recompute"]])
+@pytest.mark.parametrize(
+    "exits", [{}, similarity(SIMILARITY), similarity(SIMILARITY, exit_kv="recompute")]
+)
 @pytest.mark.parametrize(
     "options",
     [
-        ["--beam", "1"],
-        ["--beam", "10", "--nbest", "10"],
-        ["--beam", "2", "--lenpen", "0.5", "--no-repeat-ngram-size", "2"],
-        ["--sampling", "--beam", "3", "--nbest", "3", "--sampling-topk", "5"],
-        ["--prefix-size", "2", "--beam", "3"],
-        ["--max-len-a", "0.5", "--max-len-b", "1", "--beam", "2", "--min-len", "2"],
-        ["--match-source-len", "--beam", "2"],
+        {"beam": 1},
+        {"beam": 10, "nbest": 10},
+        {"beam": 2, "lenpen": 0.5, "no_repeat_ngram_size": 2, "unnormalized": True},
+        {"beam": 3, "nbest": 3, "sampling": True, "sampling_topk": 5},
+        {"beam": 3, "prefix_size": 2},
+        {"beam": 2, "prefix_size": 9},  # longer than the references: they are forced in full
+        {"beam": 2, "max_len_a": 0.5, "max_len_b": 1, "min_len": 2},
+        {"beam": 2, "match_source_len": True},
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_generation_options_work(data, checkpoint, tmp_path, options, exits):
+def test_generation_options_work(data, models, tmp_path, options, exits):
     trace = tmp_path / "trace.json"
-    lines = files.generate(*(TASK, data, checkpoint, *options, *exits, "--exit-trace", str(trace)))
-    nbest = int(options[options.index("--nbest") + 1]) if "--nbest" in options else 1
-    assert sorted(lines["D"]) == list(range(11))
-    assert all(len(hypotheses) == nbest for hypotheses in lines["D"].values())
+    task = files.setup(TASK, data, exit_trace=str(trace), **exits)
+    found = files.generate_rows(task, models, max_tokens=None, **options)
+    assert sorted(found) == list(range(11))
+    task.exit_report.close()
     records = [json.loads(line) for line in trace.read_text().splitlines()]
     assert [record["id"] for record in records] == [f"c{number}" for number in range(11)]
     for number, record in enumerate(records):
-        words = record["hypotheses"][0]["words"]
-        assert lines["H"][number][0][1].split() == words[:-1]
-        assert len(record["hypotheses"][0]["layers"]) == len(words)
-        if not exits:
-            assert set(record["hypotheses"][0]["layers"]) == {6}
-        if "--prefix-size" in options:  # of the first reference
-            assert words[:2] == lines["T"][number][0][0].split()[:2]
+        assert len(record["hypotheses"]) == len(found[number]) <= options["beam"]
+        for traced, hypothesis in zip(record["hypotheses"], found[number]):
+            words = hypothesis["words"].split()
+            assert traced["words"] == [*words, "</s>"]
+            assert len(traced["layers"]) == len(words) + 1
+            if not exits:
+                assert set(traced["layers"]) == {6}
+            if "prefix_size" in options:
+                reference = hypothesis["references"].split("&&")[0].split()
+                assert words[: options["prefix_size"]] == reference[: options["prefix_size"]]
+            if "max_len_a" in options:
+                assert len(words) <= 0.5 * 8 + 1
 
 
-def test_exits_save_layers(caplog, data, checkpoint):
-    with caplog.at_level(logging.INFO, "ofa_exit"):
-        files.generate(TASK, data, checkpoint, *SIMILARITY)
-    (summary,) = [
-        json.loads(record.getMessage().split(": ", 1)[1])
-        for record in caplog.records
-        if record.getMessage().startswith("exit summary")
-    ]
-    assert summary["sentences"] == 11
-    assert summary["image_layers"] < 6
-    assert summary["text_layers"] < 6
-    assert summary["expected_time_reduction"] > 0
-    assert summary["flop_reduction"] > 0
-    assert summary["seconds"] > 0
-    assert "mean image layers" in caplog.text
-
-
-def test_exits_do_not_depend_on_the_batch(data, checkpoint, tmp_path):
+def test_exits_save_layers_and_do_not_depend_on_the_batch(data, models, tmp_path):
     traces = []
-    for size in ("1", "11"):
-        path = tmp_path / size
-        files.generate(
-            *(TASK, data, checkpoint, *SIMILARITY, "--batch-size", size),
-            *("--exit-trace", str(path)),
-        )
+    for size in (1, 4, 11):
+        path = tmp_path / str(size)
+        task = files.setup(TASK, data, exit_trace=str(path), **similarity(SIMILARITY))
+        files.generate_rows(task, models, batch_size=size, max_len_a=0.25, max_len_b=3)
+        summary = task.exit_report.summary()
         traces.append(path.read_text())
-    assert traces[0] == traces[1]
+        assert summary["sentences"] == 11
+        assert summary["image_layers"] < 6
+        assert summary["text_layers"] < 6
+        assert summary["decoder_layers"] < 6
+        assert summary["flop_reduction"] > 0
+        assert summary["seconds"] > 0
+    assert traces[0] == traces[1] == traces[2]
 
 
-def test_ensembles_have_a_report_a_model(caplog, data, checkpoint, other_checkpoint, tmp_path):
-    trace = tmp_path / "trace"
-    paths = f"{checkpoint}:{other_checkpoint}"
-    with caplog.at_level(logging.INFO, "ofa_exit"):
-        lines = files.generate(TASK, data, paths, *SIMILARITY, "--exit-trace", str(trace))
-    assert sorted(lines["D"]) == list(range(11))
-    assert "by model 2 of 2" in caplog.text
-    assert len(trace.read_text().splitlines()) == 11
-    assert len((tmp_path / "trace.2").read_text().splitlines()) == 11
-    alone = [files.generate(TASK, data, path)["H"] for path in (checkpoint, other_checkpoint)]
-    together = files.generate(TASK, data, paths)["H"]
-    assert together != alone[0]
-    assert together != alone[1]
+def test_step_limits_are_those_of_the_search_sentence_by_sentence(data, models):
+    task = files.setup(TASK, data)
+    net_input = {"src_lengths": torch.tensor([8, 3])}
+    for options, expected in (
+        ({"max_len_b": 6}, [6, 6]),
+        ({"max_len_a": 0.5, "max_len_b": 1}, [5, 2]),
+        ({"max_len_b": 1000}, [128, 128]),  # the model's positions
+        ({"match_source_len": True}, [8, 3]),
+    ):
+        generator = task.make_generator(models, files.Namespace(**options))
+        assert task.step_limits(generator, {"net_input": net_input}).tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--print-alignment"], "--print-alignment is not supported"),
-        (["--constraints"], "--constraints is not supported"),
-        (["--print-step"], "--print-step is not supported"),
-        (["--diverse-beam-groups", "2", "--beam", "4"], "--diverse-beam-groups is not supported"),
-        (["--score-reference", *SIMILARITY], "leave --exit-policy out"),
-        (["--exit-image-threshold", "0.5"], "without an exit policy"),
-        (["--exit-policy", "static", "--exit-depths", "1,1,9"], "6 decoder layers"),
-        (["--exit-policy", "similarity", "--exit-encoder-threshold", "0.5"], "joint encoder"),
-        (["--patch-image-size", "48"], "trained with --patch-image-size 32, here it is 48"),
-        (["--imagenet-default-mean-and-std"], "trained with --imagenet-default-mean-and-std False"),
-        (["--gen-subset", "test_artist"], r"no test_artist\.tsv"),
-        (["--bpe-dir", "/nowhere"], "dict.txt"),
-        (["--num-bins", "-1"], "--num-bins -1"),
-        (["--max-src-length", "0"], "--max-src-length 0"),
+        ({"print_alignment": "hard"}, "--print-alignment is not supported"),
+        ({"replace_unk": ""}, "--replace-unk is not supported"),
+        ({"constraints": "ordered"}, "--constraints is not supported"),
+        ({"print_step": True}, "--print-step is not supported"),
+        ({"retain_iter_history": True}, "--retain-iter-history is not supported"),
+        ({"diverse_beam_groups": 2, "beam": 4}, "--diverse-beam-groups is not supported"),
+        ({"score_reference": True}, "leave --exit-policy out"),
     ],
 )
-def test_what_cannot_be_done_is_refused(data, checkpoint, options, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        files.generate(TASK, data, checkpoint, *options)
+def test_options_that_cannot_work_are_refused(data, models, options, message):
+    task = files.setup(TASK, data, **similarity(SIMILARITY))
+    with pytest.raises(ValueError, match=message):
+        files.generate_rows(task, models, **options)
 
 
-def test_nonsense_is_refused_before_the_checkpoint_is_read(data):
-    with pytest.raises(ValueError, match="--exit-image-threshold"):
-        files.generate(
-            *(TASK, data, "/no/checkpoint", "--exit-policy", "similarity"),
-            *("--exit-image-threshold", "nan"),
+def test_references_can_be_scored(data, models):
+    found = files.generate_rows(files.setup(TASK, data), models, score_reference=True)
+    assert found[0][0]["words"] == "a red square"
+
+
+def test_broken_weights_are_told_by_sample(data, checkpoint):
+    task = files.setup(TASK, data)
+    broken = files.load(task, checkpoint)
+    with torch.no_grad():
+        broken[0].decoder.layers[0].fc1.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="4 of 4 samples of a batch: c0, c1, c2, c3"):
+        files.generate_rows(task, broken)
+
+
+def test_one_broken_sample_is_named(data, models, monkeypatch):
+    task = files.setup(TASK, data)
+    collated = files.ofa_exit.plugin.dataset.RowDataset.collater
+
+    def break_third(self, samples):
+        batch = collated(self, samples)
+        batch["net_input"]["patch_images"][2] = float("inf")
+        return batch
+
+    monkeypatch.setattr("ofa_exit.plugin.dataset.RowDataset.collater", break_third)
+    with pytest.raises(FloatingPointError, match=r"1 of 4 samples of a batch: c2\. "):
+        files.generate_rows(task, models)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def test_printed_references_keep_words_the_model_does_not_know(tmp_path, models):
+    folder = files.write_dictionary(tmp_path / "data")
+    row = files.caption_row(0)
+    row[2] = "a turquoise square&&square && paint"
+    files.write_tsv(folder / "test.tsv", [row])
+    found = files.generate_rows(files.setup(TASK, folder), models)
+    assert found[0][0]["references"] == "a turquoise square && square && paint"
+
+
+@pytest.mark.parametrize("exits", [{}, similarity(SIMILARITY)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_without_picture_and_bad_rows(tmp_path, models, exits, workers):
+    folder = files.write_dictionary(tmp_path / "data")
+    rows = [files.caption_row(number) for number in range(7)]
+    rows[1][4] = ""  # no picture
+    rows[2][4] = rows[3][4] = rows[6][4] = NO_IMAGE
+    files.write_tsv(folder / "test.tsv", rows)
+    options = {"batch_size": 2, "num_workers": workers}
+    with pytest.raises(ValueError, match=r"test\.tsv, line 3, field 'image'"):
+        files.generate_rows(files.setup(TASK, folder, **exits), models, **options)
+    trace = tmp_path / "trace"
+    task = files.setup(TASK, folder, skip_bad_rows=True, exit_trace=str(trace), **exits)
+    assert sorted(files.generate_rows(task, models, **options)) == [0, 1, 4, 5]
+    assert "3 of 7 rows were skipped" in task.dataset("test").rows.summary()[0]
+    layers = {
+        record["id"]: record["image_layers"]
+        for record in map(json.loads, trace.read_text().splitlines())
+    }
+    assert layers.pop("c1") == 0
+    assert min(layers.values()) > 0
+
+
+def test_training_rows_are_shuffled_anew_each_epoch_and_none_is_lost(data):
+    task = files.setup(TASK, data)
+    orders = []
+    for epoch in (1, 2, 1):
+        task.load_dataset("train", epoch=epoch)
+        batches = task.get_batch_iterator(
+            task.dataset("train"), max_sentences=5, required_batch_size_multiple=8, epoch=epoch
+        ).next_epoch_itr(shuffle=True)
+        orders.append([row for batch in batches for row in batch["id"].tolist()])
+        assert sorted(orders[-1]) == list(range(12))
+    assert orders[0] == orders[2] != orders[1]
+
+
+# ---------------------------------------------------------------------- fairseq's commands
+
+
+def test_generate_prints_scores_and_reports(data, checkpoint, full_depth, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "ofa_exit"):
+        lines = files.generate(
+            *(TASK, data, checkpoint, "--batch-size", "3", "--num-workers", "1"),
+            *("--scoring", "coco_caption", "--coco-tokenizer", "plain"),
         )
+    assert {n: hypotheses[0][1] for n, hypotheses in lines["D"].items()} == {
+        number: row[0]["words"] for number, row in full_depth.items()
+    }
+    assert lines["S"][0] == [["what does the image describe ?"]]
+    assert lines["T"][1] == [["a green square && a square of green paint"]]
+    assert "(11 captions" in lines["result"]
+    messages = [record.getMessage() for record in caplog.records]
+    (summary,) = [m.split(": ", 1)[1] for m in messages if m.startswith("exit summary")]
+    assert json.loads(summary)["sentences"] == 11
+    assert "mean image layers" in caplog.text
+
+
+def test_ensembles_have_a_report_a_model(data, checkpoint, tmp_path, caplog):
+    state = torch.load(checkpoint)
+    for name, weight in state["model"].items():
+        if name.startswith("encoder.layers.5"):
+            weight.mul_(1.5)
+    torch.save(state, tmp_path / "other.pt")
+    trace = tmp_path / "trace"
+    with caplog.at_level(logging.INFO, "ofa_exit"):
+        lines = files.generate(
+            *(TASK, data, f"{checkpoint}:{tmp_path / 'other.pt'}", "--exit-trace", str(trace)),
+            *("--exit-policy", "similarity", "--exit-image-threshold", "0.9"),
+        )
+    assert sorted(lines["D"]) == list(range(11))
+    assert "by model 2 of 2" in caplog.text
+    assert len(trace.read_text().splitlines()) == 11
+    assert len((tmp_path / "trace.2").read_text().splitlines()) == 11
+
+
+def test_ensembles_average(data, models, full_depth):
+    task = files.setup(TASK, data)
+    assert_same(files.generate_rows(task, [*models, *models]), full_depth)
+
+
+def test_the_report_is_in_the_results_file(data, checkpoint, tmp_path):
+    """The file is closed right after the command's main function has returned."""
+    logging.getLogger("ofa_exit").addHandler(handler := logging.FileHandler(tmp_path / "log"))
+    try:
+        files.generate(TASK, data, checkpoint, "--results-path", str(tmp_path / "results"))
+        assert "exit summary" in (tmp_path / "log").read_text()
+    finally:
+        logging.getLogger("ofa_exit").removeHandler(handler)
+        handler.close()
+    assert "T-10\t" in (tmp_path / "results" / "generate-test.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--patch-image-size", "48"], "trained with --patch-image-size 32, here it is 48"),
+        (["--imagenet-default-mean-and-std"], "trained with --imagenet-default-mean-and-std False"),
+        (["--exit-policy", "static", "--exit-depths", "1,1,9"], "6 decoder layers"),
+    ],
+)
+def test_what_the_checkpoint_is_not_is_refused(data, checkpoint, options, message):
+    with pytest.raises(ValueError, match=message):
+        files.generate(TASK, data, checkpoint, *options)
 
 
 def test_another_image_size_can_be_meant(data, checkpoint):
@@ -226,83 +341,44 @@ def test_another_image_size_can_be_meant(data, checkpoint):
     assert len(lines["D"]) == 11
 
 
-def test_references_can_be_scored(data, checkpoint):
-    lines = files.generate(TASK, data, checkpoint, "--score-reference")
-    assert best(lines)[0][0] == "a red square"
+def test_nonsense_is_refused_before_the_checkpoint_is_read(data):
+    with pytest.raises(ValueError, match="--exit-image-threshold"):
+        files.generate(
+            *(TASK, data, "/no/checkpoint", "--exit-policy", "similarity"),
+            *("--exit-image-threshold", "nan"),
+        )
 
 
-def test_broken_weights_are_told_by_sample(data, checkpoint, tmp_path):
-    state = torch.load(checkpoint)
-    state["model"]["decoder.layers.0.fc1.weight"][:] = float("nan")
-    torch.save(state, tmp_path / "broken.pt")
-    with pytest.raises(FloatingPointError, match="4 of 4 samples of a batch: c0, c1, c2, c3"):
-        files.generate(TASK, data, tmp_path / "broken.pt")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": None}, "no data"),
+        ({"bpe_dir": "/nowhere"}, r"/nowhere/dict\.txt"),
+        ({"num_bins": -1}, "--num-bins -1"),
+        ({"max_src_length": 0}, "--max-src-length 0"),
+        ({"patch_image_size": 0}, "--patch-image-size 0"),
+        ({"eval_cider": True, "eval_args": "{beam: 5}"}, "is not JSON"),
+        ({"eval_args": "[5]"}, "JSON object"),
+        ({"eval_args": '{"beams": 5}'}, "beams is no generation option"),
+        ({"eval_args": '{"print_alignment": "hard"}'}, "--print-alignment"),
+        ({"exit_image_threshold": 0.5}, "without an exit policy"),
+    ],
+)
+def test_nonsense_is_refused_at_once(data, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        files.setup(TASK, options.pop("data", data), **options)
 
 
-# ---------------------------------------------------------------------- rows
+# ---------------------------------------------------------------------- validation
 
 
-def test_printed_references_keep_words_the_model_does_not_know(tmp_path, checkpoint):
-    folder = files.write_dictionary(tmp_path / "data")
-    row = files.caption_row(0)
-    row[2] = "a turquoise square&&square && paint"
-    files.write_tsv(folder / "test.tsv", [row])
-    lines = files.generate(TASK, folder, checkpoint)
-    assert lines["T"][0] == [["a turquoise square && square && paint"]]
-
-
-def test_rows_without_picture_and_bad_rows(caplog, tmp_path, checkpoint):
-    folder = files.write_dictionary(tmp_path / "data")
-    rows = [files.caption_row(number) for number in range(6)]
-    rows[1][4] = ""  # no picture
-    rows[4][4] = "bm8gaW1hZ2U="  # not a picture
-    files.write_tsv(folder / "test.tsv", rows)
-    trace = tmp_path / "trace"
-    with pytest.raises(ValueError, match=r"test\.tsv, line 5, field 'image'"):
-        files.generate(TASK, folder, checkpoint)
-    for options in ([], SIMILARITY):
-        with caplog.at_level(logging.WARNING, "ofa_exit"):
-            lines = files.generate(
-                *(TASK, folder, checkpoint, "--skip-bad-rows", "--batch-size", "2"),
-                *("--exit-trace", str(trace), *options),
-            )
-        assert sorted(lines["D"]) == [0, 1, 2, 3, 5]
-        assert "1 of 6 rows were skipped" in caplog.text
-        caplog.clear()
-        layers = {
-            record["id"]: record["image_layers"]
-            for record in map(json.loads, trace.read_text().splitlines())
-        }
-        assert layers.pop("c1") == 0
-        assert min(layers.values()) > 0
-
-
-def test_a_batch_of_bad_rows_alone_is_passed_over(tmp_path, checkpoint):
-    folder = files.write_dictionary(tmp_path / "data")
-    rows = [files.caption_row(number) for number in range(4)]
-    rows[0][4] = rows[1][4] = "bm8gaW1hZ2U="
-    files.write_tsv(folder / "test.tsv", rows)
-    lines = files.generate(TASK, folder, checkpoint, "--skip-bad-rows", "--batch-size", "2")
-    assert sorted(lines["D"]) == [2, 3]
-
-
-def test_ofa_file_lists_work(data, checkpoint, reference):
-    files_given = f"{data}/train.tsv,{data}/test.tsv"
-    lines = files.generate(TASK, files_given, checkpoint, "--selected-cols", "0,4,2", "--beam", "5")
-    assert best(lines) == reference
-
-
-# ---------------------------------------------------------------------- training and validation
-
-
-def test_validation_metrics_are_those_of_the_split(data, checkpoint):
-    lines = files.generate(
-        *(TASK, data, checkpoint, "--gen-subset", "valid", "--beam", "2"),
-    )
+def test_validation_metrics_are_those_of_the_split(data, checkpoint, models):
+    task = files.setup(TASK, f"{data}/train.tsv,{data}/valid.tsv")
+    found = files.generate_rows(task, models, beam=2)
     references = [
         row.split("\t")[2].split("&&") for row in (data / "valid.tsv").read_text().splitlines()
     ]
-    hypotheses = [best(lines)[0][number] for number in range(9)]
+    hypotheses = [found[number][0]["words"] for number in range(9)]
     expected = score_captions(hypotheses, references, "plain").values
     metrics.reset()
     with metrics.aggregate() as seen:
@@ -313,7 +389,23 @@ def test_validation_metrics_are_those_of_the_split(data, checkpoint):
     values = seen.get_smoothed_values()
     assert values["cider"] == pytest.approx(expected["CIDEr"], abs=0.002)
     assert values["bleu"] == pytest.approx(expected["BLEU-4"], abs=0.002)
-    assert values["cider"] > 0
+    assert expected["BLEU-1"] > 0
+
+
+def test_the_validation_loss_is_at_full_depth(data, models):
+    plain = files.setup(TASK, data, eval_cider=True)
+    exiting = files.setup(TASK, data, eval_bleu=True, exit_policy="static", exit_depths="1,1,1")
+    logs, texts = [], []
+    for task in (plain, exiting):
+        task.load_dataset("valid")
+        task.eval_generator = task.validation_generator(models[0])
+        task.validation_sums = lambda sample, hypotheses: texts.append(hypotheses) or {}
+        batch = task.dataset("valid").collater([task.dataset("valid")[n] for n in range(4)])
+        criterion = files.criterion(task)
+        logs.append(task.valid_step(batch, models[0], criterion)[2])
+        assert models[0].encoder.exit_policy is None
+    assert logs[0] == logs[1]
+    assert len(texts) == 2
 
 
 def test_training_validates_shards_and_keeps_the_best(data, tmp_path, caplog):
@@ -329,20 +421,6 @@ def test_training_validates_shards_and_keeps_the_best(data, tmp_path, caplog):
     assert "valid_cider" in caplog.text
     assert "loading train data for epoch 2" in caplog.text
     state = torch.load(last)
-    best_checkpoint = torch.load(save_dir / "checkpoint_best.pt")
-    assert state["extra_state"]["best"] == best_checkpoint["extra_state"]["best"]
+    best = torch.load(save_dir / "checkpoint_best.pt")
+    assert state["extra_state"]["best"] == best["extra_state"]["best"]
     assert state["cfg"]["task"]["patch_image_size"] == 32
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--eval-args", "{beam: 5}"], "is not JSON"),
-        (["--eval-args", "[5]"], "JSON object"),
-        (["--eval-args", '{"beams": 5}'], "beams is no generation option"),
-        (["--eval-args", '{"print_alignment": "hard"}'], "--print-alignment"),
-    ],
-)
-def test_evaluation_arguments_are_checked(data, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        files.train(TASK, data, tmp_path, "--eval-cider", *options)

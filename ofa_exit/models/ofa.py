@@ -1,14 +1,17 @@
 """The model as fairseq sees it: its arguments, and encoder and decoder under fairseq's bases."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
-from ofa_exit.models.checkpoints import fit_state_dict, refuse_other_structure
+from ofa_exit.models.checkpoints import REQUIRED_FLAGS, fit_state_dict, refuse_other_structure
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder, EncoderOut
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
@@ -91,6 +94,25 @@ class OFAConfig(FairseqDataclass):
     )
 
 
+def _warn_unknown(cfg: Any) -> None:
+    """Warns of model arguments that mean nothing here, as in checkpoints of other versions.
+
+    A checkpoint keeps all arguments of its run in one place; those that fairseq itself or the
+    registered tasks, criterions and optimizers know belong to the run and are passed over.
+    """
+    names = set(vars(cfg) if hasattr(cfg, "__dict__") and not hasattr(cfg, "keys") else cfg.keys())
+    known = {option.name for option in fields(OFAConfig)} | set(REQUIRED_FLAGS)
+    known |= {"arch", "task", "criterion", "optimizer", "lr_scheduler", "data", "user_dir"}
+    groups = [option.default_factory for option in fields(FairseqConfig)]
+    registered = [registry["dataclass_registry"] for registry in REGISTRIES.values()]
+    for kind in [*groups, *(c for r in registered for c in r.values()), *TASK_DATACLASSES.values()]:
+        if is_dataclass(kind):
+            known |= {option.name for option in fields(kind)}
+    unknown = sorted(name for name in names - known if not name.startswith("_"))
+    if unknown:
+        logger.warning("model arguments without a meaning here, ignored: %s", ", ".join(unknown))
+
+
 class OFAEncoder(Encoder, FairseqEncoder):
     """``Encoder`` as a fairseq encoder."""
 
@@ -131,6 +153,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
         """Builds the model for ``task``'s dictionary from fairseq's arguments."""
         refuse_other_structure(cfg)
+        _warn_unknown(cfg)
         config = OFAConfig.from_namespace(cfg)
         config.decoder_embed_dim = config.decoder_embed_dim or config.encoder_embed_dim
         config.decoder_ffn_embed_dim = config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim

@@ -49,7 +49,7 @@ class AllCandidateGenerator(nn.Module):
 
     def __init__(self, models: Sequence[Any], trie: AnswerTrie, pad: int) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models).eval()
+        self.models: Any = nn.ModuleList(models).eval()
         self.pad, self.eos = pad, trie.eos
         self.answers = [[*answer, trie.eos] for answer in trie.answers]
         self.words = sorted({token for answer in self.answers for token in answer})

@@ -1,5 +1,6 @@
 """Around stock beam search: what it cannot do here, broken numbers, and the report at the end."""
 
+import gc
 import json
 import logging
 import os
@@ -29,10 +30,9 @@ UNSUPPORTED = {
 def refuse_options(args: Any, reasons: dict[str, str]) -> None:
     """Raises ValueError for generation options, with their reasons, that were switched on."""
     for option, reason in reasons.items():
-        value = getattr(args, option, None)
-        off = value is None or value is False
-        # Numbers, and fairseq's -1 for "not used".
-        if not off and (isinstance(value, (str, bool)) or value > 0):
+        value: Any = getattr(args, option, None)
+        # 0 and -1 are fairseq's "not used".
+        if value > 0 if isinstance(value, (int, float)) else value is not None:
             raise ValueError(f"--{option.replace('_', '-')} is not supported: {reason}")
 
 
@@ -102,8 +102,11 @@ def when_done(
 ) -> None:
     """Logs the reports when ``generator`` is given up, at the latest when Python ends.
 
-    fairseq-generate has no hook at its end; its generator lives as long as the generation.
+    fairseq-generate has no hook at its end; its generator lives as long as the generation. What
+    omegaconf does not find leaves cycles which hold the frame of the command, and in it the
+    generator: those made until now are collected, so that the end of the command is its end.
     """
+    gc.collect()
     weakref.finalize(generator, _log_reports, list(reports), list(rows), os.getpid())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,14 +39,22 @@ def balanced_rows(
     """
     rng = random.Random(seed)
     used: Counter[tuple[str, str]] = Counter()
+    by_base: dict[str, list[int]] = defaultdict(list)
+    by_subgroup: dict[str, list[int]] = defaultdict(list)
+    for number, picture in enumerate(pictures):
+        by_base[picture.concept.base].append(number)
+        by_subgroup[picture.concept.subgroup].append(number)
     three_way: list[list[Row]] = []
     two_way: list[list[Row]] = []
     for claim in rng.sample(list(hypotheses), len(hypotheses)):
         choices: dict[str, list[Picture]] = {label: [] for label in LABELS}
-        for picture in pictures:
-            label = claim.label(picture)
+        # All other pictures have no label.
+        about = {number for noun in claim.nouns for number in by_base[noun]}
+        about.update(number for rival in claim.rivals for number in by_subgroup[rival])
+        for number in sorted(about):
+            label = claim.label(pictures[number])
             if label is not None:
-                choices[label].append(picture)
+                choices[label].append(pictures[number])
         if not choices["neutral"]:
             del choices["neutral"]
         count = min(per_label, *map(len, choices.values()))
