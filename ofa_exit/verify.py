@@ -12,8 +12,9 @@ import json
 import sys
 import zlib
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def _generator(text: str) -> np.random.RandomState:
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     """Value of the state-dict entry ``name``: normal draws at a scale fit for its kind."""
-    draw = _generator(name).standard_normal(shape).astype(np.float32)
+    draw: Any = _generator(name).standard_normal(shape).astype(np.float32)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "running_var":
         value = 0.5 + np.abs(draw)

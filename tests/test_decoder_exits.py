@@ -181,9 +181,7 @@ def test_a_gate_that_never_opens_changes_nothing(model):
     model.configure_exits(None)
     plain = generate(model, net_input)
     for kv in KV_MODES:
-        model.configure_exits(
-            SimilarityExit(0.99999, 0.99999, 2.0, 0.99999, schedule="static"), kv
-        )
+        model.configure_exits(SimilarityExit(0.99999, 0.99999, 2.0, 0.99999, schedule="static"), kv)
         for a, b in zip(plain, generate(model, net_input)):
             for left, right in zip(a, b):
                 assert torch.equal(left["tokens"], right["tokens"])

@@ -128,9 +128,7 @@ def test_gated_steps_stay_on_the_device(fake, kv, monkeypatch):
             tokens = torch.full((6, step), 6, device="cuda")
             logits, _ = model.decoder(tokens, out, incremental_state=state)
             assert logits.device.type == "cuda"
-            model.decoder.reorder_incremental_state_scripting(
-                state, torch.arange(6, device="cuda")
-            )
+            model.decoder.reorder_incremental_state_scripting(state, torch.arange(6, device="cuda"))
     assert len(reads) == 3 * 3  # never after the last layer
 
 

@@ -98,7 +98,10 @@ def test_encoder_exits_per_sample_and_modality():
         plain = model.encoder(**select(inputs, row), return_layers=True)
         length = int(inputs["src_lengths"][row])
         ends = []
-        for part, threshold in ((slice(0, cut), image_threshold), (slice(cut, None), text_threshold)):
+        for part, threshold in (
+            (slice(0, cut), image_threshold),
+            (slice(cut, None), text_threshold),
+        ):
             layers = [state[:, part] for state in plain.layer_states]
             depth = next(
                 (
@@ -222,7 +225,9 @@ def test_larger_vocabulary_adds_rows():
 def test_smaller_vocabulary_is_refused():
     big = _state(verify.build_with_weights({**ARCHS["ofa_nano"]}, 70))
     model = verify.build_with_weights({**ARCHS["ofa_nano"]}, 60)
-    with pytest.raises(ValueError, match=r"embed_tokens.weight: checkpoint \(70, 128\), model \(60"):
+    with pytest.raises(
+        ValueError, match=r"embed_tokens.weight: checkpoint \(70, 128\), model \(60"
+    ):
         model.load_state_dict(big)
 
 

@@ -72,7 +72,9 @@ def test_arguments_under_args_and_cfg(trained, tmp_path, form, caplog):
     ours = generate("mue_caption", data, checkpoint, "--gen-subset", "test")
     theirs = generate("mue_caption", data, path, "--gen-subset", "test")
     assert theirs["H"] == ours["H"] and len(ours["H"]) == 11
-    assert "sample_patch_num" in caplog.text and "lr" not in caplog.text.split("ignored", 1)[1][:200]
+    assert (
+        "sample_patch_num" in caplog.text and "lr" not in caplog.text.split("ignored", 1)[1][:200]
+    )
 
 
 def test_finetune_and_restore(trained, tmp_path):

@@ -1,7 +1,7 @@
 """``python -m ofa_exit.evaluation.table NAME=FOLDER…``: fairseq-generate's results side by side.
 
-FOLDER is what ``fairseq-generate --results-path FOLDER`` wrote. The first is what the time of the
-others is compared with, so it should be the run at full depth.
+FOLDER holds what ``fairseq-generate --results-path FOLDER`` wrote and, as ``log.txt``, what it
+logged. The first is what the time of the others is compared with: the run at full depth.
 """
 
 import argparse
@@ -17,7 +17,7 @@ SHOWN = ("CIDEr", "BLEU-4", "accuracy")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Quality and summary of the one ``generate-*.txt`` in ``folder``.
+    """Quality and exit summary of the one generation in ``folder``.
 
     Raises ValueError, with the remedy, if the generation did not come to its end.
     """
@@ -25,7 +25,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     if len(files) != 1:
         raise ValueError(f"{folder} holds {len(files)} files generate-*.txt: name a folder of one")
     result, summary = None, None
-    for line in files[0].read_text(encoding="utf-8").splitlines():
+    log = folder / "log.txt"
+    text = files[0].read_text(encoding="utf-8") + "\n"
+    for line in (text + (log.read_text(encoding="utf-8") if log.exists() else "")).splitlines():
         if line.startswith("Generate "):
             result = line
         elif "exit summary: " in line:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Optional
 
-import torch.nn.functional as F
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

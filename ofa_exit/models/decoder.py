@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,16 @@ class Decoder(ShapeCache):
     ``image_position_idx`` serve image generation; they are kept for the checkpoints' sake.
     """
 
+    version: Tensor
+    token_rp_bucket: Tensor
+    image_rp_bucket: Tensor
+    image_position_idx: Tensor
+
     def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
         nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
         dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
         self.cfg = cfg
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx = int(embed_tokens.padding_idx or 0)
         self.exit_policy: Optional[ExitPolicy] = None
         self.recompute = False
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
@@ -230,13 +235,16 @@ class Decoder(ShapeCache):
             cache.length += 1
         return x, states
 
+    def layer(self, index: int) -> DecoderLayer:
+        return cast(DecoderLayer, self.layers[index])
+
     def cross_kv(
         self, index: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
     ) -> tuple[Tensor, Tensor]:
         """Cross-attention K/V of one layer, [S, heads, T, C / heads] each, on first reach."""
         kept = None if cache is None else cache.cross[index]
         if kept is None:
-            kept = self.layers[index].encoder_attn.project_kv(encoder_out.states)
+            kept = self.layer(index).encoder_attn.project_kv(encoder_out.states)
             if cache is not None:
                 cache.cross[index] = kept
         return kept

@@ -46,16 +46,21 @@ class EncoderOut:
 
 
 class Encoder(ShapeCache):
-    """OFA's encoder (spec of its checkpoints: names and shapes are theirs).
+    """OFA's encoder: names and shapes are those of its checkpoints.
 
     cfg: an OFAConfig; embed_tokens: the embedding shared with the decoder.
     """
+
+    version: Tensor
+    token_rp_bucket: Tensor
+    image_rp_bucket: Tensor
+    embed_images: nn.Module
 
     def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
         nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
         dim, heads = cfg.encoder_embed_dim, cfg.encoder_attention_heads
         self.cfg = cfg
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx = int(embed_tokens.padding_idx or 0)
         self.exit_policy: Optional[ExitPolicy] = None
         self.last_trace: Optional[ExitTrace] = None
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
@@ -109,7 +114,7 @@ class Encoder(ShapeCache):
         for embedding in (self.type_embedding, self.embed_positions, self.embed_image_positions):
             nn.init.normal_(embedding.weight, mean=0.0, std=0.02)
 
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
         if self.cfg.freeze_resnet:
             self.embed_images.eval()  # frozen weights keep their statistics too
@@ -178,7 +183,7 @@ class Encoder(ShapeCache):
             self.token_rel_pos_table_list[layer], self.token_rp_bucket[:length, :length]
         )
 
-    def _biases(self, grid: Optional[tuple[int, int]], length: int) -> "_Biases":
+    def _biases(self, grid: Optional[tuple[int, int]], length: int) -> _Biases:
         """All position terms of one shape of batch."""
 
         def compute() -> _Biases:
@@ -280,9 +285,7 @@ class Encoder(ShapeCache):
                 kept[1] if return_layers else None,
             )
             image_depth = text_depth * patch_masks if patch_masks is not None else text_depth
-        layer_states = (
-            [torch.cat(pair, dim=1) for pair in zip(*kept)] if kept[0] else kept[1]
-        )
+        layer_states = [torch.cat(pair, dim=1) for pair in zip(*kept)] if kept[0] else kept[1]
         self.last_trace = None if policy is None else ExitTrace(image_depth, text_depth)
         return EncoderOut(
             states=self.layer_norm(x),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_with_exits(
-    decoder: "Decoder",
+    decoder: Decoder,
     x: Tensor,
     prev_output_tokens: Tensor,
     encoder_out: EncoderOut,
@@ -48,9 +48,7 @@ def run_with_exits(
         if number == last:
             run.leave_all(after)
             break
-        answer = gate(
-            GateInput(before, after, number, step=run.steps, step_limit=run.row_limits())
-        )
+        answer = gate(GateInput(before, after, number, step=run.steps, step_limit=run.row_limits()))
         if answer is True:
             run.leave_all(after)
             break
@@ -73,7 +71,7 @@ class _Run:
 
     def __init__(
         self,
-        decoder: "Decoder",
+        decoder: Decoder,
         x: Tensor,
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
@@ -113,7 +111,7 @@ class _Run:
         At the first layer nothing is owed, as every token runs at least one layer.
         """
         decoder, cache, x = self.decoder, self.cache, self.running
-        layer = decoder.layers[index]
+        layer = decoder.layer(index)
         cross_kv = decoder.cross_kv(index, self.encoder_out, cache)
         cross_bias = self.cross_bias
         if self.alive is not None:
@@ -137,9 +135,8 @@ class _Run:
                     if owed is not None:
                         owed = torch.cat([owed, owed.new_ones(owed.size(0), 1, 1)], dim=1)
                 else:
-                    cache.store(
-                        index, self.rows, pending.positions, *layer.self_kv(states), pending.owed
-                    )
+                    key, value = layer.self_kv(states)
+                    cache.store(index, self.rows, pending.positions, key, value, pending.owed)
 
         extend = None
         if cache is not None:
@@ -218,7 +215,7 @@ class _Run:
         """Takes over which sentences are left after beam search dropped the finished ones."""
         assert self.cache is not None
         self.sentences = self.cache.sentences = names
-        self.reached = {name: 1 for name in names}
+        self.reached = dict.fromkeys(names, 1)
         self.cache.stale = False
 
     def _rows_of(self, sentences: list[int]) -> Tensor:

@@ -39,7 +39,9 @@ class OFAConfig(FairseqDataclass):
     decoder_attention_heads: int = field(default=12, metadata={"help": "decoder heads"})
     dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings and branches"})
     attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
-    activation_dropout: float = field(default=0.0, metadata={"help": "dropout after the FFN's gelu"})
+    activation_dropout: float = field(
+        default=0.0, metadata={"help": "dropout after the FFN's gelu"}
+    )
     encoder_drop_path_rate: float = field(
         default=0.0, metadata={"help": "stochastic depth of the last encoder layer"}
     )

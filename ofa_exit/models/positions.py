@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,13 @@ def grid_ids(height: int, width: int, bucket_size: int, device: torch.device) ->
 def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:
     """Positions of generated image codes: a buffer of every OFA checkpoint, unused for text."""
     window = code_image_size // 8
-    cells = (torch.arange(window)[:, None] * bucket_size + torch.arange(window)[None, :] + 1).view(-1)
+    cells = (torch.arange(window)[:, None] * bucket_size + torch.arange(window)[None, :] + 1).view(
+        -1
+    )
     return torch.cat([torch.zeros(1, dtype=torch.long), cells, torch.full((769,), 1024)])
 
 
-def relative_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
+def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
     """Bias [1, heads, Q, K] that ``table`` [buckets, heads] holds for ``buckets`` Long [Q, K]."""
     return table(buckets).permute(2, 0, 1).unsqueeze(0)
 
@@ -90,7 +93,7 @@ class ShapeCache(nn.Module):
             kept[key] = compute()
         return kept[key]
 
-    def train(self, mode: bool = True) -> "ShapeCache":
+    def train(self, mode: bool = True) -> ShapeCache:
         self.forget_shapes()
         return super().train(mode)
 

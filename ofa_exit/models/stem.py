@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class ResNetStem(nn.Module):
     sync_bn: batch norm over all processes, with OFA's epsilon of 1e-3 for that case.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         stages: Sequence[int],
@@ -78,7 +83,9 @@ class ResNetStem(nn.Module):
         # Channels last is the layout in which convolutions are fastest, on CPU and on CUDA.
         images = images.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = stage(x)
+        return x
 
 
 def _block(channels: int, planes: int, stride: int, drop_path: float) -> DropPathBottleneck:
@@ -91,7 +98,7 @@ def _block(channels: int, planes: int, stride: int, drop_path: float) -> DropPat
     return DropPathBottleneck(channels, planes, stride, downsample, drop_path=drop_path)
 
 
-def load_resnet_weights(stem: ResNetStem, path: str) -> None:
+def load_resnet_weights(stem: nn.Module, path: str) -> None:
     """Loads torchvision's ResNet weights (a file of them) into the stem.
 
     Raises ValueError naming what differs if the file belongs to another depth of ResNet.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Type
+from collections.abc import Callable
+from typing import Any
 
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
-POLICIES: dict[str, Type[ExitPolicy]] = {"static": StaticExit, "similarity": SimilarityExit}
+POLICIES: dict[str, type[ExitPolicy]] = {"static": StaticExit, "similarity": SimilarityExit}
 
 
-def register_policy(name: str) -> Callable[[Type[ExitPolicy]], Type[ExitPolicy]]:
+def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]:
     """Class decorator that makes a policy available as ``--exit-policy NAME``.
 
     Raises ValueError if the name is taken or the class is no ExitPolicy.
     """
 
-    def add(cls: Type[ExitPolicy]) -> Type[ExitPolicy]:
+    def add(cls: type[ExitPolicy]) -> type[ExitPolicy]:
         if name == "none" or name in POLICIES:
             raise ValueError(f"an exit policy named {name!r} exists already")
         if not issubclass(cls, ExitPolicy):
