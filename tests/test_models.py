@@ -205,6 +205,15 @@ def test_drop_path_acts_in_training_only():
         assert not torch.equal(model.train()(**net_input)[0], model(**net_input)[0])
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_every_trained_parameter_gets_a_gradient(split):
+    """Or plain DistributedDataParallel would stop at the second step."""
+    model = nano(split).train()
+    model(**batch(2))[0].sum().backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+
+
 # ---------------------------------------------------------------------------- checkpoints
 
 

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import task_files as files
@@ -11,6 +15,7 @@ from fairseq.logging import metrics
 from ofa_exit.evaluation.captions import score_captions
 
 TASK = "mue_caption"
+ROOT = Path(__file__).parents[1]
 NEVER = {"image": 1.0, "text": 1.0, "decoder": 1.0}
 SIMILARITY = {"image": 0.9, "text": 0.9, "decoder": 0.9}
 NO_IMAGE = "bm8gaW1hZ2U="
@@ -309,15 +314,21 @@ def test_ensembles_average(data, models, full_depth):
 
 
 def test_the_report_is_in_the_results_file(data, checkpoint, tmp_path):
-    """The file is closed right after the command's main function has returned."""
-    logging.getLogger("ofa_exit").addHandler(handler := logging.FileHandler(tmp_path / "log"))
-    try:
-        files.generate(TASK, data, checkpoint, "--results-path", str(tmp_path / "results"))
-        assert "exit summary" in (tmp_path / "log").read_text()
-    finally:
-        logging.getLogger("ofa_exit").removeHandler(handler)
-        handler.close()
-    assert "T-10\t" in (tmp_path / "results" / "generate-test.txt").read_text()
+    """In a process of its own, as the file is closed once the command's function returns."""
+    options = ["--results-path", str(tmp_path), "--user-dir", str(ROOT / "user_dir"), "--quiet"]
+    arguments = files.generate_arguments(TASK, data, checkpoint, *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "fairseq_cli.generate", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Logging error" not in done.stderr
+    printed = (tmp_path / "generate-test.txt").read_text()
+    assert "mean image layers" in printed
+    assert printed.index("Generate test with beam=5") < printed.index("exit summary: {")
 
 
 @pytest.mark.parametrize(

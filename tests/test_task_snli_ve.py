@@ -194,7 +194,7 @@ def test_an_empty_batch_adds_nothing_to_validation(data, models, caplog):
 
 def test_hydra_train_takes_a_yaml_configuration(data, tmp_path):
     """In a process of its own, with --user-dir's way of being found."""
-    (tmp_path / "config.yaml").write_text(
+    (tmp_path / "entailment.yaml").write_text(
         f"""\
 # @package _group_
 common: {{cpu: true, log_format: json, user_dir: {ROOT / "user_dir"}}}
@@ -210,6 +210,7 @@ criterion: {{_name: mue_loss}}
 dataset: {{batch_size: 4, num_workers: 0}}
 optimization: {{max_update: 2, lr: [0.001]}}
 optimizer: {{_name: adam}}
+lr_scheduler: {{_name: fixed}}
 checkpoint: {{save_dir: {tmp_path}/checkpoints, no_save: true}}
 model:
   _name: ofa_nano
@@ -221,7 +222,7 @@ model:
     )
     command = [
         *[sys.executable, "-m", "fairseq_cli.hydra_train"],
-        *["--config-dir", str(tmp_path), "--config-name", "config"],
+        *["--config-dir", str(tmp_path), "--config-name", "entailment"],
     ]
     done = subprocess.run(
         command,

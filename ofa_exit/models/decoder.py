@@ -93,6 +93,14 @@ class Decoder(ShapeCache):
             nn.init.normal_(embedding.weight, mean=0.0, std=0.02)
         for table in (*self.token_rel_pos_table_list, *self.image_rel_pos_table_list):
             nn.init.zeros_(table.weight)
+        # Never reached by text: without a gradient, data-parallel training would wait for one.
+        for unused in (
+            self.embed_image_positions,
+            self.image_pos_ln,
+            self.code_layernorm_embedding,
+            self.image_rel_pos_table_list,
+        ):
+            unused.requires_grad_(False)
 
     # ------------------------------------------------------------------ biases
 

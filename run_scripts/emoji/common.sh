@@ -39,7 +39,7 @@ fit() {
   local task=$1 variant=$2 out=$3 updates=$4 lr=$5
   shift 5
   # shellcheck disable=SC2046
-  train "$DATA" $(task_options "$task") $(model_options "$variant") $(valid_options "$task") \
+  train "$DATA/${task}_train.tsv,$DATA/${task}_valid.tsv" $(task_options "$task") $(model_options "$variant") $(valid_options "$task") \
     --arch ofa_nano --criterion mue_loss --label-smoothing 0.1 --report-accuracy \
     --optimizer adam --adam-betas "(0.9, 0.999)" --weight-decay 0.01 --clip-norm 1.0 \
     --lr "$lr" --lr-scheduler polynomial_decay --total-num-update "$updates" \

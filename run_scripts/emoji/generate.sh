@@ -15,5 +15,5 @@ case $task in
   *) options=(--scoring accuracy) ;;
 esac
 # shellcheck disable=SC2046
-generate "$DATA" $(task_options "$task") --path "$checkpoint" --gen-subset "$split" \
+generate "$DATA/${task}_$split.tsv" $(task_options "$task") --path "$checkpoint" --gen-subset "$split" \
   --batch-size 32 --num-workers 0 --results-path "$out" "${options[@]}" "$@" 2> >(tee "$out/log.txt" >&2)

@@ -12,7 +12,7 @@ case $task in
 esac
 [ "$DEVICE" = cuda ] || options+=(--cpu)
 # shellcheck disable=SC2046
-"$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA" --user-dir "$USER_DIR" $(task_options "$task") \
+"$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
   --path "$checkpoint" --gen-subset "$split" --batch-size 32 --num-workers 0 "${options[@]}" "$@"
 if "$BIN/python" -c "import matplotlib" 2> /dev/null; then
   "$BIN/python" -m ofa_exit.evaluation.plots "$out" --quality "$quality" --out "${out%.csv}"
