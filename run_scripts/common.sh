@@ -1,6 +1,7 @@
 # Shared by all run scripts: where things are, and how to start fairseq on this machine.
 #   DEVICE      cpu or cuda; default: cuda where torch sees one
 #   PROCESSES   training processes on this machine; default 1 (on cuda: fairseq uses every GPU itself)
+#   DDP         how processes average gradients: legacy_ddp (default) or pytorch_ddp
 #   OMP_NUM_THREADS   threads of each process; default: the cores shared by the processes
 
 set -euo pipefail
@@ -31,7 +32,7 @@ train() {
     for ((rank = 0; rank < PROCESSES; rank++)); do
       "${command[@]}" --cpu --distributed-world-size "$PROCESSES" --distributed-rank "$rank" \
         --distributed-init-method "tcp://127.0.0.1:$port" --distributed-no-spawn \
-        --distributed-backend gloo --ddp-backend legacy_ddp &
+        --distributed-backend gloo --ddp-backend "${DDP:-legacy_ddp}" &
       pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done

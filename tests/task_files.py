@@ -106,7 +106,7 @@ def generate_arguments(task: str, data: Any, checkpoint: Any, *more: str) -> lis
 
 
 def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any]:
-    """fairseq-generate: its printed lines by kind (S, T, H, D, P) and id, and the result line."""
+    """fairseq-generate: its lines by kind (S, T, H, D, P) and id, the result and the report."""
     arguments = generate_arguments(task, data, checkpoint, *more)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run(options.get_generation_parser(), fairseq_cli.generate.main, arguments)
@@ -117,7 +117,9 @@ def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any
             number, *values = rest.split("\t")
             lines[kind].setdefault(int(number), []).append(values)
         elif line.startswith("Generate "):
-            lines["result"] = line
+            lines["result"], lines["report"] = line, []
+        elif "report" in lines:
+            lines["report"].append(line)
     return lines
 
 

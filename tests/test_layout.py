@@ -24,6 +24,7 @@ ALLOWED = {
     # commands and the entry for --user-dir
     "verify": {*PARTS, "fairseq", "torch", "numpy"},
     "sweep": {*PARTS, "fairseq", "torch"},
+    "export": {*PARTS, "torch"},
     "__main__": set(),
     "__init__": set(),
     "user_dir": {"plugin"},

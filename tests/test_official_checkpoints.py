@@ -10,6 +10,7 @@ import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from task_files import NANO, caption_folder, generate, train
 
+from ofa_exit.export import export
 from ofa_exit.models.ofa import OFAModel
 
 RELEASED = dict(
@@ -105,6 +106,20 @@ def test_a_run_resumes_where_it_was_killed(trained, tmp_path):
     assert one["extra_state"]["train_iterator"] == two["extra_state"]["train_iterator"]
     for name, value in one["model"].items():
         torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_exported_checkpoint_generates_the_same(trained, tmp_path):
+    data, checkpoint = trained
+    export(checkpoint, tmp_path / "shipped.pt")
+    assert (tmp_path / "shipped.pt").stat().st_size < checkpoint.stat().st_size / 2
+    assert str(data).encode() not in (tmp_path / "shipped.pt").read_bytes()
+    ours = generate("mue_caption", data, checkpoint)
+    assert generate("mue_caption", data, tmp_path / "shipped.pt")["H"] == ours["H"]
+    train(
+        *["mue_caption", data, tmp_path / "tuned", "--finetune-from-model"],
+        str(tmp_path / "shipped.pt"),
+        updates=1,
+    )
 
 
 def test_misfit_names_the_entries(trained, tmp_path):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ofa_exit.evaluation.table import read_run
+
 ROOT = Path(__file__).resolve().parents[1]
 EMOJI = ROOT / "examples" / "emoji"
 SCRIPTS = ROOT / "run_scripts" / "emoji"
@@ -49,7 +51,8 @@ def script(name: str, *arguments: object, **environment: str) -> str:
 def test_train_finetune_generate_and_compare(task, tmp_path):
     data = str(few_rows(tmp_path / "data"))
     small = {"DATA": data, "BATCH": "4"}
-    script("pretrain.sh", task, tmp_path / "plain", 2, **small, PROCESSES="2")
+    backend = {"caption": "legacy_ddp", "entailment": "pytorch_ddp"}[task]
+    script("pretrain.sh", task, tmp_path / "plain", 2, **small, PROCESSES="2", DDP=backend)
     plain = tmp_path / "plain" / "checkpoint_last.pt"
     script("finetune.sh", task, "mue", plain, tmp_path / "mue", 2, **small)
     checkpoint = tmp_path / "mue" / "checkpoint_last.pt"
@@ -61,8 +64,6 @@ def test_train_finetune_generate_and_compare(task, tmp_path):
         script(
             "generate.sh", task, checkpoint, "test_artist", tmp_path / name, *options, *more, **small
         )
-    from ofa_exit.evaluation.table import read_run
-
     full, exits = read_run(tmp_path / "full"), read_run(tmp_path / "exits")
     assert full["sentences"] == exits["sentences"] == 8
     assert full["image_layers"] == 6 > exits["image_layers"]

@@ -1,11 +1,8 @@
 """Captioning: data, generation with and without exits, validation."""
 
+import gc
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import task_files as files
@@ -15,7 +12,6 @@ from fairseq.logging import metrics
 from ofa_exit.evaluation.captions import score_captions
 
 TASK = "mue_caption"
-ROOT = Path(__file__).parents[1]
 NEVER = {"image": 1.0, "text": 1.0, "decoder": 1.0}
 SIMILARITY = {"image": 0.9, "text": 0.9, "decoder": 0.9}
 NO_IMAGE = "bm8gaW1hZ2U="
@@ -256,6 +252,24 @@ def test_rows_without_picture_and_bad_rows(tmp_path, models, exits, workers):
     assert min(layers.values()) > 0
 
 
+def test_validation_tells_which_rows_it_left_out(tmp_path, checkpoint, caplog):
+    folder = files.write_dictionary(tmp_path / "data")
+    rows = [files.caption_row(number) for number in range(4)]
+    rows[2][4] = rows[3][4] = NO_IMAGE
+    files.write_tsv(folder / "valid.tsv", rows)
+    logger = logging.getLogger("ofa_exit")
+    logger.addHandler(caplog.handler)  # the command takes away those of the root
+    try:
+        files.validate(
+            *(folder, checkpoint, "--task", TASK, "--batch-size", "2", "--skip-bad-rows"),
+            *("--eval-cider", "--eval-args", '{"beam": 1, "max_len_b": 2}'),
+        )
+        gc.collect()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "valid.tsv: 2 of 4 rows were skipped" in caplog.text
+
+
 def test_training_rows_are_shuffled_anew_each_epoch_and_none_is_lost(data):
     task = files.setup(TASK, data)
     orders = []
@@ -272,38 +286,35 @@ def test_training_rows_are_shuffled_anew_each_epoch_and_none_is_lost(data):
 # ---------------------------------------------------------------------- fairseq's commands
 
 
-def test_generate_prints_scores_and_reports(data, checkpoint, full_depth, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "ofa_exit"):
-        lines = files.generate(
-            *(TASK, data, checkpoint, "--batch-size", "3", "--num-workers", "1"),
-            *("--scoring", "coco_caption", "--coco-tokenizer", "plain"),
-        )
+def test_generate_prints_scores_and_reports(data, checkpoint, full_depth):
+    lines = files.generate(
+        *(TASK, data, checkpoint, "--batch-size", "3", "--num-workers", "1"),
+        *("--scoring", "coco_caption", "--coco-tokenizer", "plain"),
+    )
     assert {n: hypotheses[0][1] for n, hypotheses in lines["D"].items()} == {
         number: row[0]["words"] for number, row in full_depth.items()
     }
     assert lines["S"][0] == [["what does the image describe ?"]]
     assert lines["T"][1] == [["a green square && a square of green paint"]]
     assert "(11 captions" in lines["result"]
-    messages = [record.getMessage() for record in caplog.records]
-    (summary,) = [m.split(": ", 1)[1] for m in messages if m.startswith("exit summary")]
-    assert json.loads(summary)["sentences"] == 11
-    assert "mean image layers" in caplog.text
+    assert lines["report"][0] == "Layers and time:"  # right after the result
+    assert "mean image layers" in "".join(lines["report"])
+    assert json.loads(lines["report"][-1].removeprefix("Exit summary: "))["sentences"] == 11
 
 
-def test_ensembles_have_a_report_a_model(data, checkpoint, tmp_path, caplog):
+def test_ensembles_have_a_report_a_model(data, checkpoint, tmp_path):
     state = torch.load(checkpoint)
     for name, weight in state["model"].items():
         if name.startswith("encoder.layers.5"):
             weight.mul_(1.5)
     torch.save(state, tmp_path / "other.pt")
     trace = tmp_path / "trace"
-    with caplog.at_level(logging.INFO, "ofa_exit"):
-        lines = files.generate(
-            *(TASK, data, f"{checkpoint}:{tmp_path / 'other.pt'}", "--exit-trace", str(trace)),
-            *("--exit-policy", "similarity", "--exit-image-threshold", "0.9"),
-        )
+    lines = files.generate(
+        *(TASK, data, f"{checkpoint}:{tmp_path / 'other.pt'}", "--exit-trace", str(trace)),
+        *("--exit-policy", "similarity", "--exit-image-threshold", "0.9"),
+    )
     assert sorted(lines["D"]) == list(range(11))
-    assert "by model 2 of 2" in caplog.text
+    assert "Layers and time of model 2 of 2:" in lines["report"]
     assert len(trace.read_text().splitlines()) == 11
     assert len((tmp_path / "trace.2").read_text().splitlines()) == 11
 
@@ -311,24 +322,6 @@ def test_ensembles_have_a_report_a_model(data, checkpoint, tmp_path, caplog):
 def test_ensembles_average(data, models, full_depth):
     task = files.setup(TASK, data)
     assert_same(files.generate_rows(task, [*models, *models]), full_depth)
-
-
-def test_the_report_is_in_the_results_file(data, checkpoint, tmp_path):
-    """In a process of its own, as the file is closed once the command's function returns."""
-    options = ["--results-path", str(tmp_path), "--user-dir", str(ROOT / "user_dir"), "--quiet"]
-    arguments = files.generate_arguments(TASK, data, checkpoint, *options)
-    done = subprocess.run(
-        [sys.executable, "-m", "fairseq_cli.generate", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Logging error" not in done.stderr
-    printed = (tmp_path / "generate-test.txt").read_text()
-    assert "mean image layers" in printed
-    assert printed.index("Generate test with beam=5") < printed.index("exit summary: {")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +365,7 @@ def test_nonsense_is_refused_before_the_checkpoint_is_read(data):
         ({"eval_args": "[5]"}, "JSON object"),
         ({"eval_args": '{"beams": 5}'}, "beams is no generation option"),
         ({"eval_args": '{"print_alignment": "hard"}'}, "--print-alignment"),
+        ({"eval_args": '{"prefix_size": 1}'}, "--prefix-size"),
         ({"exit_image_threshold": 0.5}, "without an exit policy"),
     ],
 )
@@ -417,6 +411,38 @@ def test_the_validation_loss_is_at_full_depth(data, models):
         assert models[0].encoder.exit_policy is None
     assert logs[0] == logs[1]
     assert len(texts) == 2
+
+
+def test_metrics_of_workers_add_up(data, models):
+    task = files.setup(TASK, data, eval_cider=True, eval_bleu=True)
+    task.load_dataset("valid")
+    rows = task.dataset("valid")
+    loss = files.criterion(task)
+
+    def outputs(*batches):
+        """What a worker's batches log, with hypotheses that have something in common with them."""
+        logs = []
+        for numbers in batches:
+            batch = rows.collater([rows[number] for number in numbers])
+            words = [f"a square of {('red', 'blue')[number % 2]} paint" for number in numbers]
+            logs.append({"ntokens": 1, **task.validation_sums(batch, words)})
+        return logs
+
+    def reduced(logs):
+        metrics.reset()
+        with metrics.aggregate() as seen:
+            for log in logs:
+                task.reduce_metrics([log], loss)
+        values = seen.get_smoothed_values()
+        return values["cider"], values["bleu"]
+
+    whole = reduced(outputs(range(9)))
+    assert min(whole) > 1
+    parts = outputs(range(4), range(4, 7)), (*outputs(range(7, 9)), {})
+    summed_by_fairseq = [
+        {key: one[key] + other.get(key, 0) for key in one} for one, other in zip(*parts)
+    ]
+    assert reduced(summed_by_fairseq) == pytest.approx(whole)
 
 
 def test_training_validates_shards_and_keeps_the_best(data, tmp_path, caplog):

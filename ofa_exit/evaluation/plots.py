@@ -1,8 +1,8 @@
 """The accuracy–time curve: quality against the time saved, expected, in operations and measured.
 
-    python -m ofa_exit.evaluation.plots sweep.csv --quality cider --out sweep
+    python -m ofa_exit.evaluation.plots sweep.csv… --quality CIDEr --out sweep
 
-reads a CSV with a header and writes sweep.png and sweep.svg. Its columns: `run` (rows of one run
+reads CSVs with a header and writes sweep.png and sweep.svg. Its columns: `run` (rows of one run
 are joined by a line), the quality column, and the three of REDUCTIONS as fractions; others are
 ignored, an empty reduction leaves its point out.
 """
@@ -125,13 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ofa_exit.evaluation.plots",
         description="Draw quality against the time saved: expected, in operations, measured.",
     )
-    parser.add_argument("csv", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS))
-    parser.add_argument("--quality", required=True, help="quality column, for instance cider")
+    parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS))
+    parser.add_argument("--quality", required=True, help="quality column, for instance CIDEr")
     parser.add_argument("--out", required=True, help="files to write, without .png and .svg")
     options = parser.parse_args(arguments)
     try:
         written = plot_curve(
-            read_points(options.csv, options.quality), options.quality, options.out
+            [p for path in options.csv for p in read_points(path, options.quality)],
+            options.quality,
+            options.out,
         )
     except (OSError, ValueError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

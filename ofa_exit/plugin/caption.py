@@ -25,9 +25,14 @@ from ofa_exit.plugin.generation import (
     refuse_options,
     step_limits,
 )
-from ofa_exit.plugin.task import OFATask, OFATaskConfig, summed
+from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task_config import OFATaskConfig
 
 CIDER = ("_cider_sum", "_cider_sentences")
+# Each would give words away that validation is to find.
+_NOT_IN_VALIDATION = dict.fromkeys(
+    ("score_reference", "prefix_size"), "validation generates from the picture alone"
+)
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
 
 
@@ -70,7 +75,7 @@ class MuECaptionTask(OFATask):
     @classmethod
     def refuse_nonsense(cls, cfg: Any) -> None:
         super().refuse_nonsense(cfg)
-        refuse_options(_eval_args(cfg), UNSUPPORTED)
+        refuse_options(_eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
 
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
         return CaptionExamples(

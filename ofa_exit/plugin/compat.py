@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Four mends, and nothing else of fairseq is touched:
+Five mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -11,6 +11,7 @@ Four mends, and nothing else of fairseq is touched:
    was trained with is not registered, though neither is needed to load a model into another task.
 4. ``fairseq-train`` lists the task's data as a folder to find validation sets that were forgotten,
    and crashes on OFA's ``train.tsv,valid.tsv``.
+5. ``--ddp-backend pytorch_ddp`` names a GPU for a model on the CPU, which torch refuses.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import omegaconf
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
+from fairseq.models import distributed_fairseq_model
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
@@ -125,11 +127,28 @@ def look_into_folders_only() -> None:
     data_utils._find_extra_valid_paths = find_extra_valid_paths
 
 
+def name_no_gpu_on_cpu() -> None:
+    """Wrap torch's DistributedDataParallel where fairseq makes one: no device ids on the CPU."""
+    original = distributed_fairseq_model.DistributedDataParallel
+    if getattr(original, "names_no_gpu_on_cpu", False):
+        return
+
+    @functools.wraps(original)
+    def data_parallel(module: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            options.update(device_ids=None, output_device=None)
+        return original(module=module, **options)
+
+    data_parallel.names_no_gpu_on_cpu = True  # type: ignore[attr-defined]
+    distributed_fairseq_model.DistributedDataParallel = data_parallel
+
+
 def apply() -> None:
     """Apply the mends; a second call changes nothing."""
     keep_last_batch()
     forget_unknown_parts()
     look_into_folders_only()
+    name_no_gpu_on_cpu()
     torch.serialization.add_safe_globals(checkpoint_classes())
 
 

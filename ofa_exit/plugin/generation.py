@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -97,32 +97,42 @@ def step_limits(generator: Any, source_lengths: Tensor) -> Tensor:
     return limits.clamp(max=generator.max_len)
 
 
-def when_done(
-    generator: Any, reports: Sequence[GenerationReport], rows: Iterable[OFADataset]
-) -> None:
-    """Logs the reports when ``generator`` is given up, at the latest when Python ends.
+def at_end_of(owner: Any, action: Callable[..., None], *arguments: Any) -> None:
+    """Calls ``action`` when ``owner`` is given up, at the latest when Python ends.
 
-    fairseq-generate has no hook at its end; its generator lives as long as the generation. What
-    omegaconf does not find leaves cycles which hold the frame of the command, and in it the
-    generator: those made until now are collected, so that the end of the command is its end.
+    fairseq-generate and fairseq-validate have no hook at their end; what they hold lives as long as
+    they run. Copies in data-loading workers do nothing.
+    """
+    weakref.finalize(owner, _in_process, os.getpid(), action, *arguments)
+
+
+def _in_process(process: int, action: Callable[..., None], *arguments: Any) -> None:
+    if os.getpid() == process:
+        action(*arguments)
+
+
+def forget_failed_lookups() -> None:
+    """Frees the frames that ended commands would otherwise leave behind for a while.
+
+    What omegaconf does not find leaves cycles that hold the frame of the running command, and with
+    it all that ``at_end_of`` waits for.
     """
     gc.collect()
-    weakref.finalize(generator, _log_reports, list(reports), list(rows), os.getpid())
 
 
-def _log_reports(reports: list[GenerationReport], rows: list[OFADataset], process: int) -> None:
-    if os.getpid() != process:  # a data-loading worker has a copy
-        return
+def print_reports(reports: Sequence[GenerationReport]) -> None:
+    """Prints each model's report, for people and as JSON, and closes its trace file.
+
+    To the standard output, where fairseq-generate prints what it finds.
+    """
     for number, report in enumerate(reports, start=1):
         report.close()
-        of = f" by model {number} of {len(reports)}" if len(reports) > 1 else ""
-        logger.info("layers and time of this generation%s:\n%s", of, report.table())
-        logger.info("exit summary%s: %s", of, json.dumps(report.summary()))
-    log_rows(rows)
+        of = f" of model {number} of {len(reports)}" if len(reports) > 1 else ""
+        print(f"Layers and time{of}:\n{report.table()}")
+        print(f"Exit summary{of}: {json.dumps(report.summary())}", flush=True)
 
 
-def log_rows(rows: Iterable[OFADataset]) -> None:
-    """Logs the rows that were skipped or hold unknown words."""
-    for dataset in rows:
-        for line in dataset.summary():
-            logger.warning(line)
+def log_rows(rows: OFADataset) -> None:
+    """Logs which rows were skipped or hold unknown words."""
+    for line in rows.summary():
+        logger.warning(line)

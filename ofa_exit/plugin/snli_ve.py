@@ -16,7 +16,8 @@ from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.accuracy import is_correct
 from ofa_exit.plugin.candidates import AllCandidateGenerator
 from ofa_exit.plugin.generation import refuse_options
-from ofa_exit.plugin.task import OFATask, OFATaskConfig, summed
+from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.policies.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")

@@ -4,14 +4,12 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
-from omegaconf import II
 from torch import Tensor
 
 from ofa_exit.data.dataset import Examples, OFADataset
@@ -19,66 +17,28 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.dataset import RowDataset
-from ofa_exit.plugin.exit_flags import ExitFlags, exit_policy, flag, refuse_misfit
+from ofa_exit.plugin.exit_flags import exit_policy, flag, refuse_misfit
 from ofa_exit.plugin.files import first_folder, is_training, split_files
-from ofa_exit.plugin.generation import UNSUPPORTED, log_rows, refuse_options, when_done
-from ofa_exit.plugin.vocabulary import OFADictionary
+from ofa_exit.plugin.generation import (
+    UNSUPPORTED,
+    at_end_of,
+    forget_failed_lookups,
+    log_rows,
+    print_reports,
+    refuse_options,
+)
+from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 from ofa_exit.policies.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class OFATaskConfig(ExitFlags):
-    """Options of every task; names and meanings are OFA's where OFA has them."""
-
-    data: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "TSV files separated by commas (train.tsv,valid.tsv: the last one for "
-            "validation and generation, those before it for training, one an epoch), one file to "
-            "generate from, or a folder that holds train.tsv, valid.tsv, test.tsv, …"
-        },
-    )
-    selected_cols: Optional[str] = field(
-        default=None,
-        metadata={"help": "numbers of the columns to read (default: those of OFA's files)"},
-    )
-    bpe_dir: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder of dict.txt and, unless text is split into words, of GPT-2's "
-            "encoder.json and vocab.bpe or a sentencepiece *.model (default: the data's folder)"
-        },
-    )
-    max_src_length: int = field(default=80, metadata={"help": "words of a text that are read"})
-    max_tgt_length: int = field(default=20, metadata={"help": "words of a caption in training"})
-    patch_image_size: int = field(
-        default=480, metadata={"help": "side in pixels that images are resized to"}
-    )
-    imagenet_default_mean_and_std: bool = field(
-        default=False,
-        metadata={"help": "normalise images by ImageNet's mean and std instead of 0.5"},
-    )
-    skip_bad_rows: bool = field(
-        default=False,
-        metadata={"help": "leave out rows that cannot be used, and count them, instead of failing"},
-    )
-    code_dict_size: int = field(
-        default=8192, metadata={"help": "image codes in the vocabulary; OFA's checkpoints: 8192"}
-    )
-    num_bins: int = field(
-        default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
-    )
-    num_shards: int = II("dataset.num_shards")
-    shard_id: int = II("dataset.shard_id")
 
 
 class OFATask(FairseqTask):
     """Base of the tasks; they add examples, generator and validation metrics.
 
     After ``build_generator`` the layers, savings and times of all that ``inference_step``
-    generates are in ``exit_reports``, one a model; they are logged at the end.
+    generates are in ``exit_reports``, one a model; they are printed at the end.
     """
 
     prefix: str
@@ -137,7 +97,10 @@ class OFATask(FairseqTask):
         task_cfg: Optional[FairseqDataclass] = None,
         **kwargs: Any,
     ) -> None:
-        """Opens the file of ``split``; ``task_cfg`` is the checkpoint's, in generation."""
+        """Opens the file of ``split``.
+
+        ``task_cfg``: the checkpoint's, from the commands that only read one.
+        """
         self._refuse_other_training(task_cfg)
         files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
@@ -151,6 +114,8 @@ class OFATask(FairseqTask):
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
         self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+        if task_cfg is not None:
+            at_end_of(self.datasets[split], log_rows, rows)
 
     def _refuse_other_training(self, trained: Any) -> None:
         """Images or questions of another form than in training: low quality, and no other sign."""
@@ -181,9 +146,10 @@ class OFATask(FairseqTask):
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
-        """Says what was wrong with the rows that were trained on since."""
+        """Says what was wrong with the rows read so far."""
         super().begin_valid_epoch(epoch, model)
-        log_rows(dataset.rows for split, dataset in self.datasets.items() if is_training(split))
+        for dataset in self.datasets.values():
+            log_rows(dataset.rows)
 
     # ------------------------------------------------------------------ vocabulary
 
@@ -197,11 +163,11 @@ class OFATask(FairseqTask):
 
     def build_bpe(self, args: Any) -> Any:
         """The codec of the data, so that fairseq-generate prints words."""
-        return super().build_bpe(args) or self.encoder.codec
+        return super().build_bpe(args) or PrintingCodec(self.encoder.codec)
 
     def text(self, tokens: Tensor) -> str:
         """The words of a hypothesis."""
-        return self.encoder.codec.decode(self.dictionary.string(tokens)).strip()
+        return PrintingCodec(self.encoder.codec).decode(self.dictionary.string(tokens))
 
     # ------------------------------------------------------------------ generation
 
@@ -236,8 +202,8 @@ class OFATask(FairseqTask):
         )
         self.set_exits(models, on=True)
         self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
-        rows = [dataset.rows for dataset in self.datasets.values()]
-        when_done(generator, self.exit_reports, rows)
+        at_end_of(generator, print_reports, self.exit_reports)
+        forget_failed_lookups()
         return generator
 
     @property

@@ -59,3 +59,16 @@ class OFADictionary(Dictionary):
             self._shown_index[symbol] = len(self.symbols) + len(self._shown)
             self._shown.append(symbol)
         return self._shown_index[symbol]
+
+
+class PrintingCodec:
+    """A codec whose texts do not begin with the space that GPT-2's words have before them."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.codec = codec
+
+    def encode(self, text: str) -> str:
+        return self.codec.encode(text)
+
+    def decode(self, symbols: str) -> str:
+        return self.codec.decode(symbols).strip()

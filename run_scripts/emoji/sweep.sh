@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Many exit settings over one checkpoint: a CSV and the curves of quality against time.
+# Many exit settings over one checkpoint: a CSV, whose curves
+# python -m ofa_exit.evaluation.plots draws.
 #   run_scripts/emoji/sweep.sh caption|entailment CHECKPOINT SPLIT GRID.json OUT.csv [fairseq-generate arguments…]
 # DATA (default examples/emoji), DEVICE: see common.sh. The grid's form: python -m ofa_exit.sweep --help
 source "$(dirname "$0")/common.sh"
@@ -7,13 +8,10 @@ task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split}
 grid=${4:?grid of settings} out=${5:?CSV to write}
 shift 5
 case $task in
-  caption) options=(--beam 5 --max-len-b 16 --scoring coco_caption --coco-tokenizer plain) quality=CIDEr ;;
-  *) options=(--scoring accuracy) quality=accuracy ;;
+  caption) options=(--beam 5 --max-len-b 16 --scoring coco_caption --coco-tokenizer plain) ;;
+  *) options=(--scoring accuracy) ;;
 esac
 [ "$DEVICE" = cuda ] || options+=(--cpu)
 # shellcheck disable=SC2046
 "$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
   --path "$checkpoint" --gen-subset "$split" --batch-size 32 --num-workers 0 "${options[@]}" "$@"
-if "$BIN/python" -c "import matplotlib" 2> /dev/null; then
-  "$BIN/python" -m ofa_exit.evaluation.plots "$out" --quality "$quality" --out "${out%.csv}"
-fi

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Everything under results/, on the full emoji build (python -m ofa_exit.data.emoji build): some two hours
+# on two cores. What is done already is not done again.
+#   (a)  plain OFA from scratch on captions, and from there on entailment      1400 and 800 updates
+#   from (a), equal short budgets: plain (a'), mue (b, c), no_split and no_layer_loss (d)     150 updates
+# ROWS (default 1000): rows of each test split that the sweeps generate.
+cd "$(dirname "$0")/../.." || exit 1
+export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
+here=run_scripts/emoji rows=${ROWS:-1000}
+quiet=(--log-interval 20 --num-workers 0 --seed 1)
+set -e
+
+[ -e runs/caption_plain/checkpoint_last.pt ] || PROCESSES=2 $here/pretrain.sh caption runs/caption_plain 1400 \
+  --validate-interval 5 "${quiet[@]}"
+[ -e runs/entailment_plain/checkpoint_last.pt ] || INIT=runs/caption_plain/checkpoint_last.pt \
+  $here/pretrain.sh entailment runs/entailment_plain 800 --validate-interval 2 "${quiet[@]}"
+
+mkdir -p runs/rows results
+declare -A names=([plain]="plain OFA" [mue]=MuE [no_split]="MuE without split" [no_layer_loss]="MuE without layer loss")
+for task in caption entailment; do
+  for variant in plain mue no_split no_layer_loss; do
+    out=runs/${task}_ft_$variant
+    [ -e "$out/checkpoint_last.pt" ] || $here/finetune.sh $task $variant runs/${task}_plain/checkpoint_last.pt "$out" 150 \
+      --validate-interval 100 "${quiet[@]}"
+    case $variant in plain | no_split) grid=joint ;; *) grid=split ;; esac
+    for split in test_artist test_combinations; do
+      head -n "$rows" "$DATA/${task}_$split.tsv" > "runs/rows/${task}_$split.tsv"
+      cp "$DATA/dict.txt" runs/rows/
+      csv=results/${task}_${split}_$variant.csv
+      [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh $task "$out/checkpoint_last.pt" $split \
+        $here/grids/${task}_$grid.json "$csv" --run "${names[$variant]}"
+    done
+  done
+  case $task in caption) quality=CIDEr ;; *) quality=accuracy ;; esac
+  for split in test_artist test_combinations; do
+    .venv/bin/python -m ofa_exit.evaluation.plots results/${task}_${split}_*.csv --quality $quality \
+      --out results/${task}_$split
+  done
+done
