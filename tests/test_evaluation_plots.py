@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ofa_exit.evaluation.plots import main, plot_curve, read_points
+from ofa_exit.evaluation.plots import best, main, plot_curve, read_points
 
 HEADER = "run,cider,expected_time_reduction,flop_reduction,measured_time_reduction,seed\n"
 ROWS = "MuE,120.5,0.4,0.3,0.25,1\nMuE,130,0.1,0.05,,1\nOFA,128,0,0,0,1\n"
@@ -44,6 +44,11 @@ def test_a_point_is_drawn_where_its_reduction_is_known(sweep):
     drawn = [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
     assert drawn[0] == [[10, 130], [40, 120.5]]
     assert drawn[2] == [[25, 120.5]]
+
+
+def test_only_settings_that_no_other_beats_are_joined():
+    points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
+    assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
 
 
 def test_command(sweep, tmp_path, capsys):

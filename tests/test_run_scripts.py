@@ -62,7 +62,14 @@ def test_train_finetune_generate_and_compare(task, tmp_path):
     ):
         more = ["--coco-tokenizer", "plain"] if task == "caption" else []
         script(
-            "generate.sh", task, checkpoint, "test_artist", tmp_path / name, *options, *more, **small
+            "generate.sh",
+            task,
+            checkpoint,
+            "test_artist",
+            tmp_path / name,
+            *options,
+            *more,
+            **small,
         )
     full, exits = read_run(tmp_path / "full"), read_run(tmp_path / "exits")
     assert full["sentences"] == exits["sentences"] == 8

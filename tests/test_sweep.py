@@ -72,8 +72,12 @@ def test_settings_that_make_no_sense_are_refused(trained, setting, message):
 def write_run(folder, quality: str, seconds: float) -> None:
     folder.mkdir()
     summary = {
-        **{"sentences": 2, "image_layers": 3.0, "text_layers": 2.0, "decoder_layers": 4.5},
-        **{"expected_time_reduction": 0.25, "flop_reduction": 0.2},
+        "sentences": 2,
+        "image_layers": 3.0,
+        "text_layers": 2.0,
+        "decoder_layers": 4.5,
+        "expected_time_reduction": 0.25,
+        "flop_reduction": 0.2,
         "seconds_per_sentence": seconds,
     }
     (folder / "generate-test.txt").write_text(f"H-0\t-1\tx\nGenerate test with beam=5: {quality}\n")

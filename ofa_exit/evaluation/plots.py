@@ -2,9 +2,10 @@
 
     python -m ofa_exit.evaluation.plots sweep.csv… --quality CIDEr --out sweep
 
-reads CSVs with a header and writes sweep.png and sweep.svg. Its columns: `run` (rows of one run
-are joined by a line), the quality column, and the three of REDUCTIONS as fractions; others are
-ignored, an empty reduction leaves its point out.
+reads CSVs with a header and writes sweep.png and sweep.svg. A line joins the settings of one run
+that no other of its settings beats in saving and quality both; the others are pale. The columns:
+`run`, the quality, and the three of REDUCTIONS as fractions; others are ignored, an empty reduction
+leaves its point out.
 """
 
 import argparse
@@ -91,12 +92,27 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
                 for point in points
                 if point.run == run and (reduction := point.reductions[name]) is not None
             )
-            axis.plot([x for x, _ in drawn], [y for _, y in drawn], marker="o", label=run)
+            if not drawn:
+                continue
+            (line,) = axis.plot(*zip(*best(drawn)), marker="o", label=run)
+            axis.plot(*zip(*drawn), "o", color=line.get_color(), alpha=0.3, markersize=4)
         axis.set_xlabel(f"{label} saved (%)")
         axis.grid(True, alpha=0.3)
     axes[0].set_ylabel(quality)
     axes[0].legend()
     return figure
+
+
+def best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (saving, quality) points that no other beats in both, by growing saving.
+
+    The settings of a sweep vary in several thresholds at once; these are the ones to choose from.
+    """
+    kept: list[tuple[float, float]] = []
+    for saving, quality in sorted(points, reverse=True):
+        if not kept or quality > kept[-1][1]:
+            kept.append((saving, quality))
+    return kept[::-1]
 
 
 def _matplotlib() -> Any:
@@ -125,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ofa_exit.evaluation.plots",
         description="Draw quality against the time saved: expected, in operations, measured.",
     )
-    parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS))
+    parser.add_argument(
+        "csv", nargs="+", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS)
+    )
     parser.add_argument("--quality", required=True, help="quality column, for instance CIDEr")
     parser.add_argument("--out", required=True, help="files to write, without .png and .svg")
     options = parser.parse_args(arguments)
