@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from fairseq import checkpoint_utils
 from fairseq.data import FairseqDataset, data_utils
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.models import DistributedFairseqModel, distributed_fairseq_model
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
@@ -118,12 +121,34 @@ def test_forgotten_validation_sets_in_folders_are_still_found(tmp_path):
         data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(folders))
 
 
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_pytorch_ddp_wraps_a_model_on_the_cpu(process_group, monkeypatch):
+    cfg = DistributedTrainingConfig(ddp_backend="pytorch_ddp", find_unused_parameters=True)
+    cfg.tpu, cfg.device_id = False, None  # as the trainer has it for --cpu
+    model, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
+    wrapped = DistributedFairseqModel(cfg, model, process_group, cpu)
+    wrapped(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad.tolist() == [[1, 1], [1, 1]]
+
+    mended = distributed_fairseq_model.DistributedDataParallel
+    monkeypatch.setattr(distributed_fairseq_model, "DistributedDataParallel", mended.__wrapped__)
+    with pytest.raises(ValueError, match="device_ids"):
+        DistributedFairseqModel(cfg, model, process_group, cpu)
+
+
 def test_a_second_application_changes_nothing():
     def mended():
         return (
             data_utils.batch_by_size,
             data_utils._find_extra_valid_paths,
             checkpoint_utils.convert_namespace_to_omegaconf,
+            distributed_fairseq_model.DistributedDataParallel,
         )
 
     before = mended()

@@ -81,7 +81,7 @@ def write_run(folder, quality: str, seconds: float) -> None:
         "seconds_per_sentence": seconds,
     }
     (folder / "generate-test.txt").write_text(f"H-0\t-1\tx\nGenerate test with beam=5: {quality}\n")
-    (folder / "log.txt").write_text(f"INFO | exit summary: {json.dumps(summary)}\n")
+    (folder / "log.txt").write_text(f"Exit summary: {json.dumps(summary)}\n")
 
 
 def test_table_compares_with_the_first_run(tmp_path, monkeypatch, capsys):

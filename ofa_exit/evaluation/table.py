@@ -1,7 +1,7 @@
 """``python -m ofa_exit.evaluation.table NAME=FOLDER…``: fairseq-generate's results side by side.
 
 FOLDER holds what ``fairseq-generate --results-path FOLDER`` wrote and, as ``log.txt``, what it
-logged. The first is what the time of the others is compared with: the run at full depth.
+printed. The first is what the time of the others is compared with: the run at full depth.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 QUALITY = re.compile(r"([A-Z][A-Za-z0-9-]*|accuracy) = (-?[0-9.]+)")
+SUMMARY = re.compile(r"Exit summary(?: of model 1 of \d+)?: (.*)")
 SHOWN = ("CIDEr", "BLEU-4", "accuracy")
 
 
@@ -30,8 +31,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     for line in (text + (log.read_text(encoding="utf-8") if log.exists() else "")).splitlines():
         if line.startswith("Generate "):
             result = line
-        elif "exit summary: " in line:
-            summary = json.loads(line.split("exit summary: ", 1)[1])
+        elif found := SUMMARY.match(line):
+            summary = json.loads(found[1])
     if result is None or summary is None:
         raise ValueError(f"{files[0]} ends before its result: generate it again")
     return {**{name: float(value) for name, value in QUALITY.findall(result)}, **summary}
@@ -60,7 +61,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
                 row["run"],
                 *(f"{row[name]:.1f}" for name in quality),
                 *("-" if depth is None else f"{depth:.2f}" for depth in layers),
-                *(f"-{100 * part:.1f}%" for part in saved),
+                *(f"{0.0 - 100 * part:.1f}%" for part in saved),
                 f"{1000 * row['seconds_per_sentence']:.1f}",
             ]
         )

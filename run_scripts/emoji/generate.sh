@@ -5,7 +5,7 @@
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?folder for results}
 shift 4
-if grep -qs "exit summary" "$out/log.txt"; then
+if grep -qs "^Exit summary" "$out/log.txt"; then
   echo "$out is there already: remove it to generate again"
   exit 0
 fi
@@ -16,4 +16,4 @@ case $task in
 esac
 # shellcheck disable=SC2046
 generate "$DATA/${task}_$split.tsv" $(task_options "$task") --path "$checkpoint" --gen-subset "$split" \
-  --batch-size 32 --num-workers 0 --results-path "$out" "${options[@]}" "$@" 2> >(tee "$out/log.txt" >&2)
+  --batch-size 32 --num-workers 0 --results-path "$out" "${options[@]}" "$@" 2>&1 | tee "$out/log.txt"

@@ -2,7 +2,7 @@
 # Everything under results/, on the full emoji build (python -m ofa_exit.data.emoji build): some two hours
 # on two cores. What is done already is not done again.
 #   (a)  plain OFA from scratch on captions, and from there on entailment      1400 and 800 updates
-#   from (a), equal short budgets: plain (a'), mue (b, c), no_split and no_layer_loss (d)     150 updates
+#   from (a), equal short budgets: plain (a'), mue (b, c), no_split and no_layer_loss (d)     150 and 100 updates
 # ROWS (default 1000): rows of each test split that the sweeps generate.
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
@@ -16,11 +16,12 @@ set -e
   $here/pretrain.sh entailment runs/entailment_plain 800 --validate-interval 2 "${quiet[@]}"
 
 mkdir -p runs/rows results
+declare -A budget=([caption]=150 [entailment]=100)
 declare -A names=([plain]="plain OFA" [mue]=MuE [no_split]="MuE without split" [no_layer_loss]="MuE without layer loss")
 for task in caption entailment; do
   for variant in plain mue no_split no_layer_loss; do
     out=runs/${task}_ft_$variant
-    [ -e "$out/checkpoint_last.pt" ] || $here/finetune.sh $task $variant runs/${task}_plain/checkpoint_last.pt "$out" 150 \
+    [ -e "$out/checkpoint_last.pt" ] || $here/finetune.sh $task $variant runs/${task}_plain/checkpoint_last.pt "$out" ${budget[$task]} \
       --validate-interval 100 "${quiet[@]}"
     case $variant in plain | no_split) grid=joint ;; *) grid=split ;; esac
     for split in test_artist test_combinations; do
