@@ -98,7 +98,7 @@ def sweep(grid: list[dict[str, Any]], arguments: list[str]) -> list[dict[str, An
     if cfg.common.fp16:
         model.half()
     if cuda:
-        model.cuda()
+        model.to("cuda")
     settings = [
         Setting(given, task, model, scoring.build_scorer(cfg.scoring, task.target_dictionary))
         for given in grid

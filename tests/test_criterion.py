@@ -367,7 +367,7 @@ def test_nor_in_the_backward_pass(weights):
 
 
 def distributed(model, backend: str) -> ModuleProxyWrapper:
-    """As fairseq's DistributedFairseqModel, which runs pytorch_ddp on GPUs only."""
+    """The wrappers that fairseq makes for the two backends."""
     if backend == "legacy_ddp":
         return ModuleProxyWrapper(LegacyDistributedDataParallel(model, dist.group.WORLD))
     return ModuleProxyWrapper(DistributedDataParallel(model, find_unused_parameters=True))

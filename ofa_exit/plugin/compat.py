@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Five mends, and nothing else of fairseq is touched:
+Six mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -12,12 +12,15 @@ Five mends, and nothing else of fairseq is touched:
 4. ``fairseq-train`` lists the task's data as a folder to find validation sets that were forgotten,
    and crashes on OFA's ``train.tsv,valid.tsv``.
 5. ``--ddp-backend pytorch_ddp`` names a GPU for a model on the CPU, which torch refuses.
+6. ``--help`` ends before the options of the chosen task, model, criterion and scorer are known.
 """
 
 import argparse
 import collections
 import functools
+import itertools
 import os
+import sys
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 import omegaconf
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import checkpoint_utils, options, utils
 from fairseq.data import data_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.registry import REGISTRIES
@@ -143,12 +146,49 @@ def name_no_gpu_on_cpu() -> None:
     distributed_fairseq_model.DistributedDataParallel = data_parallel
 
 
+def help_with_all_options() -> None:
+    """Wrap the parsing of command lines: ``--help`` waits for the options of what was chosen.
+
+    fairseq parses twice, and asks ``modify_parser`` before each time; by the second all options are
+    there. Where the first already fails, for want of a task, say, the help is the general one.
+    """
+    original = options.parse_args_and_arch
+    if getattr(original, "helps_with_all_options", False):
+        return
+
+    @functools.wraps(original)
+    def parse_args_and_arch(
+        parser: argparse.ArgumentParser, input_args: Any = None, **kwargs: Any
+    ) -> Any:
+        given = sys.argv[1:] if input_args is None else list(input_args)
+        if not {"-h", "--help"} & set(given):
+            return original(parser, input_args, **kwargs)
+        times = itertools.count(1)
+
+        def second_time(complete: argparse.ArgumentParser) -> None:
+            if next(times) == 2:
+                complete.print_help()
+                raise SystemExit(0)
+
+        rest = [argument for argument in given if argument not in ("-h", "--help")]
+        try:
+            return original(parser, rest, **{**kwargs, "modify_parser": second_time})
+        except SystemExit as stop:
+            if stop.code:
+                parser.print_help()
+            raise SystemExit(0) from None
+
+    parse_args_and_arch.helps_with_all_options = True  # type: ignore[attr-defined]
+    options.parse_args_and_arch = parse_args_and_arch
+
+
 def apply() -> None:
     """Apply the mends; a second call changes nothing."""
     keep_last_batch()
     forget_unknown_parts()
     look_into_folders_only()
     name_no_gpu_on_cpu()
+    help_with_all_options()
     torch.serialization.add_safe_globals(checkpoint_classes())
 
 
