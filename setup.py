@@ -37,10 +37,10 @@ setup(
     ],
     extras_require={
         "test": [
-            "mypy",
+            "mypy<3",
             "pytest>=7",
             "pytest-xdist",
-            "ruff",
+            "ruff<0.18",
             "tensorboardX",
             *EMOJI,
             *PLOTS,

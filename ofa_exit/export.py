@@ -16,7 +16,13 @@ import torch
 import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
 
 FOLDERS = {"user_dir": None, "data": None, "bpe_dir": None, "save_dir": "checkpoints"}
-NO_FILE = ("finetune_from_model", "resnet_model_path", "restore_file", "tensorboard_logdir")
+NO_FILE = (
+    "finetune_from_model",
+    "resnet_model_path",
+    "restore_file",
+    "tensorboard_logdir",
+    "distributed_init_method",
+)
 
 
 def _without_folders(part: Any) -> Any:

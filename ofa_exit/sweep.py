@@ -14,6 +14,7 @@ are those that ``python -m ofa_exit.evaluation.plots`` draws.
 """
 
 import argparse
+import ast
 import copy
 import csv
 import json
@@ -31,6 +32,7 @@ from fairseq.logging import progress_bar
 
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.exit_flags import exit_policy, refuse_misfit
+from ofa_exit.plugin.generation import UNSUPPORTED, refuse_options
 
 WARM_UP = 2  # batches generated once before time is taken
 
@@ -92,7 +94,8 @@ def sweep(grid: list[dict[str, Any]], arguments: list[str]) -> list[dict[str, An
     paths = utils.split_paths(cfg.common_eval.path)
     if len(paths) > 1:
         raise ValueError("a sweep takes one checkpoint: --path names several")
-    overrides = json.loads(cfg.common_eval.model_overrides.replace("'", '"'))
+    overrides = ast.literal_eval(cfg.common_eval.model_overrides)
+    refuse_options(cfg.generation, UNSUPPORTED)
     (model,), saved = checkpoint_utils.load_model_ensemble(paths, overrides, task)
     model.prepare_for_inference_(cfg)
     if cfg.common.fp16:

@@ -234,7 +234,8 @@ def test_layers_run_are_layers_traced(model):
 
 @torch.no_grad()
 def test_rows_run_are_rows_traced(model):
-    """In a batch, each layer sees the rows that the trace says it ran, and no other."""
+    """In a batch, the encoder's layers see exactly the rows that the trace says they ran; the
+    decoder's at most as many again, which ride along until taking them out pays."""
     threshold = decoder_threshold(model)
     image = 0.9
     model.configure_exits(SimilarityExit(image, 0.9, 2.0, threshold, schedule="static"))
@@ -256,7 +257,9 @@ def test_rows_run_are_rows_traced(model):
         hook.remove()
     trace = model.last_trace
     assert rows["encoder"] == int(trace.image_layers.sum() + trace.text_layers.sum())
-    assert rows["decoder"] == sum(int(layers.sum()) for _, _, layers in trace.steps)
+    needed = sum(int(layers.sum()) for _, _, layers in trace.steps)
+    assert needed <= rows["decoder"] <= 2 * needed
+    assert rows["decoder"] < 6 * sum(layers.numel() for _, _, layers in trace.steps)
 
 
 @torch.no_grad()

@@ -144,7 +144,10 @@ class DecoderCache:
         sentences: original numbers of the sentences still running; rows: their hypotheses.
         """
         owing = [
-            {p for p, reached in enumerate(self._reached[s]) if reached <= layer} for s in sentences
+            {p for p, reached in enumerate(self._reached[s]) if reached <= layer}
+            if min(self._reached[s], default=self.layers) <= layer
+            else set()
+            for s in sentences
         ]
         union = sorted(set().union(*owing))
         if not union:

@@ -120,7 +120,7 @@ class Decoder(ShapeCache):
             buckets = self.token_rp_bucket[:length, :length]
             return [absolute + relative_bias(t, buckets) for t in self.token_rel_pos_table_list]
 
-        return self.once_per_shape(("self", length), compute)
+        return self.once_per_shape("decoder", length, compute)
 
     def cross_bias(self, length: int, encoder_out: EncoderOut) -> Tensor:
         """Cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""

@@ -185,34 +185,40 @@ class Encoder(ShapeCache):
 
     def _biases(self, grid: Optional[tuple[int, int]], length: int) -> _Biases:
         """All position terms of one shape of batch."""
+        layers = range(len(self.layers))
 
-        def compute() -> _Biases:
-            layers = range(len(self.layers))
-            text_positions = self.text_positions(length)
-            if grid is None:
-                positions = text_positions
-            else:
-                device = self.image_rp_bucket.device
-                positions = torch.cat([self.image_positions(grid, device), text_positions], dim=1)
+        def image_terms() -> tuple[Tensor, list[Tensor]]:
+            assert grid is not None
+            positions = self.image_positions(grid, self.image_rp_bucket.device)
             absolute = self.absolute_bias(positions)
-            cut = positions.size(1) - length
-            image = (
-                None
-                if grid is None
-                else [absolute[..., :cut, :cut] + self.image_bias(i, grid) for i in layers]
-            )
-            text = [absolute[..., cut:, cut:] + self.text_bias(i, length) for i in layers]
-            if self.cfg.split_modalities or image is None:
-                return _Biases(positions, image, text, None)
-            joint = []
+            return positions, [absolute + self.image_bias(i, grid) for i in layers]
+
+        def text_terms() -> tuple[Tensor, list[Tensor]]:
+            positions = self.text_positions(length)
+            absolute = self.absolute_bias(positions)
+            return positions, [absolute + self.text_bias(i, length) for i in layers]
+
+        def joint_terms() -> tuple[Tensor, list[Tensor]]:
+            assert grid is not None
+            image = self.image_positions(grid, self.image_rp_bucket.device)
+            positions = torch.cat([image, self.text_positions(length)], dim=1)
+            absolute, cut = self.absolute_bias(positions), image.size(1)
+            biases = []
             for i in layers:
                 bias = absolute.clone()
-                bias[..., :cut, :cut] = image[i]
-                bias[..., cut:, cut:] = text[i]
-                joint.append(bias)
-            return _Biases(positions, None, text, joint)
+                bias[..., :cut, :cut] += self.image_bias(i, grid)
+                bias[..., cut:, cut:] += self.text_bias(i, length)
+                biases.append(bias)
+            return positions, biases
 
-        return self.once_per_shape(("encoder", grid, length), compute)
+        if grid is not None and not self.cfg.split_modalities:
+            positions, joint = self.once_per_shape("joint", (grid, length), joint_terms)
+            return _Biases(positions, None, None, joint)
+        positions, text = self.once_per_shape("text", length, text_terms)
+        if grid is None:
+            return _Biases(positions, None, text, None)
+        image_positions, image = self.once_per_shape("image", grid, image_terms)
+        return _Biases(torch.cat([image_positions, positions], dim=1), image, text, None)
 
     # ------------------------------------------------------------------ passes
 
@@ -265,6 +271,7 @@ class Encoder(ShapeCache):
                 )
             else:
                 image_depth = src_tokens.new_zeros(sentences)
+            assert biases.text is not None
             text, text_depth = self._run(
                 text,
                 biases.text,
@@ -387,7 +394,7 @@ class Encoder(ShapeCache):
 class _Biases:
     positions: Tensor
     image: Optional[list[Tensor]]
-    text: list[Tensor]
+    text: Optional[list[Tensor]]
     joint: Optional[list[Tensor]]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ofa_exit.models.cache import DecoderCache
 from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.rows import to_host
 from ofa_exit.policies.base import Gate, GateInput
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ def run_with_exits(
     that each token ran, Long [N, P].
 
     After each layer the gate is asked about every hypothesis and position; what leaves is frozen
-    (MuE Algorithm 1, lines 13-19). A layer runs while any hypothesis of a sentence is active;
-    sentences whose hypotheses have all left are taken out of the computation.
+    (MuE Algorithm 1, lines 13-19). A layer runs for a sentence while any of its hypotheses is
+    active, the others riding along unchanged; sentences whose hypotheses have all left are taken
+    out of the computation once that pays (``_Run.leave_some``). The layers reported are those that
+    each token needed.
 
     Layers that a token skips still owe its keys and values to later tokens:
 
@@ -121,7 +124,7 @@ class _Run:
         owed, recomputed = None, 0
         if cache is not None and index > 0 and cache.length > 0:
             if cache.stale:  # no gate has read anything in this step yet
-                self._rename(self.encoder_out.sentences.tolist())
+                self._rename(to_host(self.encoder_out.sentences))
             pending = cache.pending(index, self.sentences, self.rows)
             if pending is not None:
                 assert cache.states is not None
@@ -180,23 +183,25 @@ class _Run:
         self._write(slice(None))
 
     def leave_some(self, leaving: Tensor, after: Tensor) -> bool:
-        """Freezes what the gate let go and takes finished sentences out; False if none is left.
+        """Freezes what the gate let go; False if nothing is left to run.
 
-        The one host read of a layer: which sentences still run and, after beam search dropped
-        finished ones, which those are.
+        Sentences that have left go out of the computation once at most half of those present stay:
+        each that stays has its cross-attention K/V copied, which costs about what a layer of one
+        that rides along costs. The one host read of a layer: which sentences still run and, after
+        beam search dropped finished ones, which those are.
         """
         self.go_on(after)
         self.exited = self.exited | leaving
         active = (~self.exited).view(-1, self.group * self.positions).any(dim=1)
         cache = self.cache
         if cache is not None and cache.stale:
-            flags, names = torch.stack([active.long(), self.encoder_out.sentences]).tolist()
+            flags, names = to_host(torch.stack([active.long(), self.encoder_out.sentences]))
             self._rename(names)
         else:
-            flags = active.tolist()
+            flags = to_host(active)
         staying = [i for i, flag in enumerate(flags) if flag]
-        if len(staying) == len(flags):
-            return True
+        if 2 * len(staying) > len(flags):
+            return True  # too few have left to pay for copying the others' keys and values
         leaving_rows = self._rows_of([i for i, flag in enumerate(flags) if not flag])
         self._write(leaving_rows)
         if not staying:

@@ -104,8 +104,8 @@ def _warn_unknown(cfg: Any) -> None:
     """
     names = set(vars(cfg) if hasattr(cfg, "__dict__") and not hasattr(cfg, "keys") else cfg.keys())
     known = {option.name for option in fields(OFAConfig)} | set(REQUIRED_FLAGS)
-    known |= {"arch", "task", "criterion", "optimizer", "lr_scheduler", "data", "user_dir"}
-    groups = [option.default_factory for option in fields(FairseqConfig)]
+    known |= {"arch", "task", "data", "user_dir", *REGISTRIES}
+    groups = [option.type for option in fields(FairseqConfig)]
     registered = [registry["dataclass_registry"] for registry in REGISTRIES.values()]
     for kind in [*groups, *(c for r in registered for c in r.values()), *TASK_DATACLASSES.values()]:
         if is_dataclass(kind):

@@ -73,6 +73,10 @@ def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
     return table(buckets).permute(2, 0, 1).unsqueeze(0)
 
 
+# Biases over image tokens take hundreds of megabytes in the large models: one shape of those.
+KEPT_SHAPES = {"image": 1, "joint": 1, "text": 32, "decoder": 32}
+
+
 class ShapeCache(nn.Module):
     """A module whose position terms depend on shapes alone, so inference computes them once.
 
@@ -83,15 +87,16 @@ class ShapeCache(nn.Module):
     def forget_shapes(self) -> None:
         self.__dict__["_by_shape"] = {}
 
-    def once_per_shape(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+    def once_per_shape(self, kind: str, shape: Hashable, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns for this shape; the last few shapes of each kind are kept."""
         if self.training or torch.is_grad_enabled():
             return compute()
-        kept = self.__dict__.setdefault("_by_shape", {})
-        if key not in kept:
-            if len(kept) >= 64:  # many text lengths: do not grow without bound
-                kept.clear()
-            kept[key] = compute()
-        return kept[key]
+        kept = self.__dict__.setdefault("_by_shape", {}).setdefault(kind, {})
+        if shape not in kept:
+            if len(kept) >= KEPT_SHAPES[kind]:
+                kept.pop(next(iter(kept)))
+            kept[shape] = compute()
+        return kept[shape]
 
     def train(self, mode: bool = True) -> ShapeCache:
         self.forget_shapes()

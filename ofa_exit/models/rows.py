@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def to_host(values: Tensor) -> list:
+    """Reads a small tensor back: the one place where the runtime waits for its device."""
+    return values.tolist()
+
+
 def surviving_rows(leaving: Tensor) -> tuple[Tensor, int]:
     """Splits rows into those that stay and those that leave, with one host read.
 
@@ -13,7 +18,8 @@ def surviving_rows(leaving: Tensor) -> tuple[Tensor, int]:
     old order) and the number that stay.
     """
     order = torch.sort(leaving.to(torch.uint8), stable=True).indices
-    return order, leaving.numel() - int(leaving.sum())
+    (gone,) = to_host(leaving.sum().unsqueeze(0))
+    return order, leaving.numel() - gone
 
 
 def surviving_sentences(new_order: Tensor, group: int) -> Tensor:

@@ -157,6 +157,12 @@ def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitP
         raise ValueError("--exit-policy static needs --exit-depths IMAGE,TEXT,DECODER")
     if cfg.exit_policy == "similarity":
         options = {**similarity_defaults, **options}
+        idle = [o for o in ("beta", "tau") if o in given and options.get("schedule") != "decay"]
+        if idle:
+            raise ValueError(
+                f"{', '.join(flag(OPTIONS[o]) for o in idle)} belongs to --exit-schedule decay; "
+                f"the schedule is {options.get('schedule')}"
+            )
     return build_policy(cfg.exit_policy, **options)
 
 

@@ -5,7 +5,7 @@
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?folder for results}
 shift 4
-if grep -qs "^Exit summary" "$out/log.txt"; then
+if grep -qs "^Generate " "$out"/generate-*.txt; then
   echo "$out is there already: remove it to generate again"
   exit 0
 fi
