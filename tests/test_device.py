@@ -9,7 +9,7 @@ import torch
 from helpers import batch, generate, nano
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ofa_exit.models import exiting
+from ofa_exit.models import exiting, rows
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.ofa import OFAModel
@@ -143,6 +143,40 @@ def test_growing_depths_fill_skipped_layers_on_the_device(fake, kv):
         with torch.no_grad():
             logits, _ = model.decoder(tokens, out, incremental_state=state)
         assert logits.device.type == "cuda"
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_compaction_stays_on_the_device(fake, kv, monkeypatch):
+    """Open gates: samples leave the encoder, sentences leave the decoder, one finishes. Only what
+    the host read would answer is scripted; all the rest runs on fake CUDA tensors."""
+    reads = []
+
+    def scripted(values):
+        assert values.device.type == "cuda"
+        reads.append(tuple(values.shape))
+        if values.dim() == 2:  # who is active, and which sentences are left
+            return [[1] + [0] * (values.size(1) - 1), list(range(values.size(1)))]
+        if values.dtype == torch.bool:  # the first sentence stays
+            return [True] + [False] * (values.numel() - 1)
+        return [1]  # one row of the encoder leaves
+
+    monkeypatch.setattr(rows, "to_host", scripted)
+    monkeypatch.setattr(exiting, "to_host", scripted)
+    model = fake_model().eval()
+    model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, 0.9, schedule="static"), kv)
+    out, state = encode(model, torch.float32)
+    encoder_reads, hypotheses = len(reads), 6
+    assert encoder_reads == 1 + 1 + 1  # images there are, and one gate for each pass of two layers
+    with torch.no_grad():
+        for step in range(1, 4):
+            tokens = torch.full((hypotheses, step), 6, device="cuda")
+            logits, _ = model.decoder(tokens, out, incremental_state=state)
+            assert logits.device.type == "cuda" and logits.size(0) == hypotheses
+            hypotheses = 4 if step == 2 else hypotheses
+            order = torch.arange(hypotheses, device="cuda")
+            model.decoder.reorder_incremental_state_scripting(state, order)
+            out = model.encoder.reorder_encoder_out(out, order)
+    assert len(reads) - encoder_reads == 3 * 3  # one a layer, never after the last
 
 
 def test_mixed_devices_would_be_noticed(fake):
