@@ -156,6 +156,8 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ofa_exit.sweep",
+        usage="%(prog)s [--run RUN] GRID.json OUT.csv DATA --path CHECKPOINT [options of "
+        "fairseq-generate]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

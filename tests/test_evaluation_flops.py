@@ -209,7 +209,7 @@ def test_generation_costs_what_torch_counts(split, kv):
     stem = flops.stem_cost(model.encoder.embed_images, (48, 48))
     source = stem.tokens + text
     biases = (
-        flops.encoder_biases(shape, source)
+        flops.encoder_biases(shape, stem.tokens, source - stem.tokens)
         + flops.decoder_self_bias(shape, CPU_CAPACITY)
         + flops.decoder_cross_bias(shape, CPU_CAPACITY, source)
     )
@@ -253,7 +253,9 @@ def test_a_batch_costs_its_sentences():
         shape, stem, [1, 1], [2, 2], [7, 7], flops.trace_calls(trace), "propagate"
     )
     source = stem.tokens + 7
-    shared = flops.encoder_biases(shape, source) + flops.decoder_self_bias(shape, CPU_CAPACITY)
+    shared = flops.encoder_biases(
+        shape, stem.tokens, source - stem.tokens
+    ) + flops.decoder_self_bias(shape, CPU_CAPACITY)
     shared += flops.decoder_cross_bias(shape, CPU_CAPACITY, source)
     assert sum(counts.executed.values()) + shared == real
 
@@ -269,6 +271,8 @@ def test_a_teacher_forced_pass_costs_whole_sequences():
     assert calls == [DecoderCall(5, 5, {0: 1}, {0: 3})]
     counts = flops.batch_flops(shape, stem, [1], [2], [7], calls)
     source = stem.tokens + 7
-    biases = flops.encoder_biases(shape, source) + flops.decoder_self_bias(shape, 5)
+    biases = flops.encoder_biases(
+        shape, stem.tokens, source - stem.tokens
+    ) + flops.decoder_self_bias(shape, 5)
     biases += flops.decoder_cross_bias(shape, 5, source)
     assert sum(counts.executed.values()) + biases == real

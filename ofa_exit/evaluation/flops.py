@@ -111,12 +111,15 @@ def encoder_layer(shape: ModelShape, tokens: int) -> int:
     return 8 * tokens * dim**2 + 4 * tokens**2 * dim + 4 * tokens * dim * ffn
 
 
-def encoder_biases(shape: ModelShape, tokens: int) -> int:
-    """The encoder's position bias over T positions: 4·T·C² + 2·T²·C.
+def encoder_biases(shape: ModelShape, image: int, text: int) -> int:
+    """The encoder's position bias over T = image + text positions: 4·T·C² + 2·pairs·C.
 
-    It depends on no content, so it is made once for all batches of a shape.
+    The pairs are T², or those within each pass of a split encoder. It depends on no content, so it
+    is made once for all batches of a shape.
     """
-    return 4 * tokens * shape.encoder_dim**2 + 2 * tokens**2 * shape.encoder_dim
+    tokens = image + text
+    pairs = image**2 + text**2 if shape.split else tokens**2
+    return 4 * tokens * shape.encoder_dim**2 + 2 * pairs * shape.encoder_dim
 
 
 def decoder_self_bias(shape: ModelShape, positions: int) -> int:

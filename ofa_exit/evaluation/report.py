@@ -56,7 +56,7 @@ class GenerationReport:
         self._stem_cost = stem_cost
         self._symbol = symbol
         self._stems: dict[tuple[int, int], StemCost] = {}
-        self._sources_seen: set[int] = set()
+        self._sources_seen: set[tuple[int, int]] = set()
         self._lengths_seen: set[int] = set()
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
@@ -247,7 +247,8 @@ class GenerationReport:
             self.shape, stem, image_layers, text_layers, text_tokens, calls, self.kv
         )
         biases = self._biases(
-            (stem.tokens if stem else 0) + max(text_tokens),
+            stem.tokens if stem else 0,
+            max(text_tokens),
             max((call.length for call in calls), default=0),
         )
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
@@ -256,12 +257,12 @@ class GenerationReport:
             total["biases"] += biases
         self._counted += len(text_tokens)
 
-    def _biases(self, source: int, positions: int) -> int:
-        """Position biases of a batch of S source and L target positions: no depth changes them."""
-        cost = flops.decoder_cross_bias(self.shape, positions, source)
-        if source not in self._sources_seen:
-            self._sources_seen.add(source)
-            cost += flops.encoder_biases(self.shape, source)
+    def _biases(self, image: int, text: int, positions: int) -> int:
+        """Position biases of a batch of source and L target positions: no depth changes them."""
+        cost = flops.decoder_cross_bias(self.shape, positions, image + text)
+        if (image, text) not in self._sources_seen:
+            self._sources_seen.add((image, text))
+            cost += flops.encoder_biases(self.shape, image, text)
         if positions not in self._lengths_seen:
             self._lengths_seen.add(positions)
             cost += flops.decoder_self_bias(self.shape, positions)

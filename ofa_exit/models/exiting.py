@@ -56,7 +56,7 @@ def run_with_exits(
             run.leave_all(after)
             break
         if answer is False:
-            run.go_on(after)
+            run.stay(after)
         elif not run.leave_some(answer, after):
             break
     if cache is not None:
@@ -123,8 +123,6 @@ class _Run:
         at = self.steps
         owed, recomputed = None, 0
         if cache is not None and index > 0 and cache.length > 0:
-            if cache.stale:  # no gate has read anything in this step yet
-                self._rename(to_host(self.encoder_out.sentences))
             pending = cache.pending(index, self.sentences, self.rows)
             if pending is not None:
                 assert cache.states is not None
@@ -177,6 +175,12 @@ class _Run:
         """Takes what a layer returned; hypotheses that have left keep their state at exit."""
         self.frozen = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
         self.running = after if self.decoder.recompute else self.frozen
+
+    def stay(self, after: Tensor) -> None:
+        """Everybody goes on; reads back only who is left after beam search dropped sentences."""
+        self.go_on(after)
+        if self.cache is not None and self.cache.stale:
+            self._rename(to_host(self.encoder_out.sentences))
 
     def leave_all(self, after: Tensor) -> None:
         self.go_on(after)

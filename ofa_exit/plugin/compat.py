@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Six mends, and nothing else of fairseq is touched:
+Seven mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -13,12 +13,14 @@ Six mends, and nothing else of fairseq is touched:
    and crashes on OFA's ``train.tsv,valid.tsv``.
 5. ``--ddp-backend pytorch_ddp`` names a GPU for a model on the CPU, which torch refuses.
 6. ``--help`` ends before the options of the chosen task, model, criterion and scorer are known.
+7. A module of fairseq turns everybody's debug messages on, and pillow has some for every image.
 """
 
 import argparse
 import collections
 import functools
 import itertools
+import logging
 import os
 import sys
 import typing
@@ -189,6 +191,7 @@ def apply() -> None:
     look_into_folders_only()
     name_no_gpu_on_cpu()
     help_with_all_options()
+    logging.getLogger("PIL").setLevel(logging.INFO)
     torch.serialization.add_safe_globals(checkpoint_classes())
 
 

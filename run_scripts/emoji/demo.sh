@@ -15,7 +15,7 @@ if [ -e "$OUT/mue/done" ]; then
   echo "1/3  $OUT/mue is trained already"
 else
   echo "1/3  training ($UPDATES updates): $OUT/mue"
-  BATCH=64 $HERE/finetune.sh caption mue examples/emoji/ofa_nano_caption.pt "$OUT/mue" "$UPDATES" \
+  BATCH=64 $HERE/finetune.sh caption mue examples/checkpoints/ofa_nano_caption.pt "$OUT/mue" "$UPDATES" \
     --log-format tqdm --validate-interval 1000 --seed 1
   touch "$OUT/mue/done"
 fi
