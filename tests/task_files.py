@@ -85,13 +85,16 @@ def run(parser: Any, main: Any, arguments: list[str]) -> Any:
     return main(convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments)))
 
 
-def train(task: str, data: Any, save_dir: Path, *more: str, updates: int = 3) -> Path:
+def train(
+    task: str, data: Any, save_dir: Path, *more: str, updates: int = 3, resumable: bool = False
+) -> Path:
     """fairseq-train; the checkpoint's path."""
     arguments = [
         *[str(data), "--task", task, "--save-dir", str(save_dir), "--criterion", "mue_loss"],
         *["--optimizer", "adam", "--lr", "0.003", "--max-update", str(updates), "--cpu"],
         *["--batch-size", "4", "--num-workers", "0", "--log-format", "json", *NANO, *SMALL],
-        *["--no-epoch-checkpoints", "--no-save-optimizer-state", "--split-modalities", *more],
+        *["--no-epoch-checkpoints", "--split-modalities", *more],
+        *([] if resumable else ["--no-save-optimizer-state"]),
     ]
     run(options.get_training_parser(), fairseq_cli.train.main, arguments)
     return save_dir / "checkpoint_last.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -97,15 +98,15 @@ def test_finetune_and_restore(trained, tmp_path):
         torch.testing.assert_close(weights[name], start[name], rtol=0, atol=1e-6)
 
 
-def test_a_run_resumes_where_it_was_killed(trained, tmp_path):
-    """Two updates and then two more are the same as four."""
+def test_a_killed_run_resumes_where_it_was(trained, tmp_path):
+    """From the checkpoint in the middle of an epoch, two more updates are the same as four."""
     data, _ = trained
     options = ["--lr-scheduler", "fixed", "--seed", "3", "--save-interval-updates", "2"]
-    whole = train("mue_caption", data, tmp_path / "whole", *options, updates=4)
-    train("mue_caption", data, tmp_path / "parts", *options, updates=2)
-    parts = train("mue_caption", data, tmp_path / "parts", *options, updates=4)
-    one, two = (torch.load(p, weights_only=True) for p in (whole, parts))
-    assert one["optimizer_history"][-1]["num_updates"] == 4
+    whole = train("mue_caption", data, tmp_path / "whole", *options, updates=4, resumable=True)
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "checkpoint_1_2.pt", tmp_path / "resumed/checkpoint_last.pt")
+    resumed = train("mue_caption", data, tmp_path / "resumed", *options, updates=4, resumable=True)
+    one, two = (torch.load(path, weights_only=True) for path in (whole, resumed))
     for name, value in one["model"].items():
         torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -76,8 +76,8 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             *shown,
-            "layers: mean used. Time against the first run: expected by MuE Eq. 14, by counted FLOPs, "
-            "and measured",
+            "layers: mean used. Time against the first run: expected by MuE Eq. 14, by counted "
+            "FLOPs, and measured",
             "(-10% saves a tenth; runs one after the other on a busy machine measure the machine: "
             "ofa_exit.sweep interleaves)",
         ]
