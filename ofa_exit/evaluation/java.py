@@ -14,7 +14,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -92,9 +91,14 @@ def meteor(
     with tempfile.TemporaryFile() as errors:
         process = _start(command, errors, jar.parent)
         # Reading blocks; ending the process is what unblocks it.
-        watchdog = threading.Timer(limit, _end, [process])
+        too_late = threading.Event()
+
+        def stop() -> None:
+            too_late.set()
+            _end(process)
+
+        watchdog = threading.Timer(limit, stop)
         watchdog.start()
-        started = time.monotonic()
         try:
             statistics = [
                 _ask(process, " ||| ".join(["SCORE", *map(_no_bars, refs), _no_bars(prediction)]))
@@ -106,10 +110,9 @@ def meteor(
                 _answer(process)
             return float(_answer(process))
         except (OSError, ValueError) as error:
-            in_time = time.monotonic() - started < limit
             errors.seek(0)
             said = errors.read().decode(errors="replace")
-            why = _tail(said) if in_time else f"it took more than {limit:g} s"
+            why = _tail(said) if not too_late.is_set() else f"it took more than {limit:g} s"
             raise JavaError(f"METEOR failed: {why}") from error
         finally:
             watchdog.cancel()
