@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fairseq import checkpoint_utils
 from fairseq.data import FairseqDataset, data_utils
 from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.distributed import utils as distributed_utils
 from fairseq.models import DistributedFairseqModel, distributed_fairseq_model
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
@@ -165,6 +166,8 @@ def stored() -> dict:
         "best": np.float64(1.5),
         "small": [np.float32(0.5), np.int64(3), np.bool_(True), np.float16(2)],
         "array": np.arange(4.0),
+        # what is broadcast where one process reads the checkpoint for all
+        "sent": distributed_utils._split_tensors_from_obj({"weight": torch.ones(2)}, []),
     }
 
 
@@ -187,7 +190,7 @@ def without_the_mend():
     torch.serialization.add_safe_globals(allowed)
 
 
-@pytest.mark.parametrize("key", ["args", "best", "array"])
+@pytest.mark.parametrize("key", ["args", "best", "array", "sent"])
 def test_torch_refuses_these_without_the_mend(key, without_the_mend):
     with pytest.raises(pickle.UnpicklingError, match="add_safe_globals"):
         load(stored()[key])
@@ -219,6 +222,7 @@ def test_classes_in_checkpoints_load():
     assert loaded["args"] == stored()["args"]
     assert loaded["cfg"] == stored()["cfg"]
     assert (loaded["array"] == stored()["array"]).all()
+    assert distributed_utils._put_tensors_in_obj(loaded["sent"], [7]) == {"weight": 7}
     for new, old in zip(loaded["small"] + [loaded["best"]], stored()["small"] + [1.5], strict=True):
         assert new == old
     assert type(loaded["small"][0]) is np.float32

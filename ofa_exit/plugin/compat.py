@@ -6,7 +6,8 @@ Seven mends, and nothing else of fairseq is touched:
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
 2. ``torch.load`` refuses fairseq's checkpoints. Since torch 2.6 it builds only objects of classes
    that were allowed by name (``weights_only``); the classes which fairseq and the official OFA
-   release store are allowed here. ``weights_only`` itself stays on.
+   release store, and those that processes send each other when one loads for all, are allowed
+   here. ``weights_only`` itself stays on.
 3. A checkpoint that keeps its arguments as ``args`` cannot be read where the task or criterion it
    was trained with is not registered, though neither is needed to load a model into another task.
 4. ``fairseq-train`` lists the task's data as a folder to find validation sets that were forgotten,
@@ -32,6 +33,7 @@ import omegaconf
 import torch
 from fairseq import checkpoint_utils, options, utils
 from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
@@ -71,7 +73,8 @@ def checkpoint_classes() -> list:
 
     ``Namespace``: the model's and the task's arguments, in every checkpoint. numpy: best scores and
     meters. omegaconf: the whole configuration, as early releases stored it, always untyped
-    (typed ones hold enums that cannot be pickled). Each only holds data.
+    (typed ones hold enums that cannot be pickled). ``_TensorPlaceholder``: stands for a tensor in
+    a checkpoint that one process read and broadcasts to the others. Each only holds data.
     """
     numpy_dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
     numpy_functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
@@ -88,6 +91,7 @@ def checkpoint_classes() -> list:
         Metadata,
         (typing.Any, "typing.Any"),
         collections.defaultdict,
+        distributed_utils._TensorPlaceholder,
         dict,
         list,
         int,
