@@ -139,6 +139,15 @@ def test_trace_is_read_by_sentence():
     ]
 
 
+def test_counting_leaves_the_stem_as_it_was():
+    stem, image = nano().encoder.embed_images, torch.ones(1, 3, 32, 32)
+    with torch.no_grad():
+        before = stem(image)
+        flops.stem_cost(stem, (32, 32))
+        torch.testing.assert_close(stem(image), before)
+    assert not any(module.training for module in stem.modules())
+
+
 def test_layers_of_the_model_cost_what_is_said():
     encoder, decoder = EncoderLayer(32, 48, 4), DecoderLayer(32, 48, 4)
     shape = ModelShape(32, 48, 1, 32, 48, 1, 10, 6, True)

@@ -101,7 +101,7 @@ def stem_cost(stem: nn.Module, image_size: tuple[int, int]) -> StemCost:
             features = torch.func.functional_call(stem, tensors, (image,))
     finally:
         for module, mode in was_training.items():
-            module.training = mode
+            module.train(mode)  # which also forgets what was made of meta tensors
     return StemCost(counter.get_total_flops(), features.shape[-2] * features.shape[-1])
 
 
