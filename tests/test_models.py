@@ -333,4 +333,4 @@ def test_folded_norms_are_the_norms():
         stem.load_state_dict(stem.state_dict())
         plain = stem(image).detach()
         with torch.no_grad():
-            torch.testing.assert_close(stem(image), plain, rtol=1e-4, atol=1e-5)
+            assert (stem(image) - plain).abs().max() < 1e-5 * plain.abs().max()
