@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa_exit.models.linear import Linear
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, T, C] -> [B, heads, T, C / heads]."""
@@ -31,10 +33,10 @@ class MultiheadAttention(nn.Module):
         self.scaling = (embed_dim // num_heads * scale_factor) ** -0.5
         self.dropout = dropout
         self.c_attn = nn.Parameter(torch.ones(num_heads))
-        self.k_proj = nn.Linear(embed_dim, embed_dim)
-        self.v_proj = nn.Linear(embed_dim, embed_dim)
-        self.q_proj = nn.Linear(embed_dim, embed_dim)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.k_proj = Linear(embed_dim, embed_dim)
+        self.v_proj = Linear(embed_dim, embed_dim)
+        self.q_proj = Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
         for projection in (self.k_proj, self.v_proj, self.q_proj):
             nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
         nn.init.xavier_uniform_(self.out_proj.weight)

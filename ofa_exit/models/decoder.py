@@ -11,6 +11,7 @@ from ofa_exit.models.cache import DecoderCache
 from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.exiting import run_with_exits
 from ofa_exit.models.layers import DecoderLayer
+from ofa_exit.models.linear import Linear
 from ofa_exit.models.positions import (
     ShapeCache,
     code_position_ids,
@@ -82,7 +83,7 @@ class Decoder(ShapeCache):
             for rate in rates
         )
         self.layer_norm = nn.LayerNorm(dim)
-        self.output_projection = nn.Linear(dim, embed_tokens.num_embeddings, bias=False)
+        self.output_projection = Linear(dim, embed_tokens.num_embeddings, bias=False)
         self.output_projection.weight = embed_tokens.weight
         self.token_rel_pos_table_list = nn.ModuleList(
             nn.Embedding(2 * cfg.token_bucket_size - 1, heads) for _ in rates

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ofa_exit.models.attention import MultiheadAttention
+from ofa_exit.models.linear import Linear, in_portions
 
 ExtendKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -21,8 +22,8 @@ class FeedForward(nn.Module):
     """
 
     def add_feed_forward(self, embed_dim: int, ffn_dim: int, activation_dropout: float) -> None:
-        self.fc1 = nn.Linear(embed_dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+        self.fc1 = Linear(embed_dim, ffn_dim)
+        self.fc2 = Linear(ffn_dim, embed_dim)
         self.ffn_layernorm = nn.LayerNorm(ffn_dim)
         self.final_layer_norm = nn.LayerNorm(embed_dim)
         self.activation_dropout = nn.Dropout(activation_dropout)
@@ -31,6 +32,9 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        return in_portions(self._feed_forward, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.activation_dropout(F.gelu(self.fc1(self.final_layer_norm(x))))
         return self.fc2(self.ffn_layernorm(hidden))
 

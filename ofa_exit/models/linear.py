@@ -1,0 +1,54 @@
+"""Products in the order and the portions that suit a CPU's caches; elsewhere they are torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = range(5, 81)
+LARGE_WEIGHT = 2**19
+PORTION = 1800  # rows
+
+
+class Linear(nn.Linear):
+    """nn.Linear that computes few rows with a large weight on a CPU as (W·xᵀ)ᵀ.
+
+    A decoding step is little else, and MKL takes 0.5 to 0.9 of the time for this order (5 to 80
+    rows in float32; below, and for weights under half a million numbers, it takes more).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, rows = self.weight, input.numel() // input.size(-1)
+        if (
+            torch.is_grad_enabled()
+            or not input.is_cpu
+            or rows not in FEW_ROWS
+            or weight.numel() < LARGE_WEIGHT
+            or weight.dtype != torch.float32
+        ):
+            return F.linear(input, weight, self.bias)
+        columns = input.reshape(rows, -1).t()
+        if self.bias is None:
+            product = torch.mm(weight, columns)
+        else:
+            product = torch.addmm(self.bias.unsqueeze(1), weight, columns)
+        return product.t().contiguous().view(*input.shape[:-1], -1)
+
+
+def in_portions(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x) for x [..., C] and an f that treats rows alike and keeps their width.
+
+    On a CPU at inference, a few images at a time, so that what f makes in between, several times as
+    wide, stays in the cache: 0.85 of the time of a feed-forward block over 8 images of 900 tokens.
+    """
+    rows = x.numel() // x.size(-1)
+    if torch.is_grad_enabled() or not x.is_cpu or rows < 2 * PORTION:
+        return f(x)
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    portions = x.reshape(rows, -1).split(PORTION)
+    for done, portion in zip(result.view(rows, -1).split(PORTION), portions):
+        done.copy_(f(portion))
+    return result
