@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.timing import synchronise
+from benchmarks.setting import Setting
+from benchmarks.timing import CLOCKS, rounds_of, synchronise
 
 REST = "beam search and Python"
 PARTS = (
@@ -48,16 +48,16 @@ METHODS = {
 class PartTimer:
     """Adds up seconds by part; a part inside another stops the outer one's clock."""
 
-    def __init__(self, device: str, text_length: int) -> None:
-        self.device, self.text_length = device, text_length
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self._clock = setting, CLOCKS[setting.clock]
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []
         self._since = 0.0
 
     def _switch(self) -> None:
         """Books the time since the last switch on the part that is running."""
-        synchronise(self.device)
-        now = time.perf_counter()
+        synchronise(self.setting.device)
+        now = self._clock()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
@@ -77,7 +77,7 @@ class PartTimer:
             name = part
             if part == ENCODER_LAYERS:
                 tokens = arguments[0].size(1)
-                name = "text layers" if tokens == self.text_length else "image layers"
+                name = "text layers" if tokens == self.setting.text_length else "image layers"
             with self.inside(name):
                 return plain(*arguments, **options)
 
@@ -117,16 +117,21 @@ def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
 
 
 def parts_of(
-    run: Callable[[], Any], model: Any, kind: str, device: str, text_length: int, rounds: int
-) -> dict[str, float]:
-    """Seconds of each part, each the median over ``rounds``.
+    runs: Mapping[str, tuple[Callable[[], Any], Any, str]], rounds: int, setting: Setting
+) -> dict[str, dict[str, float]]:
+    """Seconds of each part of every run, medians over ``rounds`` of all runs in turn.
 
-    On CUDA every part's end waits for the device, so the sum exceeds the plain run's time.
+    runs: name -> (what to call, its model, "ours" or "reference"). On CUDA every part's end waits
+    for the device, so that the sum exceeds the plain run's time.
     """
-    found: list[dict[str, float]] = []
-    for _ in range(rounds):
-        timer = PartTimer(device, text_length)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for _, name in rounds_of(list(runs), rounds, 0, f"parts, {setting}"):
+        run, model, kind = runs[name]
+        timer = PartTimer(setting)
         with timers(model, kind, timer), timer.inside(REST):
             run()
-        found.append(timer.seconds)
-    return {part: statistics.median(seconds[part] for seconds in found) for part in PARTS}
+        found[name].append(timer.seconds)
+    return {
+        name: {part: statistics.median(seconds[part] for seconds in of) for part in PARTS}
+        for name, of in found.items()
+    }

@@ -103,8 +103,8 @@ def heading(setting: Setting, rounds: int, warm_up: int) -> str:
     return (
         f"{setting.arch}, split encoder, {setting.image_size} px, {setting.text_length} source "
         f"tokens, {setting.steps} steps, {setting.vocabulary} words, {setting.dtype} on "
-        f"{setting.device}, seed {setting.seed}; {setting.threads} threads, torch "
-        f"{torch.__version__}, {rounds} rounds after {warm_up} to warm up"
+        f"{setting.device}, seed {setting.seed}; {setting.clock} clock, {setting.threads} threads, "
+        f"torch {torch.__version__}, medians of {rounds} rounds after {warm_up} to warm up"
     )
 
 
@@ -132,8 +132,7 @@ def table(results: Sequence[Result]) -> str:
                     _shown(row["peak_mib"], "{:.0f}"),
                 )
             )
-        title = f"batch {setting.batch_size}, beam {setting.beam}, {setting.image_size} px"
-        blocks.append(f"{title}\n{aligned(lines)}")
+        blocks.append(f"{setting}\n{aligned(lines)}")
     return "\n\n".join(blocks)
 
 
@@ -145,7 +144,7 @@ def parts_table(results: Sequence[Result]) -> str:
         lines = [("milliseconds", *(result.variant for result in own))]
         lines += [(part, *(f"{1000 * r.parts[part]:.1f}" for r in own)) for part in PARTS]
         lines.append(("total", *(f"{1000 * sum(r.parts.values()):.1f}" for r in own)))
-        blocks.append(f"batch {setting.batch_size}, beam {setting.beam}\n{aligned(lines)}")
+        blocks.append(f"{setting}\n{aligned(lines)}")
     return "\n\n".join(blocks)
 
 
@@ -159,8 +158,7 @@ def verdict(results: Sequence[Result]) -> list[tuple[str, str, str, str]]:
         lines.append((what, shown.format(measured), f"{sign} {target}", "met" if met else "MISSED"))
 
     for full in (result for result in results if result.variant == "full"):
-        batch = full.setting.batch_size
-        where = f"batch {batch}"
+        batch, where = full.setting.batch_size, str(full.setting)
         reference, floor = (sibling(results, full, name) for name in ("reference", "floor"))
         gated = sibling(results, full, "gated")
         if reference and (batch == 1 or batch >= LARGE_BATCH):

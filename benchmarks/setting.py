@@ -25,7 +25,7 @@ class Setting:
     """One batch of one model.
 
     steps: decoder calls, the one that writes eos included: every hypothesis gets that many tokens.
-    text_length: source tokens of every sentence.
+    text_length: source tokens of every sentence. clock: one of ``timing.CLOCKS``.
     """
 
     arch: str = "ofa_base"
@@ -39,6 +39,7 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     seed: int = 1
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHS:
@@ -48,6 +49,8 @@ class Setting:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.image_size % 16:
             raise ValueError(f"--image-size {self.image_size} is no multiple of 16")
+        if self.clock == "cpu" and self.device != "cpu":
+            raise ValueError(f"--clock cpu sees nothing of what {self.device} does: use wall")
         if self.text_length < 2:
             raise ValueError("--text-length must be at least 2: bos and eos are part of it")
         if self.text_length == self.image_tokens:
@@ -59,6 +62,9 @@ class Setting:
     @property
     def image_tokens(self) -> int:
         return (self.image_size // 16) ** 2
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_size}, beam {self.beam}, {self.image_size} px"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

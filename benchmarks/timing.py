@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from benchmarks.setting import Setting
+
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    # What all threads of this process computed: steadier where other programs share the machine.
+    "cpu": time.process_time,
+}
 
 
 def synchronise(device: str) -> None:
@@ -17,34 +25,38 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(run: Callable[[], Any], device: str) -> float:
-    synchronise(device)
-    start = time.perf_counter()
+def seconds_of(run: Callable[[], Any], setting: Setting) -> float:
+    clock = CLOCKS[setting.clock]
+    synchronise(setting.device)
+    start = clock()
     run()
-    synchronise(device)
-    return time.perf_counter() - start
+    synchronise(setting.device)
+    return clock() - start
+
+
+def rounds_of(
+    names: Sequence[str], rounds: int, warm_up: int, what: str
+) -> Iterator[tuple[bool, str]]:
+    """(counted, name) of every run of all rounds.
+
+    The order turns by one with each round, so that none always follows the same one; ``warm_up``
+    rounds come first and do not count.
+    """
+    for number in tqdm(range(warm_up + rounds), desc=what, leave=False, unit="round"):
+        turn = number % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            yield number >= warm_up, name
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    warm_up: int,
-    device: str,
-    what: str = "",
+    runs: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int, setting: Setting
 ) -> dict[str, list[float]]:
-    """Seconds of every run, a list of one number a round.
-
-    The order turns by one with each round, so that none always follows the same one; ``warm_up``
-    rounds come first and are not counted.
-    """
-    names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in tqdm(range(warm_up + rounds), desc=what, leave=False, unit="round"):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            taken = seconds_of(runs[name], device)
-            if number >= warm_up:
-                seconds[name].append(taken)
+    """Seconds of every run, a list of one number a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for counted, name in rounds_of(list(runs), rounds, warm_up, f"{setting}"):
+        taken = seconds_of(runs[name], setting)
+        if counted:
+            seconds[name].append(taken)
     return seconds
 
 

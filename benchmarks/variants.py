@@ -33,13 +33,9 @@ def name_of(depths: Depths) -> str:
 class Models:
     """The model and its reference, both prepared, sharing weights as far as preparation allows."""
 
-    def __init__(self, setting: Setting, kinds: Sequence[str] = tuple(KINDS)) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, reference: bool = True) -> None:
         self.ours: Any = build(setting)
-        self.reference: Any = None
-        self.stem: Any = None
-        if "reference" in kinds or "floor" in kinds:
-            self.reference = prepare(Reference.of(self.ours), setting)
+        self.reference: Any = prepare(Reference.of(self.ours), setting) if reference else None
         prepare(self.ours, setting)
 
 
