@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ LABELS = {"beam": "beam", "batch": "batch size", "image": "image size (pixels)"}
 
 def draw(results: Sequence[Result], growth: Optional[str], out: Path, note: str) -> None:
     """Writes OUT.png and OUT.svg; ``note`` goes below, with what the numbers belong to."""
+    # fairseq's imports open the root logger, to which matplotlib tells its search for fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import matplotlib
 
     matplotlib.use("Agg")
