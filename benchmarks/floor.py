@@ -1,0 +1,146 @@
+"""The least that full depth has to compute, in the layout that suits the machine.
+
+Only convolutions (batch norm folded into them, with their ReLU and additions) and matrix products:
+no norms, no GELU, no embeddings, no beam search, no caches to move. Each product is computed once:
+the encoder once a sentence, cross-attention keys and values once a sentence and layer, position
+keys once a batch, and a decoder step with all its hypotheses as rows of one product.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Weights = tuple[Tensor, Tensor]
+
+
+class Floor:
+    """Call it to do the arithmetic of one batch; what it returns means nothing."""
+
+    def __init__(self, reference: Any, batch: dict[str, Any], calls: list[tuple[int, int]]) -> None:
+        """reference: a Reference, whose weights are used. calls: (rows, positions so far) of the
+        decoder's calls that the variant ``full`` really makes."""
+        encoder, decoder = reference.encoder, reference.decoder
+        self.images = batch["net_input"]["patch_images"].contiguous(
+            memory_format=torch.channels_last
+        )
+        self.stem = folded(encoder.embed_images)
+        self.projection = encoder.image_proj
+        self.words = decoder.embed_tokens.weight
+        self.encoder = [EncoderProducts(layer, encoder.heads) for layer in encoder.layers]
+        self.decoder = [DecoderProducts(layer, decoder.heads) for layer in decoder.layers]
+        self.calls, self.cross_keys = calls, decoder.cross_pos_k_linear
+
+        source = batch["net_input"]["src_tokens"]
+        sentences, length = source.shape
+        heads, like = encoder.heads, self.words
+        cells = (self.images.size(2) // 16) * (self.images.size(3) // 16)
+        self.text = like.new_empty(sentences, length, like.size(1)).normal_()
+        self.image_bias = [like.new_empty(1, heads, cells, cells).normal_() for _ in self.encoder]
+        self.text_bias = [like.new_empty(1, heads, length, length).normal_() for _ in self.encoder]
+        self.positions = like.new_empty(1, cells + length, like.size(1)).normal_()
+
+        rows, most = max(n for n, _ in calls), max(seen for _, seen in calls)
+        self.state = like.new_empty(rows, 1, like.size(1)).normal_()
+        self.query = like.new_empty(1, decoder.heads, most, like.size(1) // decoder.heads)
+        self.query.normal_()
+        self.cache = like.new_empty(2, rows, decoder.heads, most, self.query.size(3)).normal_()
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        x = self.stem(self.images)
+        image = self.projection(x.flatten(2).transpose(1, 2))
+        for layer, bias in zip(self.encoder, self.image_bias):
+            image = layer(image, bias)
+        text = self.text
+        for layer, bias in zip(self.encoder, self.text_bias):
+            text = layer(text, bias)
+        encoded = torch.cat([image, text], dim=1)
+        sentences = encoded.size(0)
+        cross_kv = [layer.cross_key_value(encoded) for layer in self.decoder]
+        key = self.cross_keys(self.positions).unflatten(-1, (self.query.size(1), -1))
+        cross_bias = self.query @ key.permute(0, 2, 3, 1)
+        for step, (rows, seen) in enumerate(self.calls):
+            x = self.state[:rows]
+            bias = cross_bias[:, :, step : step + 1]
+            own = self.cache[:, :rows, :, :seen]
+            for layer, kv in zip(self.decoder, cross_kv):
+                x = layer(x, own, kv, bias, sentences)
+            x = F.linear(x, self.words)
+        return x
+
+
+class Products:
+    """What both kinds of layer compute: q, k and v in one product, attention, feed-forward."""
+
+    def __init__(self, layer: Any, heads: int) -> None:
+        attention = layer.self_attn
+        self.heads, self.scaling = heads, attention.scaling
+        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out, self.fc1, self.fc2 = attention.out_proj, layer.fc1, layer.fc2
+
+    def split(self, x: Tensor, parts: int) -> Any:
+        """[N, T, parts·C] -> parts of [N, heads, T, C / heads]."""
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Any) -> Tensor:
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, scale=self.scaling
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+
+class EncoderProducts(Products):
+    def __call__(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = self.out(self.attend(*self.split(F.linear(x, *self.qkv), 3), bias))
+        return self.fc2(self.fc1(x))
+
+
+class DecoderProducts(Products):
+    def __init__(self, layer: Any, heads: int) -> None:
+        super().__init__(layer, heads)
+        cross = layer.encoder_attn
+        self.cross_kv = joined(cross.k_proj, cross.v_proj)
+        self.cross_query, self.cross_out = cross.q_proj, cross.out_proj
+
+    def cross_key_value(self, encoded: Tensor) -> Any:
+        return self.split(F.linear(encoded, *self.cross_kv), 2)
+
+    def __call__(self, x: Tensor, own: Tensor, cross: Tensor, bias: Tensor, sentences: int) -> Any:
+        """x [N, 1, C]; own [2, N, heads, L, d], this position in it; cross [2, S, heads, T, d]."""
+        rows, _, channels = x.shape
+        query, _, _ = self.split(F.linear(x, *self.qkv), 3)
+        x = self.out(self.attend(query, own[0], own[1], None))
+        query = self.cross_query(x).view(sentences, rows // sentences, channels)
+        (query,) = self.split(query, 1)
+        bias = bias.expand(-1, -1, query.size(2), -1)
+        x = self.cross_out(self.attend(query, cross[0], cross[1], bias).view(rows, 1, channels))
+        return self.fc2(self.fc1(x))
+
+
+def joined(*linears: nn.Linear) -> Weights:
+    """One weight and bias whose product is those of several layers side by side."""
+    return (
+        torch.cat([linear.weight for linear in linears]),
+        torch.cat([linear.bias for linear in linears]),
+    )
+
+
+def folded(stem: Any) -> nn.Module:
+    """A copy of the stem with batch norm folded into the convolutions, channels last."""
+    stem = copy.deepcopy(stem)
+    for module in list(stem.modules()):
+        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d):
+            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+        for number in (1, 2, 3):
+            norm = getattr(module, f"bn{number}", None)
+            if isinstance(norm, nn.BatchNorm2d):
+                conv = f"conv{number}"
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), norm))
+                setattr(module, f"bn{number}", nn.Identity())
+    return stem.to(memory_format=torch.channels_last)

@@ -1,0 +1,137 @@
+"""Where the time goes: methods wrapped in timers for some rounds of their own."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.setting import Setting
+from benchmarks.timing import CLOCKS, rounds_of, synchronise
+
+REST = "beam search and Python"
+PARTS = (
+    "stem", "image layers", "text layers", "position biases", "cross K/V", "decoder layers",
+    "words", "reordering", REST,
+)  # fmt: skip
+ENCODER_LAYERS = "encoder layers"  # image or text, by the number of tokens
+
+# Part -> methods, as paths from the model; * stands for every element. Time inside a method
+# counts for the innermost part. What no path covers is the rest.
+_SHARED = {
+    "stem": ("encoder.embed_image",),
+    ENCODER_LAYERS: ("encoder.layers.*.forward",),
+    "decoder layers": ("decoder.layers.*.forward",),
+    "words": ("decoder.output_layer",),
+    "reordering": ("encoder.reorder_encoder_out", "decoder.reorder_incremental_state_scripting"),
+}
+METHODS = {
+    "ours": {
+        **_SHARED,
+        "position biases": ("encoder._biases", "decoder.biases"),
+        "cross K/V": ("decoder.cross_kv",),
+    },
+    "reference": {
+        **_SHARED,
+        "position biases": (
+            "encoder.absolute_bias",
+            "encoder.layer_bias",
+            "decoder.absolute_biases",
+            "decoder.layer_bias",
+        ),
+        "cross K/V": ("decoder.layers.*.cross_kv",),
+    },
+}
+
+
+class PartTimer:
+    """Adds up seconds by part; a part inside another stops the outer one's clock."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self._clock = setting, CLOCKS[setting.clock]
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def _switch(self) -> None:
+        """Books the time since the last switch on the part that is running."""
+        synchronise(self.setting.device)
+        now = self._clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        self._switch()
+        self._open.append(part)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def wrapped(self, part: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            name = part
+            if part == ENCODER_LAYERS:
+                tokens = arguments[0].size(1)
+                name = "text layers" if tokens == self.setting.text_length else "image layers"
+            with self.inside(name):
+                return plain(*arguments, **options)
+
+        return timed
+
+
+def methods_of(model: Any, path: str) -> Iterator[tuple[Any, str]]:
+    """(object, name) of every method that a path names. Raises AttributeError if there is none."""
+    owners = [model]
+    *way, name = path.split(".")
+    for step in way:
+        owners = [
+            inner
+            for owner in owners
+            for inner in (list(owner) if step == "*" else [getattr(owner, step)])
+        ]
+    for owner in owners:
+        getattr(owner, name)
+        yield owner, name
+
+
+@contextmanager
+def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
+    """Wraps the methods of a model ("ours" or "reference") while the context lasts."""
+    wrapped: list[tuple[Any, str]] = []
+    try:
+        for part, paths in METHODS[kind].items():
+            for path in paths:
+                for owner, name in methods_of(model, path):
+                    # The instance's own attribute hides the class's method, also from Module.
+                    setattr(owner, name, timer.wrapped(part, getattr(owner, name)))
+                    wrapped.append((owner, name))
+        yield
+    finally:
+        for owner, name in wrapped:
+            delattr(owner, name)
+
+
+def parts_of(
+    runs: Mapping[str, tuple[Callable[[], Any], Any, str]], rounds: int, setting: Setting
+) -> dict[str, dict[str, float]]:
+    """Seconds of each part of every run, medians over ``rounds`` of all runs in turn.
+
+    runs: name -> (what to call, its model, "ours" or "reference"). On CUDA every part's end waits
+    for the device, so that the sum exceeds the plain run's time.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for _, name in rounds_of(list(runs), rounds, 0, f"parts, {setting}"):
+        run, model, kind = runs[name]
+        timer = PartTimer(setting)
+        with timers(model, kind, timer), timer.inside(REST):
+            run()
+        found[name].append(timer.seconds)
+    return {
+        name: {part: statistics.median(seconds[part] for seconds in of) for part in PARTS}
+        for name, of in found.items()
+    }

@@ -1,0 +1,126 @@
+"""What is measured: the model, the batch, and how it is generated from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.generation import WatchedEnsemble
+from ofa_exit.verify import build_with_weights, random_images, random_tokens
+
+Hypotheses = list[list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One batch of one model.
+
+    steps: decoder calls, the one that writes eos included: every hypothesis gets that many tokens.
+    text_length: source tokens of every sentence. clock: one of ``timing.CLOCKS``.
+    """
+
+    arch: str = "ofa_base"
+    image_size: int = 480
+    batch_size: int = 1
+    beam: int = 5
+    steps: int = 17
+    text_length: int = 8
+    vocabulary: int = 59457
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 1
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHS:
+            raise ValueError(f"--arch {self.arch!r}: choose from {', '.join(ARCHS)}")
+        for name in ("image_size", "batch_size", "beam", "steps", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.image_size % 16:
+            raise ValueError(f"--image-size {self.image_size} is no multiple of 16")
+        if self.clock == "cpu" and self.device != "cpu":
+            raise ValueError(f"--clock cpu sees nothing of what {self.device} does: use wall")
+        if self.text_length < 2:
+            raise ValueError("--text-length must be at least 2: bos and eos are part of it")
+        if self.text_length == self.image_tokens:
+            raise ValueError(
+                f"--text-length {self.text_length} is the number of image tokens too, by which "
+                "image and text layers are told apart: choose another"
+            )
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // 16) ** 2
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_size}, beam {self.beam}, {self.image_size} px"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def build(setting: Setting) -> OFAModel:
+    """The split model with weights drawn from their names; float32, on the CPU, in eval mode.
+
+    Split, because exits of image and text need it; the reference runs split as well.
+    """
+    return build_with_weights(ARCHS[setting.arch], setting.vocabulary, split_modalities=True)
+
+
+def prepare(model: Any, setting: Setting) -> Any:
+    """What fairseq-generate does to a model before it generates."""
+    if setting.dtype == "bfloat16":
+        model.bfloat16()
+    model.to(setting.device)
+    model.requires_grad_(False)
+    model.prepare_for_inference_(OmegaConf.create({"generation": asdict(GenerationConfig())}))
+    return model
+
+
+def sample(setting: Setting) -> dict[str, Any]:
+    """One batch as fairseq's generator takes it: every sentence has a picture and a full text."""
+    sentences, size = setting.batch_size, setting.image_size
+    source = random_tokens(
+        f"src{setting.seed}", (sentences, setting.text_length), setting.vocabulary
+    )
+    source[:, 0], source[:, -1] = 0, 2
+    images = random_images(f"image{setting.seed}", (sentences, 3, size, size))
+    net_input = {
+        "src_tokens": source,
+        "src_lengths": torch.full((sentences,), setting.text_length),
+        "patch_images": images.to(getattr(torch, setting.dtype)),
+        "patch_masks": torch.ones(sentences, dtype=torch.bool),
+        "step_limit": torch.full((sentences,), setting.steps),
+    }
+    net_input = {name: value.to(setting.device) for name, value in net_input.items()}
+    return {"net_input": net_input, "id": torch.arange(sentences, device=setting.device)}
+
+
+def generator(model: Any, setting: Setting) -> SequenceGenerator:
+    """Stock beam search that ends every hypothesis at the same step.
+
+    Ours goes through the ensemble that the captioning task uses.
+    """
+    ensemble = WatchedEnsemble if isinstance(model, OFAModel) else EnsembleModel
+    return SequenceGenerator(
+        ensemble([model]),
+        model.decoder.dictionary,
+        beam_size=setting.beam,
+        min_len=setting.steps - 1,
+        max_len_b=setting.steps - 1,
+    )
+
+
+def generate(search: SequenceGenerator, batch: dict[str, Any]) -> Hypotheses:
+    return search.generate([], batch, bos_token=search.tgt_dict.bos())
