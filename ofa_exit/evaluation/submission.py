@@ -2,7 +2,7 @@
 
 GENERATED is what ``fairseq-generate --results-path`` wrote (generate-test.txt; all of them, where
 several processes shared the work), TSV the file that was generated for. The number in a line
-``D-5`` is that of the row, from 0, whose identifier goes into the result.
+``D-5`` is that of the row, from 0, whose identifier (column 0 of OFA's files) goes into the result.
 """
 
 import argparse
@@ -10,20 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a benchmark wants its results; ``id_column`` is that of OFA's files for it."""
-
-    id_column: int
-    entry: Callable[[str, str], dict[str, Any]]  # identifier, generated text → JSON object
-    text: str
 
 
 def number(name: str) -> int:
@@ -66,27 +56,25 @@ def _caption(name: str, text: str) -> dict[str, Any]:
     return {"image_id": number(name), "caption": text}
 
 
-FORMATS = {
-    "vqa": Format(0, _answer, "VQA v2; column 0 has the question's number"),
-    "okvqa": Format(0, _answer, "OK-VQA; column 0 has the question's number"),
-    "vizwiz": Format(
-        1,
+# Benchmark → entry of an identifier and its generated text, and what the identifier is.
+FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
+    "vqa": (_answer, "VQA v2; the identifier is the question's number"),
+    "okvqa": (_answer, "OK-VQA; the identifier is the question's number"),
+    "vizwiz": (
         lambda name, text: {"image": name, "answer": text},
-        "VizWiz-VQA; column 1 has the image's file name",
+        "VizWiz-VQA; the identifier is the image's file name, VizWiz_val_00000000.jpg",
     ),
-    "gqa": Format(
-        0,
+    "gqa": (
         lambda name, text: {"questionId": name, "prediction": text},
-        "GQA; column 0 has the question's identifier",
+        "GQA; the identifier is the question's",
     ),
-    "visdial": Format(
-        0,
+    "visdial": (
         _visdial_entry,
-        "VisDial v1.0; column 0 has IMAGE_ROUND, the generated text is the candidates' numbers "
+        "VisDial v1.0; the identifier is IMAGE_ROUND, the generated text the candidates' numbers "
         "from 0, the best first",
     ),
-    "coco": Format(1, _caption, "COCO captions; column 1 has the image's number"),
-    "nocaps": Format(1, _caption, "NoCaps; column 1 has the image's number"),
+    "coco": (_caption, "COCO captions; the identifier is the image's number"),
+    "nocaps": (_caption, "NoCaps; the identifier is the image's number"),
 }
 
 
@@ -155,7 +143,7 @@ def make_results(
     benchmark: str,
     generated: Sequence[str | os.PathLike[str]],
     tsv: str | os.PathLike[str],
-    id_column: int | None = None,
+    id_column: int = 0,
     allow_missing: bool = False,
 ) -> list[dict[str, Any]]:
     """The entries of a result file, in the order of the TSV's rows.
@@ -163,9 +151,9 @@ def make_results(
     Raises ValueError, with file and row, for rows without hypothesis (if not ``allow_missing``),
     hypotheses without row, and identifiers that the benchmark does not have.
     """
-    wanted = FORMATS[benchmark]
+    make_entry, _ = FORMATS[benchmark]
     texts = read_generated(generated)
-    names = read_ids(tsv, wanted.id_column if id_column is None else id_column)
+    names = read_ids(tsv, id_column)
     beyond = [row for row in texts if row >= len(names)]
     if beyond:
         raise ValueError(
@@ -184,7 +172,7 @@ def make_results(
     for row, name in enumerate(names):
         if row in texts:
             try:
-                entries.append(wanted.entry(name, texts[row]))
+                entries.append(make_entry(name, texts[row]))
             except ValueError as error:
                 raise ValueError(f"{tsv}, line {row + 1}: {error}") from None
     return entries
@@ -204,15 +192,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    for name, wanted in FORMATS.items():
-        command = commands.add_parser(name, help=wanted.text, description=wanted.text)
+    for name, (_, text) in FORMATS.items():
+        command = commands.add_parser(name, help=text, description=text)
         command.add_argument("generated", nargs="+", type=Path, metavar="GENERATED")
         command.add_argument("tsv", type=Path, metavar="TSV")
         command.add_argument("out", type=Path, metavar="OUT.json")
         command.add_argument(
             "--id-column",
             type=int,
-            default=wanted.id_column,
+            default=0,
             help="column of the TSV, from 0, with the identifiers (default: %(default)s)",
         )
         command.add_argument(

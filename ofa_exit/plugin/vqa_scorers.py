@@ -104,7 +104,7 @@ class VisDialScorer(BaseScorer):
 
     The prediction is the candidates' numbers from 0, the best first, parted by spaces; the
     reference is the number of the true one, and, where the round is annotated for relevance,
-    `&&` and the candidates' relevances: `42 && 0 0.5 1 …`.
+    the candidates' relevances, all joined by `&&`: `42 && 0 && 0.5 && 1 …`.
     """
 
     def __init__(self, cfg: FairseqDataclass) -> None:
@@ -114,10 +114,10 @@ class VisDialScorer(BaseScorer):
     def add_string(self, ref: str, pred: str) -> None:
         """Raises ValueError for what is no ranking, true candidate or list of relevances."""
         where = f"sentence {len(self._metrics) + 1} of the generation"
-        true_index, dense, relevances = ref.partition(SEPARATOR)
+        true_index, _, relevances = ref.partition(SEPARATOR)
         try:
-            relevance = [float(value) for value in relevances.split()]
-            parts = ranks_of_order(pred), int(true_index), relevance if dense else None
+            relevance = [float(value) for value in relevances.replace(SEPARATOR, " ").split()]
+            parts = ranks_of_order(pred), int(true_index), relevance or None
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         self._metrics.add(*parts, where)
