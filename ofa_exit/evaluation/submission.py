@@ -194,9 +194,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, (_, text) in FORMATS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("generated", nargs="+", type=Path, metavar="GENERATED")
-        command.add_argument("tsv", type=Path, metavar="TSV")
-        command.add_argument("out", type=Path, metavar="OUT.json")
+        command.add_argument(
+            "generated", nargs="+", type=Path, metavar="GENERATED", help="generate-SPLIT.txt"
+        )
+        command.add_argument("tsv", type=Path, metavar="TSV", help="what it was generated for")
+        command.add_argument("out", type=Path, metavar="OUT.json", help="the file to write")
         command.add_argument(
             "--id-column",
             type=int,
