@@ -30,6 +30,7 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+@functools.cache  # once a process
 def tell_in_a_line() -> None:
     """Make a command that ends by UsageError or TsvError print a line and exit with status 2.
 
@@ -37,10 +38,7 @@ def tell_in_a_line() -> None:
     keep their traceback. Processes that torch spawns, and hydra, print what they catch themselves.
     """
     original = sys.excepthook
-    if getattr(original, "tells_in_a_line", False):
-        return
 
-    @functools.wraps(original)
     def excepthook(
         kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]
     ) -> None:
@@ -50,8 +48,9 @@ def tell_in_a_line() -> None:
         # A data-loading worker's error comes with the traceback of the worker before it.
         text = str(error).rpartition(f"{TsvError.__name__}: ")[2].strip()
         sys.stdout.flush()
-        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
+        # Between processes torch has a hook around this one, which takes sys.stderr for itself.
+        stderr = sys.__stderr__ or sys.stderr
+        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=stderr, flush=True)
         raise SystemExit(2)
 
-    excepthook.tells_in_a_line = True  # type: ignore[attr-defined]
     sys.excepthook = excepthook
