@@ -18,7 +18,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc)
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 
 # train DATA ARGUMENTS…: fairseq-train on this machine. On the CPU, PROCESSES > 1 starts that many
-# processes that average their gradients; --batch-size is then that of each.
+# processes that average their gradients; --batch-size is then that of each. Where one fails, or the
+# script is stopped, the others are stopped, too: they would wait for it for half an hour.
 train() {
   local data=$1
   shift
@@ -28,15 +29,27 @@ train() {
   elif [ "$PROCESSES" -eq 1 ]; then
     "${command[@]}" --cpu
   else
-    local port=$((20000 + RANDOM % 20000)) rank pids=() failed=0
+    local port=$((20000 + RANDOM % 20000)) rank pids=() status=0
+    trap 'kill "${pids[@]}" 2>/dev/null' EXIT
+    trap 'exit 130' INT # processes in the background do not hear of it
+    trap 'exit 143' TERM
     for ((rank = 0; rank < PROCESSES; rank++)); do
       "${command[@]}" --cpu --distributed-world-size "$PROCESSES" --distributed-rank "$rank" \
         --distributed-init-method "tcp://127.0.0.1:$port" --distributed-no-spawn \
         --distributed-backend gloo --ddp-backend "${DDP:-legacy_ddp}" &
       pids+=($!)
     done
-    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-    return $failed
+    for ((rank = 0; rank < PROCESSES; rank++)); do
+      wait -n || {
+        status=$?
+        echo "one of $PROCESSES training processes failed (status $status): stopping the others" >&2
+        kill "${pids[@]}" 2>/dev/null || true
+        break
+      }
+    done
+    wait
+    trap - EXIT INT TERM
+    return "$status"
   fi
 }
 

@@ -102,8 +102,9 @@ def train(
 
 def generate_arguments(task: str, data: Any, checkpoint: Any, *more: str) -> list[str]:
     return [
-        *[str(data), "--task", task, "--path", str(checkpoint), "--cpu", "--max-len-b", "6"],
-        *["--num-workers", "0", *SMALL, *([] if "--max-tokens" in more else ["--batch-size", "4"])],
+        *[str(data), "--task", task, "--path", str(checkpoint), "--cpu", *SMALL],
+        *["--num-workers", "0", *([] if "--max-tokens" in more else ["--batch-size", "4"])],
+        *(["--max-len-b", "6"] if task == "mue_caption" else []),
         *more,
     ]
 
@@ -162,7 +163,8 @@ def generate_rows(
         num_shards=1,
         max_positions=(128, 128),
     ).next_epoch_itr(shuffle=False)
-    generator = task.build_generator(models, Namespace(**{"beam": 5, "max_len_b": 6, **options}))
+    searched = {"beam": 5, "max_len_b": 6} if task.prefix == "caption" else {}
+    generator = task.build_generator(models, Namespace(**{**searched, **options}))
     prefix_size = options.get("prefix_size", 0)
     found: dict[int, list[dict[str, Any]]] = {}
     for sample in rows:

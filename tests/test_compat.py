@@ -2,14 +2,17 @@
 
 import argparse
 import io
+import os
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, trainer
 from fairseq.data import FairseqDataset, data_utils
 from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
@@ -150,6 +153,7 @@ def test_a_second_application_changes_nothing():
             data_utils._find_extra_valid_paths,
             checkpoint_utils.convert_namespace_to_omegaconf,
             distributed_fairseq_model.DistributedDataParallel,
+            trainer._catalog_shared_params,
         )
 
     before = mended()
@@ -298,3 +302,35 @@ def test_fairseq_loads_such_a_checkpoint(key, tmp_path):
     if key == "args":
         assert loaded["cfg"]["task"] == {"_name": "caption"}
         assert loaded["cfg"]["optimizer"]["_name"] == "adam"
+
+
+class Shared(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+        self.inner = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+        self.inner[0].weight = self.first.weight
+
+
+def test_parameters_that_are_none_are_not_shared():
+    tied = ["first.weight", "inner.0.weight"]
+    unmended = trainer._catalog_shared_params.__wrapped__
+    assert ["first.bias", "second.bias", "inner.0.bias"] in unmended(Shared())
+    assert trainer._catalog_shared_params(Shared()) == [tied]
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_warnings_for_fairseqs_authors_are_hidden_unless_asked_for(asked_for):
+    code = (
+        "from fairseq import options; import ofa_exit.plugin; from fairseq.dataclass.utils import *"
+    )
+    code += "; convert_namespace_to_omegaconf(Namespace()); print('done')"
+    started = subprocess.run(
+        [sys.executable, *(["-W", "default"] if asked_for else []), "-c", code],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"},
+        capture_output=True,
+        text=True,
+    )
+    assert started.stdout == "done\n", started.stderr
+    assert ("hydra" in started.stderr) == asked_for
+    assert "DEBUG" not in started.stderr

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,57 @@ def script(name: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+# A training whose second process fails; the first would wait for it, and tells how it ended.
+ONE_FAILS = """\
+#!/usr/bin/env bash
+while [ "$1" != --distributed-rank ]; do shift; done
+if [ "$2" = 1 ]; then
+  while [ ! -e waiting ]; do sleep 0.1; done
+  echo "rank 1: what went wrong" >&2
+  exit 7
+fi
+trap 'kill %1; echo stopped > waiting; exit 1' TERM
+sleep 600 &
+echo > waiting
+wait
+"""
+
+
+@pytest.mark.parametrize("stopped_by", ["a process that fails", "the user"])
+def test_training_processes_end_together(stopped_by, tmp_path):
+    (tmp_path / "fairseq-train").write_text(
+        ONE_FAILS.replace("exit 7", "exec sleep 600" if stopped_by == "the user" else "exit 7")
+    )
+    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "fairseq-train").chmod(0o755)
+    running = subprocess.Popen(
+        ["bash", "-c", f"source {ROOT}/run_scripts/common.sh; train data; echo went on"],
+        env={**os.environ, "BIN": str(tmp_path), "DEVICE": "cpu", "PROCESSES": "2"},
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if stopped_by == "the user":
+        while not (tmp_path / "waiting").exists():
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+    printed, _ = running.communicate(timeout=60)
+    for _ in range(100):
+        if (tmp_path / "waiting").read_text() == "stopped\n":
+            break
+        time.sleep(0.1)
+    assert (tmp_path / "waiting").read_text() == "stopped\n"
+    assert "went on" not in printed
+    if stopped_by == "the user":
+        assert running.returncode == 130
+    else:
+        assert running.returncode == 7
+        lines = printed.splitlines()
+        assert lines[0] == "rank 1: what went wrong"
+        assert lines[1].startswith("one of 2 training processes failed (status 7)")
 
 
 @pytest.mark.parametrize("task", ["caption", "entailment"])

@@ -3,6 +3,10 @@
 import gc
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import task_files as files
@@ -10,6 +14,8 @@ import torch
 from fairseq.logging import metrics
 
 from ofa_exit.evaluation.captions import score_captions
+from ofa_exit.evaluation.table import read_run
+from ofa_exit.plugin.errors import UsageError
 
 TASK = "mue_caption"
 NEVER = {"image": 1.0, "text": 1.0, "decoder": 1.0}
@@ -20,6 +26,20 @@ NO_IMAGE = "bm8gaW1hZ2U="
 def similarity(thresholds, **more):
     named = {f"exit_{part}_threshold": value for part, value in thresholds.items()}
     return {"exit_policy": "similarity", **named, **more}
+
+
+def command(name, *arguments):
+    """fairseq-NAME in a process of its own, as the shell starts it."""
+    start = f"import sys; sys.argv[0] = 'fairseq-{name}'; import fairseq_cli.{name} as command"
+    return subprocess.run(
+        [
+            *[sys.executable, "-c", f"{start}; command.cli_main()"],
+            *[*arguments, "--user-dir", str(Path(__file__).parents[1] / "user_dir")],
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +199,8 @@ def test_step_limits_are_those_of_the_search_sentence_by_sentence(data, models):
         ({"constraints": "ordered"}, "--constraints is not supported"),
         ({"print_step": True}, "--print-step is not supported"),
         ({"retain_iter_history": True}, "--retain-iter-history is not supported"),
+        ({"iter_decode_max_iter": 3}, "--iter-decode-max-iter is not supported"),
+        ({"beam_mt": 2}, "--beam-mt is not supported"),
         ({"diverse_beam_groups": 2, "beam": 4}, "--diverse-beam-groups is not supported"),
         ({"score_reference": True}, "leave --exit-policy out"),
     ],
@@ -337,6 +359,27 @@ def test_what_the_checkpoint_is_not_is_refused(data, checkpoint, options, messag
         files.generate(TASK, data, checkpoint, *options)
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_exits_that_a_checkpoint_lacks_are_refused_before_it_is_read(
+    data, checkpoint, tmp_path, ensemble
+):
+    """Of the second checkpoint only the arguments can be read, and there is no dictionary."""
+    state = torch.load(checkpoint)
+    torch.save({"cfg": state["cfg"], "model": "no weights"}, tmp_path / "arguments.pt")
+    path = tmp_path / "arguments.pt"
+    options = ["--bpe-dir", "/no/dictionary", "--exit-policy", "similarity"]
+    command = (TASK, data, f"{checkpoint}:{path}" if ensemble else path, *options)
+    with pytest.raises(UsageError, match="--exit-encoder-threshold is for a joint encoder"):
+        files.generate(*command, "--exit-encoder-threshold", "0.9")
+    joint = ["--model-overrides", "{'split_modalities': False}"]
+    with pytest.raises(UsageError, match="--exit-image-threshold needs a model with --split-mod"):
+        files.generate(*command, *joint, "--exit-image-threshold", "0.9")
+    with pytest.raises(UsageError, match=r"dict\.txt"):  # what comes next
+        files.generate(*command, *joint, "--exit-encoder-threshold", "0.9")
+    with pytest.raises(UsageError, match=r"--model-overrides '\{' is no Python dictionary"):
+        files.generate(*command, "--model-overrides", "{")
+
+
 def test_another_image_size_can_be_meant(data, checkpoint):
     lines = files.generate(
         *(TASK, data, checkpoint, "--patch-image-size", "48"),
@@ -372,6 +415,74 @@ def test_nonsense_is_refused_before_the_checkpoint_is_read(data):
 def test_nonsense_is_refused_at_once(data, options, message):
     with pytest.raises((ValueError, OSError), match=message):
         files.setup(TASK, options.pop("data", data), **options)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_generation_that_fails_midway_says_so(tmp_path, checkpoint, workers):
+    """By the real command: a line for the error, and no report that looks like the whole."""
+    folder = files.write_dictionary(tmp_path / "data")
+    rows = [files.caption_row(number) for number in range(7)]
+    rows[6][4] = NO_IMAGE
+    files.write_tsv(folder / "test.tsv", rows)
+    results = tmp_path / "results"
+    options = ["--batch-size", "2", "--num-workers", workers, "--results-path", str(results)]
+    done = command("generate", *files.generate_arguments(TASK, folder, checkpoint, *options))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"fairseq-generate: error: {folder}/test.tsv, line 7, field 'image'")
+    first, *_, summary = done.stdout.splitlines()
+    assert first == "INCOMPLETE, 6 of 7 sentences: Layers and time:"
+    assert summary.startswith('INCOMPLETE Exit summary: {"sentences": 6,')
+    (results / "log.txt").write_text(done.stdout)
+    with pytest.raises(ValueError, match="ends before its result"):
+        read_run(results)
+
+
+def test_real_failures_keep_their_traceback_and_no_sentence_makes_no_report(
+    data, checkpoint, tmp_path
+):
+    state = torch.load(checkpoint)
+    state["model"]["decoder.layers.0.fc1.weight"].fill_(float("nan"))
+    torch.save(state, tmp_path / "broken.pt")
+    done = command("generate", *files.generate_arguments(TASK, data, tmp_path / "broken.pt"))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "FloatingPointError: the model's word scores are not numbers" in done.stderr
+    assert "Layers and time" not in done.stdout
+    assert "summary" not in done.stdout
+
+
+def test_the_last_batch_counts_when_it_is_through(data, models, capsys):
+    task = files.setup(TASK, data)
+    inference = task.generate
+
+    def fail_at_the_end(generator, models, sample, **forced):
+        if "c10" in sample["uniq_ids"]:
+            raise KeyboardInterrupt
+        return inference(generator, models, sample, **forced)
+
+    task.generate = fail_at_the_end
+    with pytest.raises(KeyboardInterrupt):
+        files.generate_rows(task, models)
+    gc.collect()
+    assert "INCOMPLETE, 8 of 11 sentences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--exit-trace", "trace.json"], "--exit-trace 'trace.json': it is fairseq-generate"),
+        (["--exit-policy", "similarity"], "Add --eval-cider or --eval-bleu"),
+    ],
+)
+def test_options_of_generation_are_refused_where_nothing_is_generated(
+    data, checkpoint, tmp_path, options, message
+):
+    with pytest.raises(UsageError, match=message):
+        files.train(TASK, data, tmp_path, *options)
+    with pytest.raises(UsageError, match=message):
+        files.validate(data, checkpoint, "--task", TASK, "--batch-size", "2", *options)
 
 
 # ---------------------------------------------------------------------- validation

@@ -12,6 +12,9 @@ import task_files as files
 import torch
 from fairseq.logging import metrics
 
+from ofa_exit.plugin.exit_flags import flag
+from ofa_exit.plugin.generation import DEFAULTS
+
 TASK = "mue_snli_ve"
 ROOT = Path(__file__).parents[1]
 EXITS = {
@@ -130,16 +133,45 @@ def test_texts_beyond_the_models_positions_are_refused_by_line(tmp_path, models)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": True}, "--sampling is not supported: the answers are a closed set"),
-        ({"prefix_size": 1}, "--prefix-size is not supported"),
-        ({"score_reference": True}, "--score-reference is not supported"),
-        ({"no_repeat_ngram_size": 3}, "--no-repeat-ngram-size is not supported"),
+        *(
+            ({option: value}, f"{flag(option)} is not supported: the answers are a closed set")
+            for option, value in {
+                "beam": 1,
+                "lenpen": 0.5,
+                "unkpen": 1.0,
+                "temperature": 0.5,
+                "min_len": 2,
+                "max_len_a": 0.5,
+                "max_len_b": 16,
+                "match_source_len": True,
+                "unnormalized": True,
+                "sampling": True,
+                "sampling_topk": 3,
+                "sampling_topp": 0.9,
+                "diverse_beam_groups": 2,
+                "diverse_beam_strength": 0.1,
+                "diversity_rate": 0.1,
+                "no_repeat_ngram_size": 3,
+                "prefix_size": 1,
+                "score_reference": True,
+                "lm_path": "lm.pt",
+                "lm_weight": 0.1,
+                "eos_token": "no",
+            }.items()
+        ),
+        ({"retain_dropout": True}, "--retain-dropout is not supported: the model's dropout"),
         ({"nbest": 4}, "--nbest 4: there are 3 answers"),
     ],
 )
 def test_what_a_closed_set_cannot_do_is_refused(data, models, options, message):
     with pytest.raises(ValueError, match=message):
         files.generate_rows(files.setup(TASK, data), models, **options)
+
+
+def test_fairseqs_defaults_are_taken(data, models):
+    """As fairseq-generate hands them over: every option is there."""
+    args = files.Namespace(**DEFAULTS)
+    assert files.setup(TASK, data).build_generator(models, args).steps == 2
 
 
 def test_nonsense_is_refused(data, tmp_path):

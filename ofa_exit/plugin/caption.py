@@ -17,6 +17,7 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.captions import CiderReference, bleu_from_statistics, bleu_statistics
+from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.files import is_training
 from ofa_exit.plugin.generation import (
     UNSUPPORTED,
@@ -66,6 +67,7 @@ class MuECaptionTask(OFATask):
         "beta": 0.95,
         "tau": 1.0,
     }
+    eval_options = ("eval_cider", "eval_bleu")
     cfg: CaptionConfig
 
     def __init__(self, *args: Any) -> None:
@@ -91,9 +93,8 @@ class MuECaptionTask(OFATask):
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         if getattr(args, "score_reference", False) and self.exit_policy is not None:
-            raise ValueError("--score-reference scores at full depth: leave --exit-policy out")
-        if getattr(args, "diverse_beam_groups", -1) > 0:
-            raise ValueError("--diverse-beam-groups is not supported: fairseq's search fails on it")
+            raise UsageError("--score-reference scores at full depth: leave --exit-policy out")
+        refuse_options(args, {"diverse_beam_groups": "fairseq's search fails on it"})
         if getattr(args, "score_reference", False):
             return FairseqTask.build_generator(self, models, args)
         return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
@@ -103,11 +104,10 @@ class MuECaptionTask(OFATask):
         generator: Any,
         models: Sequence[Any],
         sample: dict[str, Any],
-        prefix_tokens: Optional[Tensor] = None,
-        constraints: Optional[Tensor] = None,
+        **forced: Optional[Tensor],
     ) -> list[list[dict[str, Tensor]]]:
         try:
-            hypotheses = super().generate(generator, models, sample, prefix_tokens, constraints)
+            hypotheses = super().generate(generator, models, sample, **forced)
         except AssertionError:  # beam search found no word to go on with
             _refuse_broken(generator, sample)
             raise
@@ -120,9 +120,6 @@ class MuECaptionTask(OFATask):
         return step_limits(generator, sample["net_input"]["src_lengths"])
 
     # ------------------------------------------------------------------ validation
-
-    def validates_generation(self) -> bool:
-        return self.cfg.eval_cider or self.cfg.eval_bleu
 
     def validation_generator(self, model: Any) -> Any:
         return self.make_generator([model], _eval_args(self.cfg))

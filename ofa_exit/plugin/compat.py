@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Seven mends, and nothing else of fairseq is touched:
+Nine mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -14,7 +14,11 @@ Seven mends, and nothing else of fairseq is touched:
    and crashes on OFA's ``train.tsv,valid.tsv``.
 5. ``--ddp-backend pytorch_ddp`` names a GPU for a model on the CPU, which torch refuses.
 6. ``--help`` ends before the options of the chosen task, model, criterion and scorer are known.
-7. A module of fairseq turns everybody's debug messages on, and pillow has some for every image.
+7. A module of fairseq turns everybody's debug messages on, of which hydra and pillow have many.
+8. The trainer takes all parameters that are None for a shared one, a line each.
+9. Every command warns of what fairseq itself should call otherwise in hydra, omegaconf and torch.
+
+The tenth is Python's: errors of the command line's making are told in one line (``errors.py``).
 """
 
 import argparse
@@ -22,22 +26,26 @@ import collections
 import functools
 import itertools
 import logging
+import operator
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import omegaconf
 import torch
-from fairseq import checkpoint_utils, options, utils
+from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
+
+from ofa_exit.plugin.errors import tell_in_a_line
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -188,6 +196,38 @@ def help_with_all_options() -> None:
     options.parse_args_and_arch = parse_args_and_arch
 
 
+def list_shared_parameters_only() -> None:
+    """Wrap the trainer's search for shared parameters, which compares those that are None, too.
+
+    The search calls itself by its name in the module, once for each submodule; only the outermost
+    call, the one without a ``memo``, has a result.
+    """
+    original = trainer._catalog_shared_params
+    if getattr(original, "lists_shared_parameters_only", False):
+        return
+
+    @functools.wraps(original)
+    def catalog_shared_params(module: torch.nn.Module, memo: Any = None, prefix: str = "") -> Any:
+        found = original(module, memo, prefix)
+        if found is None:
+            return None
+        return [names for names in found if operator.attrgetter(names[0])(module) is not None]
+
+    catalog_shared_params.lists_shared_parameters_only = True  # type: ignore[attr-defined]
+    trainer._catalog_shared_params = catalog_shared_params
+
+
+def hide_others_warnings() -> None:
+    """Leave out warnings that only fairseq's authors could follow; -W and PYTHONWARNINGS rule."""
+    if sys.warnoptions:
+        return
+    warnings.filterwarnings("ignore", module="hydra")
+    # Told of whoever called hydra, not of hydra.
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore")
+    # fairseq pins without asking whether there is an accelerator.
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no acc")
+
+
 def apply() -> None:
     """Apply the mends; a second call changes nothing."""
     keep_last_batch()
@@ -195,7 +235,11 @@ def apply() -> None:
     look_into_folders_only()
     name_no_gpu_on_cpu()
     help_with_all_options()
-    logging.getLogger("PIL").setLevel(logging.INFO)
+    list_shared_parameters_only()
+    hide_others_warnings()
+    tell_in_a_line()
+    for noisy in ("PIL", "hydra"):
+        logging.getLogger(noisy).setLevel(logging.INFO)
     torch.serialization.add_safe_globals(checkpoint_classes())
 
 

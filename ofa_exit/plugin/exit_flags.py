@@ -9,6 +9,7 @@ from typing import Any, Optional
 from fairseq.dataclass import FairseqDataclass
 
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES, build_policy
 from ofa_exit.policies.schedules import THRESHOLD_SCHEDULES, check_threshold
@@ -121,6 +122,7 @@ def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
+@usage_errors()
 def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitPolicy]:
     """The policy that the options ask for; None to run every layer.
 
@@ -166,13 +168,20 @@ def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitP
     return build_policy(cfg.exit_policy, **options)
 
 
+@usage_errors()
 def refuse_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
     """Raises ValueError for options that this model cannot follow."""
     if policy is None:
         return
     if not isinstance(model, OFAModel):
         raise ValueError(f"--exit-policy needs an OFA model, {type(model).__name__} has no exits")
-    if model.cfg.split_modalities:
+    refuse_misfit_arguments(cfg, policy, model.cfg)
+
+
+@usage_errors()
+def refuse_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
+    """The same, told from the arguments of an OFA model alone."""
+    if arguments.split_modalities:
         if cfg.exit_encoder_threshold is not None:
             raise ValueError(
                 "--exit-encoder-threshold is for a joint encoder; this model has "
@@ -186,18 +195,18 @@ def refuse_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
                     "and text together: use --exit-encoder-threshold"
                 )
     if isinstance(policy, StaticExit):
-        _check_depths(policy, model)
+        _check_depths(policy, arguments)
 
 
-def _check_depths(policy: StaticExit, model: OFAModel) -> None:
-    encoder, decoder = len(model.encoder.layers), len(model.decoder.layers)
+def _check_depths(policy: StaticExit, arguments: Any) -> None:
+    encoder, decoder = arguments.encoder_layers, arguments.decoder_layers
     image, text, words = policy.depths
     if max(image, text) > encoder or words > decoder:
         raise ValueError(
             f"--exit-depths {image},{text},{words}: the model has {encoder} encoder and {decoder} "
             "decoder layers"
         )
-    if not model.cfg.split_modalities and image != text:
+    if not arguments.split_modalities and image != text:
         raise ValueError(
             f"--exit-depths {image},{text},{words}: a model without --split-modalities runs image "
             "and text together, their depths must be equal"

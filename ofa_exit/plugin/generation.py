@@ -6,14 +6,17 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, Optional
 
 import torch
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.evaluation.report import GenerationReport
+from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +25,35 @@ UNSUPPORTED = {
     "print_alignment": "the decoder hands out no attention",
     "replace_unk": "there is no source sentence whose words could replace <unk>",
     "constraints": "the data holds no constraints",
-    "print_step": "words are generated one after another",
-    "retain_iter_history": "words are generated one after another",
+    **dict.fromkeys(
+        (
+            "print_step",
+            "retain_iter_history",
+            "iter_decode_eos_penalty",
+            "iter_decode_max_iter",
+            "iter_decode_force_max_iter",
+            "iter_decode_with_beam",
+            "iter_decode_with_external_reranker",
+            "decoding_format",
+        ),
+        "words are generated one after another",
+    ),
+    **dict.fromkeys(
+        ("retain_dropout", "retain_dropout_modules"), "the model's dropout is for training alone"
+    ),
+    **dict.fromkeys(
+        ("beam_mt", "max_len_a_mt", "max_len_b_mt", "lenpen_mt"), "the model has one decoder"
+    ),
 }
+# Every generation option of fairseq and what it is when it is not given.
+DEFAULTS = {option.name: option.default for option in fields(GenerationConfig)}
 
 
 def refuse_options(args: Any, reasons: dict[str, str]) -> None:
-    """Raises ValueError for generation options, with their reasons, that were switched on."""
+    """Raises UsageError for a generation option, with its reason, that is not at its default."""
     for option, reason in reasons.items():
-        value: Any = getattr(args, option, None)
-        # 0 and -1 are fairseq's "not used".
-        if value > 0 if isinstance(value, (int, float)) else value is not None:
-            raise ValueError(f"--{option.replace('_', '-')} is not supported: {reason}")
+        if getattr(args, option, DEFAULTS[option]) != DEFAULTS[option]:
+            raise UsageError(f"--{option.replace('_', '-')} is not supported: {reason}")
 
 
 class WatchedEnsemble(EnsembleModel):
@@ -120,16 +140,46 @@ def forget_failed_lookups() -> None:
     gc.collect()
 
 
-def print_reports(reports: Sequence[GenerationReport]) -> None:
+class Pass:
+    """How far a generation has come in its data set, which fairseq-generate tells nobody.
+
+    A task that never made an ``iterator`` is fed by hand, and ends where its caller likes.
+    """
+
+    def __init__(self) -> None:
+        self.iterator: Any = None
+        self.in_batch = False  # stays True where a batch fails
+
+    @property
+    def ended(self) -> bool:
+        """Whether every batch was fetched and the last one came through."""
+        return self.iterator is None or (self.iterator.end_of_epoch() and not self.in_batch)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set, of this process's shard where it is parted."""
+        of_shard = slice(self.iterator.shard_id, None, self.iterator.num_shards)
+        return sum(map(len, self.iterator.frozen_batches[of_shard]))
+
+
+def print_reports(reports: Sequence[GenerationReport], done: Pass) -> None:
     """Prints each model's report, for people and as JSON, and closes its trace file.
 
-    To the standard output, where fairseq-generate prints what it finds.
+    To the standard output, where fairseq-generate prints what it finds. A pass that did not come to
+    its end is headed INCOMPLETE, so that nobody, no program either, takes it for the whole; one
+    that came nowhere has no report.
     """
     for number, report in enumerate(reports, start=1):
         report.close()
         of = f" of model {number} of {len(reports)}" if len(reports) > 1 else ""
+        values = report.summary()
+        if not done.ended:
+            if not values["sentences"]:
+                continue
+            print(f"INCOMPLETE, {values['sentences']} of {done.rows} sentences: ", end="")
         print(f"Layers and time{of}:\n{report.table()}")
-        print(f"Exit summary{of}: {json.dumps(report.summary())}", flush=True)
+        mark = "" if done.ended else "INCOMPLETE "
+        print(f"{mark}Exit summary{of}: {json.dumps(values)}", flush=True)
 
 
 def log_rows(rows: OFADataset) -> None:

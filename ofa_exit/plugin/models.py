@@ -9,9 +9,11 @@ from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
+from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig, OFAModel
+from ofa_exit.plugin.errors import usage_errors
 
 
 @register_model("ofa")
@@ -21,6 +23,11 @@ class RegisteredOFAModel(OFAModel):
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         gen_parser_from_dataclass(parser, OFAConfig(), delete_default=True)
+
+    @usage_errors()
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """A checkpoint that does not fit was made with other options than these."""
+        super().upgrade_state_dict_named(state_dict, name)
 
 
 def _architecture(sizes: dict[str, Any]) -> Callable[[Any], None]:

@@ -15,26 +15,19 @@ from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.accuracy import is_correct
 from ofa_exit.plugin.candidates import AllCandidateGenerator
-from ofa_exit.plugin.generation import refuse_options
+from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.generation import DEFAULTS, UNSUPPORTED, refuse_options
 from ofa_exit.plugin.task import OFATask, summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.policies.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
-_CLOSED = "the answers are a closed set, each of which is scored"
-# Options that would promise what scoring a closed set does not do.
+# Options of generation that do what they say without a search, those that fairseq calls deprecated
+# among them. All others would promise what scoring a closed set does not do.
+_KEPT = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm", *UNSUPPORTED)
 _REFUSED = dict.fromkeys(
-    (
-        "sampling",
-        "prefix_size",
-        "match_source_len",
-        "diverse_beam_groups",
-        "diversity_rate",
-        "score_reference",
-        "no_repeat_ngram_size",
-        "lm_path",
-    ),
-    _CLOSED,
+    (option for option in DEFAULTS if option not in _KEPT),
+    "the answers are a closed set, each of which is scored in full; nothing is searched",
 )
 
 
@@ -67,6 +60,7 @@ class MuESnliVeTask(OFATask):
         "decoder_threshold": 0.95,
         "schedule": "static",
     }
+    eval_options = ("eval_acc",)
     cfg: SnliVeConfig
 
     def __init__(self, *args: Any) -> None:
@@ -101,7 +95,7 @@ class MuESnliVeTask(OFATask):
         refuse_options(args, _REFUSED)
         nbest = getattr(args, "nbest", 1)
         if nbest > len(self.trie.answers):
-            raise ValueError(f"--nbest {nbest}: there are {len(self.trie.answers)} answers")
+            raise UsageError(f"--nbest {nbest}: there are {len(self.trie.answers)} answers")
         return AllCandidateGenerator(models, self.trie, self.dictionary.pad())
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
@@ -115,9 +109,6 @@ class MuESnliVeTask(OFATask):
         return len({token for branch in branches for token in self.trie.allowed_next(branch)})
 
     # ------------------------------------------------------------------ validation
-
-    def validates_generation(self) -> bool:
-        return self.cfg.eval_acc
 
     def validation_generator(self, model: Any) -> AllCandidateGenerator:
         return AllCandidateGenerator([model], self.trie, self.dictionary.pad())

@@ -17,18 +17,22 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.dataset import RowDataset
+from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.exit_flags import exit_policy, flag, refuse_misfit
 from ofa_exit.plugin.files import first_folder, is_training, split_files
 from ofa_exit.plugin.generation import (
     UNSUPPORTED,
+    Pass,
     at_end_of,
     forget_failed_lookups,
     log_rows,
     print_reports,
     refuse_options,
 )
+from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
+from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
@@ -47,30 +51,48 @@ class OFATask(FairseqTask):
     """Options that a checkpoint must have been trained with."""
     similarity_defaults: ClassVar[dict[str, Any]]
     """The paper's decoder threshold and schedule for the task (appendix)."""
+    eval_options: tuple[str, ...]
+    """Options that make validation generate, beside the loss."""
 
     cfg: OFATaskConfig
 
-    def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
+    def __init__(
+        self,
+        cfg: OFATaskConfig,
+        policy: Optional[ExitPolicy],
+        dictionary: OFADictionary,
+        encoder: TextEncoder,
+    ) -> None:
         super().__init__(cfg)
+        self.exit_policy = policy
         self.dictionary = dictionary
         self.encoder = encoder
-        self.exit_policy = exit_policy(cfg, self.similarity_defaults)
+        self.done = Pass()
         self.exit_reports: list[GenerationReport] = []
         self.eval_generator: Any = None
 
     @classmethod
-    def setup_task(cls, cfg: OFATaskConfig, **kwargs: Any) -> "OFATask":
-        """Reads the dictionary; options that make no sense are refused before anything is read."""
+    @usage_errors()
+    def setup_task(
+        cls, cfg: OFATaskConfig, from_checkpoint: bool = False, **kwargs: Any
+    ) -> "OFATask":
+        """Reads the dictionary; options that make no sense are refused before anything is read.
+
+        from_checkpoint: ``cfg`` comes from a checkpoint, which is read already.
+        """
+        policy = exit_policy(cfg, cls.similarity_defaults)
         cls.refuse_nonsense(cfg)
+        if policy is not None and not from_checkpoint:
+            refuse_misfit_of_checkpoints(cfg, policy)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
-        return cls(cfg, dictionary, TextEncoder(load_codec(folder, get_encoder), dictionary))
+        encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
+        return cls(cfg, policy, dictionary, encoder)
 
     @classmethod
     def refuse_nonsense(cls, cfg: OFATaskConfig) -> None:
         """Raises ValueError for options that are wrong whatever the data and the model."""
-        exit_policy(cfg, cls.similarity_defaults)
         if not cfg.data:
             raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
         for option in ("max_src_length", "max_tgt_length", "patch_image_size"):
@@ -101,8 +123,9 @@ class OFATask(FairseqTask):
 
         ``task_cfg``: the checkpoint's, from the commands that only read one.
         """
-        self._refuse_other_training(task_cfg)
-        files = split_files(self.cfg.data, split, self.prefix)
+        with usage_errors():
+            self._refuse_other_training(task_cfg)
+            files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
         load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
@@ -134,6 +157,12 @@ class OFATask(FairseqTask):
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """fairseq-generate has --num-shards and --shard-id but does not look at them."""
+        with usage_errors():
+            self._take_shard(kwargs)
+        self.done.iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        return self.done.iterator
+
+    def _take_shard(self, kwargs: dict[str, Any]) -> None:
         if self.cfg.num_shards > 1:
             if not 0 <= self.cfg.shard_id < self.cfg.num_shards:
                 raise ValueError(
@@ -143,7 +172,6 @@ class OFATask(FairseqTask):
             if kwargs.get("num_shards", 1) > 1:
                 raise ValueError("--num-shards is for generation by single processes")
             kwargs.update(num_shards=self.cfg.num_shards, shard_id=self.cfg.shard_id)
-        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         """Says what was wrong with the rows read so far."""
@@ -173,11 +201,28 @@ class OFATask(FairseqTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model, without weights yet, and refuses exits that it does not have."""
-        model = super().build_model(cfg, from_checkpoint)
+        with usage_errors():
+            model = super().build_model(cfg, from_checkpoint)
         refuse_misfit(self.cfg, self.exit_policy, model)
         if self.validates_generation():
             self.eval_generator = self.validation_generator(model)
         return model
+
+    @usage_errors()
+    def build_criterion(self, *args: Any, **kwargs: Any) -> Any:
+        """Training and validation have one, generation has none: options of generation end here."""
+        if self.cfg.exit_trace:
+            raise ValueError(
+                f"--exit-trace {self.cfg.exit_trace!r}: it is fairseq-generate that writes a "
+                "trace; leave it out of training and validation"
+            )
+        if self.exit_policy is not None and not self.validates_generation():
+            raise ValueError(
+                f"--exit-policy {self.cfg.exit_policy}: the loss is taken at full depth. Add "
+                f"{' or '.join(map(flag, self.eval_options))}, so that validation generates, or "
+                "leave it out"
+            )
+        return super().build_criterion(*args, **kwargs)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         """The generator of the task, for build_generator's arguments."""
@@ -202,7 +247,7 @@ class OFATask(FairseqTask):
         )
         self.set_exits(models, on=True)
         self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
-        at_end_of(generator, print_reports, self.exit_reports)
+        at_end_of(generator, print_reports, self.exit_reports, self.done)
         forget_failed_lookups()
         return generator
 
@@ -240,16 +285,18 @@ class OFATask(FairseqTask):
         generator: Any,
         models: Sequence[Any],
         sample: dict[str, Any],
-        prefix_tokens: Optional[Tensor] = None,
-        constraints: Optional[Tensor] = None,
+        **forced: Optional[Tensor],
     ) -> list[list[dict[str, Tensor]]]:
         """Generates for a batch and takes it into the reports.
+
+        forced: ``prefix_tokens`` and ``constraints``, as fairseq names them.
 
         Afterwards ``sample["target"]`` holds all references of each sentence, joined by ``&&``, in
         their own words: fairseq-generate prints it and hands it to the scorer.
         """
+        self.done.in_batch = True
         start = time.perf_counter()
-        hypotheses = self.generate(generator, models, sample, prefix_tokens, constraints)
+        hypotheses = self.generate(generator, models, sample, **forced)
         # To lists within the time taken: what the device still computes is waited for.
         tokens = [[hypo["tokens"].tolist() for hypo in of] for of in hypotheses]
         seconds = time.perf_counter() - start
@@ -272,6 +319,7 @@ class OFATask(FairseqTask):
         sample["target"] = torch.nn.utils.rnn.pad_sequence(
             shown, batch_first=True, padding_value=self.dictionary.pad()
         )
+        self.done.in_batch = False
         return hypotheses
 
     def generate(
@@ -279,8 +327,7 @@ class OFATask(FairseqTask):
         generator: Any,
         models: Sequence[Any],
         sample: dict[str, Any],
-        prefix_tokens: Optional[Tensor] = None,
-        constraints: Optional[Tensor] = None,
+        **forced: Optional[Tensor],
     ) -> list[list[dict[str, Tensor]]]:
         """Hypotheses of a batch by ``generator``; the sample stays as it is."""
         net_input = dict(sample["net_input"])
@@ -294,9 +341,8 @@ class OFATask(FairseqTask):
             return generator.generate(
                 models,
                 {**sample, "net_input": net_input},
-                prefix_tokens=prefix_tokens,
-                constraints=constraints,
                 bos_token=self.dictionary.bos(),
+                **forced,
             )
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
@@ -311,7 +357,7 @@ class OFATask(FairseqTask):
 
     def validates_generation(self) -> bool:
         """Whether validation generates, beside the loss."""
-        raise NotImplementedError
+        return any(getattr(self.cfg, option) for option in self.eval_options)
 
     def validation_generator(self, model: Any) -> Any:
         """The generator of validation; its model runs in full but for ``valid_step``."""

@@ -50,5 +50,8 @@ class OFATaskConfig(ExitFlags):
     num_bins: int = field(
         default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
     )
+    # Options of fairseq's commands, without a help text: none of the task's own.
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
+    path: Optional[str] = II("common_eval.path")
+    model_overrides: str = II("common_eval.model_overrides")
