@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ofa_exit.models.cache import DecoderCache
 from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.exiting import run_with_exits
+from ofa_exit.models.exits import build_exits, parse_exit_layers
 from ofa_exit.models.layers import DecoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
@@ -87,6 +89,9 @@ class Decoder(ShapeCache):
         )
         self.image_rel_pos_table_list = nn.ModuleList(
             nn.Embedding((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+        )
+        self.exits = build_exits(
+            self.layers, parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
         )
         self.dropout = nn.Dropout(cfg.dropout)
         for embedding in (self.embed_positions, self.embed_image_positions):
@@ -199,6 +204,27 @@ class Decoder(ShapeCache):
         if return_layers:
             extra["layer_states"] = states
         return (features if features_only else self.output_layer(features)), extra
+
+    def exit_features(
+        self, states: list[Tensor], encoder_out: EncoderOut
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(layer, what its exit makes of the whole sequence, normed [N, L, C]) of every exit.
+
+        states: the backbone's, of ``forward`` with return_layers. Gradients reach the exit
+        transformers alone: everything of the backbone, its final norm and position biases
+        included, is frozen. An exit behind layer i is biased as layer i + 1 is.
+        """
+        with torch.no_grad():
+            self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
+        for name, layer in self.exits.items():
+            number = int(name)
+            cross_kv = layer.encoder_attn.project_kv(encoder_out.states)
+            arguments = (states[number], self_biases[number], cross_kv, cross_bias)
+            if layer.training and self.cfg.checkpoint_activations:
+                state = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                state = layer(*arguments)
+            yield number, self.layer_norm(state)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Vocabulary projection: [..., C] -> [..., V]."""

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Optional
 
 import torch
@@ -27,6 +27,7 @@ from ofa_exit.plugin.generation import (
     print_reports,
     refuse_options,
 )
+from ofa_exit.plugin.groups import keep_gradients
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 from ofa_exit.policies.trace import ExitTrace
@@ -57,6 +58,7 @@ class OFATask(FairseqTask):
         self.exit_policy = exit_policy(cfg, self.similarity_defaults)
         self.exit_reports: list[GenerationReport] = []
         self.eval_generator: Any = None
+        self.groups_for_update: Optional[Callable[[int], set[str]]] = None
 
     @classmethod
     def setup_task(cls, cfg: OFATaskConfig, **kwargs: Any) -> "OFATask":
@@ -174,10 +176,24 @@ class OFATask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Builds the model, without weights yet, and refuses exits that it does not have."""
         model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and model.decoder.exits:  # about to be trained
+            model.add_feature_classifiers()
         refuse_misfit(self.cfg, self.exit_policy, model)
         if self.validates_generation():
             self.eval_generator = self.validation_generator(model)
         return model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Builds the criterion, which may train one group of parameters at a time."""
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        self.groups_for_update = getattr(criterion, "groups_for_update", None)
+        return criterion
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Steps the parameter groups whose turn it is."""
+        if self.groups_for_update is not None:
+            keep_gradients(optimizer, self.groups_for_update(update_num))
+        super().optimizer_step(optimizer, model, update_num)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         """The generator of the task, for build_generator's arguments."""
