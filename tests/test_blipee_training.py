@@ -414,14 +414,15 @@ def test_training_through_the_command(plain, tmp_path, caplog):
 def test_options_through_the_command(plain, tmp_path, more):
     trained = start(plain, tmp_path, *more, updates=2)["model"]
     init = load(plain[1])["model"]
-    assert all(torch.equal(init[n].to(v.dtype), v) for n, v in trained.items() if n in init)
+    if "fp16" in more[0]:  # half in memory, float32 in the file
+        init = {n: v.half().float() if v.is_floating_point() else v for n, v in init.items()}
+    assert all(torch.equal(init[n], v) for n, v in trained.items() if n in init)
     names = [n for n in trained if n.startswith("decoder.exits.")]
     source = [n.removeprefix("decoder.exits.").split(".", 1) for n in names]
-    moved = [
-        not torch.equal(trained[n], init[f"decoder.layers.{i}.{rest}"].to(trained[n].dtype))
-        for n, (i, rest) in zip(names, source)
-    ]
-    assert any(moved)
+    assert any(
+        not torch.equal(trained[n], init[f"decoder.layers.{layer}.{rest}"])
+        for n, (layer, rest) in zip(names, source)
+    )
 
 
 def test_entailment_and_validation(tmp_path, caplog):
