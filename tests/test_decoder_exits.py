@@ -122,12 +122,12 @@ def test_sentences_that_finish_early_leave_the_others_alone(model, kv, monkeypat
     for likely in torch.arange(0.0, 5.0, 0.25):  # until eos competes with the best words
         eos[2] = likely
         together = generate(model, net_input, 12)
-        if len({layers.size(0) for _, _, layers in model.last_trace.steps}) > 2:
+        if len({step.layers.size(0) for step in model.last_trace.steps}) > 2:
             break
     tokens = [[h["tokens"].tolist() for h in s] for s in together]
     depths = model.last_trace.depths(tokens)
     image, text = model.last_trace.image_layers, model.last_trace.text_layers
-    rows = [layers.size(0) for _, _, layers in model.last_trace.steps]
+    rows = [step.layers.size(0) for step in model.last_trace.steps]
     assert len(set(rows)) > 2, "the sentences should end at different steps"
     for row in range(6):
         alone = generate(model, select(net_input, row), 12)[0]
@@ -146,7 +146,7 @@ def test_incremental_equals_teacher_forced(model, kv):
     tokens = net_input.pop("prev_output_tokens")
     out = model.encoder(**net_input)
     whole, _ = model.decoder(tokens, out)
-    trace = model.last_trace.steps[-1][2]
+    trace = model.last_trace.steps[-1].layers
     state: dict = {}
     out = model.encoder(**net_input)
     steps = [
@@ -154,7 +154,7 @@ def test_incremental_equals_teacher_forced(model, kv):
         for t in range(tokens.size(1))
     ]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
-    layers = torch.cat([layers for _, _, layers in model.last_trace.steps], dim=1)
+    layers = torch.cat([step.layers for step in model.last_trace.steps], dim=1)
     assert torch.equal(layers, trace) and len(layers.unique()) > 2
 
 
@@ -208,42 +208,21 @@ def test_static_depth_equals_a_shorter_model(model, depth, kv):
             )
 
 
+@pytest.mark.parametrize("kv", KV_MODES)
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("sentences", [1, 5])
 @torch.no_grad()
-def test_layers_run_are_layers_traced(model):
-    """One sentence, greedy: forward hooks count exactly the layers that the trace claims."""
+def test_rows_run_are_rows_traced(model, sentences, beam, kv):
+    """Forward hooks count exactly the rows that the trace says every layer ran."""
     threshold = decoder_threshold(model)
-    model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, threshold, schedule="static"))
-    calls = {"encoder": 0, "decoder": 0}
-
-    def count(part):
-        return lambda *_: calls.__setitem__(part, calls[part] + 1)
-
-    hooks = [
-        layer.register_forward_hook(count(part))
-        for part, module in (("encoder", model.encoder), ("decoder", model.decoder))
-        for layer in module.layers
-    ]
-    hypotheses = generate(model, select(batch(1), 0), beam_size=1)
-    for hook in hooks:
-        hook.remove()
-    trace = model.last_trace
-    depths = trace.depths([[hypotheses[0][0]["tokens"].tolist()]])
-    assert calls["encoder"] == int(trace.image_layers) + int(trace.text_layers)
-    assert calls["decoder"] == sum(depths[0][0]) < 6 * len(depths[0][0])
-
-
-@torch.no_grad()
-def test_rows_run_are_rows_traced(model):
-    """In a batch, the encoder's layers see exactly the rows that the trace says they ran; the
-    decoder's at most as many again, which ride along until taking them out pays."""
-    threshold = decoder_threshold(model)
-    image = 0.9
-    model.configure_exits(SimilarityExit(image, 0.9, 2.0, threshold, schedule="static"))
-    rows = {"encoder": 0, "decoder": 0}
+    model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, threshold, schedule="static"), kv)
+    rows = {"encoder": 0, "decoder": 0, "repaid": 0}
 
     def count(part):
         def hook(module, inputs, output):
             rows[part] += output.size(0)
+            if part == "decoder":
+                rows["repaid"] += output.size(0) * (output.size(1) - 1)
 
         return hook
 
@@ -252,14 +231,20 @@ def test_rows_run_are_rows_traced(model):
         for part, module in (("encoder", model.encoder), ("decoder", model.decoder))
         for layer in module.layers
     ]
-    generate(model, batch(5), beam_size=1)
+    hypotheses = generate(model, batch(sentences), beam_size=beam)
     for hook in hooks:
         hook.remove()
     trace = model.last_trace
     assert rows["encoder"] == int(trace.image_layers.sum() + trace.text_layers.sum())
-    needed = sum(int(layers.sum()) for _, _, layers in trace.steps)
-    assert needed <= rows["decoder"] <= 2 * needed
-    assert rows["decoder"] < 6 * sum(layers.numel() for _, _, layers in trace.steps)
+    ran = sum(int(step.ran.sum()) for step in trace.steps)
+    needed = sum(int(step.layers.sum()) for step in trace.steps)
+    assert rows["decoder"] == ran
+    assert needed <= ran < 6 * sum(step.layers.numel() for step in trace.steps)
+    if kv == "recompute":  # earlier positions pass the layer together with the newest
+        assert rows["repaid"] == sum(int(step.repaid.sum()) for step in trace.steps) > 0
+    if beam == sentences == 1:  # nobody to ride along with
+        (depths,) = trace.depths([[hypotheses[0][0]["tokens"].tolist()]])
+        assert ran == sum(depths[0])
 
 
 @torch.no_grad()
@@ -280,7 +265,7 @@ def test_raising_the_threshold_never_adds_an_exit(model):
         )
         out = model.encoder(**net_input)
         model.decoder(tokens, out)
-        decoder = model.last_trace.steps[-1][2]
+        decoder = model.last_trace.steps[-1].layers
         if before is not None:
             assert (encoder >= before[0]).all() and (decoder >= before[1]).all()
         before = encoder, decoder

@@ -9,11 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ofa_exit.evaluation import flops
-from ofa_exit.evaluation.flops import DecoderCall, ModelShape, StemCost
+from ofa_exit.evaluation.flops import DecoderCall, ModelShape, SentenceCall, StemCost
 from ofa_exit.models.layers import DecoderLayer, EncoderLayer
 from ofa_exit.models.stem import ResNetStem
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.static import StaticExit
+from ofa_exit.policies.trace import DecoderStep
 
 CPU_CAPACITY = 16  # positions that the model's decoder cache makes room for at first
 TINY = ModelShape(
@@ -52,7 +53,10 @@ def test_parts_by_hand():
 def test_a_batch_by_hand():
     # Two hypotheses, two steps. Step 1 leaves after layer 1, step 2 goes to layer 3 and so owes
     # position 0 the layers 2 and 3, for both hypotheses.
-    calls = [DecoderCall(1, 1, {0: 2}, {0: 1}), DecoderCall(2, 1, {0: 2}, {0: 3})]
+    calls = [
+        DecoderCall(1, 1, {0: SentenceCall(2, 1, asked=2)}),
+        DecoderCall(2, 1, {0: SentenceCall(2, 3, repaid=2 * 2, asked=2)}),
+    ]
     done = flops.batch_flops(TINY, StemCost(1000, 3), [2], [1], [2], calls, "propagate")
     layer_1, layer_2 = flops.decoder_layer(TINY, 1, 5), flops.decoder_layer(TINY, 2, 5)
     assert done.executed == {
@@ -74,21 +78,11 @@ def test_a_batch_by_hand():
     assert recomputed.executed == {**done.executed, "skipped_kv": 2 * 2 * layer_2}
 
 
-def test_a_debt_is_paid_once():
-    # Depths 1, 3, 3, 1, 2: position 0 owes two layers at step 2, position 3 one at step 5.
-    calls = [
-        DecoderCall(length, 1, {0: 1}, {0: depth})
-        for length, depth in enumerate([1, 3, 3, 1, 2], start=1)
-    ]
-    done = flops.batch_flops(TINY, None, [0], [3], [4], calls)
-    assert done.executed["skipped_kv"] == (2 + 1) * flops.self_key_values(TINY)
-
-
 def test_cross_kv_is_made_for_the_sentences_still_there():
     # Sentence 1 takes the batch to layer 2; sentence 0 is finished when layer 3 is first reached.
     calls = [
-        DecoderCall(1, 1, {0: 1, 1: 1}, {0: 1, 1: 2}),
-        DecoderCall(2, 1, {1: 1}, {1: 3}),
+        DecoderCall(1, 1, {0: SentenceCall(1, 1), 1: SentenceCall(1, 2)}),
+        DecoderCall(2, 1, {1: SentenceCall(1, 3)}),
     ]
     done = flops.batch_flops(TINY, None, [0, 0], [3, 3], [4, 6], calls)
     assert done.executed["cross_kv"] == 2 * 64 * (4 + 6) + 64 * 6
@@ -96,7 +90,7 @@ def test_cross_kv_is_made_for_the_sentences_still_there():
 
 
 def test_whole_sequences_share_nothing():
-    calls = [DecoderCall(3, 3, {0: 1}, {0: 1}), DecoderCall(3, 3, {0: 1}, {0: 3})]
+    calls = [DecoderCall(3, 3, {0: SentenceCall(1, layers)}) for layers in (1, 3)]
     done = flops.batch_flops(TINY, None, [0], [3], [4], calls)
     assert done.executed["cross_kv"] == 64 * 4 * (1 + 3)
     assert done.executed["decoder"] == 3 * (1 + 3) * flops.decoder_layer(TINY, 3, 4)
@@ -104,7 +98,7 @@ def test_whole_sequences_share_nothing():
 
 
 def test_full_depth_reduces_nothing_and_any_exit_something():
-    calls = [DecoderCall(n, 1, {0: 2}, {0: 3}) for n in (1, 2, 3)]
+    calls = [DecoderCall(n, 1, {0: SentenceCall(2, 3, asked=2)}) for n in (1, 2, 3)]
     full = flops.batch_flops(TINY, StemCost(10, 3), [3], [3], [2], calls)
     assert full.executed == full.full
     assert flops.flop_reduction(full.executed, full.full) == 0
@@ -127,18 +121,31 @@ def test_unknown_mode_is_refused():
 
 
 def test_trace_is_read_by_sentence():
+    def step(length, sentence, layers, ran, repaid, asked):
+        rows = (torch.tensor(row) for row in (sentence, layers, ran, repaid, asked))
+        return DecoderStep(torch.zeros(len(sentence), length), *rows)
+
     trace = SimpleNamespace(
         steps=[
-            (torch.zeros(4, 1), torch.tensor([0, 0, 2, 2]), torch.tensor([[1], [3], [2], [2]])),
-            (torch.zeros(2, 2), torch.tensor([2, 2]), torch.tensor([[1], [2]])),
-            (torch.zeros(1, 3), torch.tensor([2]), torch.tensor([[1, 3, 2]])),
+            step(1, [0, 0, 2, 2], [[1], [3], [2], [2]], [3] * 4, [0] * 4, [1] * 4),
+            step(2, [2, 2], [[1], [2]], [3, 3], [1, 1], [1, 1]),
+            step(3, [2], [[1, 3, 2]], [3], [0], [2]),
         ]
     )
     assert flops.trace_calls(trace) == [
-        DecoderCall(1, 1, {0: 2, 2: 2}, {0: 3, 2: 2}),
-        DecoderCall(2, 1, {2: 2}, {2: 2}),
-        DecoderCall(3, 3, {2: 1}, {2: 3}),
+        DecoderCall(1, 1, {0: SentenceCall(2, 3, 0, 2), 2: SentenceCall(2, 3, 0, 2)}),
+        DecoderCall(2, 1, {2: SentenceCall(2, 3, 2, 2)}),
+        DecoderCall(3, 3, {2: SentenceCall(1, 3, 0, 2)}),
     ]
+
+
+def test_counting_leaves_the_stem_as_it_was():
+    stem, image = nano().encoder.embed_images, torch.ones(1, 3, 32, 32)
+    with torch.no_grad():
+        before = stem(image)
+        flops.stem_cost(stem, (32, 32))
+        torch.testing.assert_close(stem(image), before)
+    assert not any(module.training for module in stem.modules())
 
 
 def test_layers_of_the_model_cost_what_is_said():
@@ -268,7 +275,7 @@ def test_a_teacher_forced_pass_costs_whole_sequences():
     real = counted(lambda: model(**sentence))
     stem = flops.stem_cost(model.encoder.embed_images, (32, 32))
     calls = flops.trace_calls(model.last_trace)
-    assert calls == [DecoderCall(5, 5, {0: 1}, {0: 3})]
+    assert calls == [DecoderCall(5, 5, {0: SentenceCall(1, 3, asked=5)})]
     counts = flops.batch_flops(shape, stem, [1], [2], [7], calls)
     source = stem.tokens + 7
     biases = flops.encoder_biases(

@@ -10,7 +10,7 @@ from ofa_exit.evaluation import flops
 from ofa_exit.evaluation.flops import ModelShape, StemCost
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.policies.similarity import SimilarityExit
-from ofa_exit.policies.trace import ExitTrace
+from ofa_exit.policies.trace import DecoderStep, ExitTrace
 
 SHAPE = ModelShape(
     encoder_dim=4,
@@ -35,12 +35,18 @@ def trace():
     first = torch.tensor([[0]] * 4)
     second = torch.tensor([[0, 5], [0, 6], [0, 7], [0, 8]])
     sentence = torch.tensor([0, 0, 1, 1])
+    none, once = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+
+    def step(tokens, layers, ran, repaid):
+        layers, ran = torch.tensor(layers)[:, None], torch.tensor(ran)
+        return DecoderStep(tokens, sentence, layers, ran, repaid, once)
+
     return ExitTrace(
         torch.tensor([2, 0]),
         torch.tensor([4, 6]),
         [
-            (first, sentence, torch.tensor([[1], [1], [4], [4]])),
-            (second, sentence, torch.tensor([[3], [2], [4], [1]])),
+            step(first, [1, 1, 4, 4], [1, 1, 4, 4], none),
+            step(second, [3, 2, 4, 1], [3, 3, 4, 4], torch.tensor([2, 2, 0, 0])),
         ],
     )
 

@@ -317,3 +317,20 @@ def test_fixture_shapes_are_the_official_ones():
     shapes = json.loads(FIXTURE.read_text())["state_dict"]
     model = verify.build(json.loads(FIXTURE.read_text()))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == shapes
+
+
+def test_folded_norms_are_the_norms():
+    """Without gradients the stem runs each convolution with its batch norm folded in, until the
+    weights change."""
+    stem = nano().encoder.embed_images
+    image = torch.rand(2, 3, 64, 64)
+    for _ in range(2):
+        for module in stem.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-1, 1)
+                module.running_var.uniform_(0.5, 2)
+                torch.nn.init.uniform_(module.weight, 0.5, 2)
+        stem.load_state_dict(stem.state_dict())
+        plain = stem(image).detach()
+        with torch.no_grad():
+            assert (stem(image) - plain).abs().max() < 1e-5 * plain.abs().max()

@@ -28,30 +28,30 @@ def sample(prompts: bool, rows: int = 3) -> dict:
     }
 
 
-def one_by_one(model, batch, number):
+def one_by_one(model, batch, number, trie=TRIE):
     """Token log-probabilities of every answer of one sentence, from the full vocabulary."""
     net_input = helpers.select(batch["net_input"], number)
     prompt = net_input.pop("prev_output_tokens")[0, : batch["prompt_lengths"][number]].tolist()
     result = []
-    for answer in ANSWERS:
+    for answer in trie.answers:
         tokens = torch.tensor([[*prompt, *answer]])
         with torch.no_grad():
             logits = model(**net_input, prev_output_tokens=tokens)[0][0, len(prompt) - 1 :]
         scores = []
         for at, token in enumerate([*answer, EOS]):
-            allowed = TRIE.allowed_next(answer[:at])
+            allowed = trie.allowed_next(answer[:at])
             scores.append(logits[at, allowed].log_softmax(0)[allowed.index(token)])
         result.append(torch.stack(scores))
     return result
 
 
-def check(hypotheses, expected):
+def check(hypotheses, expected, answers=ANSWERS):
     """expected: for each answer its token log-probabilities."""
-    assert sorted(h["tokens"].tolist() for h in hypotheses) == [[*a, EOS] for a in ANSWERS]
+    assert sorted(h["tokens"].tolist() for h in hypotheses) == sorted([*a, EOS] for a in answers)
     scores = [float(h["score"]) for h in hypotheses]
     assert scores == sorted(scores, reverse=True)
     for hypothesis in hypotheses:
-        each = expected[ANSWERS.index(hypothesis["tokens"].tolist()[:-1])]
+        each = expected[answers.index(hypothesis["tokens"].tolist()[:-1])]
         torch.testing.assert_close(hypothesis["positional_scores"], each, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(hypothesis["score"], each.sum(), atol=1e-5, rtol=1e-4)
 
@@ -117,19 +117,58 @@ def test_traces_give_a_depth_for_every_token_of_the_answer(prompts):
     hypotheses = generator.generate([model], batch)
     tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
     (trace,) = generator.traces()
-    assert trace.depths(tokens) == [[[4] * len(answer) for answer in of] for of in tokens]
+    decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # what the trie forces runs no layer
+    assert trace.depths(tokens) == [[decided[a[0]][: len(a)] for a in of] for of in tokens]
     assert trace.image_layers.tolist() == [1, 1, 0]
     model.configure_exits(None)
     generator.generate([model], batch)
     assert generator.traces() == [None]
 
 
-def test_the_encoder_runs_once_a_sentence():
-    model, batch = helpers.nano(), sample(prompts=False)
+def test_everything_runs_once_a_sentence():
+    model, batch = helpers.nano(), sample(prompts=True)
     rows = []
-    model.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    for layer in (model.encoder.layers[0], model.decoder.layers[0]):
+        layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[:2]))
     AllCandidateGenerator([model], TRIE, PAD).generate([model], batch)
-    assert rows == [3, 3]  # image and text
+    image, text, decoder = rows
+    assert image[0] == text[0] == 3
+    assert decoder == (3, 4 + 1)  # the longest prompt, and 7: all that follows 8 or 9 is forced
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_answers_may_all_begin_alike(prompts):
+    """The choice is then between later words, and between going on and ending."""
+    model, batch = helpers.nano(), sample(prompts)
+    answers = [[7, 8], [7, 8, 9], [7, 8, 9, 10, 11], [7, 8, 9, 10, 12]]
+    trie = AnswerTrie(answers, EOS)
+    generated = AllCandidateGenerator([model], trie, PAD).generate([model], batch)
+    for number, hypotheses in enumerate(generated):
+        expected = one_by_one(model, batch, number, trie)
+        check(hypotheses, expected, answers)
+
+
+def test_one_answer_is_refused():
+    with pytest.raises(ValueError, match="only one answer"):
+        AllCandidateGenerator([helpers.nano()], AnswerTrie([[5, 6]], EOS), PAD)
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_a_row_runs_until_its_choices_are_made(prompts):
+    """Prompt tokens run no further than the deciding ones need, and hooks count what is traced."""
+    model, batch = helpers.nano(), sample(prompts)
+    model.configure_exits(SimilarityExit(2.0, 2.0, decoder_threshold=0.9, schedule="static"))
+    rows = []
+    for layer in model.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    generator = AllCandidateGenerator([model], TRIE, PAD)
+    generator.generate([model], batch)
+    (step,) = generator.traces()[0].steps
+    assert sum(rows) == int(step.ran.sum())
+    at = generator._columns(batch["prompt_lengths"], int(batch["prompt_lengths"].max()))
+    needed = step.layers.gather(1, at).max(dim=1).values
+    assert (step.ran >= needed).all() and int(step.ran.max()) == int(needed.max())
+    assert step.asked.tolist() == [2, 2, 2]
 
 
 def test_step_limits_count_prompt_and_longest_answer():

@@ -27,6 +27,11 @@ class AnswerTrie:
             for at, token in enumerate([*answer, eos]):
                 self._next.setdefault(tuple(answer[:at]), set()).add(token)
 
+    def branches(self) -> list[tuple[int, ...]]:
+        """Prefixes after which more than one token may follow, shorter ones first: the only places
+        where a model decides."""
+        return sorted((p for p, following in self._next.items() if len(following) > 1), key=len)
+
     def allowed_next(self, prefix: Sequence[int]) -> list[int]:
         """Tokens allowed after ``prefix``, ascending; none when no answer begins so."""
         return sorted(self._next.get(tuple(prefix), ()))

@@ -10,7 +10,7 @@ class SampleDepth:
 
     image_layers: int
     text_layers: int
-    word_layers: tuple[int, ...]  # one a token of its best hypothesis, eos included
+    word_layers: tuple[int, ...]  # one a token of its best hypothesis, eos included; 0 = not run
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def expected_time_reduction(
         1 - (n_E / N_E + Σ_i w_i·n_D(i) / Σ_i w_i·N_D) / 2
 
     N_E and N_D are the model's layers; the second quotient is the mean over the sample's words
-    (those of its best hypothesis, eos included) of the layers used, over N_D. n_E, the paper's one
+    (those of its best hypothesis, eos included) of the layers used, over N_D. Words that no layer
+    was run for, forced by a closed set of answers, do not count. n_E, the paper's one
     number for two passes of a split encoder, is here the plain mean of the layers used on the
     image and on the text (over the modalities the sample has; for a joint encoder both are the
     same number). The paper does not define it, so this may differ from the paper. The other
@@ -74,9 +75,10 @@ def expected_time_reduction(
 
 
 def _words_mean(sample: SampleDepth) -> float:
-    if not sample.word_layers:
+    run = [layers for layers in sample.word_layers if layers]
+    if not run:
         raise ValueError("a sample without words: its hypothesis should at least hold eos")
-    return sum(sample.word_layers) / len(sample.word_layers)
+    return sum(run) / len(run)
 
 
 def _mean(values: Sequence[int]) -> float | None:

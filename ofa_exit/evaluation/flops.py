@@ -6,7 +6,6 @@ token and layer) are not. Padding is not counted. C is the embedding dimension, 
 feed-forward block, S the source tokens, V the vocabulary.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,13 +58,22 @@ class StemCost:
 
 
 @dataclass(frozen=True)
+class SentenceCall:
+    """One sentence in one call of the decoder."""
+
+    hypotheses: int
+    layers: int  # run for all its hypotheses, those that rode along included
+    repaid: int = 0  # keys and values made up for skipped layers, of one position in one layer each
+    asked: int = 1  # positions of all hypotheses whose words were scored
+
+
+@dataclass(frozen=True)
 class DecoderCall:
     """One call of the decoder: P positions of all hypotheses of the sentences not yet finished."""
 
     length: int  # L, positions so far: the keys that self-attention sees
     positions: int  # P: 1 in a step of a generation, L where whole sequences are run at once
-    hypotheses: dict[int, int]  # number of hypotheses of each sentence (its number in the batch)
-    layers: dict[int, int]  # layers run for the sentence: those of its deepest token
+    sentences: dict[int, SentenceCall]  # by its number in the batch
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def stem_cost(stem: nn.Module, image_size: tuple[int, int]) -> StemCost:
             features = torch.func.functional_call(stem, tensors, (image,))
     finally:
         for module, mode in was_training.items():
-            module.training = mode
+            module.train(mode)  # which also forgets what was made of meta tensors
     return StemCost(counter.get_total_flops(), features.shape[-2] * features.shape[-1])
 
 
@@ -160,12 +168,17 @@ def vocabulary_projection(shape: ModelShape) -> int:
 def trace_calls(trace: Any) -> list[DecoderCall]:
     """The decoder calls that an ExitTrace recorded, in their order."""
     calls = []
-    for tokens, sentence, layers in trace.steps:
-        numbers, deepest = sentence.tolist(), layers.max(dim=1).values.tolist()
-        most: dict[int, int] = {}
-        for number, depth in zip(numbers, deepest, strict=True):
-            most[number] = max(depth, most.get(number, 0))
-        calls.append(DecoderCall(tokens.size(1), layers.size(1), dict(Counter(numbers)), most))
+    for step in trace.steps:
+        counts: dict[int, list[int]] = {}
+        rows = (step.sentence, step.ran, step.repaid, step.asked)
+        for sentence, ran, repaid, asked in zip(*(row.tolist() for row in rows)):
+            total = counts.setdefault(sentence, [0, 0, 0, 0])
+            total[0] += 1
+            total[1] = ran  # the hypotheses of a sentence run together
+            total[2] += repaid
+            total[3] += asked
+        sentences = {number: SentenceCall(*total) for number, total in counts.items()}
+        calls.append(DecoderCall(step.tokens.size(1), step.layers.size(1), sentences))
     return calls
 
 
@@ -184,13 +197,12 @@ def batch_flops(
     empty one too. image_layers, text_layers: executed, one a sentence, 0 where it has no such
     modality; the same number twice for a joint encoder. text_tokens: unpadded source lengths.
 
-    Counted is what the runtime does. The encoder runs once a sentence. A decoder layer runs for
-    all hypotheses of a sentence while one of them is active, so a sentence pays for its deepest.
+    Counted is what the runtime did. The encoder runs once a sentence. A decoder layer runs for
+    all hypotheses of a sentence while one of them is active, and for sentences that ride along.
     Cross-attention K/V of a layer are made once, for all sentences still there, when a token of the
-    batch first reaches it. A token that a step left behind after layer d owes layers d+1…l once a
-    later step reaches layer l: its key and value there ("propagate") or the whole layer
-    ("recompute"); a debt is paid once. The words are scored for every hypothesis. Full depth is the
-    same calls with every layer run.
+    batch first reaches it. What a skipped layer owes to later tokens is its key and value
+    ("propagate") or the whole layer ("recompute"). Full depth is the same calls with every layer
+    run.
 
     The position biases are left out: their cost is shared by batches, see `encoder_biases`.
     Raises ValueError for an unknown `kv`.
@@ -239,26 +251,23 @@ def _add_decoder(
 ) -> None:
     """Adds the decoder's calls to both counts; `sources` is S of each sentence."""
     cross_made = 0  # layers whose cross K/V are there
-    filled: dict[int, list[int]] = {}  # layers whose K/V are there, by sentence and position
     for call in calls:
         if call.positions == call.length:  # nothing is remembered of earlier calls
-            cross_made, filled = 0, {}
+            cross_made = 0
             full["cross_kv"] += shape.decoder_layers * sum(
-                cross_key_values(shape, sources[sentence]) for sentence in call.layers
+                cross_key_values(shape, sources[number]) for number in call.sentences
             )
-        deepest = max(call.layers.values())
-        for sentence, layers in call.layers.items():
-            source, hypotheses = sources[sentence], call.hypotheses[sentence]
-            tokens = hypotheses * call.positions
+        deepest = max(sentence.layers for sentence in call.sentences.values())
+        for number, sentence in call.sentences.items():
+            source = sources[number]
+            tokens = sentence.hypotheses * call.positions
             layer = decoder_layer(shape, call.length, source)
-            executed["decoder"] += tokens * layers * layer
+            executed["decoder"] += tokens * sentence.layers * layer
             full["decoder"] += tokens * shape.decoder_layers * layer
-            executed["vocabulary"] += tokens * vocabulary_projection(shape)
-            full["vocabulary"] += tokens * vocabulary_projection(shape)
+            words = sentence.asked * vocabulary_projection(shape)
+            executed["vocabulary"] += words
+            full["vocabulary"] += words
             executed["cross_kv"] += max(0, deepest - cross_made) * cross_key_values(shape, source)
-            earlier = filled.setdefault(sentence, [])
-            owed = hypotheses * sum(max(0, layers - reached) for reached in earlier)
             debt = self_key_values(shape) if kv == "propagate" else layer
-            executed["skipped_kv"] += owed * debt
-            filled[sentence] = [max(layers, reached) for reached in earlier] + [layers]
+            executed["skipped_kv"] += sentence.repaid * debt
         cross_made = max(cross_made, deepest)

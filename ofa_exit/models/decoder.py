@@ -21,7 +21,9 @@ from ofa_exit.models.positions import (
     token_buckets,
 )
 from ofa_exit.models.stem import rising_rates
+from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.trace import DecoderStep
 
 CACHE = "ofa_decoder_cache"
 
@@ -136,12 +138,20 @@ class Decoder(ShapeCache):
         return bias.masked_fill(encoder_out.padding_mask[:, None, None, :], float("-inf"))
 
     def biases(
-        self, length: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
+        self,
+        length: int,
+        encoder_out: EncoderOut,
+        cache: Optional[DecoderCache],
+        tree: Optional[TokenTree] = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Self-attention biases of all layers and the cross-attention bias.
 
-        For ``length`` positions, or with a cache once a batch for all positions it has room for.
+        For ``length`` positions, for those of ``tree``, or with a cache once a batch for all
+        positions it has room for.
         """
+        if tree is not None:
+            biases = [tree.self_bias(bias) for bias in self.self_biases(tree.length)]
+            return biases, tree.cross_bias(self.cross_bias(tree.length, encoder_out))
         if cache is None:
             return self.self_biases(length), self.cross_bias(length, encoder_out)
         if cache.cross_bias is None:
@@ -158,17 +168,19 @@ class Decoder(ShapeCache):
         features_only: bool = False,
         all_layers: bool = False,
         return_layers: bool = False,
+        tree: Optional[TokenTree] = None,
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits of the next token after each position, or after the last one of a growing prefix.
 
         prev_output_tokens: Long [N, L], right-padded, N = S·group hypotheses; encoder_out: of the S
-        sentences. With incremental_state only the last position is run.
+        sentences. With incremental_state only the last position is run. tree: how the L tokens
+        follow each other where they are no plain sequence; not with incremental_state.
         Returns [N, L or 1, V] (features [N, L or 1, C] after the final norm with features_only) and
         {"attn": [None]}; all_layers adds "layer_features", the normed output of every layer, and
         return_layers "layer_states", the plain input of layer 1 and output of every layer.
         """
-        length = prev_output_tokens.size(1)
+        length = prev_output_tokens.size(1) if tree is None else tree.length
         if length > self.cfg.max_target_positions:
             raise ValueError(
                 f"{length} target tokens are more than --max-target-positions "
@@ -188,13 +200,20 @@ class Decoder(ShapeCache):
         gate = policy.decoder_gate() if policy is not None else None
         states: list[Tensor] = []
         if gate is not None:
-            x, depth = run_with_exits(self, x, prev_output_tokens, encoder_out, gate, cache)
+            x, layers, ran, repaid = run_with_exits(
+                self, x, prev_output_tokens, encoder_out, gate, cache, tree
+            )
         else:
-            x, states = self._run(x, length, encoder_out, cache, all_layers or return_layers)
-            depth = torch.full(x.shape[:2], len(self.layers), device=x.device)
+            biases = self.biases(length, encoder_out, cache, tree)
+            x, states = self._run(x, biases, encoder_out, cache, all_layers or return_layers)
+            layers = torch.full(x.shape[:2], len(self.layers), device=x.device)
+            ran, repaid = layers[:, 0], torch.zeros_like(layers[:, 0])
         if encoder_out.trace is not None:
             sentence = encoder_out.sentences.repeat_interleave(encoder_out.group or 1)
-            encoder_out.trace.steps.append((prev_output_tokens.clone(), sentence, depth))
+            asked = torch.full_like(ran, x.size(1)) if tree is None else tree.asked.sum(dim=1)
+            encoder_out.trace.steps.append(
+                DecoderStep(prev_output_tokens.clone(), sentence, layers, ran, repaid, asked)
+            )
         extra: dict[str, Any] = {"attn": [None]}
         if all_layers:
             extra["layer_features"] = [self.layer_norm(state) for state in states[1:]]
@@ -233,14 +252,15 @@ class Decoder(ShapeCache):
     def _run(
         self,
         x: Tensor,
-        length: int,
+        biases: tuple[list[Tensor], Tensor],
         encoder_out: EncoderOut,
         cache: Optional[DecoderCache],
         keep: bool,
     ) -> tuple[Tensor, list[Tensor]]:
         """The plain stack over x [N, P, C]."""
-        start = length - x.size(1)
-        self_biases, cross_bias = self.biases(length, encoder_out, cache)
+        start = 0 if cache is None else cache.length
+        length = start + x.size(1)
+        self_biases, cross_bias = biases
         cross_bias = cross_bias[:, :, start:length]
         states = [x] if keep else []
         position = torch.full((1,), start, device=x.device)

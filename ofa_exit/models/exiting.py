@@ -10,6 +10,7 @@ from torch import Tensor
 from ofa_exit.models.cache import DecoderCache
 from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.rows import to_host
+from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import Gate, GateInput
 
 if TYPE_CHECKING:
@@ -23,15 +24,16 @@ def run_with_exits(
     encoder_out: EncoderOut,
     gate: Gate,
     cache: Optional[DecoderCache],
-) -> tuple[Tensor, Tensor]:
-    """States at exit [N, P, C] of x [N, P, C], the embedded last P of L positions, and the layers
-    that each token ran, Long [N, P].
+    tree: Optional[TokenTree] = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States at exit [N, P, C] of x [N, P, C], the embedded last P of L positions, and what
+    ``DecoderStep`` calls layers Long [N, P], ran and repaid Long [N].
 
     After each layer the gate is asked about every hypothesis and position; what leaves is frozen
     (MuE Algorithm 1, lines 13-19). A layer runs for a sentence while any of its hypotheses is
     active, the others riding along unchanged; sentences whose hypotheses have all left are taken
-    out of the computation once that pays (``_Run.leave_some``). The layers reported are those that
-    each token needed.
+    out of the computation once that pays (``_Run.leave_some``). Of a tree, only the tokens that are
+    asked for keep a sentence running.
 
     Layers that a token skips still owe its keys and values to later tokens:
 
@@ -44,14 +46,14 @@ def run_with_exits(
 
     Differs from the paper, whose released code leaves a hole in the cache.
     """
-    run = _Run(decoder, x, prev_output_tokens, encoder_out, cache)
+    run = _Run(decoder, x, prev_output_tokens, encoder_out, cache, tree)
     last = len(decoder.layers)
     for number in range(1, last + 1):
         before, after = run.layer(number - 1)
         if number == last:
             run.leave_all(after)
             break
-        answer = gate(GateInput(before, after, number, step=run.steps, step_limit=run.row_limits()))
+        answer = gate(run.seen(before, after, number))
         if answer is True:
             run.leave_all(after)
             break
@@ -61,15 +63,15 @@ def run_with_exits(
             break
     if cache is not None:
         cache.end_step(run.reached)
-    return run.output, run.depth
+    return run.output, run.depth, run.ran, run.repaid
 
 
 class _Run:
     """The state of one pass: all N hypotheses, and the rows of sentences still running.
 
-    Full size: ``output`` [N, P, C], ``depth`` [N, P]. Running rows only: ``running`` [R, P, C] the
-    states that enter the next layer, ``frozen`` [R, P, C] the states at exit so far, ``exited``
-    Bool [R, P]. ``rows`` Long [R] names them; None means all.
+    Full size: ``output`` [N, P, C], ``depth`` [N, P], ``ran`` [N], ``repaid`` [N]. Running rows
+    only: ``running`` [R, P, C] the states that enter the next layer, ``frozen`` [R, P, C] the
+    states at exit so far, ``exited`` Bool [R, P]. ``rows`` Long [R] names them; None means all.
     """
 
     def __init__(
@@ -79,16 +81,22 @@ class _Run:
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
         cache: Optional[DecoderCache],
+        tree: Optional[TokenTree],
     ) -> None:
         length, self.positions = prev_output_tokens.size(1), x.size(1)
         start = length - self.positions
         self.decoder, self.encoder_out, self.cache = decoder, encoder_out, cache
         self.group = encoder_out.group or 1
         self.length = length
+        self.tree = tree
         self.steps = torch.arange(start, length, device=x.device)
-        self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache)
+        self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
         self.output = x.clone()
         self.depth = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        self.ran, self.repaid = (
+            torch.zeros_like(self.depth[:, 0]),
+            torch.zeros_like(self.depth[:, 0]),
+        )
         self.running = self.frozen = x
         # Padding behind a shorter sequence of a batch wants no layers.
         self.exited = (
@@ -105,8 +113,14 @@ class _Run:
             cache.begin_step(x)
             self.sentences = list(cache.sentences)
 
-    def row_limits(self) -> Tensor:
-        return self.limits if self.rows is None else self.limits[self.rows]
+    def of_rows(self, values: Tensor) -> Tensor:
+        """The running rows of values [N, …]."""
+        return values if self.rows is None else values[self.rows]
+
+    def seen(self, before: Tensor, after: Tensor, layer: int) -> GateInput:
+        """What the gate is shown after ``layer``."""
+        steps = self.steps if self.tree is None else self.of_rows(self.tree.depth)
+        return GateInput(before, after, layer, step=steps, step_limit=self.of_rows(self.limits))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Runs a layer; returns the running states before and after it.
@@ -116,28 +130,35 @@ class _Run:
         decoder, cache, x = self.decoder, self.cache, self.running
         layer = decoder.layer(index)
         cross_kv = decoder.cross_kv(index, self.encoder_out, cache)
-        cross_bias = self.cross_bias
+        self_bias, cross_bias = self.self_biases[index], self.cross_bias
         if self.alive is not None:
             cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
-            cross_bias = cross_bias[self.alive]
+            if self.tree is None:
+                cross_bias = cross_bias[self.alive]
+            else:
+                self_bias, cross_bias = self.of_rows(self_bias), self.of_rows(cross_bias)
         at = self.steps
         owed, recomputed = None, 0
         if cache is not None and index > 0 and cache.length > 0:
             pending = cache.pending(index, self.sentences, self.rows)
             if pending is not None:
                 assert cache.states is not None
-                owing = cache.states if self.rows is None else cache.states[self.rows]
-                states = owing[:, pending.positions]
+                positions = pending.positions
+                if self.rows is None:
+                    states = cache.states[:, positions]
+                else:
+                    states = cache.states[self.rows[:, None], positions]
+                self._count(self.repaid, positions.numel())
                 if decoder.recompute:
-                    recomputed = pending.positions.numel()
-                    at = torch.cat([pending.positions, at])
+                    recomputed = positions.numel()
+                    at = torch.cat([positions, at])
                     x = torch.cat([states, x], dim=1)
                     owed = pending.owed
                     if owed is not None:
                         owed = torch.cat([owed, owed.new_ones(owed.size(0), 1, 1)], dim=1)
                 else:
                     key, value = layer.self_kv(states)
-                    cache.store(index, self.rows, pending.positions, key, value, pending.owed)
+                    cache.store(index, self.rows, positions, key, value, pending.owed)
 
         extend = None
         if cache is not None:
@@ -149,7 +170,7 @@ class _Run:
         whole = cache is None
         after = layer(
             x,
-            self.self_biases[index] if whole else self.self_biases[index][:, :, at, : self.length],
+            self_bias if whole else self_bias[:, :, at, : self.length],
             cross_kv,
             cross_bias if whole else cross_bias[:, :, at],
             extend,
@@ -165,11 +186,16 @@ class _Run:
             after = after[:, recomputed:]
         for sentence in self.sentences:
             self.reached[sentence] = index + 1
-        if self.rows is None:
-            self.depth += ~self.exited
-        else:
-            self.depth[self.rows] += (~self.exited).long()
+        self._count(self.depth, (~self.exited).long())
+        self._count(self.ran, 1)
         return self.running, after
+
+    def _count(self, total: Tensor, more: Tensor | int) -> None:
+        """Adds to a full-size count at the running rows."""
+        if self.rows is None:
+            total += more
+        else:
+            total[self.rows] += more
 
     def go_on(self, after: Tensor) -> None:
         """Takes what a layer returned; hypotheses that have left keep their state at exit."""
@@ -196,7 +222,10 @@ class _Run:
         """
         self.go_on(after)
         self.exited = self.exited | leaving
-        active = (~self.exited).view(-1, self.group * self.positions).any(dim=1)
+        wanted = ~self.exited
+        if self.tree is not None:
+            wanted = wanted & self.of_rows(self.tree.asked)
+        active = wanted.view(-1, self.group * self.positions).any(dim=1)
         cache = self.cache
         if cache is not None and cache.stale:
             flags, names = to_host(torch.stack([active.long(), self.encoder_out.sentences]))

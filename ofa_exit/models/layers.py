@@ -110,7 +110,8 @@ class DecoderLayer(FeedForward):
         self_bias: [1, heads, P, K] with -inf on the future.
         cross_kv: keys and values of the S sentences, [S, heads, T, C / heads]; S divides N, and
             the N / S hypotheses of a sentence are queries of one attention, so nothing is copied.
-        cross_bias: [S or 1, heads, P, T], -inf on padding.
+        cross_bias: [S or 1, heads, P, T], or [N, heads, P, T] where hypotheses of a sentence differ
+            in it; -inf on padding.
         extend_kv: puts the K/V of these positions beside those of earlier steps and returns all;
             None where the P positions are the whole sequence.
         """
@@ -133,7 +134,9 @@ class DecoderLayer(FeedForward):
         rows, positions, channels = h.shape
         sentences = cross_kv[0].size(0)
         group = rows // sentences
-        if group > 1:
+        if group > 1 and cross_bias.size(0) == rows:
+            cross_bias = cross_bias.unflatten(0, (sentences, group)).transpose(1, 2).flatten(2, 3)
+        elif group > 1:
             cross_bias = cross_bias.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(2, 3)
         h = self.encoder_attn(
             h.reshape(sentences, group * positions, channels), *cross_kv, cross_bias

@@ -74,11 +74,12 @@ def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
 
 
 # Biases over image tokens take hundreds of megabytes in the large models: one shape of those.
-KEPT_SHAPES = {"image": 1, "joint": 1, "text": 32, "decoder": 32}
+KEPT_SHAPES = {"image": 1, "joint": 1, "text": 32, "decoder": 32, "folded": 4}
 
 
 class ShapeCache(nn.Module):
-    """A module whose position terms depend on shapes alone, so inference computes them once.
+    """A module with terms that depend on its weights and a shape alone, so inference computes them
+    once: position biases, and convolutions with their batch norm folded in.
 
     Kept only in eval mode without gradients, and forgotten whenever weights may change: on
     ``train()``, on loading a state dict, and on moves between devices or precisions.

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import StochasticDepth
+
+from ofa_exit.models.positions import ShapeCache
 
 RESNET_STAGES: dict[str, tuple[int, int, int]] = {
     "resnet_nano": (2, 2, 2),
@@ -23,7 +26,27 @@ def rising_rates(last: float, count: int) -> list[float]:
     return [last * i / max(count - 1, 1) for i in range(count)]
 
 
-class DropPathBottleneck(Bottleneck):
+class FoldsNorms(ShapeCache):
+    """A module that at inference runs convolution and batch norm as one convolution."""
+
+    def conv_norm(self, x: Tensor, conv: nn.Module, norm: nn.Module, name: str) -> Tensor:
+        """norm(conv(x)); without gradients, in eval mode, by weights folded once."""
+        if self.training or torch.is_grad_enabled():
+            return norm(conv(x))
+        weight, bias = self.once_per_shape("folded", name, lambda: fold(conv, norm))
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+
+
+def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does ``conv`` and then ``norm`` with its running
+    statistics: w·γ/σ and β - µ·γ/σ, made in float32 and laid out channels last."""
+    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+    weight = (conv.weight.float() * scale[:, None, None, None]).to(conv.weight.dtype)
+    bias = (norm.bias.float() - norm.running_mean.float() * scale).to(conv.weight.dtype)
+    return weight.contiguous(memory_format=torch.channels_last), bias
+
+
+class DropPathBottleneck(FoldsNorms, Bottleneck):
     """torchvision's bottleneck block whose residual branch a sample skips at ``drop_path``."""
 
     def __init__(self, *args: Any, drop_path: float = 0.0, **kwargs: Any) -> None:
@@ -31,13 +54,16 @@ class DropPathBottleneck(Bottleneck):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(identity + self.drop_path(self.bn3(self.conv3(out))))
+        identity = x
+        if self.downsample is not None:
+            identity = self.conv_norm(x, *self.downsample, "downsample")
+        out = self.relu(self.conv_norm(x, self.conv1, self.bn1, "1"))
+        out = self.relu(self.conv_norm(out, self.conv2, self.bn2, "2"))
+        out = self.drop_path(self.conv_norm(out, self.conv3, self.bn3, "3"))
+        return self.relu(identity + out)
 
 
-class ResNetStem(nn.Module):
+class ResNetStem(FoldsNorms):
     """Images [B, 3, H, W] -> features [B, 16·width, H / 16, W / 16].
 
     Parameter names are torchvision's, so its ResNet weights load (without layer4 and fc).
@@ -82,7 +108,7 @@ class ResNetStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # Channels last is the layout in which convolutions are fastest, on CPU and on CUDA.
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(self.conv_norm(images, self.conv1, self.bn1, "1")))
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
         return x

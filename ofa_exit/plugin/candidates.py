@@ -9,74 +9,95 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.data.trie import AnswerTrie
+from ofa_exit.models.trees import TokenTree
 from ofa_exit.plugin.generation import refuse_broken
 from ofa_exit.policies.trace import ExitTrace
 
 
-class PromptedTrace(ExitTrace):
-    """A trace of sequences that begin with a prompt which is no part of the hypotheses.
+class AnswerTrace(ExitTrace):
+    """A trace of answers out of a trie; a token that the trie forces ran no layers.
 
-    prompts: for each sentence the tokens fed before the answer, without the first (bos).
+    places: for each sentence the position in its row that decides what follows a prefix.
     """
 
-    prompts: list[list[int]]
+    places: list[dict[tuple[int, ...], int]]
 
     @classmethod
-    def of(cls, trace: ExitTrace, prompts: list[list[int]]) -> "PromptedTrace":
-        prompted = cls(trace.image_layers, trace.text_layers, trace.steps)
-        prompted.prompts = prompts
-        return prompted
+    def of(cls, trace: ExitTrace, places: list[dict[tuple[int, ...], int]]) -> "AnswerTrace":
+        answers = cls(trace.image_layers, trace.text_layers, trace.steps)
+        answers.places = places
+        return answers
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-        whole = [
-            [[*prompt, *hypothesis] for hypothesis in of_sentence]
-            for prompt, of_sentence in zip(self.prompts, hypotheses)
-        ]
+        layers = self.steps[-1].layers.tolist()
         return [
-            [layers[len(prompt) :] for layers in of_sentence]
-            for prompt, of_sentence in zip(self.prompts, super().depths(whole))
+            [
+                [
+                    used[at[tuple(answer[:t])]] if tuple(answer[:t]) in at else 0
+                    for t in range(len(answer))
+                ]
+                for answer in of_sentence
+            ]
+            for used, at, of_sentence in zip(layers, self.places, hypotheses)
         ]
 
 
 class AllCandidateGenerator(nn.Module):
     """A fairseq generator over the answers of a trie.
 
-    The encoder runs once a sentence; the candidates are rows of one teacher-forced decoder pass,
-    after the prompt of their sentence. Only the words that answers are made of are projected. At
-    each position log-probabilities are normalised over the tokens that the trie allows there, and
-    summed over answer and eos. Probabilities of several models are averaged token by token.
+    Encoder and decoder run once a sentence. The decoder's row is the prompt and behind it, packed
+    as a tree, the beginnings of answers after which the trie leaves a choice; what it forces, such
+    as the end of an answer that no other continues, is not run. Where there is a choice, only the
+    words that answers are made of are projected, and log-probabilities are normalised over the
+    tokens that the trie allows; an answer's score is their sum. Probabilities of several models
+    are averaged token by token.
     """
 
     def __init__(self, models: Sequence[Any], trie: AnswerTrie, pad: int) -> None:
+        """Raises ValueError for a single answer, which needs no model."""
         super().__init__()
         self.models: Any = nn.ModuleList(models).eval()
         self.pad, self.eos = pad, trie.eos
         self.answers = [[*answer, trie.eos] for answer in trie.answers]
-        self.words = sorted({token for answer in self.answers for token in answer})
-        shape = (len(self.answers), max(map(len, self.answers)))
-        place = {token: at for at, token in enumerate(self.words)}
-        inputs = torch.full(shape, pad)  # what each answer feeds after the prompt's last token
-        places = torch.zeros(shape, dtype=torch.long)
-        counted = torch.zeros(shape, dtype=torch.bool)
-        allowed = torch.ones(*shape, len(self.words), dtype=torch.bool)
-        for row, answer in enumerate(self.answers):
-            inputs[row, : len(answer) - 1] = torch.tensor(answer[:-1])
-            counted[row, : len(answer)] = True
-            for at, token in enumerate(answer):
-                places[row, at] = place[token]
-                allowed[row, at] = False
-                allowed[row, at, [place[t] for t in trie.allowed_next(answer[:at])]] = True
-        self._tables = (inputs, places, counted, allowed)
+        self.branches = trie.branches()
+        if not self.branches:
+            raise ValueError(f"there is only one answer, {trie.answers[0]}: nothing to choose from")
+        self.words = sorted({t for branch in self.branches for t in trie.allowed_next(branch)})
+        # Tokens fed behind the prompt: every beginning of a prefix that leads to a choice.
+        fed = sorted({b[:n] for b in self.branches for n in range(1, len(b) + 1)}, key=len)
+        self._column = {prefix: at for at, prefix in enumerate(fed)}
+        self.deepest = len(self.branches[-1])
+        self._tables = self._make_tables(trie, fed)
         self._traces: list[Optional[ExitTrace]] = []
 
-    @property
-    def steps(self) -> int:
-        """Tokens of the longest answer, eos included."""
-        return self._tables[0].size(1)
+    def _make_tables(self, trie: AnswerTrie, fed: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """What does not depend on the sentence: of the fed tokens their numbers, depths and
+        ancestors, [F], [F], [F, F]; of the branches which words they allow, [B, W]; of the answers
+        which branch and word each of their tokens is, [A, T] both, branch B where it is forced."""
+        word = {token: at for at, token in enumerate(self.words)}
+        number = {branch: at for at, branch in enumerate(self.branches)}
+        tokens = torch.tensor([prefix[-1] for prefix in fed], dtype=torch.long)
+        depth = torch.tensor([len(prefix) for prefix in fed], dtype=torch.long)
+        ancestors = torch.zeros(len(fed), len(fed), dtype=torch.bool)
+        for prefix, row in self._column.items():
+            ancestors[row, [self._column[prefix[:n]] for n in range(1, len(prefix) + 1)]] = True
+        allowed = torch.zeros(len(self.branches), len(self.words), dtype=torch.bool)
+        for branch, row in number.items():
+            allowed[row, [word[token] for token in trie.allowed_next(branch)]] = True
+        shape = (len(self.answers), max(map(len, self.answers)))
+        deciding = torch.full(shape, len(self.branches))
+        chosen = torch.zeros(shape, dtype=torch.long)
+        for row, answer in enumerate(self.answers):
+            for at, token in enumerate(answer):
+                if tuple(answer[:at]) in number:
+                    deciding[row, at] = number[tuple(answer[:at])]
+                    chosen[row, at] = word[token]
+        return tokens, depth, ancestors, allowed, deciding, chosen
 
     def step_limits(self, prompt_lengths: Tensor) -> Tensor:
-        """Positions that the decoder may reach, Long [S]: N of MuE Eq. 11."""
-        return prompt_lengths - 1 + self.steps
+        """Tokens that the decoder may be asked for after the first, prompt and the longest answer
+        included, Long [S]: N of MuE Eq. 11."""
+        return prompt_lengths - 1 + max(map(len, self.answers))
 
     def traces(self) -> list[Optional[ExitTrace]]:
         """Layers executed for the last batch by each model; None for one without exits."""
@@ -100,59 +121,72 @@ class AllCandidateGenerator(nn.Module):
             raise ValueError("the answers are a closed set: no prefix or constraint can be forced")
         net_input = dict(sample["net_input"])
         prev, lengths = net_input.pop("prev_output_tokens"), sample["prompt_lengths"]
-        inputs, places, counted, allowed = (t.to(prev.device) for t in self._tables)
-        rows = self._rows(prev, lengths, inputs)
-        at = lengths[:, None] - 1 + torch.arange(self.steps, device=prev.device)
+        tables = [table.to(prev.device) for table in self._tables]
+        *_, allowed, deciding, chosen = tables
+        longest = int(lengths.max())
+        rows, tree = self._packed(prev[:, :longest], lengths, *tables[:3])
+        at = self._columns(lengths, longest)
 
         scores = []
         for model in self.models:
             encoder_out = model.encoder.forward_torchscript(net_input)
-            order = torch.arange(len(prev), device=prev.device).repeat_interleave(len(inputs))
+            order = torch.arange(len(prev), device=prev.device)
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
             features, _ = model.decoder(
-                rows.flatten(0, 1), encoder_out=encoder_out, features_only=True
+                rows, encoder_out=encoder_out, features_only=True, tree=tree
             )
-            features = features.unflatten(0, rows.shape[:2])
-            features = features.gather(
-                2, at[:, None, :, None].expand(-1, len(inputs), -1, features.size(3))
-            )
+            features = features.gather(1, at.unsqueeze(2).expand(-1, -1, features.size(2)))
             weight = model.decoder.output_projection.weight[self.words]
             logits = F.linear(features, weight).float()
-            lprobs = logits.masked_fill(~allowed, -math.inf).log_softmax(dim=3)
-            scores.append(lprobs.gather(3, places.expand(len(prev), -1, -1).unsqueeze(3)))
-        each = torch.stack(scores).logsumexp(dim=0).squeeze(3) - math.log(len(scores))
-        each = each.masked_fill(~counted, 0.0)
+            scores.append(logits.masked_fill(~allowed, -math.inf).log_softmax(dim=2))
+        lprobs = torch.stack(scores).logsumexp(dim=0) - math.log(len(scores))
+        forced = lprobs.new_zeros(len(prev), 1, lprobs.size(2))
+        each = torch.cat([lprobs, forced], dim=1)[:, deciding, chosen]
         refuse_broken(each.isnan().flatten(1).any(dim=1), sample["uniq_ids"])
-        self._keep_traces(prev, lengths)
+        self._keep_traces(at)
         return self._hypotheses(each)
 
-    def _rows(self, prev: Tensor, lengths: Tensor, inputs: Tensor) -> Tensor:
-        """Prompt and answer of every candidate, Long [S, answers, L], right-padded."""
-        longest = int(lengths.max())
-        columns = torch.arange(longest, device=prev.device)
-        prompts = prev[:, :longest].masked_fill(columns >= lengths[:, None], self.pad)
-        rows = F.pad(prompts, (0, self.steps - 1), value=self.pad)
-        rows = rows[:, None].repeat(1, len(inputs), 1)
-        if self.steps > 1:
-            at = lengths[:, None, None] + torch.arange(self.steps - 1, device=prev.device)
-            answers = inputs[:, :-1].expand(len(prev), -1, -1)
-            rows.scatter_(2, at.expand_as(answers), answers)
-        return rows
+    def _packed(
+        self, prompts: Tensor, lengths: Tensor, tokens: Tensor, depth: Tensor, ancestors: Tensor
+    ) -> tuple[Tensor, TokenTree]:
+        """Every sentence's prompt with the answers' fed tokens, Long [S, L], and their tree."""
+        sentences, longest = prompts.shape
+        columns = torch.arange(longest, device=prompts.device)
+        padding = columns >= lengths[:, None]
+        rows = torch.cat(
+            [prompts.masked_fill(padding, self.pad), tokens.expand(sentences, -1)], dim=1
+        )
+        total = rows.size(1)
+        sees = torch.zeros(sentences, total, total, dtype=torch.bool, device=rows.device)
+        sees[:, :longest, :longest] = columns[:, None] >= columns
+        sees[:, longest:, :longest] = ~padding[:, None]
+        sees[:, longest:, longest:] = ancestors
+        places = torch.cat([columns.expand(sentences, -1), lengths[:, None] - 1 + depth], dim=1)
+        asked = torch.zeros_like(rows, dtype=torch.bool)
+        asked.scatter_(1, self._columns(lengths, longest), True)
+        return rows, TokenTree(places, sees, asked, longest + self.deepest)
 
-    def _keep_traces(self, prev: Tensor, lengths: Tensor) -> None:
+    def _columns(self, lengths: Tensor, longest: int) -> Tensor:
+        """Position of every branch in its sentence's row, Long [S, B]."""
+        behind = [longest + self._column[branch] for branch in self.branches if branch]
+        columns = torch.tensor(behind, dtype=torch.long, device=lengths.device)
+        columns = columns.expand(len(lengths), -1)
+        if self.branches[0]:
+            return columns
+        return torch.cat([lengths[:, None] - 1, columns], dim=1)  # behind the prompt's last token
+
+    def _keep_traces(self, at: Tensor) -> None:
         self._traces = [model.last_trace for model in self.models]
-        prompts = None
+        places = None
         for number, trace in enumerate(self._traces):
             if trace is None:
                 continue
-            if prompts is None:
-                prompts = [
-                    tokens[1:length] for tokens, length in zip(prev.tolist(), lengths.tolist())
-                ]
-            self._traces[number] = PromptedTrace.of(trace, prompts)
+            if places is None:
+                places = [dict(zip(self.branches, columns)) for columns in at.tolist()]
+            self._traces[number] = AnswerTrace.of(trace, places)
 
     def _hypotheses(self, each: Tensor) -> list[list[dict[str, Tensor]]]:
-        """each: log-probabilities [S, answers, steps], 0 behind an answer's eos."""
+        """each: log-probabilities [S, answers, tokens], 0 behind an answer's eos."""
         totals = each.sum(dim=2)
         order = totals.sort(dim=1, descending=True, stable=True).indices.tolist()
         tokens = [torch.tensor(answer, device=each.device) for answer in self.answers]

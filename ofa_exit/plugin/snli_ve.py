@@ -111,7 +111,8 @@ class MuESnliVeTask(OFATask):
         return generator.traces()
 
     def scored_words(self) -> Optional[int]:
-        return len({token for answer in self.trie.answers for token in answer}) + 1
+        branches = self.trie.branches()
+        return len({token for branch in branches for token in self.trie.allowed_next(branch)})
 
     # ------------------------------------------------------------------ validation
 

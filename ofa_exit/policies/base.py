@@ -17,7 +17,8 @@ class GateInput:
         a sample) and [N, P, C] in the decoder (one row a hypothesis, P positions).
     layer: 1-based number of the layer that has just run; ``previous`` of layer 1 is its input.
     padding_mask: Bool [B, T], True on padding; None where nothing is padded. Encoder only.
-    step: Long [P], time step of each position, 0 for the first generated token. Decoder only.
+    step: Long [P], or [N, P] where rows differ: time step of each position, 0 for the first token.
+        Decoder only.
     step_limit: Long [N, 1], number of steps the generation of each row may take (N of MuE Eq. 11).
         Decoder only.
     """

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class DecoderStep(NamedTuple):
+    """One call of the decoder, over the last P of the L positions of N hypotheses.
+
+    tokens: prev_output_tokens, Long [N, L]. sentence: Long [N], place of its sentence in the batch.
+    layers: Long [N, P], layers that each token needed before it left.
+    ran: Long [N], layers that the row really went through, P positions each. A row rides along
+        while a hypothesis of its sentence is active, and with its batch until leaving pays.
+    repaid: Long [N], keys and values (of one position in one layer) made up for skipped layers.
+    asked: Long [N], positions whose words were scored.
+    """
+
+    tokens: Tensor
+    sentence: Tensor
+    layers: Tensor
+    ran: Tensor
+    repaid: Tensor
+    asked: Tensor
 
 
 @dataclass
@@ -14,16 +34,15 @@ class ExitTrace:
 
     image_layers, text_layers: Long [S]; a sample without an image has 0 image layers. An encoder
         that runs both modalities together reports the same number in both.
-    steps: one entry a decoder call: (prev_output_tokens [N, L], sentence [N], layers [N, P]) for N
-        hypotheses; ``layers`` belongs to the last P of the L positions.
+    steps: one entry a decoder call.
     """
 
     image_layers: Tensor
     text_layers: Tensor
-    steps: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    steps: list[DecoderStep] = field(default_factory=list)
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-        """Decoder layers behind every token of every sentence's hypotheses.
+        """Decoder layers that every token of every sentence's hypotheses needed.
 
         hypotheses: for each sentence its hypotheses, each the generated tokens with eos and
             without the start symbol. The layers behind a token are a function of the tokens before
@@ -32,9 +51,10 @@ class ExitTrace:
         Raises KeyError for a hypothesis that this batch did not produce.
         """
         seen: dict[tuple[int, tuple[int, ...]], int] = {}
-        for tokens, sentence, layers in self.steps:
-            first = tokens.size(1) - layers.size(1)
-            for row, which, used in zip(tokens.tolist(), sentence.tolist(), layers.tolist()):
+        for step in self.steps:
+            first = step.tokens.size(1) - step.layers.size(1)
+            rows = zip(step.tokens.tolist(), step.sentence.tolist(), step.layers.tolist())
+            for row, which, used in rows:
                 for offset, depth in enumerate(used):
                     seen[which, tuple(row[1 : first + offset + 1])] = depth
         return [
