@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.cache import DecoderCache
@@ -200,19 +201,19 @@ class Decoder(ShapeCache):
         gate = policy.decoder_gate() if policy is not None else None
         states: list[Tensor] = []
         if gate is not None:
-            x, layers, ran, repaid = run_with_exits(
-                self, x, prev_output_tokens, encoder_out, gate, cache, tree
+            x, layers, counts = run_with_exits(
+                self, x, prev_output_tokens, encoder_out, gate, cache, tree, self.used_exits()
             )
         else:
             biases = self.biases(length, encoder_out, cache, tree)
             x, states = self._run(x, biases, encoder_out, cache, all_layers or return_layers)
             layers = torch.full(x.shape[:2], len(self.layers), device=x.device)
-            ran, repaid = layers[:, 0], torch.zeros_like(layers[:, 0])
+            counts = dict(ran=layers[:, 0], repaid=torch.zeros_like(layers[:, 0]))
         if encoder_out.trace is not None:
             sentence = encoder_out.sentences.repeat_interleave(encoder_out.group or 1)
-            asked = torch.full_like(ran, x.size(1)) if tree is None else tree.asked.sum(dim=1)
+            asked = torch.full_like(sentence, x.size(1)) if tree is None else tree.asked.sum(dim=1)
             encoder_out.trace.steps.append(
-                DecoderStep(prev_output_tokens.clone(), sentence, layers, ran, repaid, asked)
+                DecoderStep(prev_output_tokens.clone(), sentence, layers, asked=asked, **counts)
             )
         extra: dict[str, Any] = {"attn": [None]}
         if all_layers:
@@ -289,8 +290,29 @@ class Decoder(ShapeCache):
             cache.length += 1
         return x, states
 
+    def used_exits(self) -> list[int]:
+        """Layers, from 1, whose exits the policy runs."""
+        there = [int(layer) for layer in self.exits]
+        if self.exit_policy is None:
+            return []
+        return sorted(set(self.exit_policy.exits_used(there)) & set(there))
+
+    def exit_logits(
+        self, features: Tensor, words: Optional[Tensor] = None, allowed: Optional[Tensor] = None
+    ) -> Tensor:
+        """Scores of words for what an exit made, [N, P, C] -> [N, P, V]; of a closed set ``words``
+        Long [W] those alone, -inf where ``allowed`` Bool [N, P, W] is not set."""
+        features = self.layer_norm(features)
+        if words is None or allowed is None:
+            return self.output_layer(features)
+        logits = F.linear(features, self.output_projection.weight[words])
+        return logits.masked_fill(~allowed, float("-inf"))
+
     def layer(self, index: int) -> DecoderLayer:
-        return cast(DecoderLayer, self.layers[index])
+        """Layer ``index`` from 0, and behind the last the exits that the policy runs."""
+        if index < len(self.layers):
+            return cast(DecoderLayer, self.layers[index])
+        return cast(DecoderLayer, self.exits[str(self.used_exits()[index - len(self.layers)])])
 
     def cross_kv(
         self, index: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
@@ -308,9 +330,8 @@ class Decoder(ShapeCache):
     ) -> DecoderCache:
         cache = incremental_state.get(CACHE)
         if cache is None:
-            cache = DecoderCache(
-                len(self.layers), encoder_out.group or 1, self.cfg.max_target_positions
-            )
+            layers = len(self.layers) + len(self.used_exits())
+            cache = DecoderCache(layers, encoder_out.group or 1, self.cfg.max_target_positions)
             incremental_state[CACHE] = cache
         if cache.length != length - 1:
             raise ValueError(
