@@ -1,7 +1,8 @@
 """``python -m ofa_exit.export CHECKPOINT OUT``: a checkpoint to pass on.
 
 Weights and arguments stay, so that the file generates and can be fine-tuned; the optimizer's state,
-counters and the folders of the machine it was trained on are left out.
+counters, feature classifiers of exits and the folders of the machine it was trained on are left
+out.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+from ofa_exit.models.exits import without_classifiers
 
 FOLDERS = {"user_dir": None, "data": None, "bpe_dir": None, "save_dir": "checkpoints"}
 NO_FILE = (
@@ -46,7 +48,7 @@ def export(checkpoint: Path, out: Path) -> None:
     kept = {
         "args": _without_folders(state.get("args")),
         "cfg": _without_folders(state.get("cfg")),
-        "model": state["model"],
+        "model": without_classifiers(state["model"]),
         "optimizer_history": state["optimizer_history"][-1:],
         "task_state": state.get("task_state", {}),
         "extra_state": {},

@@ -1,6 +1,6 @@
 """How deep a generation went: mean layers, and MuE's expected time reduction rate (Eq. 14)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -72,6 +72,30 @@ def expected_time_reduction(
         encoder_share = sum(used) / len(used) / encoder_layers
         total += 1 - (encoder_share + _words_mean(sample) / decoder_layers) / 2
     return total / len(samples)
+
+
+def parameter_speedup(
+    samples: Sequence[SampleDepth], decoder_layers: int, exits: Collection[int], exit_size: int = 1
+) -> float:
+    """BLIPEE's speedup (Section 4): total over average number of parameters used, 1 = full depth.
+
+    A word that left through the exit behind layer i used i + k layers of p parameters each,
+    k = ``exit_size``; one that reached the last layer N. The paper calls the total "parameters in
+    the backbone" and averages over layers of the language model alone; here both are the decoder's
+    layers: N / mean(i + k), over all words of the best hypotheses. Exits that a word passed without
+    leaving are not in the formula: ``flops.flop_reduction`` has them.
+
+    Raises ValueError for no words.
+    """
+    used = [
+        layers + exit_size * (layers in exits)
+        for sample in samples
+        for layers in sample.word_layers
+        if layers
+    ]
+    if not used:
+        raise ValueError("speedup of no words at all")
+    return decoder_layers * len(used) / sum(used)
 
 
 def _words_mean(sample: SampleDepth) -> float:

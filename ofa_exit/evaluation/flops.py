@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "vocabulary")
+PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exits", "vocabulary")
 KV_MODES = ("propagate", "recompute")
 
 
@@ -65,6 +65,8 @@ class SentenceCall:
     layers: int  # run for all its hypotheses, those that rode along included
     repaid: int = 0  # keys and values made up for skipped layers, of one position in one layer each
     asked: int = 1  # positions of all hypotheses whose words were scored
+    exits: int = 0  # run for all its hypotheses
+    exits_repaid: int = 0  # as repaid, of exits
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,17 @@ def trace_calls(trace: Any) -> list[DecoderCall]:
     calls = []
     for step in trace.steps:
         counts: dict[int, list[int]] = {}
-        rows = (step.sentence, step.ran, step.repaid, step.asked)
-        for sentence, ran, repaid, asked in zip(*(row.tolist() for row in rows)):
-            total = counts.setdefault(sentence, [0, 0, 0, 0])
+        none = torch.zeros_like(step.ran)
+        exits = (none, none) if step.exits is None else (step.exits, step.exits_repaid)
+        rows = (step.sentence, step.ran, step.repaid, step.asked, *exits)
+        for sentence, ran, repaid, asked, exit, made in zip(*(row.tolist() for row in rows)):
+            total = counts.setdefault(sentence, [0, 0, 0, 0, 0, 0])
             total[0] += 1
             total[1] = ran  # the hypotheses of a sentence run together
             total[2] += repaid
             total[3] += asked
+            total[4] = exit
+            total[5] += made
         sentences = {number: SentenceCall(*total) for number, total in counts.items()}
         calls.append(DecoderCall(step.tokens.size(1), step.layers.size(1), sentences))
     return calls
@@ -201,8 +207,9 @@ def batch_flops(
     all hypotheses of a sentence while one of them is active, and for sentences that ride along.
     Cross-attention K/V of a layer are made once, for all sentences still there, when a token of the
     batch first reaches it. What a skipped layer owes to later tokens is its key and value
-    ("propagate") or the whole layer ("recompute"). Full depth is the same calls with every layer
-    run.
+    ("propagate") or the whole layer ("recompute"). An exit costs a layer, its own cross-attention
+    K/V, the scoring of words at every position, and its keys and values where it was not reached.
+    Full depth is the same calls with every layer of the backbone run, and no exit.
 
     The position biases are left out: their cost is shared by batches, see `encoder_biases`.
     Raises ValueError for an unknown `kv`.
@@ -250,14 +257,15 @@ def _add_decoder(
     full: dict[str, int],
 ) -> None:
     """Adds the decoder's calls to both counts; `sources` is S of each sentence."""
-    cross_made = 0  # layers whose cross K/V are there
+    cross_made = exits_made = 0  # layers and exits whose cross K/V are there
     for call in calls:
         if call.positions == call.length:  # nothing is remembered of earlier calls
-            cross_made = 0
+            cross_made = exits_made = 0
             full["cross_kv"] += shape.decoder_layers * sum(
                 cross_key_values(shape, sources[number]) for number in call.sentences
             )
         deepest = max(sentence.layers for sentence in call.sentences.values())
+        exits = max(sentence.exits for sentence in call.sentences.values())
         for number, sentence in call.sentences.items():
             source = sources[number]
             tokens = sentence.hypotheses * call.positions
@@ -270,4 +278,9 @@ def _add_decoder(
             executed["cross_kv"] += max(0, deepest - cross_made) * cross_key_values(shape, source)
             debt = self_key_values(shape) if kv == "propagate" else layer
             executed["skipped_kv"] += sentence.repaid * debt
-        cross_made = max(cross_made, deepest)
+            executed["exits"] += (
+                tokens * sentence.exits * (layer + vocabulary_projection(shape))
+                + max(0, exits - exits_made) * cross_key_values(shape, source)
+                + sentence.exits_repaid * self_key_values(shape)
+            )
+        cross_made, exits_made = max(cross_made, deepest), max(exits_made, exits)

@@ -2,12 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from ofa_exit.evaluation import flops
-from ofa_exit.evaluation.depth import SampleDepth, expected_time_reduction, mean_layers
+from ofa_exit.evaluation.depth import (
+    SampleDepth,
+    expected_time_reduction,
+    mean_layers,
+    parameter_speedup,
+)
 from ofa_exit.evaluation.flops import ModelShape, StemCost
 
 GIGA = 1e9
@@ -47,12 +52,14 @@ class GenerationReport:
         kv: str = "propagate",
         trace_file: str | os.PathLike[str] | None = None,
         symbol: Callable[[int], str] | None = None,
+        exits: Collection[int] = (),
     ) -> None:
         """stem_cost: cost of the stem at a (height, width). For the others see `for_model`."""
         if kv not in flops.KV_MODES:
             raise ValueError(f"K/V mode {kv!r}: choose one of {', '.join(flops.KV_MODES)}")
         self.shape = shape
         self.kv = kv
+        self.exits = exits
         self._stem_cost = stem_cost
         self._symbol = symbol
         self._stems: dict[tuple[int, int], StemCost] = {}
@@ -86,6 +93,7 @@ class GenerationReport:
             kv,
             trace_file,
             symbol,
+            model.decoder.used_exits(),
         )
 
     def add(
@@ -174,6 +182,7 @@ class GenerationReport:
             "decoder_layers_full": self.shape.decoder_layers,
             "expected_time_reduction": self._expected_time_reduction() if count else None,
             "flop_reduction": reduction if count else None,
+            **self._parameter_speedup(),
             "gflops_per_sentence": executed / per_sentence if self._counted else None,
             "gflops_full_per_sentence": full / per_sentence if self._counted else None,
             "seconds_per_sentence": self._seconds / count if count else None,
@@ -204,6 +213,10 @@ class GenerationReport:
                 f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
             )
         rows.append(("flop_reduction", reduction))
+        if "parameter_speedup" in values:
+            exits = ",".join(map(str, self.exits))
+            shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
+            rows.append(("parameter_speedup", shown))
         rows.append(("measured time a sentence", f"{values['seconds_per_sentence']:.4f} s"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -223,6 +236,14 @@ class GenerationReport:
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _parameter_speedup(self) -> dict[str, float | None]:
+        """BLIPEE's measure, of a model whose exits are used."""
+        if not self.exits:
+            return {}
+        layers = self.shape.decoder_layers
+        value = parameter_speedup(self._samples, layers, self.exits) if self._samples else None
+        return {"parameter_speedup": value}
 
     def _expected_time_reduction(self) -> float:
         return expected_time_reduction(

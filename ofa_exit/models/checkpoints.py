@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ofa_exit.models.exits import fit_exits
+
 logger = logging.getLogger(__name__)
 
 # The structure that every released OFA checkpoint has; the only one built here.
@@ -52,6 +54,7 @@ def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     * a larger vocabulary or longer text: rows are added, initialised as the model's own;
     * a larger image grid: position embeddings and 2-D biases move to their cells of the new grid;
     * tables that follow from the arguments are the model's own; batch-norm counters may be missing;
+    * exits that are missing start from the backbone (``exits.fit_exits``);
     * heads for other uses (``classification_heads.``) are left out, with a warning.
     """
     own = model.state_dict()
@@ -63,6 +66,7 @@ def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name in own:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
+    fit_exits(own, state)
     _check_buckets(own, state)
     for name, value in own.items():
         leaf = name.rsplit(".", 1)[-1]

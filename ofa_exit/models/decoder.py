@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.cache import DecoderCache
 from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.exiting import run_with_exits
+from ofa_exit.models.exits import build_exits, parse_exit_layers
 from ofa_exit.models.layers import DecoderLayer
 from ofa_exit.models.linear import Linear
 from ofa_exit.models.positions import (
@@ -90,6 +93,9 @@ class Decoder(ShapeCache):
         )
         self.image_rel_pos_table_list = nn.ModuleList(
             nn.Embedding((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+        )
+        self.exits = build_exits(
+            self.layers, parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
         )
         self.dropout = nn.Dropout(cfg.dropout)
         for embedding in (self.embed_positions, self.embed_image_positions):
@@ -196,19 +202,19 @@ class Decoder(ShapeCache):
         gate = policy.decoder_gate() if policy is not None else None
         states: list[Tensor] = []
         if gate is not None:
-            x, layers, ran, repaid = run_with_exits(
-                self, x, prev_output_tokens, encoder_out, gate, cache, tree
+            x, layers, counts = run_with_exits(
+                self, x, prev_output_tokens, encoder_out, gate, cache, tree, self.used_exits()
             )
         else:
             biases = self.biases(length, encoder_out, cache, tree)
             x, states = self._run(x, biases, encoder_out, cache, all_layers or return_layers)
             layers = torch.full(x.shape[:2], len(self.layers), device=x.device)
-            ran, repaid = layers[:, 0], torch.zeros_like(layers[:, 0])
+            counts = dict(ran=layers[:, 0], repaid=torch.zeros_like(layers[:, 0]))
         if encoder_out.trace is not None:
             sentence = encoder_out.sentences.repeat_interleave(encoder_out.group or 1)
-            asked = torch.full_like(ran, x.size(1)) if tree is None else tree.asked.sum(dim=1)
+            asked = torch.full_like(sentence, x.size(1)) if tree is None else tree.asked.sum(dim=1)
             encoder_out.trace.steps.append(
-                DecoderStep(prev_output_tokens.clone(), sentence, layers, ran, repaid, asked)
+                DecoderStep(prev_output_tokens.clone(), sentence, layers, asked=asked, **counts)
             )
         extra: dict[str, Any] = {"attn": [None]}
         if all_layers:
@@ -219,6 +225,27 @@ class Decoder(ShapeCache):
         if return_layers:
             extra["layer_states"] = states
         return (features if features_only else self.output_layer(features)), extra
+
+    def exit_features(
+        self, states: list[Tensor], encoder_out: EncoderOut
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(layer, what its exit makes of the whole sequence, normed [N, L, C]) of every exit.
+
+        states: the backbone's, of ``forward`` with return_layers. Gradients reach the exit
+        transformers alone: everything of the backbone, its final norm and position biases
+        included, is frozen. An exit behind layer i is biased as layer i + 1 is.
+        """
+        with torch.no_grad():
+            self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
+        for name, layer in self.exits.items():
+            number = int(name)
+            cross_kv = layer.encoder_attn.project_kv(encoder_out.states)
+            arguments = (states[number], self_biases[number], cross_kv, cross_bias)
+            if layer.training and self.cfg.checkpoint_activations:
+                state = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                state = layer(*arguments)
+            yield number, self.layer_norm(state)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Vocabulary projection: [..., C] -> [..., V]."""
@@ -264,8 +291,29 @@ class Decoder(ShapeCache):
             cache.length += 1
         return x, states
 
+    def used_exits(self) -> list[int]:
+        """Layers, from 1, whose exits the policy runs."""
+        there = [int(layer) for layer in self.exits]
+        if self.exit_policy is None:
+            return []
+        return sorted(set(self.exit_policy.exits_used(there)) & set(there))
+
+    def exit_logits(
+        self, features: Tensor, words: Optional[Tensor] = None, allowed: Optional[Tensor] = None
+    ) -> Tensor:
+        """Scores of words for what an exit made, [N, P, C] -> [N, P, V]; of a closed set ``words``
+        Long [W] those alone, -inf where ``allowed`` Bool [N, P, W] is not set."""
+        features = self.layer_norm(features)
+        if words is None or allowed is None:
+            return self.output_layer(features)
+        logits = F.linear(features, self.output_projection.weight[words])
+        return logits.masked_fill(~allowed, float("-inf"))
+
     def layer(self, index: int) -> DecoderLayer:
-        return cast(DecoderLayer, self.layers[index])
+        """Layer ``index`` from 0, and behind the last the exits that the policy runs."""
+        if index < len(self.layers):
+            return cast(DecoderLayer, self.layers[index])
+        return cast(DecoderLayer, self.exits[str(self.used_exits()[index - len(self.layers)])])
 
     def cross_kv(
         self, index: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
@@ -283,9 +331,8 @@ class Decoder(ShapeCache):
     ) -> DecoderCache:
         cache = incremental_state.get(CACHE)
         if cache is None:
-            cache = DecoderCache(
-                len(self.layers), encoder_out.group or 1, self.cfg.max_target_positions
-            )
+            layers = len(self.layers) + len(self.used_exits())
+            cache = DecoderCache(layers, encoder_out.group or 1, self.cfg.max_target_positions)
             incremental_state[CACHE] = cache
         if cache.length != length - 1:
             raise ValueError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import Tensor
 
-from ofa_exit.models.cache import DecoderCache
+from ofa_exit.models.cache import DecoderCache, Pending
 from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.exits import run_exit
 from ofa_exit.models.rows import to_host
 from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import Gate, GateInput
@@ -25,9 +28,10 @@ def run_with_exits(
     gate: Gate,
     cache: Optional[DecoderCache],
     tree: Optional[TokenTree] = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """States at exit [N, P, C] of x [N, P, C], the embedded last P of L positions, and what
-    ``DecoderStep`` calls layers Long [N, P], ran and repaid Long [N].
+    exits: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """States at exit [N, P, C] of x [N, P, C], the embedded last P of L positions, the layers that
+    each needed, Long [N, P], and by name what else ``DecoderStep`` records of them, Long [N].
 
     After each layer the gate is asked about every hypothesis and position; what leaves is frozen
     (MuE Algorithm 1, lines 13-19). A layer runs for a sentence while any of its hypotheses is
@@ -45,33 +49,39 @@ def run_with_exits(
       K/V are those of the full stack (FREE's parallel decoding); its output stays the frozen one.
 
     Differs from the paper, whose released code leaves a hole in the cache.
+
+    exits: the layers whose exits are run (BLIPEE Section 3.5): a token that leaves there goes out
+    as the exit's features, and what it owes to later tokens comes from its state in the backbone.
     """
-    run = _Run(decoder, x, prev_output_tokens, encoder_out, cache, tree)
+    run = _Run(decoder, x, prev_output_tokens, encoder_out, cache, tree, exits)
     last = len(decoder.layers)
     for number in range(1, last + 1):
         before, after = run.layer(number - 1)
         if number == last:
             run.leave_all(after)
             break
-        answer = gate(run.seen(before, after, number))
+        features = run_exit(run, number, after) if number in exits else None
+        answer = gate(run.seen(before, after, number, features))
         if answer is True:
-            run.leave_all(after)
+            run.leave_all(after, features)
             break
         if answer is False:
             run.stay(after)
-        elif not run.leave_some(answer, after):
+        elif not run.leave_some(answer, after, features):
             break
     if cache is not None:
         cache.end_step(run.reached)
-    return run.output, run.depth, run.ran, run.repaid
+    return run.output, run.depth, run.counts
 
 
 class _Run:
     """The state of one pass: all N hypotheses, and the rows of sentences still running.
 
-    Full size: ``output`` [N, P, C], ``depth`` [N, P], ``ran`` [N], ``repaid`` [N]. Running rows
-    only: ``running`` [R, P, C] the states that enter the next layer, ``frozen`` [R, P, C] the
-    states at exit so far, ``exited`` Bool [R, P]. ``rows`` Long [R] names them; None means all.
+    Full size: ``output`` [N, P, C], ``depth`` [N, P], ``counts`` [N] each. Running rows only:
+    ``running`` [R, P, C] the states that enter the next layer, ``frozen`` [R, P, C] the states at
+    exit so far, ``left`` [R, P, C] what goes out of those that left, where exits are used,
+    ``exited`` Bool [R, P]. ``rows`` Long [R] names them; None means all. ``owing``: what the last
+    layer made up, and the states [R, Q, C] that enter the next (the same, unless recomputed).
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class _Run:
         encoder_out: EncoderOut,
         cache: Optional[DecoderCache],
         tree: Optional[TokenTree],
+        exits: Sequence[int],
     ) -> None:
         length, self.positions = prev_output_tokens.size(1), x.size(1)
         start = length - self.positions
@@ -93,11 +104,14 @@ class _Run:
         self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
         self.output = x.clone()
         self.depth = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        self.ran, self.repaid = (
-            torch.zeros_like(self.depth[:, 0]),
-            torch.zeros_like(self.depth[:, 0]),
-        )
+        self.counts = {
+            name: torch.zeros_like(self.depth[:, 0])
+            for name in ("ran", "repaid", "exits", "exits_repaid")
+        }
         self.running = self.frozen = x
+        self.exits = list(exits)
+        self.left = x if exits else None
+        self.owing: Optional[tuple[Pending, Tensor]] = None
         # Padding behind a shorter sequence of a batch wants no layers.
         self.exited = (
             prev_output_tokens.eq(decoder.padding_idx)
@@ -117,10 +131,31 @@ class _Run:
         """The running rows of values [N, …]."""
         return values if self.rows is None else values[self.rows]
 
-    def seen(self, before: Tensor, after: Tensor, layer: int) -> GateInput:
-        """What the gate is shown after ``layer``."""
+    def seen(
+        self, before: Tensor, after: Tensor, layer: int, features: Optional[Tensor]
+    ) -> GateInput:
+        """What the gate is shown after ``layer``, where an exit made ``features``."""
         steps = self.steps if self.tree is None else self.of_rows(self.tree.depth)
-        return GateInput(before, after, layer, step=steps, step_limit=self.of_rows(self.limits))
+        seen = GateInput(before, after, layer, step=steps, step_limit=self.of_rows(self.limits))
+        if features is not None:
+            words, allowed = None, None
+            if self.tree is not None and self.tree.allowed is not None:
+                words, allowed = self.tree.words, self.of_rows(self.tree.allowed)
+            seen.exit_logits = partial(self.decoder.exit_logits, features, words, allowed)
+        return seen
+
+    def beside(self, index: int, place: int) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """For the running rows: self-attention bias of layer ``place``, cross-attention K/V of
+        layer or exit ``index``, and their bias. Both count from 0, used exits behind layers."""
+        cross_kv = self.decoder.cross_kv(index, self.encoder_out, self.cache)
+        self_bias, cross_bias = self.self_biases[place], self.cross_bias
+        if self.alive is not None:
+            cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
+            if self.tree is None:
+                cross_bias = cross_bias[self.alive]
+            else:
+                self_bias, cross_bias = self.of_rows(self_bias), self.of_rows(cross_bias)
+        return self_bias, cross_kv, cross_bias
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Runs a layer; returns the running states before and after it.
@@ -129,15 +164,9 @@ class _Run:
         """
         decoder, cache, x = self.decoder, self.cache, self.running
         layer = decoder.layer(index)
-        cross_kv = decoder.cross_kv(index, self.encoder_out, cache)
-        self_bias, cross_bias = self.self_biases[index], self.cross_bias
-        if self.alive is not None:
-            cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
-            if self.tree is None:
-                cross_bias = cross_bias[self.alive]
-            else:
-                self_bias, cross_bias = self.of_rows(self_bias), self.of_rows(cross_bias)
+        self_bias, cross_kv, cross_bias = self.beside(index, index)
         at = self.steps
+        self.owing = None
         owed, recomputed = None, 0
         if cache is not None and index > 0 and cache.length > 0:
             pending = cache.pending(index, self.sentences, self.rows)
@@ -148,7 +177,8 @@ class _Run:
                     states = cache.states[:, positions]
                 else:
                     states = cache.states[self.rows[:, None], positions]
-                self._count(self.repaid, positions.numel())
+                self.owing = (pending, states)
+                self.count("repaid", positions.numel())
                 if decoder.recompute:
                     recomputed = positions.numel()
                     at = torch.cat([positions, at])
@@ -183,19 +213,25 @@ class _Run:
             if owed is not None:
                 deeper = torch.where(owed[:, :recomputed], deeper, states)
             cache.states[rows, done] = deeper
+            assert pending is not None
+            self.owing = (pending, deeper)
             after = after[:, recomputed:]
         for sentence in self.sentences:
             self.reached[sentence] = index + 1
-        self._count(self.depth, (~self.exited).long())
-        self._count(self.ran, 1)
+        needed = (~self.exited).long()
+        if self.rows is None:
+            self.depth += needed
+        else:
+            self.depth[self.rows] += needed
+        self.count("ran", 1)
         return self.running, after
 
-    def _count(self, total: Tensor, more: Tensor | int) -> None:
-        """Adds to a full-size count at the running rows."""
+    def count(self, name: str, more: int) -> None:
+        """Adds to the counts of the running rows."""
         if self.rows is None:
-            total += more
+            self.counts[name] += more
         else:
-            total[self.rows] += more
+            self.counts[name][self.rows] += more
 
     def go_on(self, after: Tensor) -> None:
         """Takes what a layer returned; hypotheses that have left keep their state at exit."""
@@ -208,11 +244,20 @@ class _Run:
         if self.cache is not None and self.cache.stale:
             self._rename(to_host(self.encoder_out.sentences))
 
-    def leave_all(self, after: Tensor) -> None:
+    def _leave(self, leaving: Tensor, features: Optional[Tensor]) -> None:
+        """Marks who has left, and as what where exits are used; after ``go_on``."""
+        if self.left is not None:
+            fresh = (leaving & ~self.exited).unsqueeze(-1)
+            self.left = torch.where(fresh, self.frozen if features is None else features, self.left)
+        self.exited = self.exited | leaving
+
+    def leave_all(self, after: Tensor, features: Optional[Tensor] = None) -> None:
         self.go_on(after)
+        if self.left is not None:
+            self._leave(torch.ones_like(self.exited), features)
         self._write(slice(None))
 
-    def leave_some(self, leaving: Tensor, after: Tensor) -> bool:
+    def leave_some(self, leaving: Tensor, after: Tensor, features: Optional[Tensor] = None) -> bool:
         """Freezes what the gate let go; False if nothing is left to run.
 
         Sentences that have left go out of the computation once at most half of those present stay:
@@ -221,7 +266,7 @@ class _Run:
         beam search dropped finished ones, which those are.
         """
         self.go_on(after)
-        self.exited = self.exited | leaving
+        self._leave(leaving, features)
         wanted = ~self.exited
         if self.tree is not None:
             wanted = wanted & self.of_rows(self.tree.asked)
@@ -245,6 +290,8 @@ class _Run:
         self.alive = kept if self.alive is None else self.alive[kept]
         self.running, self.frozen = self.running[rows], self.frozen[rows]
         self.exited = self.exited[rows]
+        if self.left is not None:
+            self.left = self.left[rows]
         if cache is not None:
             self.sentences = [self.sentences[i] for i in staying]
         return True
@@ -264,7 +311,7 @@ class _Run:
     def _write(self, which: slice | Tensor) -> None:
         """Hands the states of running rows ``which`` out: they leave the computation now."""
         rows = which if self.rows is None else self.rows[which]
-        self.output[rows] = self.frozen[which]
+        self.output[rows] = (self.frozen if self.left is None else self.left)[which]
         if self.cache is not None:
             assert self.cache.states is not None
             self.cache.states[rows, self.cache.length] = self.running[which, 0]

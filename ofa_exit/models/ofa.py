@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, fit_state_dict, refuse_other_structure
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder, EncoderOut
+from ofa_exit.models.exits import FeatureClassifier, train_exits_only
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.trace import ExitTrace
@@ -90,6 +92,17 @@ class OFAConfig(FairseqDataclass):
             "can exit by itself"
         },
     )
+    exit_layers: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "decoder layers, counted from 1 and separated by commas, behind which BLIPEE's "
+            "exits are; only they are trained then, the rest is frozen (default: no exits)"
+        },
+    )
+    feature_classifier_dim: int = field(
+        default=3072,
+        metadata={"help": "hidden size of the feature classifiers that exits are trained against"},
+    )
     checkpoint_activations: bool = field(
         default=False,
         metadata={"help": "recompute each layer in the backward pass to save memory"},
@@ -150,6 +163,26 @@ class OFAModel(FairseqEncoderDecoderModel):
         super().__init__(encoder, decoder)
         self.cfg = cfg
         self.num_updates = 0
+        self.feature_classifiers = nn.ModuleDict()
+
+    def add_feature_classifiers(self) -> None:
+        """Makes a model with exits ready to train them: D for each, and a frozen backbone."""
+        dim, hidden = self.cfg.decoder_embed_dim, self.cfg.feature_classifier_dim
+        if hidden < 1:
+            raise ValueError(f"--feature-classifier-dim {hidden}: give at least 1")
+        for layer in self.decoder.exits:
+            self.feature_classifiers[layer] = FeatureClassifier(dim, hidden)
+        train_exits_only(self)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "OFAModel":
+        """Training mode; a backbone with exits stays in eval mode, batch norm included."""
+        super().train(mode)
+        if self.decoder.exits:
+            self.encoder.eval()
+            self.decoder.eval()
+            self.decoder.exits.train(mode)
+        return self
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
@@ -201,8 +234,25 @@ class OFAModel(FairseqEncoderDecoderModel):
         features_only: bool = False,
         all_layers: bool = False,
         return_layers: bool = False,
+        exit_features: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes."""
+        """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
+
+        exit_features: run the backbone without gradients and its exits behind it; returns the
+        final layer's normed features and in "exit_features" those of the exits, by layer number.
+        """
+        if exit_features:
+            with torch.no_grad():
+                encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks)
+                features, extra = self.decoder(
+                    prev_output_tokens,
+                    encoder_out=encoder_out,
+                    features_only=True,
+                    return_layers=True,
+                )
+            states = extra.pop("layer_states")
+            extra["exit_features"] = dict(self.decoder.exit_features(states, encoder_out))
+            return features, extra
         encoder_out = self.encoder(
             src_tokens, src_lengths, patch_images, patch_masks, return_layers=return_layers
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -18,12 +19,16 @@ class TokenTree:
     asked: Bool [N, L], the tokens whose next word is asked for. The others are run only as far as
         these need them.
     length: longest sequence, a number larger than any depth.
+    words: Long [W], the words that can be next anywhere; None for the whole vocabulary.
+    allowed: Bool [N, L, W], those that can be next there; any where nothing is asked.
     """
 
     depth: Tensor
     ancestors: Tensor
     asked: Tensor
     length: int
+    words: Optional[Tensor] = None
+    allowed: Optional[Tensor] = None
 
     def self_bias(self, bias: Tensor) -> Tensor:
         """Bias of sequences [1, heads, length, length] at the pairs of the tree, [N, heads, L, L],

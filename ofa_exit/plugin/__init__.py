@@ -1,6 +1,15 @@
 """Everything that fairseq has to know: importing this package registers it."""
 
 from . import compat  # isort: skip  # first: the others meet the mended fairseq
-from . import caption, criterions, models, scorers, snli_ve, vqa_scorers
+from . import blipee, caption, criterions, models, scorers, snli_ve, vqa_scorers
 
-__all__ = ["caption", "compat", "criterions", "models", "scorers", "snli_ve", "vqa_scorers"]
+__all__ = [
+    "blipee",
+    "caption",
+    "compat",
+    "criterions",
+    "models",
+    "scorers",
+    "snli_ve",
+    "vqa_scorers",
+]

@@ -124,7 +124,7 @@ class AllCandidateGenerator(nn.Module):
         tables = [table.to(prev.device) for table in self._tables]
         *_, allowed, deciding, chosen = tables
         longest = int(lengths.max())
-        rows, tree = self._packed(prev[:, :longest], lengths, *tables[:3])
+        rows, tree = self._packed(prev[:, :longest], lengths, *tables[:4])
         at = self._columns(lengths, longest)
 
         scores = []
@@ -147,7 +147,13 @@ class AllCandidateGenerator(nn.Module):
         return self._hypotheses(each)
 
     def _packed(
-        self, prompts: Tensor, lengths: Tensor, tokens: Tensor, depth: Tensor, ancestors: Tensor
+        self,
+        prompts: Tensor,
+        lengths: Tensor,
+        tokens: Tensor,
+        depth: Tensor,
+        ancestors: Tensor,
+        allowed: Tensor,
     ) -> tuple[Tensor, TokenTree]:
         """Every sentence's prompt with the answers' fed tokens, Long [S, L], and their tree."""
         sentences, longest = prompts.shape
@@ -163,8 +169,13 @@ class AllCandidateGenerator(nn.Module):
         sees[:, longest:, longest:] = ancestors
         places = torch.cat([columns.expand(sentences, -1), lengths[:, None] - 1 + depth], dim=1)
         asked = torch.zeros_like(rows, dtype=torch.bool)
-        asked.scatter_(1, self._columns(lengths, longest), True)
-        return rows, TokenTree(places, sees, asked, longest + self.deepest)
+        columns = self._columns(lengths, longest)
+        asked.scatter_(1, columns, True)
+        can_be = torch.ones(*rows.shape, allowed.size(1), dtype=torch.bool, device=rows.device)
+        at = columns.unsqueeze(2).expand(-1, -1, allowed.size(1))
+        can_be.scatter_(1, at, allowed.expand_as(at))
+        words = torch.tensor(self.words, device=rows.device)
+        return rows, TokenTree(places, sees, asked, longest + self.deepest, words, can_be)
 
     def _columns(self, lengths: Tensor, longest: int) -> Tensor:
         """Position of every branch in its sentence's row, Long [S, B]."""

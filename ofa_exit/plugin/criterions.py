@@ -55,6 +55,16 @@ class LayerScore(NamedTuple):
     correct: Tensor
 
 
+def refuse_empty(sample: dict[str, Any]) -> None:
+    """Raises ValueError for a batch without target tokens, naming its rows."""
+    if not sample or sample["ntokens"] == 0:
+        rows = sample["id"].tolist() if sample else []
+        raise ValueError(
+            f"a batch without target tokens (rows {rows}, counted from 0): every target is "
+            "empty or cut off; look at these rows of the data file and at the length limits"
+        )
+
+
 @register_criterion("mue_loss", dataclass=MuELossConfig)
 class MuELoss(FairseqCriterion):
     """Weighted mean over decoder layers of OFA's token loss (MuE Eqs. 12 and 13).
@@ -99,11 +109,11 @@ class MuELoss(FairseqCriterion):
         ``sample["ntokens"]`` must be the number of targets that are not padding. The loss is
         always reduced to its sum.
         """
-        if not sample or sample["ntokens"] == 0:
-            rows = sample["id"].tolist() if sample else []
+        refuse_empty(sample)
+        if self.training and getattr(model.decoder, "exits", None):
             raise ValueError(
-                f"a batch without target tokens (rows {rows}, counted from 0): every target is "
-                "empty or cut off; look at these rows of the data file and at the length limits"
+                "a model with --exit-layers trains its exits alone: use --criterion "
+                "blipee_adversarial, or leave --exit-layers out"
             )
         weights = parse_layer_weights(self.layer_weights, len(model.decoder.layers))
         features = self.layer_features(model, sample["net_input"], weights)

@@ -11,6 +11,7 @@ from fairseq.dataclass import FairseqDataclass
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.registry import POLICIES, build_policy
 from ofa_exit.policies.schedules import THRESHOLD_SCHEDULES, check_threshold
 from ofa_exit.policies.similarity import ENCODER_SIMILARITIES
@@ -71,6 +72,13 @@ class ExitFlags(FairseqDataclass):
             f"mean over its tokens: {', '.join(ENCODER_SIMILARITIES)} (default: sample)"
         },
     )
+    exit_alpha: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "probability above which --exit-policy confidence takes the word of an exit "
+            "(the model needs --exit-layers); 1 or more: never (default: 0.8)"
+        },
+    )
     exit_depths: Optional[str] = field(
         default=None,
         metadata={"help": "layers that --exit-policy static runs: IMAGE,TEXT,DECODER"},
@@ -112,6 +120,7 @@ OPTIONS = {
         "beta",
         "tau",
         "encoder_similarity",
+        "alpha",
         "depths",
     )
 }
@@ -132,7 +141,7 @@ def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitP
     given = {name: getattr(cfg, option) for name, option in OPTIONS.items()}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if name.endswith("threshold") or name in ("beta", "tau"):
+        if name.endswith("threshold") or name in ("beta", "tau", "alpha"):
             check_threshold(flag(OPTIONS[name]), value)
     if "depths" in given:
         given["depths"] = _depths(given["depths"])
@@ -194,6 +203,11 @@ def refuse_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> Non
                     f"{flag(option)} needs a model with --split-modalities; this one runs image "
                     "and text together: use --exit-encoder-threshold"
                 )
+    if isinstance(policy, ConfidenceExit) and not model.decoder.exits:
+        raise ValueError(
+            "--exit-policy confidence needs a model with exits: train them with --exit-layers and "
+            "--criterion blipee_adversarial, or use --exit-policy similarity"
+        )
     if isinstance(policy, StaticExit):
         _check_depths(policy, arguments)
 

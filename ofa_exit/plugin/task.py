@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Optional
 
 import torch
@@ -29,6 +29,7 @@ from ofa_exit.plugin.generation import (
     print_reports,
     refuse_options,
 )
+from ofa_exit.plugin.groups import keep_gradients
 from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
@@ -70,6 +71,7 @@ class OFATask(FairseqTask):
         self.done = Pass()
         self.exit_reports: list[GenerationReport] = []
         self.eval_generator: Any = None
+        self.groups_for_update: Optional[Callable[[int], set[str]]] = None
 
     @classmethod
     @usage_errors()
@@ -203,6 +205,8 @@ class OFATask(FairseqTask):
         """Builds the model, without weights yet, and refuses exits that it does not have."""
         with usage_errors():
             model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and model.decoder.exits:  # about to be trained
+            model.add_feature_classifiers()
         refuse_misfit(self.cfg, self.exit_policy, model)
         if self.validates_generation():
             self.eval_generator = self.validation_generator(model)
@@ -210,7 +214,10 @@ class OFATask(FairseqTask):
 
     @usage_errors()
     def build_criterion(self, *args: Any, **kwargs: Any) -> Any:
-        """Training and validation have one, generation has none: options of generation end here."""
+        """Builds the criterion, which may train one group of parameters at a time.
+
+        Training and validation have one, generation has none: options of generation end here.
+        """
         if self.cfg.exit_trace:
             raise ValueError(
                 f"--exit-trace {self.cfg.exit_trace!r}: it is fairseq-generate that writes a "
@@ -222,7 +229,15 @@ class OFATask(FairseqTask):
                 f"{' or '.join(map(flag, self.eval_options))}, so that validation generates, or "
                 "leave it out"
             )
-        return super().build_criterion(*args, **kwargs)
+        criterion = super().build_criterion(*args, **kwargs)
+        self.groups_for_update = getattr(criterion, "groups_for_update", None)
+        return criterion
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Steps the parameter groups whose turn it is."""
+        if self.groups_for_update is not None:
+            keep_gradients(optimizer, self.groups_for_update(update_num))
+        super().optimizer_step(optimizer, model, update_num)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         """The generator of the task, for build_generator's arguments."""

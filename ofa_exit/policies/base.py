@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -21,6 +21,9 @@ class GateInput:
         Decoder only.
     step_limit: Long [N, 1], number of steps the generation of each row may take (N of MuE Eq. 11).
         Decoder only.
+    exit_logits: behind a layer whose exit the policy uses, makes the scores that this exit gives to
+        the words, [N, P, V]; over a closed set of answers [N, P, W], -inf on words not allowed.
+        Decoder only.
     """
 
     previous: Tensor
@@ -29,6 +32,7 @@ class GateInput:
     padding_mask: Optional[Tensor] = None
     step: Optional[Tensor] = None
     step_limit: Optional[Tensor] = None
+    exit_logits: Optional[Callable[[], Tensor]] = None
 
 
 GateAnswer = Union[Tensor, bool]
@@ -61,3 +65,10 @@ class ExitPolicy:
     def decoder_gate(self) -> Optional[Gate]:
         """Gate of the decoder, asked for every hypothesis and token."""
         return None
+
+    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
+        """Which of a model's exits (decoder layers, from 1) to run whenever their layer is reached.
+
+        What leaves there takes the features of the exit; elsewhere the backbone's.
+        """
+        return ()

@@ -43,3 +43,13 @@ def token_mean_saturation(
         return cosines.mean(dim=1)
     kept = (~padding_mask).to(cosines.dtype)
     return (cosines * kept).sum(dim=1) / torch.clamp(kept.sum(dim=1), min=1.0)
+
+
+def softmax_confidence(logits: Tensor) -> Tensor:
+    """Largest softmax probability, max over v of p(v) (BLIPEE Section 3.5).
+
+    exp(max - logsumexp): no probabilities of all words are made. logits: [..., V], -inf on words
+    that are not allowed. Returns float32 [...].
+    """
+    logits = logits.float()
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
-POLICIES: dict[str, type[ExitPolicy]] = {"static": StaticExit, "similarity": SimilarityExit}
+POLICIES: dict[str, type[ExitPolicy]] = {
+    "static": StaticExit,
+    "similarity": SimilarityExit,
+    "confidence": ConfidenceExit,
+}
 
 
 def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -14,7 +15,7 @@ class StaticExit(ExitPolicy):
 
     depths: layers to run for (image, text, decoder), each at least 1; a number at or above the
         layer count never exits. In an encoder that runs both modalities together, image and text
-        must be equal.
+        must be equal. In a model with an exit behind the decoder's layer, words leave through it.
 
     Raises ValueError on other depths.
     """
@@ -46,6 +47,9 @@ class StaticExit(ExitPolicy):
 
     def decoder_gate(self) -> Optional[Gate]:
         return _at(self.depths[2])
+
+    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
+        return [layer for layer in exits if layer == self.depths[2]]
 
 
 def _at(depth: int) -> Gate:

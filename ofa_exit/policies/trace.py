@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from torch import Tensor
 
@@ -18,6 +18,9 @@ class DecoderStep(NamedTuple):
         while a hypothesis of its sentence is active, and with its batch until leaving pays.
     repaid: Long [N], keys and values (of one position in one layer) made up for skipped layers.
     asked: Long [N], positions whose words were scored.
+    exits: Long [N], exits that the row really went through, P positions each, scoring words.
+    exits_repaid: Long [N], keys and values (of one position in one exit) made up for exits that
+        were not reached. Both None where there are no exits.
     """
 
     tokens: Tensor
@@ -26,6 +29,8 @@ class DecoderStep(NamedTuple):
     ran: Tensor
     repaid: Tensor
     asked: Tensor
+    exits: Optional[Tensor] = None
+    exits_repaid: Optional[Tensor] = None
 
 
 @dataclass

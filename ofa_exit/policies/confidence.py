@@ -1,0 +1,41 @@
+"""BLIPEE's policy: leave at the first exit that is sure of its word."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from torch import Tensor
+
+from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.measures import softmax_confidence
+from ofa_exit.policies.schedules import check_threshold
+
+
+@dataclass
+class ConfidenceExit(ExitPolicy):
+    """Leaves at the first exit whose largest softmax probability is above α (BLIPEE Section 3.5).
+
+    S_i = max over words of C_N(E_i(h^i)), over the words allowed where a task has a closed set of
+    them. The encoder runs in full. alpha: finite and at least 0; 1 or more means never.
+    """
+
+    alpha: float = 0.8
+
+    def __post_init__(self) -> None:
+        self.alpha = check_threshold("alpha", self.alpha)
+
+    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
+        return exits if self.alpha < 1 else ()
+
+    def decoder_gate(self) -> Optional[Gate]:
+        if self.alpha >= 1:
+            return None
+
+        def gate(seen: GateInput) -> Tensor | bool:
+            if seen.exit_logits is None:  # no exit behind this layer
+                return False
+            return softmax_confidence(seen.exit_logits()) > self.alpha
+
+        return gate

@@ -1,0 +1,435 @@
+"""Training exits: what moves, what does not, with the real model and fairseq's commands."""
+
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import helpers
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from fairseq.data import Dictionary
+from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
+from fairseq.optim import AMPOptimizer, FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer
+from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
+from task_files import caption_folder, entailment_folder, train
+from torch.nn.parallel import DistributedDataParallel
+
+from ofa_exit.export import export
+from ofa_exit.models.exits import CLASSIFIER_GROUP, TRANSFORMER_GROUP
+from ofa_exit.plugin import blipee
+from ofa_exit.plugin.blipee import BlipeeAdversarial, BlipeeConfig
+from ofa_exit.plugin.criterions import MuELoss, MuELossConfig
+from ofa_exit.plugin.groups import keep_gradients
+
+TASK = SimpleNamespace(target_dictionary=Dictionary())
+GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
+
+
+def model(exits: str | None = "1,3", **options):
+    built = helpers.nano(exit_layers=exits, feature_classifier_dim=24, **options)
+    if exits:
+        built.add_feature_classifiers()
+    return built
+
+
+def criterion(**options) -> BlipeeAdversarial:
+    config = BlipeeConfig(**{"sentence_avg": False, **options})
+    return BlipeeAdversarial.build_criterion(config, TASK).train()
+
+
+def batch(rows: int = 3) -> dict:
+    net_input = helpers.batch(rows)
+    target = torch.randint(4, helpers.VOCAB, net_input["prev_output_tokens"].shape)
+    for row in range(rows):
+        target[row, 2 + row :] = 1
+    return {
+        "id": torch.arange(rows),
+        "net_input": net_input,
+        "target": target,
+        "ntokens": int(target.ne(1).sum()),
+        "nsentences": rows,
+    }
+
+
+def gradients(built) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in built.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+# ------------------------------------------------------------------ what is trained
+
+
+def test_the_trained_share_is_the_papers_arithmetic():
+    """One layer and one MLP an exit, and nothing of the vocabulary (Section 3.1)."""
+    built, dim, ffn, hidden = model("1,3,4"), 32, 64, 24
+    attention = 4 * (dim * dim + dim) + 4  # with OFA's factor for each of 4 heads
+    norms = 5 * 2 * dim + 2 * ffn
+    layer = sum(p.numel() for p in built.decoder.layers[0].parameters())
+    assert layer == 2 * attention + 2 * dim * ffn + dim + ffn + norms
+    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert trained == 3 * (layer + dim * hidden + 2 * hidden + 1)
+    assert {p.param_group for p in built.parameters() if p.requires_grad} == GROUPS
+
+
+def test_backbone_stays_in_eval_mode_and_exits_train():
+    built = model(dropout=0.1).train()
+    training = {name for name, module in built.named_modules() if module.training}
+    assert all(n.startswith(("decoder.exits", "feature_classifiers")) or not n for n in training)
+    assert built.decoder.exits["1"].training
+    assert not any(module.training for module in built.eval().modules())
+    assert helpers.nano().train().encoder.training  # a model without exits trains as ever
+
+
+def test_an_untrained_exit_is_the_backbone_one_layer_on():
+    plain, built = helpers.nano(), model("1,3")
+    state = {n: v for n, v in plain.state_dict().items() if ".exits." not in n}
+    built.load_state_dict(state, strict=True)
+    built.eval()
+    net_input = helpers.batch()
+    with torch.no_grad():
+        final, extra = built(**net_input, exit_features=True)
+        wanted, layers = plain(**net_input, features_only=True, all_layers=True)
+    torch.testing.assert_close(final, wanted, rtol=0, atol=0)
+    for layer, features in extra["exit_features"].items():
+        torch.testing.assert_close(features, layers["layer_features"][layer], rtol=0, atol=0)
+
+
+def test_losses_equal_the_equations_by_hand():
+    built, sample = model().eval(), batch()
+    at = sample["target"].ne(1)
+    target = sample["target"][at]
+    final, extra = built(**sample["net_input"], exit_features=True)
+    word = kl = gen = fc = 0.0
+    for layer, features in extra["exit_features"].items():
+        logits, final_logits = built.output_layer(features[at]), built.output_layer(final[at])
+        p, q = logits.log_softmax(-1), final_logits.log_softmax(-1)
+        word += -p.gather(1, target[:, None]).sum().item()
+        kl += (p.exp() * (p - q)).sum().item()
+        d_exit = built.feature_classifiers[str(layer)](features[at]).sigmoid()
+        d_final = built.feature_classifiers[str(layer)](final[at]).sigmoid()
+        gen += -d_exit.log().sum().item()
+        fc += -(d_final.log() + (1 - d_exit).log()).sum().item()
+    supervised = criterion(adversarial_weight=0.5).eval()
+    with torch.no_grad():
+        loss, size, log = supervised(built, sample)
+        assert size == sample["ntokens"] == int(at.sum())
+        assert loss.item() == pytest.approx(word + 0.5 * gen, rel=1e-4)
+        assert log["fc_loss"].item() == pytest.approx(fc, rel=1e-4)
+        loss, _, log = criterion(blipee_mode="distill").eval()(built, sample)
+        assert loss.item() == pytest.approx(kl + gen, rel=1e-3)
+        alone, _, log = criterion(adversarial_weight=0).eval()(built, sample)
+        assert alone.item() == pytest.approx(word, rel=1e-4) and "fc_loss" not in log
+        alone, _, _ = criterion(word_weight=0).eval()(built, sample)
+        assert alone.item() == pytest.approx(gen, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["supervised", "distill"])
+@pytest.mark.parametrize("words", [0.0, 1.0])
+def test_each_update_has_gradients_of_its_group_alone(mode, words):
+    built, loss, sample = model().train(), criterion(blipee_mode=mode, word_weight=words), batch()
+    for update, prefix in ((0, "feature_classifiers."), (1, "decoder.exits.")):
+        built.zero_grad()
+        built.set_num_updates(update)
+        loss(built, sample)[0].backward()
+        names = gradients(built)
+        assert names and all(name.startswith(prefix) for name in names), names
+        assert {n.split(".")[len(prefix.split(".")) - 1] for n in names} == {"1", "3"}
+        # Data-parallel training needs a gradient, be it zero, of whatever is trained.
+        assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
+
+
+def test_entailment_learns_over_the_allowed_answers_only():
+    built, sample = model().train(), batch()
+    built.set_num_updates(1)
+    allowed = torch.rand(*sample["target"].shape, helpers.VOCAB) < 0.3
+    sample["constraint_masks"] = allowed.scatter(2, sample["target"].unsqueeze(2), True)
+    sample["conf"] = torch.rand(3)
+    for mode in ("supervised", "distill"):
+        constrained, _, log = criterion(blipee_mode=mode)(built, sample)
+        free, _, _ = criterion(blipee_mode=mode)(built, {**sample, "constraint_masks": None})
+        assert constrained.isfinite() and constrained < free
+        assert log["correct_exit_1"] >= 0
+
+
+# ------------------------------------------------------------------ alternation
+
+
+def optimizers():
+    common = {
+        "fp16_init_scale": 4,
+        "fp16_scale_window": 8,
+        "fp16_scale_tolerance": 0.0,
+        "threshold_loss_scale": None,
+        "min_loss_scale": 1e-4,
+        "bf16": False,
+        "fp16_no_flatten_grads": True,
+        "amp_scale_window": None,
+        "model_parallel_size": 1,
+        "on_cpu_convert_precision": False,
+        "amp_init_scale": 4,
+    }
+    cfg = OmegaConf.create(
+        {
+            "optimizer": {"_name": "adam", "adam_betas": "(0.9, 0.999)", "lr": [0.01]},
+            "common": common,
+            "optimization": {"update_freq": [1]},
+            "distributed_training": {
+                "distributed_world_size": 1,
+                "ddp_backend": "no_c10d",
+                "pipeline_model_parallel": False,
+            },
+        }
+    )
+    cfg.optimizer.update(adam_eps=1e-8, weight_decay=0.1, tpu=False, use_old_adam=False)
+    cfg.optimizer.update(fp16_adam_stats=False)
+    return {
+        "fp32": lambda params: build_optimizer(cfg.optimizer, params),
+        "fp16": lambda params: FP16Optimizer.build_optimizer(cfg, params),
+        "memory_efficient_fp16": lambda params: MemoryEfficientFP16Optimizer.build_optimizer(
+            cfg, params
+        ),
+        "amp": lambda params: AMPOptimizer.build_optimizer(cfg, params),
+    }
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
+def test_a_step_of_one_group_leaves_the_other_alone(kind):
+    """Parameters, moments and step counts, under every precision that fairseq has."""
+    built, loss, sample = model().train(), criterion(), batch()
+    if "fp16" in kind:
+        built.half()
+        sample["net_input"]["patch_images"] = sample["net_input"]["patch_images"].half()
+    params = [p for p in built.parameters() if p.requires_grad]
+    optimizer = optimizers()[kind](params)
+    inner = getattr(optimizer, "fp32_optimizer", getattr(optimizer, "wrapped_optimizer", optimizer))
+
+    def snapshot(group: str) -> list[torch.Tensor]:
+        values = [p.detach().clone() for p in params if p.param_group == group]
+        for p in inner.params:
+            if p.param_group == group:
+                state = inner.optimizer.state.get(p, {})
+                values += [p.detach().clone()] + [
+                    torch.as_tensor(v).clone() for v in state.values()
+                ]
+        return values
+
+    for update in range(4):
+        (group,) = loss.groups_for_update(update)
+        (other,) = GROUPS - {group}
+        built.set_num_updates(update)
+        before = {g: snapshot(g) for g in GROUPS}
+        optimizer.zero_grad()
+        value = loss(built, sample)[0]
+        assert value.dtype == torch.float32
+        optimizer.backward(value)
+        optimizer.multiply_grads(1 / sample["ntokens"])
+        optimizer.clip_grad_norm(1.0)
+        FairseqStep.groups_for_update = staticmethod(loss.groups_for_update)
+        FairseqStep.optimizer_step(FairseqStep(), optimizer, built, update)
+        after = {g: snapshot(g) for g in GROUPS}
+        assert all(torch.equal(a, b) for a, b in zip(before[other], after[other], strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(before[group], after[group]))
+
+
+class FairseqStep(FairseqTask):
+    """The task's optimizer_step without a task's data."""
+
+    def __init__(self) -> None:
+        pass
+
+    def optimizer_step(self, optimizer, model, update_num):
+        keep_gradients(optimizer, self.groups_for_update(update_num))
+        super().optimizer_step(optimizer, model, update_num)
+
+
+def test_flattened_parameters_are_refused():
+    flat = SimpleNamespace(params=[torch.nn.Parameter(torch.zeros(5))])
+    with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
+        keep_gradients(flat, {TRANSFORMER_GROUP})
+
+
+def test_no_classifiers_no_alternation():
+    assert criterion(adversarial_weight=0).groups_for_update(0) == {TRANSFORMER_GROUP}
+    turns = [criterion().groups_for_update(n) for n in range(3)]
+    assert turns == [{CLASSIFIER_GROUP}, {TRANSFORMER_GROUP}, {CLASSIFIER_GROUP}]
+
+
+# ------------------------------------------------------------------ what is refused, what is told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blipee_mode": "both"}, "--blipee-mode 'both' is none of supervised, distill"),
+        ({"kl_direction": "up"}, "--kl-direction"),
+        ({"adversarial_weight": -1.0}, "--adversarial-weight"),
+        ({"word_weight": math.nan}, "--word-weight"),
+        ({"adversarial_weight": 0.0, "word_weight": 0.0}, "nothing to train"),
+        ({"label_smoothing": 0.1, "blipee_mode": "distill"}, "for labels"),
+    ],
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        criterion(**options)
+
+
+def test_models_and_criterions_must_fit():
+    with pytest.raises(ValueError, match="add --exit-layers"):
+        criterion()(helpers.nano(), batch())
+    mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK).train()
+    with pytest.raises(ValueError, match="blipee_adversarial"):
+        mue(model(), batch())
+    with pytest.raises(ValueError, match="add --exit-layers 1,3"):
+        helpers.nano().load_state_dict(model().state_dict())
+
+
+def test_collapse_is_told_once(caplog):
+    blipee.warn_of_collapse.cache_clear()
+    log = {"sample_size": 4, "loss": 1.0, "loss_size": 4, "exit_tokens": 4, "spread_tokens": 4}
+    for _ in range(2):
+        BlipeeAdversarial.reduce_metrics([{**log, "spread_exit_2": 0.01, "spread_exit_4": 3.0}])
+    assert caplog.text.count("behind layer 2 has collapsed") == 1
+    assert "layer 4" not in caplog.text
+
+
+# ------------------------------------------------------------------ data-parallel
+
+
+def worker(rank: int, folder: Path, backend: str, built, samples: list) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(samples))
+    if backend == "legacy_ddp":
+        wrapped = ModuleProxyWrapper(LegacyDistributedDataParallel(built, dist.group.WORLD))
+    else:  # fairseq's default, which does not look for unused parameters
+        wrapped = ModuleProxyWrapper(DistributedDataParallel(built))
+    loss, grads = criterion(), {}
+    for update in range(4):
+        wrapped.zero_grad()
+        built.set_num_updates(update)
+        loss(wrapped, samples[rank])[0].backward()
+        if backend == "legacy_ddp":
+            wrapped.all_reduce_grads()
+        grads.update(gradients(built))
+    if rank == 0:
+        torch.save(grads, folder / "grads.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+def test_two_workers_get_the_gradients_of_one(backend, tmp_path):
+    built, samples = model(dropout=0.0).train(), [batch(2), batch(4)]
+    mp.start_processes(worker, (tmp_path, backend, built, samples), nprocs=2, start_method="fork")
+    grads = torch.load(tmp_path / "grads.pt")
+    wanted = {}
+    for update in (0, 1):
+        built.zero_grad()
+        built.set_num_updates(update)
+        sum(criterion()(built, sample)[0] for sample in samples).backward()
+        wanted.update(gradients(built))
+    assert wanted.keys() == grads.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(2 * grads[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------ the command line
+
+EXITS = ["--criterion", "blipee_adversarial", "--exit-layers", "2,4"]
+EXITS += ["--feature-classifier-dim", "16", "--disable-validation"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("blipee")
+    data = caption_folder(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        return data, train("mue_caption", data, folder / "plain", updates=2)
+
+
+def load(checkpoint: Path) -> dict:
+    return torch.load(checkpoint, weights_only=True)
+
+
+def start(plain: tuple[Path, Path], out: Path, *more: str, updates: int) -> dict:
+    data, init = plain
+    arguments = ["mue_caption", data, out, *EXITS, "--finetune-from-model", str(init), *more]
+    return load(train(*arguments, updates=updates, resumable=True))
+
+
+def moments(checkpoint: dict) -> list[dict]:
+    return list(checkpoint["last_optimizer_state"]["state"].values())
+
+
+def test_training_through_the_command(plain, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    init = load(plain[1])["model"]
+    first = start(plain, tmp_path / "one", updates=1)
+    assert "missing exit parameters initialised" in caplog.text
+    assert "the backbone is frozen" in caplog.text
+    second = start(plain, tmp_path / "two", updates=2)
+
+    for checkpoint in (first, second):
+        backbone = {n: v for n, v in checkpoint["model"].items() if n in init}
+        assert backbone.keys() == init.keys()  # batch-norm statistics and counters among them
+        assert all(torch.equal(init[n], v) for n, v in backbone.items())
+    classifiers = [n for n in first["model"] if n.startswith("feature_classifiers.")]
+    exits = [n for n in first["model"] if n.startswith("decoder.exits.")]
+    assert len(classifiers) == 8 and len(classifiers) + len(exits) + len(init) == len(
+        first["model"]
+    )
+    # The first update is the classifiers', the second the exit transformers'.
+    for name in exits:
+        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
+        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
+    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
+    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
+    assert len(moments(first)) == len(classifiers)
+    assert len(moments(second)) == len(classifiers) + len(exits)
+
+    # Straight on, and resumed, is the same.
+    straight = start(plain, tmp_path / "straight", updates=4)
+    resumed = start(plain, tmp_path / "two", updates=4)
+    for name, value in straight["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    for one, other in zip(moments(straight), moments(resumed), strict=True):
+        assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(other[k])) for k in one)
+
+    export(tmp_path / "straight" / "checkpoint_last.pt", tmp_path / "small.pt")
+    assert set(load(tmp_path / "small.pt")["model"]) == {*init, *exits}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--memory-efficient-fp16"],
+        ["--blipee-mode", "distill", "--kl-direction", "final_to_exit"],
+        ["--adversarial-weight", "0", "--checkpoint-activations"],
+        ["--word-weight", "0", "--update-freq", "2"],
+    ],
+    ids=lambda more: more[0],
+)
+def test_options_through_the_command(plain, tmp_path, more):
+    trained = start(plain, tmp_path, *more, updates=2)["model"]
+    init = load(plain[1])["model"]
+    if "fp16" in more[0]:  # half in memory, float32 in the file
+        init = {n: v.half().float() if v.is_floating_point() else v for n, v in init.items()}
+    assert all(torch.equal(init[n], v) for n, v in trained.items() if n in init)
+    names = [n for n in trained if n.startswith("decoder.exits.")]
+    source = [n.removeprefix("decoder.exits.").split(".", 1) for n in names]
+    assert any(
+        not torch.equal(trained[n], init[f"decoder.layers.{layer}.{rest}"])
+        for n, (layer, rest) in zip(names, source)
+    )
+
+
+def test_entailment_and_validation(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = entailment_folder(tmp_path / "data")
+    exits = [word for word in EXITS if word != "--disable-validation"]
+    train("mue_snli_ve", data, tmp_path / "out", *exits, updates=2)
+    (line,) = [r.getMessage() for r in caplog.records if "valid_word_loss" in r.getMessage()]
+    for key in ("fc_loss", "gen_loss", "acc_exit_2", "fc_acc_exit_4", "spread_exit_2"):
+        assert f"valid_{key}" in line
