@@ -10,13 +10,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
+from ofa_exit.data.formats import FORMATS
+
 MAX_PIXELS = 50_000_000
 MEAN_STD = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# Raster formats only: others start foreign programs or describe a drawing.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 # What base64 makes of the first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF.
 _BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _ORIENTATION = 0x0112

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ofa_exit.data.formats import FORMATS
+
 from .records import PrepareError
 
 
@@ -72,8 +74,6 @@ def encode_image(path: Path) -> str:
     The header is read, the picture not decoded: the data loader does that on every read.
     Raises BrokenImageError: unreadable, empty, or no image.
     """
-    from ofa_exit.data.images import FORMATS  # brings torch, which --help need not wait for
-
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

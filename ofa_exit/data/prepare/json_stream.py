@@ -13,6 +13,8 @@ _CHUNK = 1 << 20
 # No element of any release comes near; a broken file must not be read into memory to say so.
 _LARGEST = 1 << 28
 _SPACE = " \t\r\n"
+# What follows a value; its first characters may look like a whole one.
+_AFTER = (",", ":", "]", "}", *_SPACE)
 
 
 def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
@@ -89,13 +91,15 @@ class _Reader:
         while True:
             try:
                 value, end = self._decode(self._buffer, self._at)
-                # A number may go on in the next chunk.
-                if end < len(self._buffer) or not self._more():
-                    self._at = end
-                    return value
             except json.JSONDecodeError as error:
                 if len(self._buffer) - self._at > _LARGEST or not self._more():
                     raise self.error(f"not JSON ({error.msg})") from None
+                continue
+            length = end - self._at
+            # A number may go on in the next chunk.
+            if self._buffer[end : end + 1] in _AFTER or not self._more():
+                self._at += length
+                return value
 
     def skip(self) -> None:
         """Past the value that begins here, a list's elements one at a time."""
