@@ -9,6 +9,7 @@ joined by ``&&`` (uniq-id: the image's). Karpathy's restval is training data, as
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         yield Job(
             options.out / f"{split}.tsv",
             (source,),
-            lambda source=source, split=split: read(source, split),
+            functools.partial(read, source, split),
             options={"split": split},
             expected=PUBLISHED[split],
         )

@@ -7,6 +7,7 @@ are the release's.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         yield Job(
             options.out / f"{split}.tsv",
             (source,),
-            lambda source=source, split=split: read(source, answered=split != "test"),
+            functools.partial(read, source, answered=split != "test"),
             options={"answered": split != "test"},
             expected=PUBLISHED[split],
         )

@@ -84,7 +84,7 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             "output": {
                 "file": job.path.name,
                 "rows": written.rows,
-                "bytes": written.bytes,
+                "bytes": written.size,
                 "sha256": written.digest.hexdigest(),
             },
             "inputs": inputs,

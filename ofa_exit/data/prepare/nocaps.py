@@ -9,6 +9,7 @@ valid_out_domain.tsv those of a domain.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
             yield Job(
                 options.out / f"{name}.tsv",
                 (source,),
-                lambda source=source, domain=domain: read(source, domain),
+                functools.partial(read, source, domain),
                 options={"domain": domain},
                 expected={"rows": images, "images": images},
             )

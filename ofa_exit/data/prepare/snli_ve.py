@@ -8,6 +8,7 @@ normalises them.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         yield Job(
             options.out / f"{split}.tsv",
             (source,),
-            lambda source=source: read(source),
+            functools.partial(read, source),
             expected=PUBLISHED[split],
         )
 

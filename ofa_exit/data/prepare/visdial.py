@@ -19,6 +19,7 @@ Memory: the release's lists of questions and answers (some 100 MB), and the dens
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         yield Job(
             options.out / f"{split}.tsv",
             (source, *([dense] if dense else [])),
-            lambda source=source, split=split, dense=dense: read(source, split, dense),
+            functools.partial(read, source, split, dense),
             options={"split": split},
             expected=PUBLISHED[split],
         )

@@ -7,6 +7,7 @@ submitted, image-id the same without its ending.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     found = dict(available(SPLITS, options.splits, files))
-    candidates, listed = None, ()
+    candidates: frozenset[str] | None = None
+    listed: tuple[Path, ...] = ()
     if options.answers and "train" in found:
         both = {name: SPLITS[name] for name in ("train", "valid")}
         parts = available(both, list(both), files)
@@ -58,7 +60,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         yield Job(
             options.out / f"{split}.tsv",
             (source, *(listed if split == "train" else ())),
-            lambda source=source, split=split: read(source, split, candidates),
+            functools.partial(read, source, split, candidates),
             options={"split": split},
             entry="questions",
             expected={"questions": PUBLISHED[split], "images": PUBLISHED[split]},

@@ -7,6 +7,7 @@ Memory: the annotations of a split (some 150 MB for VQA v2), the questions are s
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,12 @@ _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 
 
-def parts_of(questions: str, annotations: str, *subsets: str) -> dict[str, tuple[str, ...]]:
-    parts = {f"questions {of}": (questions.format(of),) for of in subsets}
-    if annotations:
-        parts.update({f"annotations {of}": (annotations.format(of),) for of in subsets})
+def parts_of(questions: str, annotations: str, *subsets: str) -> Wanted:
+    parts: dict[str, tuple[str, ...]] = {}
+    for of in subsets:
+        parts[f"questions {of}"] = (questions.format(of),)
+        if annotations:
+            parts[f"annotations {of}"] = (annotations.format(of),)
     return parts
 
 
@@ -114,7 +117,7 @@ def question_jobs(
         yield Job(
             options.out / f"{split}.tsv",
             tuple(parts.values()) + (listed if train else ()),
-            lambda pairs=pairs, train=train: read_all(pairs, train, candidates),
+            functools.partial(read_all, pairs, train, candidates),
             options={"train": train},
             entry="questions",
             expected=published.get(split, {}),

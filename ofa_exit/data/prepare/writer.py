@@ -27,13 +27,13 @@ class Written:
 
     rows: int = 0
     kept: int = 0
-    bytes: int = 0
+    size: int = 0
     broken: list[Problem] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, row: bytes) -> None:
         self.rows += 1
-        self.bytes += len(row)
+        self.size += len(row)
         self.digest.update(row)
 
 
@@ -165,7 +165,7 @@ def _keep(
         written.add(row)
         written.kept += 1
         advance()
-    file.truncate(written.bytes)
+    file.truncate(written.size)
     file.seek(0, os.SEEK_END)
     return pending
 
