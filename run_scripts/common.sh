@@ -60,3 +60,8 @@ generate() {
   [ "$DEVICE" = cuda ] || cpu=(--cpu)
   "$BIN/fairseq-generate" "$data" --user-dir "$USER_DIR" "${cpu[@]}" "$@"
 }
+
+# prepare NAME ROOT OUT ARGUMENTS…: TSV files in OUT from an official release below ROOT.
+prepare() {
+  "$BIN/python" -m ofa_exit.data.prepare "$@"
+}

@@ -10,13 +10,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
+from ofa_exit.data.formats import FORMATS
+
 MAX_PIXELS = 50_000_000
 MEAN_STD = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# Raster formats only: others start foreign programs or describe a drawing.
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 # What base64 makes of the first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF.
 _BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _ORIENTATION = 0x0112
@@ -51,12 +51,12 @@ def decode_image(field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     data = _decode_base64(field)
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError("the picture is too large for Pillow", "Scale it down") from None
     except Exception as error:  # foreign bytes make the parsers raise nearly anything
         raise ImageError(
-            "the bytes are not an image", f"Use one of {', '.join(_FORMATS)}"
+            "the bytes are not an image", f"Use one of {', '.join(FORMATS)}"
         ) from error
     if image.width * image.height > max_pixels:
         raise ImageError(

@@ -1,0 +1,82 @@
+"""COCO captions in Karpathy's split: one JSON for all splits, images of train2014 and val2014.
+
+Rows are OFA's caption rows: uniq-id, image-id, caption, predicted objects (empty), image. Captions
+are lower-cased, as in OFA's release. train.tsv has a row a caption (uniq-id: the sentence's);
+train_stage2.tsv, for training on CIDEr, valid.tsv and test.tsv a row an image with all captions
+joined by ``&&`` (uniq-id: the image's). Karpathy's restval is training data, as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .images import Files
+from .job import Job
+from .json_stream import elements
+from .records import SEPARATOR, Item, LeftOut, Record, clean, items, whole
+from .splits import available
+
+HELP = """COCO captions, Karpathy's split: train.tsv (a row a caption), train_stage2.tsv (a row an
+image, for the CIDEr stage), valid.tsv and test.tsv.
+
+  ROOT/dataset_coco.json   from https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip
+  ROOT/train2014/COCO_train2014_000000000009.jpg …   http://images.cocodataset.org/zips/train2014.zip
+  ROOT/val2014/COCO_val2014_000000000042.jpg …       http://images.cocodataset.org/zips/val2014.zip"""
+
+_FILES = {"captions": ("dataset_coco.json",)}
+SPLITS = dict.fromkeys(("train", "train_stage2", "valid", "test"), _FILES)
+_OF_KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
+# Karpathy & Fei-Fei: 113,287 images (82,783 and 30,504 of restval) with 566,747 captions to train.
+PUBLISHED = {
+    "train": {"rows": 566_747, "images": 113_287},
+    "train_stage2": {"rows": 113_287, "images": 113_287},
+    "valid": {"rows": 5_000, "images": 5_000},
+    "test": {"rows": 5_000, "images": 5_000},
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """COCO has no options of its own."""
+
+
+def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
+    for split, found in available(SPLITS, options.splits, files):
+        source = found["captions"]
+        yield Job(
+            options.out / f"{split}.tsv",
+            (source,),
+            functools.partial(read, source, split),
+            options={"split": split},
+            expected=PUBLISHED[split],
+        )
+
+
+def read(source: Path, split: str) -> Iterator[Item]:
+    """Rows of ``split``, in the file's order."""
+
+    def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
+        # An unknown split is an error even where another one is asked for.
+        if _OF_KARPATHY[entry["split"]] != split.removesuffix("_stage2"):
+            return
+        names = (str(entry["filename"]), f"{int(id):012d}.jpg")
+        captions = [
+            (whole(one["sentid"], "sentid"), clean(one["raw"], "a caption").lower())
+            for one in entry["sentences"]
+        ]
+        if not captions:
+            yield LeftOut(id, names, "no captions")
+        elif split == "train":
+            for number, caption in captions:
+                yield Record(str(number), names, (str(number), id, caption, "", None))
+        else:
+            joined = SEPARATOR.join(caption for _, caption in captions)
+            yield Record(id, names, (id, id, joined, "", None))
+
+    def id_of(place: str, entry: Any) -> str:
+        return str(whole(entry["cocoid"], "cocoid"))
+
+    return items(source, elements(source, "images"), id_of, make)

@@ -1,0 +1,182 @@
+"""One prepared file from start to end: look over the annotations, write, check, publish."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from . import manifest, writer
+from .images import Files, encoded_length
+from .records import Item, LeftOut, PrepareError, Problem, Record
+
+_SHOWN = 10
+_SAMPLE = 97  # every so many rows an image's size is asked for
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to write. ``items`` starts over on each call and gives the same each time.
+
+    ``entry`` is what the release counts (questions, rounds); ``expected`` holds the published
+    numbers of rows, images or that.
+    """
+
+    path: Path
+    sources: tuple[Path, ...]
+    items: Callable[[], Iterator[Item]]
+    options: dict[str, Any] = field(default_factory=dict)
+    entry: str = "rows"
+    expected: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Survey:
+    """What the annotations hold, found before the first image is read."""
+
+    found: dict[str, int]
+    problems: list[Problem]
+    left_out: Counter[str]
+    bytes: int
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> Path:
+    """Prepare ``job.path`` if it is not there from the same inputs; returns it.
+
+    Raises PrepareError: bad records or images without ``skip_missing``, counts other than the
+    published with ``strict_counts``, no rows at all.
+    """
+    inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
+    partial = writer.resumable(job.path, inputs)
+    if partial is None:
+        done = manifest.finished(job.path)
+        if done is not None and done["inputs"] == inputs:
+            say(f"{job.path}: there already, {done['output']['rows']:,} rows")
+            return job.path
+    if partial is False or (partial is None and job.path.exists()):
+        kind = "partial file" if partial is False else "file"
+        say(f"{job.path}: the {kind} there is not from these inputs and options; starting over")
+    survey = look_over(job, files)
+    _check_problems(job, survey, skip_missing)
+    _check_counts(job, survey, strict_counts)
+    _check_space(job, survey)
+    rows = survey.found["rows"] - sum(isinstance(p, MissingImage) for p in survey.problems)
+    with tqdm(total=rows, desc=job.path.name, unit="row") as bar:
+        written = writer.write_rows(
+            job.path, inputs, job.items(), files, skip_broken=skip_missing, advance=bar.update
+        )
+    if not written.rows:
+        raise PrepareError(f"{job.path}: not one row could be written; see the problems above")
+    skipped = [*survey.problems, *written.broken]
+    manifest.write_manifest(
+        job.path,
+        {
+            "output": {
+                "file": job.path.name,
+                "rows": written.rows,
+                "bytes": written.size,
+                "sha256": written.digest.hexdigest(),
+            },
+            "inputs": inputs,
+            "folders": [str(folder.resolve()) for folder in files.folders],
+            "counts": {"found": survey.found, "published": job.expected},
+            "left_out": dict(survey.left_out),
+            "skipped": [vars(problem) for problem in skipped],
+        },
+    )
+    # After its manifest, so that a file in place always has the manifest that fits it.
+    writer.publish(job.path)
+    resumed = f", {written.kept:,} of them from an earlier run" if written.kept else ""
+    lost = f"; {len(skipped):,} skipped, see its manifest" if skipped else ""
+    say(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
+    return job.path
+
+
+class MissingImage(Problem):
+    """A row without its image."""
+
+
+def look_over(job: Job, files: Files) -> Survey:
+    """Read all annotations once: counts, missing images, bad records, and the space needed."""
+    rows = entries = sampled = sizes = 0
+    last = None
+    images: set[str] = set()
+    problems: list[Problem] = []
+    left_out: Counter[str] = Counter()
+    for item in tqdm(job.items(), desc=f"{job.path.name}: looking", unit="row", leave=False):
+        entries += item.id != last
+        last = item.id
+        if isinstance(item, Problem):
+            problems.append(item)
+            continue
+        images.add(item.image_names[0])
+        if isinstance(item, LeftOut):
+            left_out[item.reason] += 1
+            continue
+        rows += 1
+        image = files.image(item.image_names)
+        if image is None:
+            problems.append(MissingImage(item.image_names[0], item.id, "there is no such image"))
+        elif rows % _SAMPLE == 1:
+            sampled += 1
+            sizes += encoded_length(image) + _text_length(item)
+    found = {job.entry: entries, "images": len(images), "rows": rows}
+    return Survey(found, problems, left_out, sizes * rows // max(1, sampled))
+
+
+def _text_length(record: Record) -> int:
+    return sum(len(column or "") + 1 for column in record.columns)
+
+
+def _check_problems(job: Job, survey: Survey, skip_missing: bool) -> None:
+    if not survey.problems:
+        return
+    shown = "".join(f"\n  {problem}" for problem in survey.problems[:_SHOWN])
+    more = len(survey.problems) - _SHOWN
+    text = f"{job.path.name}: {len(survey.problems):,} records cannot become rows:{shown}"
+    if more > 0:
+        text += f"\n  and {more:,} more"
+    if not skip_missing:
+        raise PrepareError(
+            f"{text}\nFetch what is missing (images may lie in further folders: --images), or "
+            "leave such rows out by --skip-missing"
+        )
+    say(f"warning: {text}\nThey are skipped and listed in {manifest.manifest_path(job.path)}")
+
+
+def _check_counts(job: Job, survey: Survey, strict: bool) -> None:
+    wrong = [
+        f"{survey.found[what]:,} {what}, published {number:,}"
+        for what, number in job.expected.items()
+        if survey.found[what] != number
+    ]
+    if not wrong:
+        return
+    text = f"{job.path.name} is not the published split: {'; '.join(wrong)}"
+    if strict:
+        raise PrepareError(
+            f"{text}. Fetch the annotations again, or go without --strict-counts to prepare a part"
+        )
+    say(f"warning: {text}")
+
+
+def _check_space(job: Job, survey: Survey) -> None:
+    partial = writer.partial_path(job.path)
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(job.path.parent).free
+    needed = survey.bytes - (partial.stat().st_size if partial.exists() else 0)
+    if needed > free:
+        say(
+            f"warning: {job.path} will need some {needed / 1e9:.1f} GB more and the disk has "
+            f"{free / 1e9:.1f} GB; a full disk stops the run, which can then be resumed"
+        )

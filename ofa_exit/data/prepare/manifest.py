@@ -1,0 +1,72 @@
+"""What a prepared file was made from, and whether it is whole: FILE.manifest.json beside it.
+
+``output`` has name, rows, bytes and SHA-256 of the file; ``inputs`` the sources with theirs and the
+options; ``counts`` what was found, and the published numbers; ``skipped`` every record that made no
+row because it, or its image, is bad; ``left_out`` how many made none by the rules of the format.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ofa_exit.data.emoji.files import sha256_of, write_bytes
+
+# Of the rows' layout: files of another layout are made anew.
+FORMAT = 1
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, mtime: int) -> str:
+    return sha256_of(path)
+
+
+def fingerprint(sources: Iterable[Path], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``inputs`` of a manifest: two files with the same inputs hold the same rows."""
+    return {
+        "format": FORMAT,
+        "options": dict(options),
+        "sources": {
+            path.name: {
+                "bytes": path.stat().st_size,
+                "sha256": _digest(path, path.stat().st_size, path.stat().st_mtime_ns),
+            }
+            for path in sources
+        },
+    }
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".manifest.json")
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of ``path`` atomically."""
+    write_json(manifest_path(path), manifest)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """The manifest of ``path`` if the file is there in full (its size tells), else None."""
+    manifest = read_json(manifest_path(path))
+    if manifest is None or not path.is_file():
+        return None
+    output = manifest.get("output")
+    whole = isinstance(output, dict) and output.get("bytes") == path.stat().st_size
+    return manifest if whole and "inputs" in manifest else None

@@ -1,0 +1,177 @@
+"""VisDial 1.0: dialogues of ten rounds about an image, each round a question with 100 answers.
+
+One row a round, ``COLUMNS``:
+
+- question-id ``IMAGE_ROUND`` (rounds count from 1, as results are submitted), image-id;
+- history: the caption and the rounds before, ``caption. question? answer. question? answer.``;
+- question, with its question mark;
+- answers: the candidates joined by ``&&``, in the release's order. Training rows hold the true
+  answer alone;
+- gt_index: the true answer among them, from 0 (0 in training, empty where it is not published);
+- relevance: the candidates' relevance joined by ``&&`` (dense annotations, one round of each
+  validation image), else empty;
+- image.
+
+The test split has one row a dialogue, of its last round, the only one to be answered.
+Memory: the release's lists of questions and answers (some 100 MB), and the dense annotations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .images import Files
+from .job import Job, say
+from .json_stream import elements
+from .records import (
+    SEPARATOR,
+    Item,
+    MalformedError,
+    PrepareError,
+    Problem,
+    Record,
+    clean,
+    coco_names,
+    items,
+    whole,
+)
+from .splits import available
+
+HELP = """VisDial 1.0: train.tsv (a row a round, the true answer alone), valid.tsv (100 candidates,
+the true one's index, and relevance where it was annotated) and test.tsv (the last round of each).
+
+  ROOT/visdial_1.0_{train,val,test}.json, ROOT/visdial_1.0_val_dense_annotations.json
+  ROOT/VisualDialog_val2018/VisualDialog_val2018_000000000284.jpg …
+  ROOT/VisualDialog_test2018/VisualDialog_test2018_000000000001.jpg …
+       all from https://visualdialog.org/data
+  ROOT/{train2014,val2014}/COCO_train2014_000000000009.jpg …   images of train.tsv
+       http://images.cocodataset.org/zips/{train2014,val2014}.zip"""
+
+COLUMNS = (
+    *("question_id", "image_id", "history", "question", "answers", "gt_index"),
+    *("relevance", "image"),
+)
+CANDIDATES = 100
+SPLITS = {
+    "train": {"dialogs": ("visdial_1.0_train.json",)},
+    "valid": {"dialogs": ("visdial_1.0_val.json",)},
+    "test": {"dialogs": ("visdial_1.0_test.json",)},
+}
+_DENSE = "visdial_1.0_val_dense_annotations.json"
+# Das et al. 2017, version 1.0: dialogues of ten rounds, one an image.
+PUBLISHED = {
+    "train": {"rows": 1_232_870, "images": 123_287},
+    "valid": {"rows": 20_640, "images": 2_064},
+    "test": {"rows": 8_000, "images": 8_000},
+}
+Dense = Mapping[tuple[int, int], str]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """VisDial has no options of its own."""
+
+
+def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
+    for split, found in available(SPLITS, options.splits, files):
+        source = found["dialogs"]
+        dense = files.annotation(_DENSE) if split == "valid" else None
+        if split == "valid" and dense is None:
+            say(f"warning: {split}: without {_DENSE} no relevance, hence no NDCG")
+        yield Job(
+            options.out / f"{split}.tsv",
+            (source, *([dense] if dense else [])),
+            functools.partial(read, source, split, dense),
+            options={"split": split},
+            expected=PUBLISHED[split],
+        )
+
+
+def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
+    """Rows in the file's order; then a problem for each relevance of a round that is not there."""
+    questions = [_text(one, place, source) for place, one in elements(source, "data", "questions")]
+    answers = [_text(one, place, source) for place, one in elements(source, "data", "answers")]
+    relevance = {} if dense is None else read_dense(dense)
+    used = set()
+
+    def make(id: str, entry: Any) -> Iterator[Record]:
+        image = int(id)
+        names = coco_names(image)
+        if split != "train":
+            of = {"valid": "val2018", "test": "test2018"}[split]
+            names = (f"VisualDialog_{of}_{image:012d}.jpg",)
+        history = [_ending(clean(entry["caption"], "caption"), ".")]
+        if not entry["dialog"]:
+            raise MalformedError("the dialogue has no rounds")
+        for number, one in enumerate(entry["dialog"], start=1):
+            question = _ending(_of(questions, one["question"], "question"), "?")
+            if split != "test" or number == len(entry["dialog"]):
+                used.add((image, number))
+                columns = _answer_columns(one, answers, split, relevance.get((image, number), ""))
+                key = f"{id}_{number}"
+                before = " ".join(history)
+                yield Record(key, names, (key, id, before, question, *columns, None))
+            if "answer" in one:
+                history += [question, _ending(_of(answers, one["answer"], "answer"), ".")]
+
+    def id_of(place: str, entry: Any) -> str:
+        return str(whole(entry["image_id"], "image_id"))
+
+    yield from items(source, elements(source, "data", "dialogs"), id_of, make)
+    for image, number in relevance.keys() - used:
+        yield Problem(dense.name if dense else "", f"{image}_{number}", "there is no such round")
+
+
+def _answer_columns(
+    one: Any, answers: list[str], split: str, relevance: str
+) -> tuple[str, str, str]:
+    """answers, gt_index, relevance of a round."""
+    if split == "train":
+        return _of(answers, one["answer"], "answer"), "0", ""
+    options = [_of(answers, option, "answer_options") for option in one["answer_options"]]
+    if len(options) != CANDIDATES:
+        raise MalformedError(f"a round has {len(options)} candidates, not {CANDIDATES}")
+    truth = ""
+    if split != "test":
+        at = whole(one["gt_index"], "gt_index")
+        if not 0 <= at < CANDIDATES:
+            raise MalformedError(f"gt_index {at} is none of the {CANDIDATES} candidates")
+        truth = str(at)
+    return SEPARATOR.join(options), truth, relevance
+
+
+def read_dense(source: Path) -> dict[tuple[int, int], str]:
+    """The field relevance by (image, round). Raises PrepareError for a malformed annotation."""
+    found = {}
+    for place, entry in elements(source):
+        try:
+            key = whole(entry["image_id"], "image_id"), whole(entry["round_id"], "round_id")
+            values = [float(value) for value in entry["gt_relevance"]]
+            if len(values) != CANDIDATES or not all(0 <= value <= 1 for value in values):
+                raise MalformedError(f"gt_relevance is not {CANDIDATES} numbers from 0 to 1")
+        except (KeyError, TypeError, ValueError, MalformedError) as error:
+            raise PrepareError(
+                f"{source}, entry {place}: malformed ({error}). Download the file again"
+            ) from None
+        found[key] = SEPARATOR.join(f"{value:g}" for value in values)
+    return found
+
+
+def _text(value: Any, place: str, source: Path) -> str:
+    try:
+        return clean(value)
+    except MalformedError as error:
+        raise PrepareError(f"{source}, text {place}: {error}. Download the file again") from None
+
+
+def _of(texts: list[str], index: Any, name: str) -> str:
+    if not 0 <= whole(index, name) < len(texts):
+        raise MalformedError(f"{name} {index} is none of the {len(texts):,} texts")
+    return texts[index]
+
+
+def _ending(text: str, mark: str) -> str:
+    return text if text.endswith((".", "!", "?")) else text + mark

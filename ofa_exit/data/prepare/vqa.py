@@ -1,0 +1,227 @@
+"""VQA v2 (and OK-VQA, which has its format): question and annotation JSON, joined by question id.
+
+What rows hold is told in ``answers``. question-id and image-id are COCO's and the release's.
+Memory: the annotations of a split (some 150 MB for VQA v2), the questions are streamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .answers import annotators, most_common, question_rows, write_candidates
+from .images import Files
+from .job import Job
+from .json_stream import elements
+from .records import (
+    Item,
+    LeftOut,
+    MalformedError,
+    Problem,
+    Record,
+    clean,
+    coco_names,
+    items,
+    whole,
+)
+from .splits import Wanted, available
+
+HELP = """VQA v2: train.tsv (a row a question and answer, with its confidence), valid.tsv (a row a
+question with all ten answers), test-dev.tsv and test.tsv (no answers), answers.txt (candidates, of
+train and validation). The split trainval (train and validation, as training data) is made where it
+is asked for by --splits.
+
+  ROOT/v2_OpenEnded_mscoco_{train2014,val2014,test-dev2015,test2015}_questions.json
+  ROOT/v2_mscoco_{train2014,val2014}_annotations.json
+       https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_Questions_{Train,Val,Test}_mscoco.zip
+       https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_Annotations_{Train,Val}_mscoco.zip
+  ROOT/{train2014,val2014,test2015}/COCO_train2014_000000000009.jpg …
+       http://images.cocodataset.org/zips/{train2014,val2014,test2015}.zip"""
+
+_QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
+_ANNOTATIONS = "v2_mscoco_{}_annotations.json"
+
+
+def parts_of(questions: str, annotations: str, *subsets: str) -> Wanted:
+    parts: dict[str, tuple[str, ...]] = {}
+    for of in subsets:
+        parts[f"questions {of}"] = (questions.format(of),)
+        if annotations:
+            parts[f"annotations {of}"] = (annotations.format(of),)
+    return parts
+
+
+SPLITS: dict[str, Wanted] = {
+    "train": parts_of(_QUESTIONS, _ANNOTATIONS, "train2014"),
+    "valid": parts_of(_QUESTIONS, _ANNOTATIONS, "val2014"),
+    "test-dev": parts_of(_QUESTIONS, "", "test-dev2015"),
+    "test": parts_of(_QUESTIONS, "", "test2015"),
+    "trainval": parts_of(_QUESTIONS, _ANNOTATIONS, "train2014", "val2014"),
+}
+DEFAULT = ("train", "valid", "test-dev", "test")
+# Goyal et al. 2017, and the download page.
+PUBLISHED = {
+    "train": {"questions": 443_757, "images": 82_783},
+    "valid": {"questions": 214_354, "images": 40_504},
+    "test-dev": {"questions": 107_394},
+    "test": {"questions": 447_793, "images": 81_434},
+    "trainval": {"questions": 658_111, "images": 123_287},
+}
+
+
+def add_options(parser: argparse.ArgumentParser, answers: int = 3129, least: int = 9) -> None:
+    parser.add_argument(
+        "--answers", type=_count, default=answers, metavar="N",
+        help="write answers.txt, the N most frequent answers of train and validation, and keep "
+        "those alone in training data; 0: no list, all answers (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-occurrences", type=_count, default=least, metavar="K",
+        help="candidates are the answer of at least K questions (default %(default)s)",
+    )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
+    yield from question_jobs(options, files, SPLITS, DEFAULT, PUBLISHED)
+
+
+def question_jobs(
+    options: argparse.Namespace,
+    files: Files,
+    splits: Mapping[str, Wanted],
+    default: tuple[str, ...],
+    published: Mapping[str, dict[str, int]],
+) -> Iterator[Job]:
+    """Jobs of a release in VQA's format; the candidate list is written before the first."""
+    chosen = options.splits or default
+    found = dict(available({name: splits[name] for name in chosen}, options.splits, files))
+    candidates, listed = _candidates(options, files, splits["trainval"], found)
+    for split, parts in found.items():
+        train = split.startswith("train")
+        pairs = tuple(
+            (path, parts.get(part.replace("questions", "annotations")))
+            for part, path in parts.items()
+            if part.startswith("questions")
+        )
+        yield Job(
+            options.out / f"{split}.tsv",
+            tuple(parts.values()) + (listed if train else ()),
+            functools.partial(read_all, pairs, train, candidates),
+            options={"train": train},
+            entry="questions",
+            expected=published.get(split, {}),
+        )
+
+
+def _candidates(
+    options: argparse.Namespace, files: Files, wanted: Wanted, found: Mapping[str, Any]
+) -> tuple[frozenset[str] | None, tuple[Path, ...]]:
+    """The candidates, and their file, which is an input of training data."""
+    if not options.answers or not any(split.startswith("train") for split in found):
+        return None, ()
+    parts = dict(next(available({"answers.txt": wanted}, ["answers.txt"], files))[1])
+    sources = tuple(path for part, path in parts.items() if part.startswith("annotations"))
+    path = options.out / "answers.txt"
+    candidates = write_candidates(
+        path,
+        (one.commonest for source in sources for one in read_annotations(source).values()
+         if isinstance(one, Annotation)),
+        sources,
+        answers=options.answers,
+        min_occurrences=options.min_occurrences,
+    )  # fmt: skip
+    return candidates, (path,)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A question's answers; ``commonest`` is the release's choice where it names one."""
+
+    image_id: int
+    answers: tuple[str, ...]
+    commonest: str
+
+
+def read_annotations(source: Path) -> dict[int, Annotation | str]:
+    """Annotations by question id; what is wrong with one in the place of one that is malformed."""
+    found: dict[int, Annotation | str] = {}
+    same: dict[str, str] = {}  # few answers are many: each text is kept once
+    for place, entry in elements(source, "annotations"):
+        try:
+            id = whole(entry["question_id"], "question_id")
+        except (KeyError, TypeError, MalformedError):
+            found[-1 - int(place)] = "the annotation has no question_id"
+            continue
+        if id in found:
+            found[id] = "the question is annotated twice"
+            continue
+        try:
+            given = tuple(same.setdefault(one, one) for one in annotators(entry["answers"]))
+            named = entry.get("multiple_choice_answer")
+            named = clean(named, "multiple_choice_answer").lower() if named else most_common(given)
+            image = whole(entry["image_id"], "image_id")
+            found[id] = Annotation(image, given, same.setdefault(named, named))
+        except MalformedError as error:
+            found[id] = str(error)
+        except (KeyError, TypeError, AttributeError) as error:
+            found[id] = f"the annotation is malformed ({error})"
+    return found
+
+
+def read_all(
+    pairs: tuple[tuple[Path, Path | None], ...], train: bool, candidates: frozenset[str] | None
+) -> Iterator[Item]:
+    """Rows of all (questions, annotations), one after the other."""
+    for asked, answered in pairs:
+        yield from read(asked, answered, train, candidates)
+
+
+def read(
+    questions: Path,
+    annotations: Path | None,
+    train: bool,
+    candidates: frozenset[str] | None = None,
+) -> Iterator[Item]:
+    """Rows in the order of the questions; then a problem for each annotation without question."""
+    known = None if annotations is None else read_annotations(annotations)
+    asked = set()
+
+    def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
+        image = whole(entry["image_id"], "image_id")
+        answers = None
+        if known is not None:
+            asked.add(int(id))
+            annotation = known.get(int(id))
+            if annotation is None:
+                raise MalformedError(f"{annotations and annotations.name} has no such question")
+            if isinstance(annotation, str):
+                raise MalformedError(annotation)
+            if annotation.image_id != image:
+                raise MalformedError(f"its annotation is about image {annotation.image_id}")
+            answers = annotation.answers
+        yield from question_rows(
+            id, str(image), coco_names(image), entry["question"], answers,
+            train=train, candidates=candidates,
+        )  # fmt: skip
+
+    def id_of(place: str, entry: Any) -> str:
+        return str(whole(entry["question_id"], "question_id"))
+
+    yield from items(questions, elements(questions, "questions"), id_of, make)
+    if known is not None and annotations is not None:
+        for id, one in known.items():
+            if id not in asked:
+                message = one if isinstance(one, str) else f"{questions.name} does not ask it"
+                where = str(id) if id >= 0 else f"entry {-1 - id}"
+                yield Problem(annotations.name, where, message)
