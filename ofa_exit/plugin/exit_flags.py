@@ -203,7 +203,7 @@ def refuse_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> Non
                     f"{flag(option)} needs a model with --split-modalities; this one runs image "
                     "and text together: use --exit-encoder-threshold"
                 )
-    if isinstance(policy, ConfidenceExit) and not model.decoder.exits:
+    if isinstance(policy, ConfidenceExit) and not getattr(arguments, "exit_layers", None):
         raise ValueError(
             "--exit-policy confidence needs a model with exits: train them with --exit-layers and "
             "--criterion blipee_adversarial, or use --exit-policy similarity"
