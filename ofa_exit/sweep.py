@@ -53,7 +53,7 @@ class Setting:
         self.policy = exit_policy(self.cfg, task.similarity_defaults)
         refuse_misfit(self.cfg, self.policy, model)
         self.kv = self.cfg["exit_kv"] or "propagate"
-        self.report = GenerationReport.for_model(model, self.kv)
+        self.report = GenerationReport.for_model(model, self.kv, words=task.scored_words())
         self.scorer = scorer
         self.seconds: list[float] = []
 

@@ -129,9 +129,9 @@ def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any
 
 def setup(task: str, data: Any, **options: Any) -> Any:
     """The task alone, with options as in the command's configuration."""
-    given = {"num_shards": 1, "shard_id": 0, "patch_image_size": 32, **options}
+    usual = dict(num_shards=1, shard_id=0, patch_image_size=32, code_dict_size=0, num_bins=0)
     config = TASK_DATACLASS_REGISTRY[task](
-        data=None if data is None else str(data), code_dict_size=0, **{"num_bins": 0, **given}
+        data=None if data is None else str(data), **{**usual, **options}
     )
     config._name = task
     return TASK_REGISTRY[task].setup_task(config)

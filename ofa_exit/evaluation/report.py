@@ -1,5 +1,6 @@
 """What a generation used: layers, savings and time, as a summary and as a line a sentence."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -79,16 +80,17 @@ class GenerationReport:
         kv: str = "propagate",
         trace_file: str | os.PathLike[str] | None = None,
         symbol: Callable[[int], str] | None = None,
+        words: int | None = None,
     ) -> "GenerationReport":
         """Report on an OFAModel.
 
         kv: how the model fills the K/V of skipped layers, "propagate" or "recompute". trace_file:
         where the detail of every sentence goes, None = nowhere. symbol: word of a token id; with
-        it the trace file names the words.
+        it the trace file names the words. words: how many are scored at a time; None = all.
         """
-        stem = model.encoder.embed_images
+        stem, shape = model.encoder.embed_images, ModelShape.from_model(model)
         return cls(
-            ModelShape.from_model(model),
+            shape if words is None else dataclasses.replace(shape, vocabulary=words),
             lambda size: flops.stem_cost(stem, size),
             kv,
             trace_file,

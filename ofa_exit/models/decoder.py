@@ -14,7 +14,7 @@ from ofa_exit.models.encoder import EncoderOut
 from ofa_exit.models.exiting import run_with_exits
 from ofa_exit.models.exits import build_exits, parse_exit_layers
 from ofa_exit.models.layers import DecoderLayer
-from ofa_exit.models.linear import Linear
+from ofa_exit.models.linear import Linear, linear
 from ofa_exit.models.positions import (
     ShapeCache,
     code_position_ids,
@@ -48,6 +48,7 @@ class Decoder(ShapeCache):
         self.cfg = cfg
         self.padding_idx = int(embed_tokens.padding_idx or 0)
         self.exit_policy: Optional[ExitPolicy] = None
+        self.target_words: Optional[Tensor] = None
         self.recompute = False
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
         self.register_buffer("version", torch.tensor([3.0]))
@@ -248,8 +249,18 @@ class Decoder(ShapeCache):
             yield number, self.layer_norm(state)
 
     def output_layer(self, features: Tensor) -> Tensor:
-        """Vocabulary projection: [..., C] -> [..., V]."""
-        return self.output_projection(features)
+        """Vocabulary projection: [..., C] -> [..., V], or [..., K] of the K ``target_words``."""
+        if self.target_words is None:
+            return self.output_projection(features)
+        words = self.target_words
+        weight = self.output_projection.weight
+        # ``words`` is kept as well, so that nothing else can have its id.
+        _, rows = self.once_per_shape("words", id(words), lambda: (words, weight[words]))
+        return linear(features, rows)
+
+    def keep_words(self, words: Optional[Tensor]) -> None:
+        """Scores only ``words`` Long [K], in their order, until this is called with None."""
+        self.target_words = words
 
     def _run(
         self,

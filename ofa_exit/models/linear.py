@@ -21,21 +21,26 @@ class Linear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, rows = self.weight, input.numel() // input.size(-1)
-        if (
-            torch.is_grad_enabled()
-            or not input.is_cpu
-            or rows not in FEW_ROWS
-            or weight.numel() < LARGE_WEIGHT
-            or weight.dtype != torch.float32
-        ):
-            return F.linear(input, weight, self.bias)
-        columns = input.reshape(rows, -1).t()
-        if self.bias is None:
-            product = torch.mm(weight, columns)
-        else:
-            product = torch.addmm(self.bias.unsqueeze(1), weight, columns)
-        return product.t().contiguous().view(*input.shape[:-1], -1)
+        return linear(input, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear as ``Linear`` does it: x [..., I], weight [O, I] -> [..., O]."""
+    rows = x.numel() // x.size(-1)
+    if (
+        torch.is_grad_enabled()
+        or not x.is_cpu
+        or rows not in FEW_ROWS
+        or weight.numel() < LARGE_WEIGHT
+        or weight.dtype != torch.float32
+    ):
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).t()
+    if bias is None:
+        product = torch.mm(weight, columns)
+    else:
+        product = torch.addmm(bias.unsqueeze(1), weight, columns)
+    return product.t().contiguous().view(*x.shape[:-1], -1)
 
 
 def in_portions(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def rising_rates(last: float, count: int) -> list[float]:
 class FoldsNorms(ShapeCache):
     """A module that at inference runs convolution and batch norm as one convolution."""
 
-    def conv_norm(self, x: Tensor, conv: nn.Module, norm: nn.Module, name: str) -> Tensor:
+    def conv_norm(self, x: Tensor, conv: Any, norm: Any, name: str) -> Tensor:
         """norm(conv(x)); without gradients, in eval mode, by weights folded once."""
         if self.training or torch.is_grad_enabled():
             return norm(conv(x))
@@ -48,6 +48,9 @@ def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 class DropPathBottleneck(FoldsNorms, Bottleneck):
     """torchvision's bottleneck block whose residual branch a sample skips at ``drop_path``."""
+
+    downsample: Any
+    relu: nn.Module
 
     def __init__(self, *args: Any, drop_path: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

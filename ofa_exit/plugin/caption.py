@@ -1,5 +1,6 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
+import copy
 import json
 from argparse import Namespace
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from ofa_exit.plugin.generation import (
     refuse_options,
     step_limits,
 )
+from ofa_exit.plugin.target_words import TargetWords, target_words
 from ofa_exit.plugin.task import OFATask, summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 
@@ -54,6 +56,14 @@ class CaptionConfig(OFATaskConfig):
             '{"beam": 5, "max_len_b": 16} (default: beam 5, max_len_b = --max-tgt-length)'
         },
     )
+    target_words: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "score and search only a part of the vocabulary: 'task' leaves out image codes "
+            "and position bins, a file lists the symbols of dict.txt to keep, one a line. Scores "
+            "change a little, since probabilities are normalised over these words"
+        },
+    )
 
 
 @register_task("mue_caption", dataclass=CaptionConfig)
@@ -73,6 +83,11 @@ class MuECaptionTask(OFATask):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderReference]] = {}
+        self.words: Optional[TargetWords] = None
+        if self.cfg.target_words is not None:
+            self.words = target_words(
+                self.cfg.target_words, self.dictionary, self.cfg.code_dict_size, self.cfg.num_bins
+            )
 
     @classmethod
     def refuse_nonsense(cls, cfg: Any) -> None:
@@ -96,8 +111,19 @@ class MuECaptionTask(OFATask):
             raise UsageError("--score-reference scores at full depth: leave --exit-policy out")
         refuse_options(args, {"diverse_beam_groups": "fairseq's search fails on it"})
         if getattr(args, "score_reference", False):
+            if self.words is not None:
+                raise UsageError("--score-reference scores any word: leave --target-words out")
             return FairseqTask.build_generator(self, models, args)
-        return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
+        task: Any = self
+        if self.words is not None:  # fairseq takes the search's vocabulary from the task
+            task = copy.copy(self)
+            task.dictionary = self.words
+        return FairseqTask.build_generator(
+            task, WatchedEnsemble(models, self.words), args, **options
+        )
+
+    def scored_words(self) -> Optional[int]:
+        return None if self.words is None else len(self.words)
 
     def generate(
         self,
@@ -106,13 +132,28 @@ class MuECaptionTask(OFATask):
         sample: dict[str, Any],
         **forced: Optional[Tensor],
     ) -> list[list[dict[str, Tensor]]]:
+        words = self.words
+        if words is not None and forced.get("prefix_tokens") is not None:
+            forced["prefix_tokens"] = words.reduced(forced["prefix_tokens"])
         try:
+            self._keep_words(models, words)
             hypotheses = super().generate(generator, models, sample, **forced)
         except AssertionError:  # beam search found no word to go on with
             _refuse_broken(generator, sample)
             raise
+        finally:
+            self._keep_words(models, None)
         _refuse_broken(generator, sample)
+        if words is not None:
+            for hypothesis in (h for of_sentence in hypotheses for h in of_sentence):
+                hypothesis["tokens"] = words.full(hypothesis["tokens"])
         return hypotheses
+
+    @staticmethod
+    def _keep_words(models: Sequence[Any], words: Optional[TargetWords]) -> None:
+        for model in models:
+            device = model.decoder.output_projection.weight.device
+            model.decoder.keep_words(None if words is None else words.to(device).kept)
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         if not hasattr(generator, "max_len_a"):  # --score-reference

@@ -17,6 +17,7 @@ from torch import Tensor
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.target_words import TargetWords
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class WatchedEnsemble(EnsembleModel):
     """fairseq's ensemble, which notes the sentences whose word scores are not numbers.
 
     Stock beam search takes them for impossible words and goes on, to a wrong sentence or an
-    assertion. Noting costs one element a hypothesis and no host read.
+    assertion. Noting costs one element a hypothesis and no host read. words: what is searched
+    among, where it is not the whole vocabulary.
     """
 
-    def __init__(self, models: Sequence[Any]) -> None:
+    def __init__(self, models: Sequence[Any], words: Optional[TargetWords] = None) -> None:
         super().__init__(models)
         self.broken: Optional[Tensor] = None
+        self.words = words
 
     def forward_encoder(self, net_input: dict[str, Tensor]) -> list[Any]:
         encoder_outs = super().forward_encoder(net_input)
@@ -80,6 +83,8 @@ class WatchedEnsemble(EnsembleModel):
         incremental_states: list[dict[str, Any]],
         temperature: float = 1.0,
     ) -> tuple[Tensor, Optional[Tensor]]:
+        if self.words is not None:
+            tokens = self.words.full(tokens)
         scores, attention = super().forward_decoder(
             tokens, encoder_outs, incremental_states, temperature
         )

@@ -1,6 +1,5 @@
 """What captioning and entailment have in common: data, generation with exits, the report."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -283,16 +282,11 @@ class OFATask(FairseqTask):
         trace_file = self.cfg.exit_trace
         if trace_file and number > 1:
             trace_file += f".{number}"
-        report = GenerationReport.for_model(
-            model, self.cfg.exit_kv or "propagate", trace_file, self.dictionary.__getitem__
-        )
-        words = self.scored_words()
-        if words is not None:
-            report.shape = dataclasses.replace(report.shape, vocabulary=words)
-        return report
+        kv, symbol = self.cfg.exit_kv or "propagate", self.dictionary.__getitem__
+        return GenerationReport.for_model(model, kv, trace_file, symbol, self.scored_words())
 
     def scored_words(self) -> Optional[int]:
-        """Size of the vocabulary projection in generation, where it is not the whole one."""
+        """Words that generation scores at a time; None where it is the whole vocabulary."""
         return None
 
     def inference_step(
