@@ -96,6 +96,8 @@ def train(
         *["--no-epoch-checkpoints", "--split-modalities", *more],
         *([] if resumable else ["--no-save-optimizer-state"]),
     ]
+    # fairseq remembers the best score for the life of the process, whatever is trained next.
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
     run(options.get_training_parser(), fairseq_cli.train.main, arguments)
     return save_dir / "checkpoint_last.pt"
 

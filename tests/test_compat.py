@@ -2,10 +2,8 @@
 
 import argparse
 import io
-import os
 import pickle
-import subprocess
-import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from fairseq import checkpoint_utils, trainer
 from fairseq.data import FairseqDataset, data_utils
 from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import DistributedFairseqModel, distributed_fairseq_model
 from fairseq.tasks import FairseqTask
@@ -320,17 +319,13 @@ def test_parameters_that_are_none_are_not_shared():
 
 
 @pytest.mark.parametrize("asked_for", [False, True])
-def test_warnings_for_fairseqs_authors_are_hidden_unless_asked_for(asked_for):
-    code = (
-        "from fairseq import options; import ofa_exit.plugin; from fairseq.dataclass.utils import *"
-    )
-    code += "; convert_namespace_to_omegaconf(Namespace()); print('done')"
-    started = subprocess.run(
-        [sys.executable, *(["-W", "default"] if asked_for else []), "-c", code],
-        env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"},
-        capture_output=True,
-        text=True,
-    )
-    assert started.stdout == "done\n", started.stderr
-    assert ("hydra" in started.stderr) == asked_for
-    assert "DEBUG" not in started.stderr
+def test_warnings_for_fairseqs_authors_are_hidden_unless_asked_for(asked_for, monkeypatch):
+    monkeypatch.setattr("sys.warnoptions", ["default"] if asked_for else [])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compat.hide_others_warnings()
+        convert_namespace_to_omegaconf(argparse.Namespace())
+        warnings.warn("of somebody else", stacklevel=1)
+    told = " ".join(str(warning.message) for warning in seen)
+    assert "of somebody else" in told
+    assert ("hydra" in told) == asked_for

@@ -148,11 +148,12 @@ def forget_failed_lookups() -> None:
 class Pass:
     """How far a generation has come in its data set, which fairseq-generate tells nobody.
 
-    A task that never made an ``iterator`` is fed by hand, and ends where its caller likes.
+    iterator: fairseq's over the data set; None = the task is fed by hand, and that ends where its
+    caller likes.
     """
 
-    def __init__(self) -> None:
-        self.iterator: Any = None
+    def __init__(self, iterator: Any = None) -> None:
+        self.iterator = iterator
         self.in_batch = False  # stays True where a batch fails
 
     @property

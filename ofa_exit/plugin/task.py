@@ -160,8 +160,9 @@ class OFATask(FairseqTask):
         """fairseq-generate has --num-shards and --shard-id but does not look at them."""
         with usage_errors():
             self._take_shard(kwargs)
-        self.done.iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        return self.done.iterator
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        self.done = Pass(iterator)  # of the generator that is built next
+        return iterator
 
     def _take_shard(self, kwargs: dict[str, Any]) -> None:
         if self.cfg.num_shards > 1:
