@@ -59,7 +59,8 @@ class DropPathBottleneck(FoldsNorms, Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         identity = x
         if self.downsample is not None:
-            identity = self.conv_norm(x, *self.downsample, "downsample")
+            conv, norm = self.downsample
+            identity = self.conv_norm(x, conv, norm, "downsample")
         out = self.relu(self.conv_norm(x, self.conv1, self.bn1, "1"))
         out = self.relu(self.conv_norm(out, self.conv2, self.bn2, "2"))
         out = self.drop_path(self.conv_norm(out, self.conv3, self.bn3, "3"))

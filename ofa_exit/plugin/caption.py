@@ -132,9 +132,9 @@ class MuECaptionTask(OFATask):
         sample: dict[str, Any],
         **forced: Optional[Tensor],
     ) -> list[list[dict[str, Tensor]]]:
-        words = self.words
-        if words is not None and forced.get("prefix_tokens") is not None:
-            forced["prefix_tokens"] = words.reduced(forced["prefix_tokens"])
+        words, prefix = self.words, forced.get("prefix_tokens")
+        if words is not None and prefix is not None:
+            forced["prefix_tokens"] = words.reduced(prefix)
         try:
             self._keep_words(models, words)
             hypotheses = super().generate(generator, models, sample, **forced)
