@@ -119,16 +119,33 @@ class DecoderLayer(FeedForward):
         extend_kv: puts the K/V of these positions beside those of earlier steps and returns all;
             None where the P positions are the whole sequence.
         """
-        h = self.self_attn_layer_norm(x)
-        key, value = self.self_attn.project_kv(h)
+        h, key, value = self.self_inputs(x)
         if extend_kv is not None:
             key, value = extend_kv(key, value)
+        return self.attend(x, h, key, value, self_bias, *cross_kv, cross_bias)
+
+    def self_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before earlier positions come in: the normed input, and its keys and values."""
+        h = self.self_attn_layer_norm(x)
+        return h, *self.self_attn.project_kv(h)
+
+    def attend(
+        self,
+        x: Tensor,
+        h: Tensor,
+        key: Tensor,
+        value: Tensor,
+        self_bias: Tensor,
+        cross_key: Tensor,
+        cross_value: Tensor,
+        cross_bias: Tensor,
+    ) -> Tensor:
+        """The rest of the layer, once the keys and values of all positions are there."""
         h = self.self_attn_ln(self.self_attn(h, key, value, self_bias))
         x = x + self.drop_path(self.dropout(h))
 
-        h = self.cross_attn_ln(
-            self._cross_attend(self.encoder_attn_layer_norm(x), cross_kv, cross_bias)
-        )
+        h = self.encoder_attn_layer_norm(x)
+        h = self.cross_attn_ln(self._cross_attend(h, (cross_key, cross_value), cross_bias))
         x = x + self.drop_path(self.dropout(h))
         return x + self.drop_path(self.dropout(self.feed_forward(x)))
 

@@ -15,6 +15,7 @@ from ofa_exit.data.dataset import Examples, OFADataset
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.report import GenerationReport
+from ofa_exit.models.compiling import compile_parts
 from ofa_exit.plugin.dataset import RowDataset
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.exit_flags import exit_policy, flag, refuse_misfit
@@ -260,6 +261,9 @@ class OFATask(FairseqTask):
             extra_gen_cls_kwargs=extra_gen_cls_kwargs,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
         )
+        if self.cfg.compile:
+            for model in models:
+                compile_parts(model)
         self.set_exits(models, on=True)
         self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
         at_end_of(generator, print_reports, self.exit_reports, self.done)

@@ -51,6 +51,13 @@ class OFATaskConfig(ExitFlags):
         default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
     )
     # Options of fairseq's commands, without a help text: none of the task's own.
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "generate with stem and layers compiled by torch.compile: the first batches "
+            "take minutes (needs a C++ compiler on CPU)"
+        },
+    )
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
     path: Optional[str] = II("common_eval.path")
