@@ -236,8 +236,8 @@ class Decoder(ShapeCache):
         """
         with torch.no_grad():
             self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
-        for name, layer in self.exits.items():
-            number = int(name)
+        for name, module in self.exits.items():
+            number, layer = int(name), cast(DecoderLayer, module)
             cross_kv = layer.encoder_attn.project_kv(encoder_out.states)
             arguments = (states[number], self_biases[number], cross_kv, cross_bias)
             if layer.training and self.cfg.checkpoint_activations:

@@ -167,7 +167,7 @@ class OFAModel(FairseqEncoderDecoderModel):
 
     def add_feature_classifiers(self) -> None:
         """Makes a model with exits ready to train them: D for each, and a frozen backbone."""
-        dim, hidden = self.cfg.decoder_embed_dim, self.cfg.feature_classifier_dim
+        dim, hidden = self.cfg.encoder_embed_dim, self.cfg.feature_classifier_dim
         if hidden < 1:
             raise ValueError(f"--feature-classifier-dim {hidden}: give at least 1")
         for layer in self.decoder.exits:
