@@ -6,6 +6,8 @@ import pytest
 import torch
 from test_run_scripts import ROOT, few_rows, script
 
+import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+
 PLAIN = ROOT / "examples" / "checkpoints" / "ofa_nano_caption.pt"
 
 
