@@ -1,4 +1,7 @@
-"""Exits on CUDA without a GPU: training and leaving never mix devices or wait for one."""
+"""Exits on CUDA without a GPU: training and leaving never mix devices or wait for one.
+
+Fake CUDA tensors start autograd threads: this file sorts behind those whose tests fork.
+"""
 
 from argparse import Namespace
 
