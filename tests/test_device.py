@@ -38,10 +38,13 @@ def fake():
 
 
 def fake_model(
-    split: bool = True, dtype: torch.dtype = torch.float32, device: str = "cuda"
+    split: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cuda",
+    exits: str | None = None,
 ) -> OFAModel:
     options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
-    options.update(encoder_layers=2, decoder_layers=4)
+    options.update(encoder_layers=2, decoder_layers=4, exit_layers=exits)
     task = Namespace(target_dictionary=dictionary_of(60))
     torch.set_default_dtype(dtype)
     try:
@@ -115,7 +118,7 @@ def test_gated_steps_stay_on_the_device(fake, kv, monkeypatch):
     out, state = encode(model, torch.float32)
     reads = []
 
-    def nobody_leaves(run, leaving, after):
+    def nobody_leaves(run, leaving, after, features):
         """What the one read would answer; everything before it runs on fake CUDA tensors."""
         assert leaving.device.type == "cuda" and leaving.shape == run.exited.shape
         reads.append(1)

@@ -66,6 +66,7 @@ def test_a_batch_by_hand():
         "cross_kv": 3 * 320,
         "decoder": 2 * (1 * layer_1 + 3 * layer_2),
         "skipped_kv": 2 * 2 * 64,
+        "exits": 0,
         "vocabulary": 2 * 2 * 80,
     }
     assert done.full == {

@@ -123,6 +123,6 @@ def test_own_policies_take_flags_and_json():
         assert exit_policy(flags(policy="own"), CAPTION).seen == (0.0, 1)
         parser = ArgumentParser()
         gen_parser_from_dataclass(parser, ExitFlags())
-        assert "none, static, similarity, own" in " ".join(parser.format_help().split())
+        assert "none, static, similarity, confidence, own" in " ".join(parser.format_help().split())
     finally:
         del POLICIES["own"]

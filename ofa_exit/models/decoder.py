@@ -73,8 +73,9 @@ class Decoder(ShapeCache):
         self.code_layernorm_embedding = nn.LayerNorm(dim)
 
         rates = rising_rates(cfg.decoder_drop_path_rate, cfg.decoder_layers)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
+
+        def layer(drop_path: float = 0.0) -> DecoderLayer:
+            return DecoderLayer(
                 dim,
                 cfg.decoder_ffn_embed_dim,
                 heads,
@@ -82,10 +83,10 @@ class Decoder(ShapeCache):
                 cfg.dropout,
                 cfg.attention_dropout,
                 cfg.activation_dropout,
-                rate,
+                drop_path,
             )
-            for rate in rates
-        )
+
+        self.layers = nn.ModuleList(layer(rate) for rate in rates)
         self.layer_norm = nn.LayerNorm(dim)
         self.output_projection = Linear(dim, embed_tokens.num_embeddings, bias=False)
         self.output_projection.weight = embed_tokens.weight
@@ -95,9 +96,8 @@ class Decoder(ShapeCache):
         self.image_rel_pos_table_list = nn.ModuleList(
             nn.Embedding((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
         )
-        self.exits = build_exits(
-            self.layers, parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
-        )
+        exits = parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
+        self.exits = build_exits(layer, self.layers, exits)
         self.dropout = nn.Dropout(cfg.dropout)
         for embedding in (self.embed_positions, self.embed_image_positions):
             nn.init.normal_(embedding.weight, mean=0.0, std=0.02)

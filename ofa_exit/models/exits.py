@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -53,7 +53,9 @@ class FeatureClassifier(nn.Sequential):
         return super().forward(features).squeeze(-1)
 
 
-def build_exits(layers: nn.ModuleList, exits: list[int]) -> nn.ModuleDict:
+def build_exits(
+    new_layer: Callable[[], nn.Module], layers: nn.ModuleList, exits: list[int]
+) -> nn.ModuleDict:
     """Exit transformers by layer number, each a copy of the layer that follows in the backbone.
 
     "A replica of the layers in the LM" (BLIPEE Section 1); the paper does not say of which. A copy
@@ -61,7 +63,10 @@ def build_exits(layers: nn.ModuleList, exits: list[int]) -> nn.ModuleDict:
     backbone after i + 1 layers. Copies of the last layer or of layer i start worse and stay worse
     on the shipped checkpoint.
     """
-    return nn.ModuleDict({str(layer): copy.deepcopy(layers[layer]) for layer in exits})
+    built = nn.ModuleDict({str(layer): new_layer() for layer in exits})
+    for layer, module in built.items():
+        module.load_state_dict(layers[int(layer)].state_dict())
+    return built
 
 
 def train_exits_only(model: nn.Module) -> None:
