@@ -73,9 +73,10 @@ class SentenceCall:
 class DecoderCall:
     """One call of the decoder: P positions of all hypotheses of the sentences not yet finished."""
 
-    length: int  # L, positions so far: the keys that self-attention sees
+    length: int  # L, positions so far
     positions: int  # P: 1 in a step of a generation, L where whole sequences are run at once
     sentences: dict[int, SentenceCall]  # by its number in the batch
+    keys: int | None = None  # that self-attention runs over, None = L
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def cross_key_values(shape: ModelShape, source: int) -> int:
 
 
 def decoder_layer(shape: ModelShape, length: int, source: int) -> int:
-    """One decoder layer for one token that sees L positions (itself included), S source tokens.
+    """One decoder layer for one token over the keys of L positions and S source tokens.
 
     8·C² (self q, k, v, out) + 4·L·C + 4·C² (cross q, out) + 4·S·C + 4·C·F; cross K/V are there.
     """
@@ -184,7 +185,8 @@ def trace_calls(trace: Any) -> list[DecoderCall]:
             total[4] = exit
             total[5] += made
         sentences = {number: SentenceCall(*total) for number, total in counts.items()}
-        calls.append(DecoderCall(step.tokens.size(1), step.layers.size(1), sentences))
+        length, positions = step.tokens.size(1), step.layers.size(1)
+        calls.append(DecoderCall(length, positions, sentences, step.keys))
     return calls
 
 
@@ -269,7 +271,7 @@ def _add_decoder(
         for number, sentence in call.sentences.items():
             source = sources[number]
             tokens = sentence.hypotheses * call.positions
-            layer = decoder_layer(shape, call.length, source)
+            layer = decoder_layer(shape, call.keys or call.length, source)
             executed["decoder"] += tokens * sentence.layers * layer
             full["decoder"] += tokens * shape.decoder_layers * layer
             words = sentence.asked * vocabulary_projection(shape)

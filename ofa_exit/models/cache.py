@@ -95,10 +95,14 @@ class DecoderCache:
                     new if owed is None else torch.where(owed.unsqueeze(-1), new, kept[index])
                 )
 
-    def load(self, layer: int, rows: Optional[Tensor], length: int) -> tuple[Tensor, Tensor]:
-        """K/V of the first ``length`` positions, [R, heads, length, C / heads] each."""
+    def load(self, layer: int, rows: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        """K/V of all positions there is room for, [R, heads, capacity, C / heads] each.
+
+        Those to come are hidden by the bias: so the shapes of a step stay those of the last, which
+        a compiled or captured layer needs, and a few keys more cost nothing beside its weights.
+        """
         assert self.kv is not None
-        key, value = self.kv[layer, :, :, :, :length]
+        key, value = self.kv[layer]
         if rows is None:
             return key, value
         return key.index_select(0, rows), value.index_select(0, rows)

@@ -214,8 +214,11 @@ class Decoder(ShapeCache):
         if encoder_out.trace is not None:
             sentence = encoder_out.sentences.repeat_interleave(encoder_out.group or 1)
             asked = torch.full_like(sentence, x.size(1)) if tree is None else tree.asked.sum(dim=1)
+            keys = None if cache is None else cache.capacity
             encoder_out.trace.steps.append(
-                DecoderStep(prev_output_tokens.clone(), sentence, layers, asked=asked, **counts)
+                DecoderStep(
+                    prev_output_tokens.clone(), sentence, layers, asked=asked, keys=keys, **counts
+                )
             )
         extra: dict[str, Any] = {"attn": [None]}
         if all_layers:
@@ -283,11 +286,11 @@ class Decoder(ShapeCache):
 
                 def extend(key: Tensor, value: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
                     cache.store(index, None, position, key, value)
-                    return cache.load(index, None, length)
+                    return cache.load(index, None)
 
             arguments = (
                 x,
-                self_biases[index][:, :, start:length, :length],
+                self_biases[index][:, :, start:length],
                 self.cross_kv(index, encoder_out, cache),
                 cross_bias,
                 extend,

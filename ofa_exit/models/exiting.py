@@ -98,7 +98,6 @@ class _Run:
         start = length - self.positions
         self.decoder, self.encoder_out, self.cache = decoder, encoder_out, cache
         self.group = encoder_out.group or 1
-        self.length = length
         self.tree = tree
         self.steps = torch.arange(start, length, device=x.device)
         self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
@@ -195,12 +194,12 @@ class _Run:
 
             def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 cache.store(index, self.rows, at, key, value, owed)
-                return cache.load(index, self.rows, self.length)
+                return cache.load(index, self.rows)
 
         whole = cache is None
         after = layer(
             x,
-            self_bias if whole else self_bias[:, :, at, : self.length],
+            self_bias if whole else self_bias[:, :, at],
             cross_kv,
             cross_bias if whole else cross_bias[:, :, at],
             extend,

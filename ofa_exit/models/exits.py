@@ -161,7 +161,7 @@ def run_exit(run: Any, number: int, after: Tensor) -> Tensor:
 
     def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         cache.store(slot, run.rows, run.steps, key, value)
-        return cache.load(slot, run.rows, run.length)
+        return cache.load(slot, run.rows)
 
     at = run.steps
-    return layer(x, self_bias[:, :, at, : run.length], cross_kv, cross_bias[:, :, at], extend)
+    return layer(x, self_bias[:, :, at], cross_kv, cross_bias[:, :, at], extend)

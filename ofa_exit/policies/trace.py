@@ -21,6 +21,7 @@ class DecoderStep(NamedTuple):
     exits: Long [N], exits that the row really went through, P positions each, scoring words.
     exits_repaid: Long [N], keys and values (of one position in one exit) made up for exits that
         were not reached. Both None where there are no exits.
+    keys: positions that self-attention ran over, those to come included; None = L.
     """
 
     tokens: Tensor
@@ -31,6 +32,7 @@ class DecoderStep(NamedTuple):
     asked: Tensor
     exits: Optional[Tensor] = None
     exits_repaid: Optional[Tensor] = None
+    keys: Optional[int] = None
 
 
 @dataclass
