@@ -24,17 +24,22 @@ for task in caption entailment; do
     [ -e "$out/checkpoint_last.pt" ] || $here/finetune.sh $task $variant runs/${task}_plain/checkpoint_last.pt "$out" ${budget[$task]} \
       --validate-interval 100 "${quiet[@]}"
     case $variant in plain | no_split) grid=joint ;; *) grid=split ;; esac
-    # Thresholds are chosen on valid, where only the model with exits is swept.
+    # Thresholds are chosen on the whole of valid, and read on the tests.
     for split in valid test_artist test_combinations; do
-      case $split-$variant in valid-mue) ;; valid-*) continue ;; esac
-      head -n "$rows" "$DATA/${task}_$split.tsv" > "runs/rows/${task}_$split.tsv"
+      case $split in valid) most=100000 ;; *) most=$rows ;; esac
+      head -n "$most" "$DATA/${task}_$split.tsv" > "runs/rows/${task}_$split.tsv"
       cp "$DATA/dict.txt" runs/rows/
       csv=results/${task}_${split}_$variant.csv
       [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh $task "$out/checkpoint_last.pt" $split \
         $here/grids/${task}_$grid.json "$csv" --run "${names[$variant]}"
     done
   done
-  case $task in caption) quality=CIDEr ;; *) quality=accuracy ;; esac
+  case $task in caption) quality=CIDEr keep=0.96 ;; *) quality=accuracy keep=0.99 ;; esac
+  for variant in plain mue no_split no_layer_loss; do
+    .venv/bin/python -m ofa_exit.evaluation.choice --quality $quality --keep $keep \
+      --baseline "results/${task}_valid_plain.csv" \
+      results/${task}_{valid,test_artist,test_combinations}_$variant.csv
+  done | tee "results/${task}_chosen.txt"
   for split in test_artist test_combinations; do
     .venv/bin/python -m ofa_exit.evaluation.plots results/${task}_${split}_*.csv --quality $quality \
       --out results/${task}_$split
