@@ -68,7 +68,7 @@ class DocumentFrequencies:
             grams = [tuple(line.split(" ")) for line in text.split("\n")] if text else []
             if len(grams) != len(counts) or images < 2:
                 raise ValueError("its parts do not fit together")
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path}: no document frequencies ({error}). Make the file by {COMMAND}"
             ) from error
