@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +174,14 @@ def test_frequencies_count_images_not_rows(tmp_path, capsys):
     assert frequencies.counts[("square",)] == 3  # i0 (in three rows), i2 and i3
     assert frequencies.counts[(END,)] == 4
     assert "of 4 images" in capsys.readouterr().out
+
+
+def test_the_built_in_references_are_those_of_the_training_rows():
+    folder = Path(__file__).parents[1] / "examples" / "emoji"
+    with (folder / "caption_train.tsv").open() as rows:
+        captions = [line.split("\t")[1:3] for line in rows]
+    references = rows_of(folder / "references_train.tsv")
+    assert [[image, of.split("&&")[0]] for image, of in references] == captions
+    assert sum(of.count("&&") for _, of in references) > 2000
+    known = {line.split()[0] for line in (folder / "dict.txt").open()}
+    assert {w for _, of in references for w in of.replace("&&", " ").split()} <= known
