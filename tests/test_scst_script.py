@@ -11,7 +11,8 @@ def test_two_processes(tmp_path, backend):
     small = {"DATA": str(few_rows(tmp_path / "data")), "BATCH": "4"}
     script("pretrain.sh", "caption", tmp_path / "plain", 1, **small)
     start, out = tmp_path / "plain" / "checkpoint_last.pt", tmp_path / "scst"
-    printed = script("scst.sh", "mue", start, out, 2, **small, PROCESSES="2", DDP=backend)
+    more = {"PROCESSES": "2", "DDP": backend, "BASELINE": "greedy"}
+    printed = script("scst.sh", "mue", start, out, 2, **small, **more)
     assert "reward_greedy" in printed and "caption_length" in printed
     assert "| cider " in printed
     assert (out / "checkpoint_best.pt").is_file()

@@ -36,7 +36,8 @@ class MuESCSTConfig(FairseqDataclass):
         default="greedy",
         metadata={
             "help": "what a sample's reward is compared with: greedy = the reward of the greedy "
-            "caption, mean = the mean reward of the image's other samples (as in OFA)"
+            "caption, mean = the mean reward of the image's other samples (as in OFA; the better "
+            "one with --layer-weights other than last)"
         },
     )
     scst_args: str = field(
@@ -73,7 +74,16 @@ class MuESCST(MuELoss):
     In training, captions are sampled at full depth without dropout; each token's cross-entropy is
     weighted by how much better its caption is than the baseline, and the loss is the weighted mean
     over decoder layers, as in ``mue_loss``: all layers are taught the words that the last one
-    chose. In validation the loss is ``mue_loss`` itself, and ``--eval-cider`` the goal.
+    chose.
+
+    For the layers before the last these words are another policy's, for which a baseline is not
+    free of bias: where samples are mostly worse than the greedy caption, these layers are pushed
+    away from all that the model says. With more than the last layer weighted, the baseline
+    ``mean``, over which an image's advantages add up to 0, did better (see run_scripts/emoji).
+    The same holds of statistics that differ between sampling and loss: use ``--dropout 0`` and
+    ``--freeze-resnet``.
+
+    In validation the loss is ``mue_loss`` itself, and ``--eval-cider`` the goal.
 
     Logged: ``loss`` and ``loss_layer_1`` … per token (per caption with ``--sentence-avg``),
     ``reward``, ``baseline`` and, where it is decoded, ``reward_greedy`` x 100, ``caption_length``
