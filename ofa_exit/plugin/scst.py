@@ -36,8 +36,8 @@ class MuESCSTConfig(FairseqDataclass):
         default="greedy",
         metadata={
             "help": "what a sample's reward is compared with: greedy = the reward of the greedy "
-            "caption, mean = the mean reward of the image's other samples (as in OFA; the better "
-            "one with --layer-weights other than last)"
+            "caption, mean = the mean reward of the image's other samples (as in OFA; for "
+            "--layer-weights other than last)"
         },
     )
     scst_args: str = field(
@@ -76,12 +76,12 @@ class MuESCST(MuELoss):
     over decoder layers, as in ``mue_loss``: all layers are taught the words that the last one
     chose.
 
-    For the layers before the last these words are another policy's, for which a baseline is not
-    free of bias: where samples are mostly worse than the greedy caption, these layers are pushed
-    away from all that the model says. With more than the last layer weighted, the baseline
-    ``mean``, over which an image's advantages add up to 0, did better (see run_scripts/emoji).
-    The same holds of statistics that differ between sampling and loss: use ``--dropout 0`` and
-    ``--freeze-resnet``.
+    A baseline leaves the gradient unbiased only where the loss sees the probabilities that the
+    samples were drawn by; else samples that are mostly worse than the greedy caption push the
+    model away from all that it says. So train with ``--dropout 0 --freeze-resnet`` (batch norm
+    differs between sampling and loss). The layers before the last learn from the last one's
+    samples all the same; ``--scst-baseline mean``, by which an image's advantages add up to 0,
+    is for them.
 
     In validation the loss is ``mue_loss`` itself, and ``--eval-cider`` the goal.
 
