@@ -25,6 +25,7 @@ ALLOWED = {
     "verify": {*PARTS, "fairseq", "torch", "numpy"},
     "sweep": {*PARTS, "fairseq", "torch"},
     "export": {*PARTS, "torch"},
+    "document_frequencies": {"data", "evaluation"},
     "__main__": set(),
     "__init__": set(),
     "user_dir": {"plugin"},

@@ -26,7 +26,8 @@ class CaptionExamples:
 
     The source is OFA's fixed question, the target `` caption`` without punctuation. In training
     (``train``) a row has one caption, cut to ``max_tgt_length`` words. Otherwise it has one or
-    several joined by ``&&``, uncut: all are references, the first is the target.
+    several joined by ``&&``, uncut: all are references, the first is the target. With
+    ``all_references`` training rows, too, may have several.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class CaptionExamples:
         load_image: ImageLoader,
         *,
         train: bool,
+        all_references: bool = False,
         selected_cols: str | None = None,
         max_tgt_length: int = 20,
         max_source_positions: int = 1024,
@@ -47,6 +49,7 @@ class CaptionExamples:
         self.encoder = encoder
         self.load_image = load_image
         self.train = train
+        self.one_caption = train and not all_references
         self.max_tgt_length = max_tgt_length
         self.max_target_positions = max_target_positions
         self._unknown_in_prompt: list[str] = []
@@ -94,13 +97,14 @@ class CaptionExamples:
     def _references(self, index: int, row: dict[str, str]) -> list[str]:
         text = read_text(self.file, index, row, "caption")
         captions = [part.strip() for part in text.split(SEPARATOR)]
-        if self.train and len(captions) > 1:
+        if self.one_caption and len(captions) > 1:
             # Without its punctuation the row would be one caption with two words grown together.
             raise self.file.error(
                 index,
                 "caption",
                 f"{len(captions)} captions joined by {SEPARATOR} in training data",
-                "Give each caption a line of its own, or check --selected-cols",
+                "Give each caption a line of its own (only --criterion mue_scst trains on such "
+                "rows), or check --selected-cols",
             )
         for number, caption in enumerate(captions, start=1):
             if not strip_punctuation(caption):

@@ -1,14 +1,12 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
 import copy
-import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import numpy as np
-from fairseq.dataclass.configs import GenerationConfig
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
@@ -23,6 +21,7 @@ from ofa_exit.plugin.files import is_training
 from ofa_exit.plugin.generation import (
     UNSUPPORTED,
     WatchedEnsemble,
+    generation_options,
     refuse_broken,
     refuse_options,
     step_limits,
@@ -88,11 +87,18 @@ class MuECaptionTask(OFATask):
             self.words = target_words(
                 self.cfg.target_words, self.dictionary, self.cfg.code_dict_size, self.cfg.num_bins
             )
+        self._all_references = False
 
     @classmethod
     def refuse_nonsense(cls, cfg: Any) -> None:
         super().refuse_nonsense(cfg)
         refuse_options(_eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """The criterion says whether training rows may hold several captions (``mue_scst``)."""
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        self._all_references = getattr(criterion, "trains_on_all_references", False)
+        return criterion
 
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
         return CaptionExamples(
@@ -100,6 +106,7 @@ class MuECaptionTask(OFATask):
             self.encoder,
             load_image,
             train=is_training(split),
+            all_references=self._all_references,
             selected_cols=self.cfg.selected_cols,
             max_tgt_length=self.cfg.max_tgt_length,
         )
@@ -138,7 +145,7 @@ class MuECaptionTask(OFATask):
         try:
             self._keep_words(models, words)
             hypotheses = super().generate(generator, models, sample, **forced)
-        except AssertionError:  # beam search found no word to go on with
+        except (AssertionError, RuntimeError):  # search or sampling found no word to go on with
             _refuse_broken(generator, sample)
             raise
         finally:
@@ -213,20 +220,7 @@ def _refuse_broken(generator: Any, sample: dict[str, Any]) -> None:
 
 def _eval_args(cfg: CaptionConfig) -> Namespace:
     """Generation options of validation; raises ValueError on what are none."""
-    try:
-        options = json.loads(cfg.eval_args)
-    except ValueError as error:
-        raise ValueError(f"--eval-args {cfg.eval_args!r} is not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'--eval-args {cfg.eval_args!r}: give a JSON object, {{"beam": 5}}')
-    known = {option.name for option in fields(GenerationConfig)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(
-            f"--eval-args: {', '.join(unknown)} is no generation option of fairseq "
-            "(names as in beam, max_len_b, no_repeat_ngram_size)"
-        )
-    return Namespace(**{"max_len_b": cfg.max_tgt_length, **options})
+    return generation_options("--eval-args", cfg.eval_args, max_len_b=cfg.max_tgt_length)
 
 
 def _all_references(examples: CaptionExamples) -> list[list[str]]:

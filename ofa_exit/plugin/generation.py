@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import weakref
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Optional
@@ -55,6 +56,24 @@ def refuse_options(args: Any, reasons: dict[str, str]) -> None:
     for option, reason in reasons.items():
         if getattr(args, option, DEFAULTS[option]) != DEFAULTS[option]:
             raise UsageError(f"--{option.replace('_', '-')} is not supported: {reason}")
+
+
+def generation_options(flag: str, text: str, **defaults: Any) -> Namespace:
+    """The options that ``flag`` gives as a JSON object; raises ValueError on what are none."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {text!r} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'{flag} {text!r}: give a JSON object, {{"beam": 5}}')
+    known = {option.name for option in fields(GenerationConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"{flag}: {', '.join(unknown)} is no generation option of fairseq "
+            "(names as in beam, max_len_b, no_repeat_ngram_size)"
+        )
+    return Namespace(**{**defaults, **options})
 
 
 class WatchedEnsemble(EnsembleModel):

@@ -119,6 +119,8 @@ def make_tables(source: Source, size: Size) -> dict[str, tables.Table]:
     for name in splits.SPLITS:
         pictures = tables.sample(source.split[name], size.captions[name], f"{source.seed}/{name}")
         made[f"caption_{name}"] = tables.caption_table(pictures, name != "train", encode)
+        if name == "train":
+            made["references_train"] = tables.reference_table(pictures)
     for name in tqdm(splits.SPLITS, desc="entailment", unit="split"):
         rows = balanced_rows(
             source.split[name],

@@ -48,6 +48,11 @@ def caption_table(pictures: Sequence[Picture], all_references: bool, encode: Enc
     ]
 
 
+def reference_table(pictures: Sequence[Picture]) -> Table:
+    """Image id and all references of each picture, for what scores captions of training data."""
+    return [(picture.image_id, SEPARATOR.join(picture.references)) for picture in pictures]
+
+
 def entailment_table(rows: Sequence[Row], encode: Encode) -> Table:
     """One row a question; the premise names the picture's category only."""
     asked: Counter[str] = Counter()

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The CIDEr stage on captions (criterion mue_scst), from a checkpoint that cross-entropy trained:
+#   run_scripts/emoji/scst.sh plain|mue|no_split|no_layer_loss INIT OUT [UPDATES] [fairseq-train arguments…]
+# DATA (default examples/emoji), BATCH (48 pictures), LR (5e-5), BASELINE (mean or greedy); PROCESSES, DEVICE: see common.sh. The
+# training rows with all their references, and the document frequencies of these, are made once, in OUT.
+# A killed run resumes.
+source "$(dirname "$0")/common.sh"
+variant=${1:?plain, mue, no_split or no_layer_loss} init=${2:?checkpoint to start from}
+out=${3:?folder to save to} updates=${4:-100}
+shift $(($# < 4 ? $# : 4))
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$out"
+rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
+[ -e "$rows" ] || "$BIN/python" -m ofa_exit.data.references "$DATA/caption_train.tsv" "$rows" \
+  --references "$DATA/references_train.tsv"
+[ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.document_frequencies "$rows" "$frequencies"
+# No dropout and a stem that stays as it is, so that the loss sees the probabilities that the captions
+# were sampled by; without that, CIDEr fell.
+# shellcheck disable=SC2046
+train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $(model_options "$variant") \
+  $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" \
+  --criterion mue_scst --cider-frequencies "$frequencies" --scst-args '{"beam": 5, "max_len_b": 16}' \
+  --scst-baseline "${BASELINE:-mean}" --dropout 0 --freeze-resnet --optimizer adam --adam-betas "(0.9, 0.999)" --clip-norm 1.0 \
+  --lr "${LR:-5e-5}" --lr-scheduler fixed --max-update "$updates" \
+  --batch-size $((${BATCH:-48} / PROCESSES)) --batch-size-valid 32 \
+  --save-dir "$out" --no-epoch-checkpoints "$@"
