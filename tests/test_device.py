@@ -211,3 +211,27 @@ def test_half_precision_decides_in_float32(dtype):
     hypotheses = generate(model, net_input)
     assert set(seen) == {torch.float32}
     assert all(torch.isfinite(h["positional_scores"]).all() for s in hypotheses for h in s)
+
+
+def test_steps_keep_their_shapes_on_the_device(fake):
+    """Within the cache's room, every step gives a layer inputs of the same shapes: what compiling
+    or capturing a step asks for."""
+    model = fake_model().eval()
+    out, state = encode(model, torch.float32)
+    shapes = []
+
+    def note(layer, inputs, kwargs):
+        flat = [*inputs[:2], *inputs[2], inputs[3]]
+        shapes.append(tuple(tuple(tensor.shape) for tensor in flat))
+
+    model.decoder.layers[1].register_forward_pre_hook(note, with_kwargs=True)
+    attended = []
+    attention = model.decoder.layers[1].self_attn
+    attention.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[1].shape))
+    with torch.no_grad():
+        for step in range(1, 6):
+            tokens = torch.full((6, step), 6, device="cuda")
+            model.decoder(tokens, out, incremental_state=state)
+            model.decoder.reorder_incremental_state_scripting(state, torch.arange(6, device="cuda"))
+    assert len(shapes) == len(attended) == 5
+    assert len(set(shapes)) == len(set(attended)) == 1

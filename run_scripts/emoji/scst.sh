@@ -15,7 +15,7 @@ rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
   --references "$DATA/references_train.tsv"
 [ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.document_frequencies "$rows" "$frequencies"
 # No dropout and a stem that stays as it is, so that the loss sees the probabilities that the captions
-# were sampled by; without that, CIDEr fell.
+# were sampled by.
 # shellcheck disable=SC2046
 train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $(model_options "$variant") \
   $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" \
