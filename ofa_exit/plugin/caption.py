@@ -1,39 +1,23 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
-import json
-from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Optional
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
-from fairseq.dataclass.configs import GenerationConfig
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask, register_task
-from torch import Tensor
+from fairseq.tasks import register_task
 
 from ofa_exit.data.caption import SEPARATOR, CaptionExamples
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.captions import CiderReference, bleu_from_statistics, bleu_statistics
-from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.beam import BeamSearchTask
 from ofa_exit.plugin.files import is_training
-from ofa_exit.plugin.generation import (
-    UNSUPPORTED,
-    WatchedEnsemble,
-    refuse_broken,
-    refuse_options,
-    step_limits,
-)
-from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task import summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 
 CIDER = ("_cider_sum", "_cider_sentences")
-# Each would give words away that validation is to find.
-_NOT_IN_VALIDATION = dict.fromkeys(
-    ("score_reference", "prefix_size"), "validation generates from the picture alone"
-)
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
 
 
@@ -57,7 +41,7 @@ class CaptionConfig(OFATaskConfig):
 
 
 @register_task("mue_caption", dataclass=CaptionConfig)
-class MuECaptionTask(OFATask):
+class MuECaptionTask(BeamSearchTask):
     """Captioning in OFA's format; beam search is fairseq's own."""
 
     prefix = "caption"
@@ -74,11 +58,6 @@ class MuECaptionTask(OFATask):
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderReference]] = {}
 
-    @classmethod
-    def refuse_nonsense(cls, cfg: Any) -> None:
-        super().refuse_nonsense(cfg)
-        refuse_options(_eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
-
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
         return CaptionExamples(
             path,
@@ -89,40 +68,7 @@ class MuECaptionTask(OFATask):
             max_tgt_length=self.cfg.max_tgt_length,
         )
 
-    # ------------------------------------------------------------------ generation
-
-    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        if getattr(args, "score_reference", False) and self.exit_policy is not None:
-            raise UsageError("--score-reference scores at full depth: leave --exit-policy out")
-        refuse_options(args, {"diverse_beam_groups": "fairseq's search fails on it"})
-        if getattr(args, "score_reference", False):
-            return FairseqTask.build_generator(self, models, args)
-        return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
-
-    def generate(
-        self,
-        generator: Any,
-        models: Sequence[Any],
-        sample: dict[str, Any],
-        **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
-        try:
-            hypotheses = super().generate(generator, models, sample, **forced)
-        except AssertionError:  # beam search found no word to go on with
-            _refuse_broken(generator, sample)
-            raise
-        _refuse_broken(generator, sample)
-        return hypotheses
-
-    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        if not hasattr(generator, "max_len_a"):  # --score-reference
-            return None
-        return step_limits(generator, sample["net_input"]["src_lengths"])
-
     # ------------------------------------------------------------------ validation
-
-    def validation_generator(self, model: Any) -> Any:
-        return self.make_generator([model], _eval_args(self.cfg))
 
     def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -163,29 +109,6 @@ class MuECaptionTask(OFATask):
             known = dataset, CiderReference(_all_references(dataset.rows.examples))
             self._cider[subset] = known
         return known[1]
-
-
-def _refuse_broken(generator: Any, sample: dict[str, Any]) -> None:
-    if hasattr(generator, "model"):  # not with --score-reference
-        refuse_broken(generator.model.broken, sample["uniq_ids"])
-
-
-def _eval_args(cfg: CaptionConfig) -> Namespace:
-    """Generation options of validation; raises ValueError on what are none."""
-    try:
-        options = json.loads(cfg.eval_args)
-    except ValueError as error:
-        raise ValueError(f"--eval-args {cfg.eval_args!r} is not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'--eval-args {cfg.eval_args!r}: give a JSON object, {{"beam": 5}}')
-    known = {option.name for option in fields(GenerationConfig)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(
-            f"--eval-args: {', '.join(unknown)} is no generation option of fairseq "
-            "(names as in beam, max_len_b, no_repeat_ngram_size)"
-        )
-    return Namespace(**{"max_len_b": cfg.max_tgt_length, **options})
 
 
 def _all_references(examples: CaptionExamples) -> list[list[str]]:
