@@ -1,7 +1,7 @@
 """Everything that fairseq has to know: importing this package registers it."""
 
 from . import compat  # isort: skip  # first: the others meet the mended fairseq
-from . import blipee, caption, criterions, models, scorers, snli_ve, vqa_scorers
+from . import blipee, caption, criterions, models, scorers, snli_ve, visdial, vqa, vqa_scorers
 
 __all__ = [
     "blipee",
@@ -11,5 +11,7 @@ __all__ = [
     "models",
     "scorers",
     "snli_ve",
+    "visdial",
+    "vqa",
     "vqa_scorers",
 ]

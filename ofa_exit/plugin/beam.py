@@ -29,6 +29,9 @@ _NOT_IN_VALIDATION = dict.fromkeys(
 class BeamSearchTask(OFATask):
     """A task with the option ``eval_args``; beam search is fairseq's own."""
 
+    ensemble: type[WatchedEnsemble] = WatchedEnsemble
+    """What the search asks for words."""
+
     @classmethod
     def refuse_nonsense(cls, cfg: Any) -> None:
         super().refuse_nonsense(cfg)
@@ -40,7 +43,7 @@ class BeamSearchTask(OFATask):
         refuse_options(args, {"diverse_beam_groups": "fairseq's search fails on it"})
         if getattr(args, "score_reference", False):
             return FairseqTask.build_generator(self, models, args)
-        return FairseqTask.build_generator(self, WatchedEnsemble(models), args, **options)
+        return FairseqTask.build_generator(self, self.ensemble(models), args, **options)
 
     def generate(
         self,

@@ -251,6 +251,7 @@ class AllCandidateGenerator(CandidateScorer):
         """
         super().__init__(models, pad)
         self.tree = AnswerTree(trie, **options)
+        self.eos = trie.eos  # fairseq-generate asks for it
         self.nbest = nbest
 
     def step_limits(self, prompt_lengths: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import numpy as np
+import torch
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
@@ -20,6 +21,7 @@ from ofa_exit.plugin.beam import BeamSearchTask, eval_args
 from ofa_exit.plugin.candidates import AllCandidateGenerator, refuse_search
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.files import is_training
+from ofa_exit.plugin.generation import WatchedEnsemble
 from ofa_exit.plugin.task import OFATask, summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.policies.trace import ExitTrace
@@ -69,6 +71,26 @@ class VqaConfig(OFATaskConfig):
     )
 
 
+class BoundedEnsemble(WatchedEnsemble):
+    """Ends each sentence at its own ``limits``, Long [S], in steps; prompts differ in length, and
+    stock beam search has one bound for all sentences of a batch."""
+
+    limits: Optional[Tensor] = None
+    eos: int
+
+    def forward_decoder(
+        self, tokens: Tensor, encoder_outs: list[Any], *others: Any
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        scores, attention = super().forward_decoder(tokens, encoder_outs, *others)
+        if self.limits is None:
+            return scores, attention
+        sentences = encoder_outs[0].sentences
+        last = self.limits[sentences] <= tokens.size(1) - 1
+        last = last.repeat_interleave(scores.size(0) // sentences.numel()).unsqueeze(1)
+        others_words = torch.arange(scores.size(1), device=scores.device) != self.eos
+        return scores.masked_fill(last & others_words, -torch.inf), attention
+
+
 class PromptedTrace(ExitTrace):
     """A trace of hypotheses whose prompts, Long lists without bos, were taken away."""
 
@@ -100,6 +122,7 @@ class MuEVqaTask(BeamSearchTask):
         "schedule": "static",
     }
     eval_options = ("eval_acc",)
+    ensemble = BoundedEnsemble
     cfg: VqaConfig
 
     def __init__(self, *args: Any) -> None:
@@ -157,7 +180,8 @@ class MuEVqaTask(BeamSearchTask):
             raise UsageError("--prefix-size is not supported with --prompt-type prev_output")
         generator = super().make_generator(models, args, **options)
         if hasattr(generator, "max_len_a"):
-            generator.max_len_a += 1  # the prompt is as long as the source
+            generator.max_len_a += 1  # room for the prompt, which is no longer than the source
+            generator.model.eos = self.dictionary.eos()
         return generator
 
     def generate(
@@ -179,6 +203,7 @@ class MuEVqaTask(BeamSearchTask):
         behind = prompts.new_tensor(range(1, longest)) >= lengths[:, None]
         prompts = prompts.masked_fill(behind, self.dictionary.pad())
         forced["prefix_tokens"] = prompts if prompts.numel() else None
+        generator.model.limits = self.step_limits(generator, sample)
         hypotheses = super().generate(generator, models, sample, **forced)
         cuts = (lengths - 1).tolist()
         self.prompts = [row[:cut] for row, cut in zip(prompts.tolist(), cuts)]
@@ -192,7 +217,10 @@ class MuEVqaTask(BeamSearchTask):
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         if self.trie is not None:
             return generator.step_limits(sample["prompt_lengths"])
-        return super().step_limits(generator, sample)
+        limits = super().step_limits(generator, sample)
+        if limits is None or self.cfg.prompt_type == "none":
+            return limits
+        return limits - sample["net_input"]["src_lengths"] + sample["prompt_lengths"] - 1
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         if self.trie is not None:
