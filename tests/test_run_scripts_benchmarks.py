@@ -102,7 +102,7 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     assert (args.task, args.arch, args.criterion) == (TASKS[name], "ofa_base", "mue_loss")
     assert (args.lr, args.max_epoch, args.weight_decay, args.seed) == ([3e-5], 5, 0.01, 3)
     assert args.batch_size * args.update_freq[0] == 64
-    assert args.total_num_update == 15  # 130 rows, 5 epochs
+    assert int(args.total_num_update) == 15  # 130 rows, 5 epochs
     assert args.split_modalities and args.finetune_from_model == "init.pt"
     metric = {"mue_snli_ve": "acc", "mue_caption": "cider", "mue_visdial": "mrr"}
     assert args.best_checkpoint_metric == metric.get(args.task, "vqa_acc")
