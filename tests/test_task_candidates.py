@@ -4,6 +4,7 @@ import helpers
 import pytest
 import torch
 
+from ofa_exit.data.answer_tree import AnswerTree
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.plugin.candidates import AllCandidateGenerator
 from ofa_exit.policies.similarity import SimilarityExit
@@ -165,8 +166,7 @@ def test_a_row_runs_until_its_choices_are_made(prompts):
     generator.generate([model], batch)
     (step,) = generator.traces()[0].steps
     assert sum(rows) == int(step.ran.sum())
-    at = generator._columns(batch["prompt_lengths"], int(batch["prompt_lengths"].max()))
-    needed = step.layers.gather(1, at).max(dim=1).values
+    needed = torch.tensor([max(of.values()) for of in generator.traces()[0].decided()])
     assert (step.ran >= needed).all() and int(step.ran.max()) == int(needed.max())
     assert step.asked.tolist() == [2, 2, 2]
 
@@ -189,3 +189,85 @@ def test_nothing_can_be_forced():
         AllCandidateGenerator([model], TRIE, PAD).generate(
             [model], batch, prefix_tokens=torch.tensor([[5], [5], [5]])
         )
+
+
+# ---------------------------------------------------------------------- rows of bounded size
+
+MANY = [[a, *rest] for a in range(5, 15) for rest in ([], [20, 21], [20, 22, 23], [24, 25])]
+
+
+@pytest.mark.parametrize("over_vocabulary", [False, True])
+@pytest.mark.parametrize("room", [1, 3, 7, 12, 1000])
+def test_rows_of_a_tree_hold_what_their_tokens_follow(room, over_vocabulary):
+    trie = AnswerTrie(MANY, EOS)
+    tree = AnswerTree(trie, over_vocabulary, room)
+    longest_path = max(map(len, tree.decisions))
+    assert tree.tokens.size(1) <= max(room, longest_path)
+    asked = list(zip(tree.place_row.tolist(), tree.place_column.tolist()))
+    assert len(set(asked)) == len(tree.decisions)
+    for decision, (row, column) in zip(tree.decisions, asked):
+        if decision:
+            seen = tree.ancestors[row, column].nonzero().flatten()
+            seen = sorted(seen.tolist(), key=lambda at: int(tree.depth[row, at]))
+            assert tuple(tree.tokens[row, seen].tolist()) == decision
+            assert tree.depth[row, seen].tolist() == list(range(1, len(decision) + 1))
+    wanted = trie.prefixes() if over_vocabulary else trie.branches()
+    assert tree.decisions == wanted
+    if room == 1000:
+        assert tree.rows == 1
+
+
+@pytest.mark.parametrize(
+    "policy", [None, SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay")]
+)
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
+    model, batch = helpers.nano(), sample(prompts=True)
+    model.configure_exits(policy, kv)
+    trie = AnswerTrie(MANY, EOS)
+
+    def run(room):
+        generator = AllCandidateGenerator([model], trie, PAD, room=room)
+        limits = generator.step_limits(batch["prompt_lengths"])
+        net_input = {**batch["net_input"], "step_limit": limits}
+        hypotheses = generator.generate([model], {**batch, "net_input": net_input})
+        (trace,) = generator.traces()
+        return generator.tree.rows, hypotheses, trace and trace.decided()
+
+    rows, whole, depths = run(1000)
+    assert rows == 1
+    if policy is None:
+        for number, hypotheses in enumerate(whole):
+            check(hypotheses, one_by_one(model, batch, number, trie), MANY)
+    else:
+        assert len({layers for of in depths for layers in of.values()}) > 1
+    for room in (2, 5, 9):
+        parted_rows, parted, parted_depths = run(room)
+        assert parted_rows > 1
+        assert parted_depths == depths
+        for one, other in zip(whole, parted):
+            scores = [{tuple(h["tokens"].tolist()): h["score"] for h in of} for of in (one, other)]
+            assert scores[0].keys() == scores[1].keys()
+            for answer, score in scores[0].items():
+                torch.testing.assert_close(score, scores[1][answer], atol=1e-5, rtol=1e-4)
+
+
+def test_the_best_answers_alone_are_handed_out():
+    model, batch = helpers.nano(), sample(prompts=False)
+    trie = AnswerTrie(MANY, EOS)
+    everything = AllCandidateGenerator([model], trie, PAD).generate([model], batch)
+    best = AllCandidateGenerator([model], trie, PAD, nbest=2).generate([model], batch)
+    for few, every in zip(best, everything):
+        assert [h["tokens"].tolist() for h in few] == [h["tokens"].tolist() for h in every[:2]]
+
+
+def test_cross_attention_runs_once_a_sentence_however_many_rows(monkeypatch):
+    """The rows of a sentence are queries of one attention: no key is copied for them."""
+    model, batch = helpers.nano(), sample(prompts=False)
+    keys = []
+    attention = model.decoder.layers[0].encoder_attn
+    attention.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[1].size(0)))
+    generator = AllCandidateGenerator([model], AnswerTrie(MANY, EOS), PAD, room=5)
+    assert generator.tree.rows > 2
+    generator.generate([model], batch)
+    assert keys == [3]

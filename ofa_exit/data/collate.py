@@ -17,7 +17,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     (False without image), prev_output_tokens Long[B, L]. Beside it: target Long[B, L],
     prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
     that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
-    unconstrained) and conf Float[B] (1 for an example without).
+    unconstrained), conf Float[B] (1 for an example without) and candidates, a list for each.
     """
     kept = [example for example in examples if example is not None]
     if not kept:
@@ -47,6 +47,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     if any(example.conf is not None for example in kept):
         confs = [1.0 if example.conf is None else example.conf for example in kept]
         batch["conf"] = torch.tensor(confs)
+    if any(example.candidates is not None for example in kept):
+        batch["candidates"] = [example.candidates for example in kept]
     return batch
 
 

@@ -19,7 +19,8 @@ class Example:
 
     ``prompt_length`` tokens of ``prev_output`` (bos at least) are fed before the answer; their
     targets are pad. ``references`` are the row's texts as they are; ``unknown`` the symbols
-    that the vocabulary lacks.
+    that the vocabulary lacks. ``candidates``: tokens of the row's own answers to choose from, no
+    eos.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Example:
     unknown: list[str]
     constraint_mask: Tensor | None = None
     conf: float | None = None
+    candidates: list[list[int]] | None = None
 
 
 def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:

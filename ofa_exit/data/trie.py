@@ -19,13 +19,23 @@ class AnswerTrie:
         self._next: dict[tuple[int, ...], set[int]] = {}
         if not self.answers:
             raise ValueError("no answers to choose from")
-        if len({tuple(answer) for answer in self.answers}) < len(self.answers):
-            raise ValueError(f"two answers have the same tokens: {self.answers}")
+        self._known = set(map(tuple, self.answers))
+        if len(self._known) < len(self.answers):
+            twice = next(a for a in self.answers if self.answers.count(a) > 1)
+            raise ValueError(f"two answers have the same tokens: {twice}")
         for answer in self.answers:
             if not answer or eos in answer:
                 raise ValueError(f"an answer is empty or holds the end symbol: {answer}")
             for at, token in enumerate([*answer, eos]):
                 self._next.setdefault(tuple(answer[:at]), set()).add(token)
+
+    def __contains__(self, answer: Sequence[int]) -> bool:
+        """Whether ``answer``, without its eos, is one of the answers."""
+        return tuple(answer) in self._known
+
+    def prefixes(self) -> list[tuple[int, ...]]:
+        """All prefixes after which a token follows, shorter ones first."""
+        return sorted(self._next, key=len)
 
     def branches(self) -> list[tuple[int, ...]]:
         """Prefixes after which more than one token may follow, shorter ones first: the only places
@@ -46,8 +56,9 @@ class AnswerTrie:
         """
         start = prompt_length - 1
         answer = target[start:].tolist()
-        if not answer or answer[-1] != self.eos or answer[:-1] not in self.answers:
-            raise ValueError(f"{answer} is not one of the answers {self.answers}")
+        if not answer or answer[-1] != self.eos or answer[:-1] not in self:
+            shown = f"{self.answers[:3]}" + ", …" * (len(self.answers) > 3)
+            raise ValueError(f"{answer} is not one of the answers {shown}")
         mask = torch.ones(len(target), vocabulary_size, dtype=torch.bool)
         mask[start:] = False
         for at in range(len(answer)):

@@ -1,7 +1,18 @@
 """Everything that fairseq has to know: importing this package registers it."""
 
 from . import compat  # isort: skip  # first: the others meet the mended fairseq
-from . import blipee, caption, criterions, models, scorers, scst, snli_ve, vqa_scorers
+from . import (
+    blipee,
+    caption,
+    criterions,
+    models,
+    scorers,
+    scst,
+    snli_ve,
+    visdial,
+    vqa,
+    vqa_scorers,
+)
 
 __all__ = [
     "blipee",
@@ -12,5 +23,7 @@ __all__ = [
     "scorers",
     "scst",
     "snli_ve",
+    "visdial",
+    "vqa",
     "vqa_scorers",
 ]

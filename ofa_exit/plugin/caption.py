@@ -1,40 +1,24 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
-import copy
-from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask, register_task
-from torch import Tensor
+from fairseq.tasks import register_task
 
 from ofa_exit.data.caption import SEPARATOR, CaptionExamples
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.captions import CiderReference, bleu_from_statistics, bleu_statistics
-from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.beam import BeamSearchTask
 from ofa_exit.plugin.files import is_training
-from ofa_exit.plugin.generation import (
-    UNSUPPORTED,
-    WatchedEnsemble,
-    generation_options,
-    refuse_broken,
-    refuse_options,
-    step_limits,
-)
-from ofa_exit.plugin.target_words import TargetWords, target_words
-from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.target_words import target_words
+from ofa_exit.plugin.task import summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 
 CIDER = ("_cider_sum", "_cider_sentences")
-# Each would give words away that validation is to find.
-_NOT_IN_VALIDATION = dict.fromkeys(
-    ("score_reference", "prefix_size"), "validation generates from the picture alone"
-)
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
 
 
@@ -66,7 +50,7 @@ class CaptionConfig(OFATaskConfig):
 
 
 @register_task("mue_caption", dataclass=CaptionConfig)
-class MuECaptionTask(OFATask):
+class MuECaptionTask(BeamSearchTask):
     """Captioning in OFA's format; beam search is fairseq's own."""
 
     prefix = "caption"
@@ -82,17 +66,11 @@ class MuECaptionTask(OFATask):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderReference]] = {}
-        self.words: Optional[TargetWords] = None
         if self.cfg.target_words is not None:
             self.words = target_words(
                 self.cfg.target_words, self.dictionary, self.cfg.code_dict_size, self.cfg.num_bins
             )
         self._all_references = False
-
-    @classmethod
-    def refuse_nonsense(cls, cfg: Any) -> None:
-        super().refuse_nonsense(cfg)
-        refuse_options(_eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """The criterion says whether training rows may hold several captions (``mue_scst``)."""
@@ -111,66 +89,7 @@ class MuECaptionTask(OFATask):
             max_tgt_length=self.cfg.max_tgt_length,
         )
 
-    # ------------------------------------------------------------------ generation
-
-    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        if getattr(args, "score_reference", False) and self.exit_policy is not None:
-            raise UsageError("--score-reference scores at full depth: leave --exit-policy out")
-        refuse_options(args, {"diverse_beam_groups": "fairseq's search fails on it"})
-        if getattr(args, "score_reference", False):
-            if self.words is not None:
-                raise UsageError("--score-reference scores any word: leave --target-words out")
-            return FairseqTask.build_generator(self, models, args)
-        task: Any = self
-        if self.words is not None:  # fairseq takes the search's vocabulary from the task
-            task = copy.copy(self)
-            task.dictionary = self.words
-        return FairseqTask.build_generator(
-            task, WatchedEnsemble(models, self.words), args, **options
-        )
-
-    def scored_words(self) -> Optional[int]:
-        return None if self.words is None else len(self.words)
-
-    def generate(
-        self,
-        generator: Any,
-        models: Sequence[Any],
-        sample: dict[str, Any],
-        **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
-        words, prefix = self.words, forced.get("prefix_tokens")
-        if words is not None and prefix is not None:
-            forced["prefix_tokens"] = words.reduced(prefix)
-        try:
-            self._keep_words(models, words)
-            hypotheses = super().generate(generator, models, sample, **forced)
-        except (AssertionError, RuntimeError):  # search or sampling found no word to go on with
-            _refuse_broken(generator, sample)
-            raise
-        finally:
-            self._keep_words(models, None)
-        _refuse_broken(generator, sample)
-        if words is not None:
-            for hypothesis in (h for of_sentence in hypotheses for h in of_sentence):
-                hypothesis["tokens"] = words.full(hypothesis["tokens"])
-        return hypotheses
-
-    @staticmethod
-    def _keep_words(models: Sequence[Any], words: Optional[TargetWords]) -> None:
-        for model in models:
-            device = model.decoder.output_projection.weight.device
-            model.decoder.keep_words(None if words is None else words.to(device).kept)
-
-    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        if not hasattr(generator, "max_len_a"):  # --score-reference
-            return None
-        return step_limits(generator, sample["net_input"]["src_lengths"])
-
     # ------------------------------------------------------------------ validation
-
-    def validation_generator(self, model: Any) -> Any:
-        return self.make_generator([model], _eval_args(self.cfg))
 
     def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -211,16 +130,6 @@ class MuECaptionTask(OFATask):
             known = dataset, CiderReference(_all_references(dataset.rows.examples))
             self._cider[subset] = known
         return known[1]
-
-
-def _refuse_broken(generator: Any, sample: dict[str, Any]) -> None:
-    if hasattr(generator, "model"):  # not with --score-reference
-        refuse_broken(generator.model.broken, sample["uniq_ids"])
-
-
-def _eval_args(cfg: CaptionConfig) -> Namespace:
-    """Generation options of validation; raises ValueError on what are none."""
-    return generation_options("--eval-args", cfg.eval_args, max_len_b=cfg.max_tgt_length)
 
 
 def _all_references(examples: CaptionExamples) -> list[list[str]]:

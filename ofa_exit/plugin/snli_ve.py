@@ -14,21 +14,12 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.accuracy import is_correct
-from ofa_exit.plugin.candidates import AllCandidateGenerator
-from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.generation import DEFAULTS, UNSUPPORTED, refuse_options
+from ofa_exit.plugin.candidates import AllCandidateGenerator, refuse_search
 from ofa_exit.plugin.task import OFATask, summed
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.policies.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
-# Options of generation that do what they say without a search, those that fairseq calls deprecated
-# among them. All others would promise what scoring a closed set does not do.
-_KEPT = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm", *UNSUPPORTED)
-_REFUSED = dict.fromkeys(
-    (option for option in DEFAULTS if option not in _KEPT),
-    "the answers are a closed set, each of which is scored in full; nothing is searched",
-)
 
 
 @dataclass
@@ -92,10 +83,7 @@ class MuESnliVeTask(OFATask):
     def make_generator(
         self, models: Sequence[Any], args: Any, **options: Any
     ) -> AllCandidateGenerator:
-        refuse_options(args, _REFUSED)
-        nbest = getattr(args, "nbest", 1)
-        if nbest > len(self.trie.answers):
-            raise UsageError(f"--nbest {nbest}: there are {len(self.trie.answers)} answers")
+        refuse_search(args, len(self.trie.answers))
         return AllCandidateGenerator(models, self.trie, self.dictionary.pad())
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:

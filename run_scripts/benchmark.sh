@@ -1,0 +1,74 @@
+# Shared by the scripts of the published data sets: fine-tuning with MuE, answering, and sweeps.
+# A script sets, before it calls these: TASK (what training and generation have in common), FIT (of
+# training alone), SEARCH (of generation alone), SCORING (fairseq's name of the scorer), HIDDEN (splits
+# without published answers), QUALITY (the column that sweeps draw) and GRID (their settings).
+#   BPE_DIR   folder of dict.txt, encoder.json and vocab.bpe of OFA's release; default: the data's folder
+#   ARCH      ofa_base, as in the papers          LR, EPOCHS, BATCH   3e-5, 5, 64 (MuE, appendix)
+#   MICRO     samples at a time on one device; gradients are summed up to BATCH (default 8)
+# DEVICE, PROCESSES, DDP: see common.sh. Several GPUs of one machine are used by themselves; on
+# several machines: torchrun --no-python … run_scripts/NAME/train.sh …
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# devices: how many share a batch.
+devices() {
+  if [ "$DEVICE" != cuda ]; then
+    echo "$PROCESSES"
+  else
+    echo "${WORLD_SIZE:-$("$BIN/python" -c 'import torch; print(torch.cuda.device_count())')}"
+  fi
+}
+
+# rows FILE: its number of lines, from the index that training keeps beside it.
+rows() {
+  PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$BIN/python" -c '
+import pathlib, sys
+from ofa_exit.data.row_index import row_offsets
+print(len(row_offsets(pathlib.Path(sys.argv[1]))[1]) - 1)' "$1"
+}
+
+# finetune DATA CHECKPOINT OUT ARGUMENTS…: DATA holds train.tsv and valid.tsv. A killed run resumes.
+finetune() {
+  local data=$1 init=$2 out=$3 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} shared
+  shift 3
+  [ "$micro" -le "$batch" ] || micro=$batch
+  shared=$(($(devices) * micro))
+  local every=$(((batch + shared - 1) / shared)) updates precision=()
+  updates=$((($(rows "$data/train.tsv") + every * shared - 1) / (every * shared) * epochs))
+  [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512 --ddp-backend "${DDP:-legacy_ddp}")
+  train "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
+    --split-modalities --criterion mue_loss --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 \
+    --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
+    --lr "${LR:-3e-5}" --lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * 6 / 100)) \
+    --max-epoch "$epochs" --batch-size "$micro" --update-freq "$every" --save-dir "$out" --no-epoch-checkpoints \
+    --fixed-validation-seed 7 --maximize-best-checkpoint-metric "${FIT[@]}" "${precision[@]}" "$@"
+}
+
+# answer DATA CHECKPOINT SPLIT OUT ARGUMENTS…: what is complete in OUT is kept. Without --exit-…
+# options the model runs in full.
+answer() {
+  local data=$1 checkpoint=$2 split=$3 out=$4
+  shift 4
+  if grep -qs "^Generate " "$out"/generate-*.txt; then
+    echo "$out is there already: remove it to generate again"
+    return
+  fi
+  local scoring=(--scoring "$SCORING")
+  if [[ " ${HIDDEN:-} " == *" $split "* ]]; then
+    scoring=()
+    echo "the answers of $split are not published: for its server, python -m ofa_exit.evaluation.submission --help"
+  fi
+  mkdir -p "$out"
+  generate "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --path "$checkpoint" --gen-subset "$split" \
+    --batch-size "${MICRO:-8}" --results-path "$out" "${SEARCH[@]}" "${scoring[@]}" "$@" 2>&1 | tee "$out/log.txt"
+}
+
+# sweep DATA CHECKPOINT SPLIT OUT ARGUMENTS…: OUT.csv, and its curves OUT_*.png.
+sweep() {
+  local data=$1 checkpoint=$2 split=$3 out=$4 cpu=()
+  shift 4
+  [ "$DEVICE" = cuda ] || cpu=(--cpu)
+  "$BIN/python" -m ofa_exit.sweep "$GRID" "$out.csv" "$data" --user-dir "$USER_DIR" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} \
+    --path "$checkpoint" --gen-subset "$split" --batch-size "${MICRO:-8}" "${cpu[@]}" "${SEARCH[@]}" --scoring "$SCORING" "$@"
+  "$BIN/python" -m ofa_exit.evaluation.plots "$out.csv" --quality "$QUALITY" --out "$out"
+}

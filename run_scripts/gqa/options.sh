@@ -1,0 +1,6 @@
+# GQA, balanced: options that its scripts share, OFA's own where its release has them.
+TASK=(--task mue_vqa --prompt-type none --patch-image-size 480 --max-src-length 80 --max-tgt-length 30 --vqa-metric
+  gqa_accuracy)
+FIT=(--label-smoothing 0.1 --eval-acc --best-checkpoint-metric vqa_acc)
+SEARCH=(--beam 5 --unnormalized --max-len-b 16)
+SCORING=gqa_accuracy QUALITY=accuracy HIDDEN='test' GRID=${GRID:-$ROOT/run_scripts/grids/answer.json}

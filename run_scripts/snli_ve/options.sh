@@ -1,0 +1,5 @@
+# SNLI-VE visual entailment: options that its scripts share, OFA's own where its release has them.
+TASK=(--task mue_snli_ve --prompt-type prev_output --add-caption --patch-image-size 480 --max-src-length 80)
+FIT=(--label-smoothing 0.0 --eval-acc --best-checkpoint-metric acc)
+SEARCH=()
+SCORING=accuracy QUALITY=accuracy GRID=${GRID:-$ROOT/run_scripts/grids/answer.json}

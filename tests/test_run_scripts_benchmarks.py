@@ -1,0 +1,181 @@
+"""The scripts of the published data sets: what they call, and, slowly, all of them for real."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import prepare_samples as samples
+import pytest
+import task_files as files
+from fairseq import options
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = {
+    "snli_ve": "mue_snli_ve",
+    "coco": "mue_caption",
+    "nocaps": "mue_caption",
+    "vqa": "mue_vqa",
+    "okvqa": "mue_vqa",
+    "gqa": "mue_vqa",
+    "vizwiz": "mue_vqa",
+    "visdial": "mue_visdial",
+}
+# A column that every sweep of the data set has.
+QUALITY = {"coco": "CIDEr", "nocaps": "CIDEr", "visdial": "MRR"}
+# Stands in for the commands, and writes down how it was called.
+RECORD = """\
+#!/usr/bin/env bash
+for last in "$@"; do printf '%q ' "$last" >> CALLS; done
+echo >> CALLS
+"""
+# Python itself, but for the modules that a dry run only writes down.
+PYTHON = """\
+#!/usr/bin/env bash
+case "$2" in
+  ofa_exit.*) for one in "${@:2}"; do printf '%q ' "$one" >> CALLS; done; echo >> CALLS ;;
+  *) exec REAL "$@" ;;
+esac
+"""
+
+
+def run(script: str, *arguments: object, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_scripts" / script), *map(str, arguments)],
+        env={
+            **os.environ,
+            "BIN": os.path.dirname(sys.executable),
+            "OMP_NUM_THREADS": "1",
+            "DEVICE": "cpu",
+            **environment,
+        },
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """A folder of stand-ins for the commands; calls what they were given."""
+    log = tmp_path / "calls"
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("fairseq-train", "fairseq-generate", "python"):
+        text = PYTHON if name == "python" else RECORD
+        text = text.replace("CALLS", shlex.quote(str(log))).replace("REAL", sys.executable)
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+
+    def read() -> list[list[str]]:
+        lines = log.read_text().splitlines()
+        log.unlink()
+        return [shlex.split(line) for line in lines]
+
+    return str(commands), read
+
+
+def parsed(parser, arguments, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fairseq", *arguments])
+    return options.parse_args_and_arch(parser(), arguments)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
+    commands, read = calls
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.tsv").write_text("x\n" * 130)
+    environment = {"BIN": commands, "BPE_DIR": "/bpe", "PROCESSES": "1"}
+    run(f"{name}/train.sh", data, "init.pt", tmp_path / "out", "--seed", 3, **environment)
+    (arguments,) = read()
+    args = parsed(options.get_training_parser, arguments, monkeypatch)
+    assert (args.task, args.arch, args.criterion) == (TASKS[name], "ofa_base", "mue_loss")
+    assert (args.lr, args.max_epoch, args.weight_decay, args.seed) == ([3e-5], 5, 0.01, 3)
+    assert args.batch_size * args.update_freq[0] == 64
+    assert int(args.total_num_update) == 15  # 130 rows, 5 epochs
+    assert args.split_modalities and args.finetune_from_model == "init.pt"
+    metric = {"mue_snli_ve": "acc", "mue_caption": "cider", "mue_visdial": "mrr"}
+    assert args.best_checkpoint_metric == metric.get(args.task, "vqa_acc")
+    assert args.maximize_best_checkpoint_metric
+    if name == "vqa":
+        assert args.answers == f"{data}/answers.txt"
+
+    exits = ["--exit-policy", "similarity"]
+    run(f"{name}/evaluate.sh", data, "a.pt", "valid", tmp_path / "ev", *exits, **environment)
+    (arguments,) = read()
+    args = parsed(options.get_generation_parser, arguments, monkeypatch)
+    assert (args.task, args.path, args.gen_subset) == (TASKS[name], "a.pt", "valid")
+    assert args.exit_policy == "similarity" and args.patch_image_size == 480
+    assert args.scoring != "bleu"
+
+    run(f"{name}/sweep.sh", data, "a.pt", "valid", tmp_path / "sw", **environment)
+    (module, grid, out, *arguments), plots = read()
+    assert (module, out) == ("ofa_exit.sweep", f"{tmp_path}/sw.csv")
+    assert json.loads(Path(grid).read_text())[:2] == [{}, {"exit_policy": "similarity"}]
+    assert parsed(options.get_generation_parser, arguments, monkeypatch).task == TASKS[name]
+    assert plots[:2] == ["ofa_exit.evaluation.plots", f"{tmp_path}/sw.csv"]
+
+
+@pytest.mark.parametrize("name", ["vqa", "gqa", "vizwiz", "visdial"])
+def test_hidden_answers_are_not_scored(name, calls, tmp_path):
+    commands, read = calls
+    printed = run(f"{name}/evaluate.sh", tmp_path, "a.pt", "test", tmp_path / "o", BIN=commands)
+    assert "the answers of test are not published" in printed
+    assert "--scoring" not in read()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monkeypatch):
+    """From the official files to curves; on NoCaps with what COCO's rows would train."""
+    monkeypatch.setattr("sys.argv", ["test"])
+    root, data = tmp_path / "release", tmp_path / "data"
+    root.mkdir()
+    getattr(samples, name)(root)
+    few = ["--answers", "9", "--min-occurrences", "1"] if name == "vqa" else []
+    run(f"{name}/prepare.sh", root, data, *few)
+    train = data
+    if name == "nocaps":
+        train = tmp_path / "coco"
+        samples.coco(tmp_path / "coco_release")
+        run("coco/prepare.sh", tmp_path / "coco_release", train)
+    texts = [line for folder in {data, train} for file in folder.glob("*.tsv")
+             for line in file.read_text().lower().replace("&&", " ").split("\t")]  # fmt: skip
+    words = {part.rpartition("|!+")[2].strip('?"') for text in texts for part in text.split()}
+    extra = ("?", "yes", "no", "maybe", "answer", *map(str, range(120)))
+    words |= {*files.WORDS, *extra, *(f"{word}?" for word in words if len(word) < 20)}
+    files.write_dictionary(data, tuple(sorted(word for word in words if 0 < len(word) < 40)))
+
+    small = [*files.SMALL, "--num-workers", "0"]
+    environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
+    init = files.train(
+        *("mue_caption", files.caption_folder(tmp_path / "c"), tmp_path / "init"),
+        *("--bpe-dir", str(data)),
+        updates=1,
+    )
+    run(f"{name}/train.sh", train, init, tmp_path / "out", *small, *files.NANO[2:],
+        BATCH="2", **environment)  # fmt: skip
+    checkpoint = tmp_path / "out" / "checkpoint_best.pt"
+    plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
+    split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
+    exits = ["--exit-policy", "similarity"]
+    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *small,
+                    *plain, *exits, **environment)  # fmt: skip
+    assert f"Generate {split}" in evaluated and "Exit summary" in evaluated
+    again = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", **environment)
+    assert "is there already" in again
+    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *small, *plain, **environment)
+    with (tmp_path / "sw.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
+    assert list(tmp_path.glob("sw*.png"))
