@@ -45,6 +45,7 @@ setup(
             *EMOJI,
             *PLOTS,
         ],
+        "clip": ["transformers>=4.40"],
         "emoji": EMOJI,
         "plots": PLOTS,
         "sentencepiece": ["sentencepiece"],

@@ -22,6 +22,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,14 @@ class Setting:
         }
 
 
-def sweep(grid: list[dict[str, Any]], arguments: list[str]) -> list[dict[str, Any]]:
-    """Generates the subset with every setting; returns the CSV's lines.
+Grid = list[dict[str, Any]]
 
-    Raises ValueError for a setting that the task or the model refuses, before data are read.
+
+def sweep(grid: Grid | Callable[[Any], Grid], arguments: list[str]) -> list[dict[str, Any]]:
+    """Generates the subset with every setting; returns the CSV's lines, in the grid's order.
+
+    grid: the settings, or what makes them of the loaded model. Raises ValueError for a setting that
+    the task or the model refuses, before data are read.
     """
     if not grid:
         raise ValueError("the grid is empty: give at least one setting")
@@ -104,7 +109,7 @@ def sweep(grid: list[dict[str, Any]], arguments: list[str]) -> list[dict[str, An
         model.to("cuda")
     settings = [
         Setting(given, task, model, scoring.build_scorer(cfg.scoring, task.target_dictionary))
-        for given in grid
+        for given in (grid(model) if callable(grid) else grid)
     ]
     task.load_dataset(cfg.dataset.gen_subset, task_cfg=saved.task)
     generator = task.make_generator([model], cfg.generation)

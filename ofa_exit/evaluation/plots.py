@@ -50,9 +50,9 @@ def read_points(path: str | os.PathLike[str], quality: str) -> list[CurvePoint]:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             reductions = {
-                name: _number(row[name], name, where) if row[name] else None for name in REDUCTIONS
+                name: number(row[name], name, where) if row[name] else None for name in REDUCTIONS
             }
-            points.append(CurvePoint(row["run"], _number(row[quality], quality, where), reductions))
+            points.append(CurvePoint(row["run"], number(row[quality], quality, where), reductions))
     if not points:
         raise ValueError(f"{path}: no row below the header, so there is nothing to draw")
     return points
@@ -66,7 +66,11 @@ def plot_curve(
     The files depend on the points alone: no dates, no random names. ImportError where matplotlib
     is absent.
     """
-    figure = _figure(points, quality)
+    return save_figure(_figure(points, quality), out)
+
+
+def save_figure(figure: Any, out: str | os.PathLike[str]) -> list[Path]:
+    """Writes OUT.png and OUT.svg without dates, and returns these paths."""
     written = []
     for suffix, metadata in (
         (".png", {"Software": None}),
@@ -78,11 +82,16 @@ def plot_curve(
     return written
 
 
-def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches. ImportError where matplotlib is absent."""
     matplotlib = _matplotlib()
     matplotlib.rcParams["svg.hashsalt"] = "ofa_exit"
     # Figure without pyplot: no window system, and no figure kept open behind the caller's back.
-    figure = matplotlib.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
+    figure = new_figure(10.5, 3.6)
     axes = figure.subplots(1, len(REDUCTIONS), sharey=True)
     runs = list(dict.fromkeys(point.run for point in points))
     for axis, (name, label) in zip(axes, REDUCTIONS.items(), strict=True):
@@ -126,7 +135,8 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _number(text: str | None, column: str, where: str) -> float:
+def number(text: str | None, column: str, where: str) -> float:
+    """The finite number in a CSV's field; ValueError that says where it is none."""
     try:
         value = float(text or "")
     except ValueError:

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,23 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
 }
 
 
+def hypotheses(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, str]]:
+    """Line, from 1, row and text of each hypothesis in a file that fairseq-generate wrote.
+
+    With --nbest a row's hypotheses follow each other, the best first. Raises ValueError, with file
+    and line, for a line that is torn.
+    """
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for at, line in enumerate(file, start=1):
+            if not line.startswith("D-"):
+                continue
+            row, _, rest = line[2:].rstrip("\r\n").partition("\t")
+            _, found, text = rest.partition("\t")
+            if not row.isdecimal() or not found:
+                raise ValueError(f"{path}, line {at}: not D-ROW, score and text: {line[:60]!r}")
+            yield at, int(row), text
+
+
 def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
     """Row → the best hypothesis, of the files that fairseq-generate wrote.
 
@@ -86,28 +103,25 @@ def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
     texts: dict[int, str] = {}
     for path in paths:
         last = None
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for at, line in enumerate(file, start=1):
-                if not line.startswith("D-"):
-                    continue
-                row, _, rest = line[2:].rstrip("\r\n").partition("\t")
-                _, found, text = rest.partition("\t")
-                if not row.isdecimal() or not found:
-                    raise ValueError(f"{path}, line {at}: not D-ROW, score and text: {line[:60]!r}")
-                # With --nbest the best comes first, the others of the row below it.
-                if int(row) == last:
-                    continue
-                last = int(row)
-                if last in texts:
-                    raise ValueError(
-                        f"{path}, line {at}: row {row} was generated before. Give the files of "
-                        "one generation"
-                    )
-                texts[last] = text
+        for at, row, text in hypotheses(path):
+            if row == last:
+                continue
+            last = row
+            if row in texts:
+                raise ValueError(
+                    f"{path}, line {at}: row {row} was generated before. Give the files of "
+                    "one generation"
+                )
+            texts[row] = text
     if not texts:
-        names = ", ".join(map(str, paths))
-        raise ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
+        raise nothing_generated(paths)
     return texts
+
+
+def nothing_generated(paths: Sequence[str | os.PathLike[str]]) -> ValueError:
+    """The error to raise about files without hypotheses."""
+    names = ", ".join(map(str, paths))
+    return ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
 
 
 def read_ids(path: str | os.PathLike[str], column: int) -> list[str]:

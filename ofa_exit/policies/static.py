@@ -21,6 +21,7 @@ class StaticExit(ExitPolicy):
     """
 
     depths: tuple[int, int, int]
+    use_exits: bool = True
 
     def __post_init__(self) -> None:
         if len(self.depths) != 3 or any(
@@ -30,6 +31,8 @@ class StaticExit(ExitPolicy):
                 "depths must be three whole numbers of at least 1 (image, text, decoder), "
                 f"got {self.depths!r}"
             )
+        if not isinstance(self.use_exits, bool):
+            raise ValueError(f"use_exits must be true or false, got {self.use_exits!r}")
 
     def image_gate(self) -> Optional[Gate]:
         return _at(self.depths[0])
@@ -49,7 +52,7 @@ class StaticExit(ExitPolicy):
         return _at(self.depths[2])
 
     def exits_used(self, exits: Sequence[int]) -> Collection[int]:
-        return [layer for layer in exits if layer == self.depths[2]]
+        return [layer for layer in exits if self.use_exits and layer == self.depths[2]]
 
 
 def _at(depth: int) -> Gate:

@@ -1,0 +1,39 @@
+"""One row an image, to sample captions for: a caption TSV names an image once for each caption."""
+
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS
+from ofa_exit.data.emoji.files import atomic_write
+from ofa_exit.data.tsv import TsvFile
+
+NO_CAPTION = "unlabelled"
+
+
+def write_images(
+    tsv: str | os.PathLike[str],
+    out: Path,
+    selected_cols: str = OFFICIAL_COLS,
+    image_id_column: int = 1,
+) -> tuple[int, int]:
+    """Copies the first row of each image; the numbers of images and of rows.
+
+    An empty caption becomes NO_CAPTION, as fairseq-generate wants a reference in every row. ``out``
+    is written whole or not at all. Raises TsvError for a row that cannot be read.
+    """
+    file = TsvFile(tsv, selected_cols, COLUMNS)
+    if not 0 <= image_id_column < file.width:
+        raise ValueError(f"{tsv} has {file.width} columns and no column {image_id_column}, from 0")
+    caption = file.column_of("caption")
+    seen: set[str] = set()
+    with atomic_write(out) as stream:
+        for row in tqdm(range(len(file)), desc=out.name, unit="row"):
+            fields = file.fields(row)
+            if fields[image_id_column] in seen:
+                continue
+            seen.add(fields[image_id_column])
+            fields[caption] = fields[caption].strip() or NO_CAPTION
+            stream.write(("\t".join(fields) + "\n").encode("utf-8"))
+    return len(seen), len(file)
