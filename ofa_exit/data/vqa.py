@@ -93,7 +93,7 @@ class QuestionExamples:
         if prompt_type not in PROMPT_TYPES:
             raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
         # OFA's own selection names the predicted objects, too.
-        columns = COLUMNS
+        columns: tuple[str, ...] = COLUMNS
         if selected_cols and selected_cols.count(",") == len(COLUMNS):
             columns = (*COLUMNS, "objects")
         self.file = TsvFile(path, selected_cols or OFFICIAL_COLS, columns)

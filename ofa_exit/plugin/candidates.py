@@ -131,8 +131,8 @@ class CandidateScorer(nn.Module):
         tokens = torch.zeros(len(trees), groups, fed, dtype=torch.long)
         depth = torch.zeros_like(tokens)
         ancestors = torch.zeros(len(trees), groups, fed, fed, dtype=torch.bool)
-        for at, tree in enumerate(trees):
-            own = (at, slice(tree.rows), slice(tree.tokens.size(1)))
+        for number, tree in enumerate(trees):
+            own = (number, slice(tree.rows), slice(tree.tokens.size(1)))
             tokens[own], depth[own] = tree.tokens, tree.depth
             ancestors[(*own, own[-1])] = tree.ancestors
         tokens = tokens.masked_fill(depth == 0, self.pad)

@@ -16,7 +16,7 @@ from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.submission import ranks_of_order
 from ofa_exit.evaluation.visdial import ndcg
-from ofa_exit.plugin.candidates import CandidateScorer, refuse_search
+from ofa_exit.plugin.candidates import AnswerTrace, CandidateScorer, refuse_search
 from ofa_exit.plugin.files import is_training
 from ofa_exit.plugin.task import OFATask, summed
 from ofa_exit.plugin.task_config import OFATaskConfig
@@ -123,7 +123,9 @@ class RankingGenerator(CandidateScorer):
 
     def traces(self) -> list[Optional[ExitTrace]]:
         return [
-            trace and RankingTrace.of(trace, [list(of.values()) for of in trace.decided()])
+            RankingTrace.of(trace, [list(of.values()) for of in trace.decided()])
+            if isinstance(trace, AnswerTrace)
+            else None
             for trace in super().traces()
         ]
 
