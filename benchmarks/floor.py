@@ -1,4 +1,4 @@
-"""The least that full depth has to compute, in the layout that suits the machine.
+"""The least that full depth has to compute, by torch's own convolutions and products.
 
 Only convolutions (batch norm folded into them, with their ReLU and additions) and matrix products:
 no norms, no GELU, no embeddings, no beam search, no caches to move. Each product is computed once:

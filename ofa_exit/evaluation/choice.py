@@ -48,7 +48,7 @@ def table(setting: str, files: dict[str, dict[str, Row]], quality: str) -> list[
         if setting not in settings:
             raise ValueError(f"{name} has no line for the setting chosen: {setting}")
         row, first = settings[setting], next(iter(settings.values()))
-        share = float(row[quality]) / float(first[quality])
+        share = float(row[quality]) / (float(first[quality]) or float("nan"))
         shown = {column: f"{float(row[column]):.3g}" for column in SHOWN if row.get(column)}
         line = {"file": name, "run": row["run"], quality: f"{float(row[quality]):.1f}"}
         lines.append({**line, "of no exits": f"{100 * share:.1f} %", **shown})

@@ -13,8 +13,11 @@ def compile_parts(model: Any, backend: str = "inductor") -> None:
     The first batches take long: each part is compiled when it first meets a shape, and once more
     when a size turns out to change (text lengths, rows of a batch whose sentences finish). Of a
     decoder layer the two stretches on either side of the key-value cache are compiled, exits
-    included; what gates decide and how rows leave stays outside.
+    included; what gates decide and how rows leave stays outside. A second call changes nothing.
     """
+    if getattr(model, "parts_compiled", False):
+        return
+    model.parts_compiled = True
     model.encoder.embed_images.compile(backend=backend)
     for layer in model.encoder.layers:
         layer.compile(backend=backend)

@@ -81,8 +81,9 @@ class ShapeCache(nn.Module):
     """A module with terms that depend on its weights and a shape alone, so inference computes them
     once: position biases, and convolutions with their batch norm folded in.
 
-    Kept only in eval mode without gradients, and forgotten whenever weights may change: on
-    ``train()``, on loading a state dict, and on moves between devices or precisions.
+    Kept only in eval mode without gradients and autocast, and forgotten on ``train()``, on loading
+    a state dict, and on moves between devices or precisions. Who writes into weights otherwise
+    calls ``forget_shapes``.
     """
 
     def forget_shapes(self) -> None:
@@ -90,7 +91,7 @@ class ShapeCache(nn.Module):
 
     def once_per_shape(self, kind: str, shape: Hashable, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns for this shape; the last few shapes of each kind are kept."""
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or _autocast():
             return compute()
         kept = self.__dict__.setdefault("_by_shape", {}).setdefault(kind, {})
         if shape not in kept:
@@ -113,3 +114,8 @@ class ShapeCache(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}
+
+
+def _autocast() -> bool:
+    """Whether what is computed now may come in another precision than usual."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -49,6 +49,10 @@ class BeamSearchTask(OFATask):
             return FairseqTask.build_generator(self, models, args)
         task: Any = self
         if self.words is not None:  # fairseq takes the search's vocabulary from the task
+            if getattr(args, "lm_path", None) or options.get("prefix_allowed_tokens_fn"):
+                raise UsageError(
+                    "--lm-path scores the whole vocabulary: leave it or --target-words out"
+                )
             task = copy.copy(self)
             task.dictionary = self.words
         return FairseqTask.build_generator(task, self.ensemble(models, self.words), args, **options)

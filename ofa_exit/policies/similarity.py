@@ -82,13 +82,16 @@ class SimilarityExit(ExitPolicy):
         if self.decoder_threshold >= 1:
             return None
         schedule = THRESHOLD_SCHEDULES[self.schedule]
+        known: list[Tensor] = []  # step, step limit and their thresholds: the same for all layers
 
         def gate(seen: GateInput) -> Tensor:
             assert seen.step is not None and seen.step_limit is not None
-            threshold = schedule(
-                self.decoder_threshold, seen.step, seen.step_limit, self.beta, self.tau
-            )
-            threshold = torch.where(threshold < 1, threshold, NEVER)
-            return hidden_saturation(seen.previous, seen.current) > threshold
+            if not known or known[0] is not seen.step or known[1] is not seen.step_limit:
+                threshold = schedule(
+                    self.decoder_threshold, seen.step, seen.step_limit, self.beta, self.tau
+                )
+                threshold = torch.where(threshold < 1, threshold, NEVER)
+                known[:] = [seen.step, seen.step_limit, threshold]
+            return hidden_saturation(seen.previous, seen.current) > known[2]
 
         return gate
