@@ -21,4 +21,4 @@ def test_captions_for_a_split(tmp_path):
     ids = [rows[at].uniq_id for at in range(len(rows))]
     assert 8 <= len(ids) <= 16 and len({name.rpartition("#")[0] for name in ids}) == 8
     again = script("capfilt.sh", checkpoint, "test_artist", out, **small)
-    assert "images with" not in again and "Generate" not in again
+    assert "is there already" in again and "images with" not in again

@@ -13,6 +13,10 @@ samples=${SAMPLES:-10} ranker=${RANKER:-$out/ranker}
 mkdir -p "$out"
 capfilt() { "$BIN/python" -m ofa_exit.capfilt "$@"; }
 
+if [ -e "$out/caption_synthetic.tsv" ]; then
+  echo "$out/caption_synthetic.tsv is there already: remove it to filter again"
+  exit 0
+fi
 [ -e "$out/images.tsv" ] || capfilt images "$DATA/caption_$split.tsv" "$out/images.tsv"
 if ! grep -qs "^Generate " "$out/generate-images.txt"; then
   # shellcheck disable=SC2046
@@ -24,5 +28,5 @@ if [ -z "${RANKER:-}" ]; then
   capfilt train "$DATA/caption_train.tsv" "$DATA/caption_valid.tsv" "$ranker" --bpe-dir "$DATA" \
     --init-from "$checkpoint" --epochs "${EPOCHS:-10}" --batch-size "${BATCH:-128}" --device "$DEVICE"
 fi
-[ -e "$out/caption_synthetic.tsv" ] || capfilt filter "$out/images.tsv" "$out/generate-images.txt" \
+capfilt filter "$out/images.tsv" "$out/generate-images.txt" \
   --ranker "$ranker" --keep "${KEEP:-2}" --out "$out/caption_synthetic.tsv" --device "$DEVICE"
