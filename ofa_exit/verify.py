@@ -232,6 +232,9 @@ def main() -> int:
         "--tolerance", type=float, default=TOLERANCE, help="largest deviation (default %(default)s)"
     )
     options = parser.parse_args()
+    missing = [str(path) for path in options.fixtures if not path.is_file()]
+    if missing:
+        parser.error(f"no such fixture: {', '.join(missing)}")
     results = [verify(path, options.tolerance) for path in options.fixtures]
     print("all within tolerance" if all(results) else "FAILED: see above")
     return 0 if all(results) else 1

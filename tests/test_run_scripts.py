@@ -84,7 +84,7 @@ def test_training_processes_end_together(stopped_by, tmp_path):
         while not (tmp_path / "waiting").exists():
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-    printed, _ = running.communicate(timeout=60)
+    printed, _ = running.communicate(timeout=300)
     for _ in range(100):
         if (tmp_path / "waiting").read_text() == "stopped\n":
             break

@@ -171,7 +171,7 @@ def test_what_a_closed_set_cannot_do_is_refused(data, models, options, message):
 def test_fairseqs_defaults_are_taken(data, models):
     """As fairseq-generate hands them over: every option is there."""
     args = files.Namespace(**DEFAULTS)
-    assert len(files.setup(TASK, data).build_generator(models, args).answers) == 3
+    assert len(files.setup(TASK, data).build_generator(models, args).tree.answers) == 3
 
 
 def test_nonsense_is_refused(data, tmp_path):
