@@ -79,12 +79,14 @@ def test_training_processes_end_together(stopped_by, tmp_path):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Jobs in the background ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if stopped_by == "the user":
         while not (tmp_path / "waiting").exists():
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-    printed, _ = running.communicate(timeout=300)
+    printed, _ = running.communicate(timeout=120)
     for _ in range(100):
         if (tmp_path / "waiting").read_text() == "stopped\n":
             break
