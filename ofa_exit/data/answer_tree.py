@@ -9,6 +9,9 @@ from ofa_exit.data.trie import AnswerTrie
 
 # Tokens of the tree in one row. A row's self-attention bias holds heads · layers · (prompt + room)²
 # numbers, so that small rows cost little memory, and large ones repeat prompt and beginnings less.
+# Measured: 3,129 made-up answers (772 decisions), OFA base at 480 pixels, 13 tokens of prompt, one
+# CPU thread. Beyond the encoder's own peak a sentence takes 75 MB with 64 or 128, 105 with 256 and
+# 210 in one row; processor time is the same within a tenth.
 ROOM = 128
 
 
