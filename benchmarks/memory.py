@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.setting import Setting
 from benchmarks.variants import Bench, Depths, Models
+from ofa_exit.models.positions import ShapeCache
 
 RESET_PEAK = "5"  # of proc(5): forget the high-water mark
 
@@ -52,6 +53,9 @@ def in_this_process(setting: Setting, kind: str, depths: Depths | None) -> int:
     torch.set_num_threads(setting.threads)
     models = Models(setting, reference=kind == "reference")
     (run,) = Bench(models, setting).runs([kind], [depths] if depths else []).values()
+    for module in models.ours.modules():  # some variants have run once by now, others not
+        if isinstance(module, ShapeCache):
+            module.forget_shapes()
     gc.collect()
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -78,7 +78,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "seconds_high": high,
                 "relative_to_full": ratio(result.seconds, full.seconds) if full else None,
                 "flop_reduction": result.flop_reduction,
-                "measured_time_reduction": result.saved(full),
+                "measured_time_reduction": result.saved(full) if result.flop_reduction else None,
                 "share_of_flop_reduction": result.share(full),
                 "peak_mib": None if result.peak_bytes is None else result.peak_bytes / MEBI,
                 **{f"seconds_{part}": seconds for part, seconds in result.parts.items()},
@@ -119,7 +119,6 @@ def table(results: Sequence[Result]) -> str:
         own = [result for result in results if result.setting == setting]
         lines = [header]
         for row in rows(own):
-            exits = row["flop_reduction"] is not None
             lines.append(
                 (
                     row["variant"],
@@ -127,7 +126,7 @@ def table(results: Sequence[Result]) -> str:
                     f"{row['seconds_low']:.4g}–{row['seconds_high']:.4g}",
                     _shown(row["relative_to_full"], "{:.3f}"),
                     _shown(row["flop_reduction"], "{:.1%}"),
-                    _shown(row["measured_time_reduction"] if exits else None, "{:.1%}"),
+                    _shown(row["measured_time_reduction"], "{:.1%}"),
                     _shown(row["share_of_flop_reduction"], "{:.2f}"),
                     _shown(row["peak_mib"], "{:.0f}"),
                 )

@@ -72,7 +72,7 @@ class Bench:
         encoder = [trace.image_layers, trace.text_layers]
         if not (
             all(bool((layers == cfg.encoder_layers).all()) for layers in encoder)
-            and all(bool((step[2] == cfg.decoder_layers).all()) for step in trace.steps)
+            and all(bool((step.layers == cfg.decoder_layers).all()) for step in trace.steps)
         ):
             raise RuntimeError("something left although the gates were never to open")
         return run

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ofa_exit.models import exiting, rows
 from ofa_exit.models.archs import ARCHS
-from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions import MuELoss
 from ofa_exit.policies.measures import hidden_saturation

@@ -14,7 +14,7 @@ from ofa_exit.data.emoji import build, check, render, splits
 from ofa_exit.data.emoji.__main__ import main
 from ofa_exit.data.emoji.concepts import load_concepts
 from ofa_exit.data.emoji.entailment import TWO_WAY_SHARE, balanced_rows
-from ofa_exit.data.emoji.files import EmojiDataError
+from ofa_exit.data.emoji.errors import EmojiDataError
 from ofa_exit.data.emoji.hypotheses import LABELS
 from ofa_exit.data.emoji.packages import NAMES
 from ofa_exit.data.emoji.pictures import Picture

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ofa_exit.data.emoji import packages, render
 from ofa_exit.data.emoji.artwork import normal_key, pictures_by_name, svg_of
-from ofa_exit.data.emoji.files import EmojiDataError, atomic_write, write_bytes
+from ofa_exit.data.emoji.errors import EmojiDataError
+from ofa_exit.data.files import atomic_write, write_bytes
 
 pytest.importorskip("resvg_py")
 

@@ -100,7 +100,11 @@ def test_batches_add_up():
     assert both["sentences"] == 4 and both["seconds"] == 2
     assert both["expected_time_reduction"] == once["expected_time_reduction"]
     # Biases of the shape are made once, so the second batch costs a little less.
-    saved = flops.encoder_biases(SHAPE, 6, 5) + flops.decoder_self_bias(SHAPE, 2)
+    saved = (
+        flops.encoder_biases(SHAPE, 6, 5)
+        + flops.decoder_self_bias(SHAPE, 2)
+        + flops.decoder_cross_bias(SHAPE, 2, 6 + 5)
+    )
     assert both["gflops_per_sentence"] * 4e9 == pytest.approx(
         2 * once["gflops_per_sentence"] * 2e9 - saved
     )

@@ -334,3 +334,19 @@ def test_folded_norms_are_the_norms():
         plain = stem(image).detach()
         with torch.no_grad():
             assert (stem(image) - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+def test_cross_biases_are_made_once_a_shape():
+    """Batches of one shape share the projection of positions; another shape has its own."""
+    model, calls = nano(), []
+    model.decoder.cross_pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
+    inputs = batch(2)
+    wider = {**inputs, "patch_images": torch.rand(2, 3, 32, 64)}
+    with torch.no_grad():
+        expected = [model(**given)[0] for given in (inputs, wider)]
+        model.decoder.forget_shapes()
+        calls.clear()
+        for _ in range(2):
+            for given, logits in zip((inputs, wider), expected):
+                torch.testing.assert_close(model(**given)[0], logits)
+    assert len(calls) == 2

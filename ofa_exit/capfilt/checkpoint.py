@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ofa_exit.capfilt.dual_encoder import DualEncoder, DualEncoderConfig
-from ofa_exit.data.emoji.files import sha256_of
+from ofa_exit.data.files import sha256_of
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.text import TextEncoder, dictionary_path, load_codec, strip_punctuation
 from ofa_exit.plugin.vocabulary import OFADictionary

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ofa_exit.capfilt.rankers import Ranker, similarities
 from ofa_exit.capfilt.samples import Paths, distinct, look_over, read_samples
 from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS, SEPARATOR
-from ofa_exit.data.emoji.files import write_bytes
+from ofa_exit.data.files import write_bytes
 from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.tsv import TsvError, TsvFile
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS
-from ofa_exit.data.emoji.files import atomic_write
+from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
 
 NO_CAPTION = "unlabelled"

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ofa_exit.data.caption import SEPARATOR
-from ofa_exit.data.emoji.files import atomic_write
+from ofa_exit.data.files import atomic_write
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError, TsvFile
 

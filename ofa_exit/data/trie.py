@@ -42,6 +42,10 @@ class AnswerTrie:
         where a model decides."""
         return sorted((p for p, following in self._next.items() if len(following) > 1), key=len)
 
+    def choices(self) -> set[int]:
+        """The tokens that can follow at branches: the words that a model has to score."""
+        return {token for branch in self.branches() for token in self._next[branch]}
+
     def allowed_next(self, prefix: Sequence[int]) -> list[int]:
         """Tokens allowed after ``prefix``, ascending; none when no answer begins so."""
         return sorted(self._next.get(tuple(prefix), ()))

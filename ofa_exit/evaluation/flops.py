@@ -126,7 +126,7 @@ def encoder_biases(shape: ModelShape, image: int, text: int) -> int:
     """The encoder's position bias over T = image + text positions: 4·T·C² + 2·pairs·C.
 
     The pairs are T², or those within each pass of a split encoder. It depends on no content, so it
-    is made once for all batches of a shape.
+    is made once for all batches of a shape (of a joint encoder, as long as the shape stays).
     """
     tokens = image + text
     pairs = image**2 + text**2 if shape.split else tokens**2
@@ -139,7 +139,7 @@ def decoder_self_bias(shape: ModelShape, positions: int) -> int:
 
 
 def decoder_cross_bias(shape: ModelShape, positions: int, source: int) -> int:
-    """The decoder's cross-attention bias, L·S pairs: 2·(L + S)·C² + 2·L·S·C, once a batch."""
+    """The decoder's cross-attention bias, L·S pairs: 2·(L + S)·C² + 2·L·S·C, once a shape."""
     dim = shape.decoder_dim
     return 2 * (positions + source) * dim**2 + 2 * positions * source * dim
 

@@ -64,8 +64,7 @@ class GenerationReport:
         self._stem_cost = stem_cost
         self._symbol = symbol
         self._stems: dict[tuple[int, int], StemCost] = {}
-        self._sources_seen: set[tuple[int, int]] = set()
-        self._lengths_seen: set[int] = set()
+        self._shapes_seen: set[tuple] = set()
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
         self._executed = dict.fromkeys(flops.PARTS, 0)
@@ -272,7 +271,7 @@ class GenerationReport:
         biases = self._biases(
             stem.tokens if stem else 0,
             max(text_tokens),
-            max((call.length for call in calls), default=0),
+            max((call.keys or call.length for call in calls), default=0),
         )
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
             for name, value in part.items():
@@ -281,14 +280,18 @@ class GenerationReport:
         self._counted += len(text_tokens)
 
     def _biases(self, image: int, text: int, positions: int) -> int:
-        """Position biases of a batch of source and L target positions: no depth changes them."""
-        cost = flops.decoder_cross_bias(self.shape, positions, image + text)
-        if (image, text) not in self._sources_seen:
-            self._sources_seen.add((image, text))
-            cost += flops.encoder_biases(self.shape, image, text)
-        if positions not in self._lengths_seen:
-            self._lengths_seen.add(positions)
-            cost += flops.decoder_self_bias(self.shape, positions)
+        """Position biases of a batch, those of shapes that were met before left out. ``positions``
+        are those that the decoder's are made for; no depth changes them."""
+        source = image + text
+        made = {
+            ("encoder", image, text): flops.encoder_biases(self.shape, image, text),
+            ("self", positions): flops.decoder_self_bias(self.shape, positions),
+            ("cross", image, text, positions): flops.decoder_cross_bias(
+                self.shape, positions, source
+            ),
+        }
+        cost = sum(cost for shape, cost in made.items() if shape not in self._shapes_seen)
+        self._shapes_seen.update(made)
         return cost
 
     def _detail(self, tokens: Sequence[int], layers: Sequence[int]) -> dict[str, list]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.cache import DecoderCache
-from ofa_exit.models.encoder import EncoderOut
+from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.exiting import run_with_exits
 from ofa_exit.models.exits import build_exits, parse_exit_layers
 from ofa_exit.models.layers import DecoderLayer
@@ -134,10 +134,16 @@ class Decoder(ShapeCache):
 
     def cross_bias(self, length: int, encoder_out: EncoderOut) -> Tensor:
         """Cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""
-        positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
-        query = self._heads(self.cross_pos_q_linear, positions) * self.pos_scaling
-        key = self._heads(self.cross_pos_k_linear, encoder_out.positions)
-        bias = query @ key.transpose(2, 3)
+        source = encoder_out.positions
+
+        def compute() -> tuple[Tensor, Tensor]:
+            positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+            query = self._heads(self.cross_pos_q_linear, positions) * self.pos_scaling
+            key = self._heads(self.cross_pos_k_linear, source)
+            return source, query @ key.transpose(2, 3)
+
+        # Positions of one shape are one tensor, kept here too so that nothing else has its id.
+        _, bias = self.once_per_shape("cross", (id(source), length), compute)
         return bias.masked_fill(encoder_out.padding_mask[:, None, None, :], float("-inf"))
 
     def biases(
@@ -258,7 +264,7 @@ class Decoder(ShapeCache):
         words = self.target_words
         weight = self.output_projection.weight
         # ``words`` is kept as well, so that nothing else can have its id.
-        _, rows = self.once_per_shape("words", id(words), lambda: (words, weight[words]))
+        _, rows = self.once_per_shape("words", id(words), lambda: (words, _rows(weight, words)))
         return linear(features, rows)
 
     def keep_words(self, words: Optional[Tensor]) -> None:
@@ -362,3 +368,9 @@ class Decoder(ShapeCache):
         cache = incremental_state.get(CACHE)
         if cache is not None:
             cache.reorder(new_order)
+
+
+def _rows(weight: Tensor, words: Tensor) -> Tensor:
+    """weight[words], a view where they are the first ones."""
+    first = torch.arange(len(words), device=words.device)
+    return weight[: len(words)] if torch.equal(words, first) else weight[words]

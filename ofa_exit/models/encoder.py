@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.layers import EncoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
@@ -17,32 +18,10 @@ from ofa_exit.models.positions import (
     relative_bias,
     token_buckets,
 )
-from ofa_exit.models.rows import surviving_rows, surviving_sentences
+from ofa_exit.models.rows import surviving_rows
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.trace import ExitTrace
-
-
-@dataclass
-class EncoderOut:
-    """What the decoder needs of S sentences; nothing is repeated for beams.
-
-    states: [S, T, C] after the final norm, image tokens first; padding_mask: Bool [S, T].
-    positions: [1, T, C], the same for every sentence of a batch.
-    sentences: Long [S], place of each sentence in the batch that was encoded.
-    step_limit: Long [S], N of MuE Eq. 11.
-    group: hypotheses a sentence, known after the first ``reorder_encoder_out``.
-    layer_states: with ``return_layers``, the input of layer 1 and the output of every layer.
-    """
-
-    states: Tensor
-    padding_mask: Tensor
-    positions: Tensor
-    sentences: Tensor
-    step_limit: Optional[Tensor] = None
-    group: Optional[int] = None
-    trace: Optional[ExitTrace] = None
-    layer_states: list[Tensor] = field(default_factory=list)
 
 
 class Encoder(ShapeCache):
@@ -218,7 +197,10 @@ class Encoder(ShapeCache):
         if grid is None:
             return _Biases(positions, None, text, None)
         image_positions, image = self.once_per_shape("image", grid, image_terms)
-        return _Biases(torch.cat([image_positions, positions], dim=1), image, text, None)
+        both = self.once_per_shape(
+            "source", (grid, length), lambda: torch.cat([image_positions, positions], dim=1)
+        )
+        return _Biases(both, image, text, None)
 
     # ------------------------------------------------------------------ passes
 
@@ -362,32 +344,8 @@ class Encoder(ShapeCache):
         return layer(x, bias)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """Keeps the sentences that ``new_order`` [rows] still has hypotheses for.
-
-        Contract of fairseq's beam search: the first call expands every sentence to its hypotheses
-        (row i·group + j belongs to sentence i); every later call permutes hypotheses within their
-        sentence and drops those of finished sentences, so that an equal count means that every
-        sentence is still there.
-        """
-        sentences = encoder_out.states.size(0)
-        if encoder_out.group is None:
-            if new_order.numel() % sentences:
-                raise ValueError(
-                    f"{new_order.numel()} hypotheses cannot be shared by {sentences} sentences"
-                )
-            return replace(encoder_out, group=new_order.numel() // sentences)
-        if new_order.numel() == sentences * encoder_out.group:
-            return encoder_out
-        alive = surviving_sentences(new_order, encoder_out.group)
-        limit = encoder_out.step_limit
-        return replace(
-            encoder_out,
-            states=encoder_out.states.index_select(0, alive),
-            padding_mask=encoder_out.padding_mask.index_select(0, alive),
-            sentences=encoder_out.sentences.index_select(0, alive),
-            step_limit=None if limit is None else limit.index_select(0, alive),
-            layer_states=[],
-        )
+        """fairseq's name for ``EncoderOut.reordered``."""
+        return encoder_out.reordered(new_order)
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ofa_exit.models.cache import DecoderCache, Pending
-from ofa_exit.models.encoder import EncoderOut
-from ofa_exit.models.exits import run_exit
+from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.layers import DecoderLayer
 from ofa_exit.models.rows import to_host
 from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import Gate, GateInput
@@ -60,7 +60,7 @@ def run_with_exits(
         if number == last:
             run.leave_all(after)
             break
-        features = run_exit(run, number, after) if number in exits else None
+        features = run.exit(number, after) if number in exits else None
         answer = gate(run.seen(before, after, number, features))
         if answer is True:
             run.leave_all(after, features)
@@ -100,6 +100,8 @@ class _Run:
         self.group = encoder_out.group or 1
         self.tree = tree
         self.steps = torch.arange(start, length, device=x.device)
+        # Where the positions stand among those that the biases are made for.
+        self.place = slice(None) if cache is None else slice(start, length)
         self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
         self.output = x.clone()
         self.depth = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
@@ -143,11 +145,14 @@ class _Run:
             seen.exit_logits = partial(self.decoder.exit_logits, features, words, allowed)
         return seen
 
-    def beside(self, index: int, place: int) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """For the running rows: self-attention bias of layer ``place``, cross-attention K/V of
-        layer or exit ``index``, and their bias. Both count from 0, used exits behind layers."""
+    def beside(
+        self, index: int, biased_as: int, at: Tensor | slice
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """For the running rows at positions ``at``: self-attention bias of layer ``biased_as``,
+        cross-attention K/V of layer or exit ``index``, and their bias. Both count from 0, used
+        exits behind layers."""
         cross_kv = self.decoder.cross_kv(index, self.encoder_out, self.cache)
-        self_bias, cross_bias = self.self_biases[place], self.cross_bias
+        self_bias, cross_bias = self.self_biases[biased_as][:, :, at], self.cross_bias[:, :, at]
         if self.alive is not None:
             cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
             if self.tree is None:
@@ -163,7 +168,6 @@ class _Run:
         """
         decoder, cache, x = self.decoder, self.cache, self.running
         layer = decoder.layer(index)
-        self_bias, cross_kv, cross_bias = self.beside(index, index)
         at = self.steps
         self.owing = None
         owed, recomputed = None, 0
@@ -186,8 +190,7 @@ class _Run:
                     if owed is not None:
                         owed = torch.cat([owed, owed.new_ones(owed.size(0), 1, 1)], dim=1)
                 else:
-                    key, value = layer.self_kv(states)
-                    cache.store(index, self.rows, positions, key, value, pending.owed)
+                    self.settle(index, layer, pending, states)
 
         extend = None
         if cache is not None:
@@ -196,14 +199,10 @@ class _Run:
                 cache.store(index, self.rows, at, key, value, owed)
                 return cache.load(index, self.rows)
 
-        whole = cache is None
-        after = layer(
-            x,
-            self_bias if whole else self_bias[:, :, at],
-            cross_kv,
-            cross_bias if whole else cross_bias[:, :, at],
-            extend,
+        self_bias, cross_kv, cross_bias = self.beside(
+            index, index, at if recomputed else self.place
         )
+        after = layer(x, self_bias, cross_kv, cross_bias, extend)
         if recomputed:
             assert cache is not None and cache.states is not None
             rows = slice(None) if self.rows is None else self.rows[:, None]
@@ -224,6 +223,42 @@ class _Run:
             self.depth[self.rows] += needed
         self.count("ran", 1)
         return self.running, after
+
+    def exit(self, number: int, after: Tensor) -> Tensor:
+        """What the exit behind layer ``number``, from 1, makes of the running rows, [R, P, C],
+        before the norm; ``after``: what the layer has just returned.
+
+        Exits keep keys and values of their own, behind those of the layers. An exit runs whenever
+        its layer does, hence what it owes for earlier positions is what that layer just made up,
+        from the same states: the backbone's at exit, or the recomputed ones.
+        """
+        decoder, cache = self.decoder, self.cache
+        slot = len(decoder.layers) + self.exits.index(number)
+        layer = decoder.layer(slot)
+        self_bias, cross_kv, cross_bias = self.beside(slot, number, self.place)
+        # Those who left ride along, as in go_on.
+        x = after
+        if not decoder.recompute:
+            x = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
+        self.count("exits", 1)
+        if cache is None:
+            return layer(x, self_bias, cross_kv, cross_bias)
+        if self.owing is not None:
+            pending, states = self.owing
+            self.settle(slot, layer, pending, states)
+            self.count("exits_repaid", pending.positions.numel())
+
+        def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            cache.store(slot, self.rows, self.steps, key, value)
+            return cache.load(slot, self.rows)
+
+        return layer(x, self_bias, cross_kv, cross_bias, extend)
+
+    def settle(self, slot: int, layer: DecoderLayer, pending: Pending, states: Tensor) -> None:
+        """Stores the keys and values that ``layer`` owes, projected from ``states`` [R, Q, C]."""
+        assert self.cache is not None
+        key, value = layer.self_kv(states)
+        self.cache.store(slot, self.rows, pending.positions, key, value, pending.owed)
 
     def count(self, name: str, more: int) -> None:
         """Adds to the counts of the running rows."""

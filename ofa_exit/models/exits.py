@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, Optional
 
-import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -134,34 +133,3 @@ def _exits_of(state: dict[str, Any]) -> set[int]:
 def without_classifiers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict for inference, which needs no feature classifiers."""
     return {name: value for name, value in state.items() if not name.startswith(CLASSIFIERS)}
-
-
-def run_exit(run: Any, number: int, after: Tensor) -> Tensor:
-    """What the exit behind layer ``number`` makes of the running rows, [R, P, C], before the norm.
-
-    run: the ``_Run`` of ``models/exiting.py``, whose layer ``number`` has just returned ``after``.
-    Exits keep keys and values of their own, behind those of the layers. An exit runs whenever its
-    layer does, hence what it owes for earlier positions is what that layer just made up, from the
-    same states: the backbone's at exit, or the recomputed ones.
-    """
-    decoder, cache = run.decoder, run.cache
-    slot = len(decoder.layers) + run.exits.index(number)
-    layer = decoder.layer(slot)
-    self_bias, cross_kv, cross_bias = run.beside(slot, number)
-    # Those who left ride along, as in go_on.
-    x = after if decoder.recompute else torch.where(run.exited.unsqueeze(-1), run.frozen, after)
-    run.count("exits", 1)
-    if cache is None:
-        return layer(x, self_bias, cross_kv, cross_bias)
-    if run.owing is not None:
-        pending, states = run.owing
-        key, value = layer.self_kv(states)
-        cache.store(slot, run.rows, pending.positions, key, value, pending.owed)
-        run.count("exits_repaid", pending.positions.numel())
-
-    def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        cache.store(slot, run.rows, run.steps, key, value)
-        return cache.load(slot, run.rows)
-
-    at = run.steps
-    return layer(x, self_bias[:, :, at], cross_kv, cross_bias[:, :, at], extend)

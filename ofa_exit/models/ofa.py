@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, fit_state_dict, refuse_other_structure
 from ofa_exit.models.decoder import Decoder
-from ofa_exit.models.encoder import Encoder, EncoderOut
+from ofa_exit.models.encoder import Encoder
+from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.exits import FeatureClassifier, train_exits_only
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy

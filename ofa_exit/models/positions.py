@@ -74,7 +74,16 @@ def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
 
 
 # Biases over image tokens take hundreds of megabytes in the large models: one shape of those.
-KEPT_SHAPES = {"image": 1, "joint": 1, "text": 32, "decoder": 32, "folded": 4, "words": 1}
+KEPT_SHAPES = {
+    "image": 1,
+    "joint": 1,
+    "text": 32,
+    "source": 32,
+    "decoder": 32,
+    "cross": 32,
+    "folded": 4,
+    "words": 1,
+}
 
 
 class ShapeCache(nn.Module):

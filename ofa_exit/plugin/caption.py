@@ -15,8 +15,8 @@ from ofa_exit.evaluation.captions import CiderReference, bleu_from_statistics, b
 from ofa_exit.plugin.beam import BeamSearchTask
 from ofa_exit.plugin.files import is_training
 from ofa_exit.plugin.target_words import target_words
-from ofa_exit.plugin.task import summed
 from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.validation import log_mean, summed
 
 CIDER = ("_cider_sum", "_cider_sentences")
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
@@ -108,12 +108,7 @@ class MuECaptionTask(BeamSearchTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Adds ``cider`` and ``bleu`` of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
-        total, sentences = summed(logging_outputs, CIDER)
-        if sentences:
-            metrics.log_scalar("_cider", np.array([total, sentences]))
-            metrics.log_derived(
-                "cider", lambda meters: round(float(np.divide(*meters["_cider"].sum)), 3)
-            )
+        log_mean("cider", logging_outputs, CIDER)
         statistics = np.array(list(summed(logging_outputs, BLEU)))
         if statistics.any():
             metrics.log_scalar("_bleu", statistics)

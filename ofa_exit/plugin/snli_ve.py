@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-import numpy as np
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
 
@@ -15,8 +13,9 @@ from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.accuracy import is_correct
 from ofa_exit.plugin.candidates import AllCandidateGenerator, refuse_search
-from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task import OFATask
 from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.validation import log_mean
 from ofa_exit.policies.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
@@ -93,8 +92,7 @@ class MuESnliVeTask(OFATask):
         return generator.traces()
 
     def scored_words(self) -> Optional[int]:
-        branches = self.trie.branches()
-        return len({token for branch in branches for token in self.trie.allowed_next(branch)})
+        return len(self.trie.choices())
 
     # ------------------------------------------------------------------ validation
 
@@ -108,9 +106,4 @@ class MuESnliVeTask(OFATask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Adds ``acc``, in percent, of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
-        correct, sentences = summed(logging_outputs, ACCURACY)
-        if sentences:
-            metrics.log_scalar("_acc", np.array([correct, sentences]))
-            metrics.log_derived(
-                "acc", lambda meters: round(100 * float(np.divide(*meters["_acc"].sum)), 3)
-            )
+        log_mean("acc", logging_outputs, ACCURACY, scale=100)

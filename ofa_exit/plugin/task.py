@@ -2,13 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from ofa_exit.data.dataset import Examples, OFADataset
@@ -32,6 +31,7 @@ from ofa_exit.plugin.generation import (
 from ofa_exit.plugin.groups import keep_gradients
 from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
 from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.validation import ValidatesByGenerating
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.trace import ExitTrace
@@ -39,7 +39,7 @@ from ofa_exit.policies.trace import ExitTrace
 logger = logging.getLogger(__name__)
 
 
-class OFATask(FairseqTask):
+class OFATask(ValidatesByGenerating):
     """Base of the tasks; they add examples, generator and validation metrics.
 
     After ``build_generator`` the layers, savings and times of all that ``inference_step``
@@ -52,8 +52,6 @@ class OFATask(FairseqTask):
     """Options that a checkpoint must have been trained with."""
     similarity_defaults: ClassVar[dict[str, Any]]
     """The paper's decoder threshold and schedule for the task (appendix)."""
-    eval_options: tuple[str, ...]
-    """Options that make validation generate, beside the loss."""
 
     cfg: OFATaskConfig
 
@@ -366,48 +364,3 @@ class OFATask(FairseqTask):
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         """Layers executed for the last batch, one trace a model."""
         return [model.last_trace for model in models]
-
-    # ------------------------------------------------------------------ validation
-
-    def validates_generation(self) -> bool:
-        """Whether validation generates, beside the loss."""
-        return any(getattr(self.cfg, option) for option in self.eval_options)
-
-    def validation_generator(self, model: Any) -> Any:
-        """The generator of validation; its model runs in full but for ``valid_step``."""
-        raise NotImplementedError
-
-    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
-        """What a batch adds to the metrics: numbers that are summed over batches and workers."""
-        raise NotImplementedError
-
-    def valid_step(
-        self, sample: dict[str, Any], model: Any, criterion: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        """Loss at full depth, and metrics of what is generated, with exits if they are set."""
-        if not sample:  # every row of the batch was skipped
-            return 0.0, 0, {"loss": 0.0, "sample_size": 0, "ntokens": 0, "nsentences": 0}
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
-        if self.eval_generator is not None:
-            models = self.eval_generator_models()
-            self.set_exits(models, on=True)
-            try:
-                hypotheses = self.generate(self.eval_generator, models, sample)
-            finally:
-                self.set_exits(models, on=False)
-            best = [self.text(of_sentence[0]["tokens"]) for of_sentence in hypotheses]
-            logging_output.update(self.validation_sums(sample, best))
-        return loss, sample_size, logging_output
-
-    def eval_generator_models(self) -> list[Any]:
-        """The models inside the generator of validation."""
-        generator = self.eval_generator
-        ensemble = generator.model if hasattr(generator, "model") else generator
-        return list(ensemble.models)
-
-
-def summed(logging_outputs: Sequence[dict[str, Any]], keys: Sequence[str]) -> Iterator[float]:
-    """The sums over workers of what ``validation_sums`` gave, as plain numbers."""
-    for key in keys:
-        total = sum(output.get(key, 0) for output in logging_outputs)
-        yield total.item() if torch.is_tensor(total) else total

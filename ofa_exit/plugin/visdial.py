@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-import numpy as np
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
 
@@ -18,8 +16,9 @@ from ofa_exit.evaluation.submission import ranks_of_order
 from ofa_exit.evaluation.visdial import ndcg
 from ofa_exit.plugin.candidates import AnswerTrace, CandidateScorer, refuse_search
 from ofa_exit.plugin.files import is_training
-from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task import OFATask
 from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.validation import log_mean
 from ofa_exit.policies.trace import ExitTrace
 
 SUMS = {"mrr": ("_mrr_sum", "_mrr_rounds"), "ndcg": ("_ndcg_sum", "_ndcg_rounds")}
@@ -199,11 +198,4 @@ class MuEVisDialTask(OFATask):
         """Adds ``mrr`` and ``ndcg``, in percent, of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, keys in SUMS.items():
-            total, rounds = summed(logging_outputs, keys)
-            if rounds:
-                metrics.log_scalar(f"_{name}", np.array([total, rounds]))
-                metrics.log_derived(name, _percent(f"_{name}"))
-
-
-def _percent(name: str) -> Callable[[Any], float]:
-    return lambda meters: round(100 * float(np.divide(*meters[name].sum)), 3)
+            log_mean(name, logging_outputs, keys, scale=100)

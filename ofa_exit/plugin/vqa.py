@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-import numpy as np
 import torch
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
 
@@ -22,8 +20,9 @@ from ofa_exit.plugin.candidates import AllCandidateGenerator, refuse_search
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.files import is_training
 from ofa_exit.plugin.generation import WatchedEnsemble
-from ofa_exit.plugin.task import OFATask, summed
+from ofa_exit.plugin.task import OFATask
 from ofa_exit.plugin.task_config import OFATaskConfig
+from ofa_exit.plugin.validation import log_mean
 from ofa_exit.policies.trace import ExitTrace
 
 ACCURACY = ("_vqa_sum", "_vqa_questions")
@@ -231,10 +230,7 @@ class MuEVqaTask(BeamSearchTask):
         return [trace and PromptedTrace.of(trace, self.prompts) for trace in found]
 
     def scored_words(self) -> Optional[int]:
-        if self.trie is None:
-            return None
-        branches = self.trie.branches()
-        return len({token for branch in branches for token in self.trie.allowed_next(branch)})
+        return None if self.trie is None else len(self.trie.choices())
 
     # ------------------------------------------------------------------ validation
 
@@ -262,9 +258,4 @@ class MuEVqaTask(BeamSearchTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Adds ``vqa_acc``, in percent, of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
-        total, questions = summed(logging_outputs, ACCURACY)
-        if questions:
-            metrics.log_scalar("_vqa", np.array([total, questions]))
-            metrics.log_derived(
-                "vqa_acc", lambda meters: round(100 * float(np.divide(*meters["_vqa"].sum)), 3)
-            )
+        log_mean("vqa_acc", logging_outputs, ACCURACY, scale=100)

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .files import EmojiDataError, write_bytes
+from ofa_exit.data.files import write_bytes
+
+from .errors import EmojiDataError
 
 
 def make_parser() -> argparse.ArgumentParser:

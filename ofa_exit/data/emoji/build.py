@@ -13,11 +13,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ofa_exit.data.files import sha256_of, write_bytes
+
 from . import licenses, splits, tables
 from .categories import CATEGORY
 from .concepts import load_concepts
 from .entailment import balanced_rows
-from .files import sha256_of, write_bytes
 from .hypotheses import Hypothesis, build_hypotheses
 from .packages import ARTWORK, NAMES, fetch, locate
 from .pictures import Picture, render_all

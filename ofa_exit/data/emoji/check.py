@@ -11,7 +11,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .files import EmojiDataError, sha256_of
+from ofa_exit.data.files import sha256_of
+
+from .errors import EmojiDataError
 from .hypotheses import LABELS
 from .packages import ARTWORK, read_json
 from .splits import SPLITS, TEST_ARTIST

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import write_bytes
+from ofa_exit.data.files import write_bytes
+
 from .packages import ARTWORK, NAMES
 
 TEXTS = Path(__file__).parent / "license_texts"

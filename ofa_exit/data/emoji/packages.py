@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import EmojiDataError
+from .errors import EmojiDataError
 
 
 @dataclass(frozen=True)

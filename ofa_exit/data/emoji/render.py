@@ -7,7 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .files import EmojiDataError, write_bytes
+from ofa_exit.data.files import write_bytes
+
+from .errors import EmojiDataError
 
 BACKGROUND = "white"
 

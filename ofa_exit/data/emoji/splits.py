@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from .concepts import Concept
-from .files import EmojiDataError
+from .errors import EmojiDataError
 from .pictures import Picture
 
 SPLITS = ("train", "valid", "test_artist", "test_combinations")

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ofa_exit.data.files import atomic_write, write_bytes
+
 from .categories import CATEGORY
 from .entailment import Row
-from .files import EmojiDataError, atomic_write, write_bytes
+from .errors import EmojiDataError
 from .pictures import Picture
 
 CAPTION_COLUMNS = ("uniq-id", "image-id", "caption", "predicted objects", "image")

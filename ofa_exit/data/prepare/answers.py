@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.data.emoji.files import sha256_of, write_bytes
+from ofa_exit.data.files import sha256_of, write_bytes
 
 from . import manifest
 from .job import say

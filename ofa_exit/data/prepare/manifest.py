@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.data.emoji.files import sha256_of, write_bytes
+from ofa_exit.data.files import sha256_of, write_bytes
 
 # Of the rows' layout: files of another layout are made anew.
 FORMAT = 1

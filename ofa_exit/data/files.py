@@ -1,4 +1,4 @@
-"""Atomic file writing and the error type of the emoji builder."""
+"""Files written whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-
-
-class EmojiDataError(Exception):
-    """A refusal of the emoji builder: what went wrong, where, and the remedy."""
 
 
 @contextlib.contextmanager
