@@ -117,9 +117,9 @@ def table(results: Sequence[Result]) -> str:
     blocks = []
     for setting in dict.fromkeys(result.setting for result in results):
         own = [result for result in results if result.setting == setting]
-        lines = [header]
-        for row in rows(own):
-            lines.append(
+        lines = [
+            header,
+            *(
                 (
                     row["variant"],
                     f"{row['seconds']:.4g}",
@@ -130,7 +130,9 @@ def table(results: Sequence[Result]) -> str:
                     _shown(row["share_of_flop_reduction"], "{:.2f}"),
                     _shown(row["peak_mib"], "{:.0f}"),
                 )
-            )
+                for row in rows(own)
+            ),
+        ]
         blocks.append(f"{setting}\n{aligned(lines)}")
     return "\n\n".join(blocks)
 
