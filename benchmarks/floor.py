@@ -1,4 +1,5 @@
-"""The least that full depth has to compute, by torch's own convolutions and products.
+"""The least that full depth has to compute: its convolutions and products, each in the form that
+was the fastest here (the stem's of ``models.stem``, products as ``models.linear`` orders them).
 
 Only convolutions (batch norm folded into them, with their ReLU and additions) and matrix products:
 no norms, no GELU, no embeddings, no beam search, no caches to move. Each product is computed once:
@@ -8,13 +9,13 @@ keys once a batch, and a decoder step with all its hypotheses as rows of one pro
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ofa_exit.models.linear import in_portions, linear
 
 Weights = tuple[Tensor, Tensor]
 
@@ -22,14 +23,14 @@ Weights = tuple[Tensor, Tensor]
 class Floor:
     """Call it to do the arithmetic of one batch; what it returns means nothing."""
 
-    def __init__(self, reference: Any, batch: dict[str, Any], calls: list[tuple[int, int]]) -> None:
-        """reference: a Reference, whose weights are used. calls: (rows, positions so far) of the
-        decoder's calls that the variant ``full`` really makes."""
+    def __init__(
+        self, stem: nn.Module, reference: Any, batch: dict[str, Any], calls: list[tuple[int, int]]
+    ) -> None:
+        """stem: the model's own. reference: a Reference, whose other weights are used. calls:
+        (rows, positions so far) of the decoder's calls that the variant ``full`` really makes."""
         encoder, decoder = reference.encoder, reference.decoder
-        self.images = batch["net_input"]["patch_images"].contiguous(
-            memory_format=torch.channels_last
-        )
-        self.stem = folded(encoder.embed_images)
+        self.images = batch["net_input"]["patch_images"]
+        self.stem = stem
         self.projection = encoder.image_proj
         self.words = decoder.embed_tokens.weight
         self.encoder = [EncoderProducts(layer, encoder.heads) for layer in encoder.layers]
@@ -71,7 +72,7 @@ class Floor:
             own = self.cache[:, :rows, :, :seen]
             for layer, kv in zip(self.decoder, cross_kv):
                 x = layer(x, own, kv, bias, sentences)
-            x = F.linear(x, self.words)
+            x = linear(x, self.words)
         return x
 
 
@@ -82,11 +83,15 @@ class Products:
         attention = layer.self_attn
         self.heads, self.scaling = heads, attention.scaling
         self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.fc1, self.fc2 = attention.out_proj, layer.fc1, layer.fc2
+        self.out = weights(attention.out_proj)
+        self.fc1, self.fc2 = weights(layer.fc1), weights(layer.fc2)
 
     def split(self, x: Tensor, parts: int) -> Any:
         """[N, T, parts·C] -> parts of [N, heads, T, C / heads]."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return in_portions(lambda part: linear(linear(part, *self.fc1), *self.fc2), x)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Any) -> Tensor:
         attended = F.scaled_dot_product_attention(
@@ -97,8 +102,8 @@ class Products:
 
 class EncoderProducts(Products):
     def __call__(self, x: Tensor, bias: Tensor) -> Tensor:
-        x = self.out(self.attend(*self.split(F.linear(x, *self.qkv), 3), bias))
-        return self.fc2(self.fc1(x))
+        x = linear(self.attend(*self.split(linear(x, *self.qkv), 3), bias), *self.out)
+        return self.feed_forward(x)
 
 
 class DecoderProducts(Products):
@@ -106,41 +111,31 @@ class DecoderProducts(Products):
         super().__init__(layer, heads)
         cross = layer.encoder_attn
         self.cross_kv = joined(cross.k_proj, cross.v_proj)
-        self.cross_query, self.cross_out = cross.q_proj, cross.out_proj
+        self.cross_query, self.cross_out = weights(cross.q_proj), weights(cross.out_proj)
 
     def cross_key_value(self, encoded: Tensor) -> Any:
-        return self.split(F.linear(encoded, *self.cross_kv), 2)
+        return self.split(linear(encoded, *self.cross_kv), 2).contiguous()
 
     def __call__(self, x: Tensor, own: Tensor, cross: Tensor, bias: Tensor, sentences: int) -> Any:
         """x [N, 1, C]; own [2, N, heads, L, d], this position in it; cross [2, S, heads, T, d]."""
         rows, _, channels = x.shape
-        query, _, _ = self.split(F.linear(x, *self.qkv), 3)
-        x = self.out(self.attend(query, own[0], own[1], None))
-        query = self.cross_query(x).view(sentences, rows // sentences, channels)
+        query, _, _ = self.split(linear(x, *self.qkv), 3)
+        x = linear(self.attend(query, own[0], own[1], None), *self.out)
+        query = linear(x, *self.cross_query).view(sentences, rows // sentences, channels)
         (query,) = self.split(query, 1)
         bias = bias.expand(-1, -1, query.size(2), -1)
-        x = self.cross_out(self.attend(query, cross[0], cross[1], bias).view(rows, 1, channels))
-        return self.fc2(self.fc1(x))
+        attended = self.attend(query, cross[0], cross[1], bias).view(rows, 1, channels)
+        x = linear(attended, *self.cross_out)
+        return self.feed_forward(x)
+
+
+def weights(layer: nn.Linear) -> Weights:
+    return layer.weight, layer.bias
 
 
 def joined(*linears: nn.Linear) -> Weights:
     """One weight and bias whose product is those of several layers side by side."""
     return (
-        torch.cat([linear.weight for linear in linears]),
-        torch.cat([linear.bias for linear in linears]),
+        torch.cat([layer.weight for layer in linears]),
+        torch.cat([layer.bias for layer in linears]),
     )
-
-
-def folded(stem: Any) -> nn.Module:
-    """A copy of the stem with batch norm folded into the convolutions, channels last."""
-    stem = copy.deepcopy(stem)
-    for module in list(stem.modules()):
-        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d):
-            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
-        for number in (1, 2, 3):
-            norm = getattr(module, f"bn{number}", None)
-            if isinstance(norm, nn.BatchNorm2d):
-                conv = f"conv{number}"
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), norm))
-                setattr(module, f"bn{number}", nn.Identity())
-    return stem.to(memory_format=torch.channels_last)

@@ -91,7 +91,8 @@ class Bench:
         if "gated" in kinds:
             runs["gated"] = self.gated()
         if "floor" in kinds:
-            runs["floor"] = Floor(self.models.reference, self.batch, self.decoder_calls())
+            stem = self.models.ours.encoder.embed_images
+            runs["floor"] = Floor(stem, self.models.reference, self.batch, self.decoder_calls())
         return runs
 
     def decoder_calls(self) -> list[tuple[int, int]]:

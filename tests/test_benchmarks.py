@@ -12,7 +12,6 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 
 from benchmarks import generate, memory, variants
-from benchmarks.floor import folded
 from benchmarks.parts import METHODS, PARTS, REST, PartTimer, methods_of, timers
 from benchmarks.reference import Reference
 from benchmarks.report import COLUMNS, Result, rows, table, verdict
@@ -116,12 +115,6 @@ def test_gates_that_open_are_no_measure_of_their_cost(bench, monkeypatch):
 def test_flop_reduction_grows_as_layers_go(bench):
     all_layers, some, one = (bench.flop_reduction(d) for d in [(6, 6, 6), (6, 2, 3), (1, 1, 1)])
     assert all_layers == 0 < some < one < 1
-
-
-@torch.no_grad()
-def test_folded_stem_is_the_stem(models):
-    stem, images = models.reference.encoder.embed_images, verify.random_images("x", (2, 3, 32, 32))
-    torch.testing.assert_close(folded(stem)(images), stem(images), rtol=1e-4, atol=1e-4)
 
 
 def test_rounds_take_turns_after_the_warm_up():

@@ -71,6 +71,8 @@ def test_caption_batch_is_padded_on_the_right(tmp_path):
     assert net_input["patch_masks"].tolist() == [True, True, False]
     assert net_input["patch_masks"].dtype == torch.bool
     assert net_input["patch_images"][2].abs().sum() == 0
+    assert net_input["padded"]  # an image is missing
+    assert not batch_of(dataset, 0, 1)["net_input"]["padded"]
     assert net_input["patch_images"][0][:, 0, 0].tolist() == [1.0, -1.0, -1.0]
     assert batch["prompt_lengths"].tolist() == [1, 1, 1]
     assert batch["references"] == [["the cat runs on grass"], ["a dog"], ["a dog runs"]]

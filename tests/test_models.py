@@ -15,6 +15,7 @@ import torchvision
 from helpers import VOCAB, batch, nano, select
 
 from ofa_exit import verify
+from ofa_exit.models import encoder
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
@@ -350,3 +351,33 @@ def test_cross_biases_are_made_once_a_shape():
             for given, logits in zip((inputs, wider), expected):
                 torch.testing.assert_close(model(**given)[0], logits)
     assert len(calls) == 2
+
+
+def test_joint_biases_serve_every_length_of_text():
+    model, calls = nano(split=False), []
+    model.encoder.pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
+    inputs = batch(2)
+    for length in (7, 5):
+        given = {**inputs, "src_tokens": inputs["src_tokens"][:, :length]}
+        expected = model(**given)[0].detach()
+        calls.clear() if length == 7 else None
+        with torch.no_grad():
+            torch.testing.assert_close(model(**given)[0], expected)
+    assert len(calls) == 2  # without gradients once, and the second length's with
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("split", [True, False])
+def test_no_mask_is_written_where_nothing_is_padded(split, monkeypatch):
+    model, inputs, masked = nano(split), batch(1), []
+    write = encoder._mask_keys
+
+    def watched(bias, padding):
+        masked.append(padding is not None)
+        return write(bias, padding)
+
+    monkeypatch.setattr(encoder, "_mask_keys", watched)
+    logits = [model(**inputs, padded=padded)[0] for padded in (True, False)]
+    torch.testing.assert_close(*logits)
+    layers = len(masked) // 2
+    assert any(masked[:layers]) and not any(masked[layers:])

@@ -14,7 +14,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
 
     Token matrices are padded on the right with ``pad``. Of ``net_input``: src_tokens Long[B, T],
     src_lengths Long[B], patch_images Float[B, 3, H, W] (zeros without image), patch_masks Bool[B]
-    (False without image), prev_output_tokens Long[B, L]. Beside it: target Long[B, L],
+    (False without image), prev_output_tokens Long[B, L], padded (False where all sources are of one
+    length and all images there). Beside it: target Long[B, L],
     prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
     that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
     unconstrained), conf Float[B] (1 for an example without) and candidates, a list for each.
@@ -23,6 +24,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     if not kept:
         return {}
     target = _stack([example.target for example in kept], pad)
+    lengths = [len(example.source) for example in kept]
+    pictures = [example.image is not None for example in kept]
     batch = {
         "id": torch.tensor([example.index for example in kept]),
         "uniq_ids": [example.uniq_id for example in kept],
@@ -30,9 +33,10 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
         "ntokens": int(target.ne(pad).sum()),
         "net_input": {
             "src_tokens": _stack([example.source for example in kept], pad),
-            "src_lengths": torch.tensor([len(example.source) for example in kept]),
+            "src_lengths": torch.tensor(lengths),
             "patch_images": _images(kept, image_size),
-            "patch_masks": torch.tensor([example.image is not None for example in kept]),
+            "patch_masks": torch.tensor(pictures),
+            "padded": min(lengths) < max(lengths) or not all(pictures),
             "prev_output_tokens": _stack([example.prev_output for example in kept], pad),
         },
         "target": target,

@@ -40,6 +40,7 @@ class DecoderCache:
         self.group = group
         self.max_length = max_length
         self.length = 0
+        self.deepest = 0  # layers that anything was stored for
         self.kv: Optional[Tensor] = None
         self.cross: list[Optional[tuple[Tensor, Tensor]]] = [None] * layers
         self.cross_bias: Optional[Tensor] = None
@@ -84,6 +85,7 @@ class DecoderCache:
         owed: Bool [R, Q, 1], False where what is stored already must stay.
         """
         assert self.kv is not None
+        self.deepest = max(self.deepest, layer + 1)
         for kept, new in zip(self.kv[layer], (key, value)):
             if rows is None:
                 if owed is not None:
@@ -113,7 +115,7 @@ class DecoderCache:
         rows = self.kv.size(2)
         if new_order.numel() == rows:
             if self.group > 1:
-                used = self.kv[..., : self.length, :]
+                used = self.kv[: self.deepest, ..., : self.length, :]
                 used.copy_(used.index_select(2, new_order))
                 if self.states is not None:
                     seen = self.states[:, : self.length]

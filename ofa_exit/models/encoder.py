@@ -23,6 +23,9 @@ from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.trace import ExitTrace
 
+TEXT_ROOM = 32
+"""Joint position biases are made for lengths of text that are multiples of this."""
+
 
 class Encoder(ShapeCache):
     """OFA's encoder: names and shapes are those of its checkpoints.
@@ -177,22 +180,29 @@ class Encoder(ShapeCache):
             absolute = self.absolute_bias(positions)
             return positions, [absolute + self.text_bias(i, length) for i in layers]
 
+        # Texts of a batch differ in length: joint terms are made for a longer one, and cut.
+        room = length
+        if not torch.is_grad_enabled():
+            room = min(-(-length // TEXT_ROOM) * TEXT_ROOM, self.cfg.max_source_positions)
+
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
             image = self.image_positions(grid, self.image_rp_bucket.device)
-            positions = torch.cat([image, self.text_positions(length)], dim=1)
+            positions = torch.cat([image, self.text_positions(room)], dim=1)
             absolute, cut = self.absolute_bias(positions), image.size(1)
             biases = []
             for i in layers:
                 bias = absolute.clone()
                 bias[..., :cut, :cut] += self.image_bias(i, grid)
-                bias[..., cut:, cut:] += self.text_bias(i, length)
+                bias[..., cut:, cut:] += self.text_bias(i, room)
                 biases.append(bias)
             return positions, biases
 
         if grid is not None and not self.cfg.split_modalities:
-            positions, joint = self.once_per_shape("joint", (grid, length), joint_terms)
-            return _Biases(positions, None, None, joint)
+            positions, joint = self.once_per_shape("joint", (grid, room), joint_terms)
+            end = grid[0] * grid[1] + length
+            positions = self.once_per_shape("source", (grid, length), lambda: positions[:, :end])
+            return _Biases(positions, None, None, [bias[..., :end, :end] for bias in joint])
         positions, text = self.once_per_shape("text", length, text_terms)
         if grid is None:
             return _Biases(positions, None, text, None)
@@ -211,6 +221,7 @@ class Encoder(ShapeCache):
         patch_images: Optional[Tensor] = None,
         patch_masks: Optional[Tensor] = None,
         step_limit: Optional[Tensor] = None,
+        padded: bool = True,
         return_layers: bool = False,
     ) -> EncoderOut:
         """Encodes S sentences.
@@ -218,6 +229,9 @@ class Encoder(ShapeCache):
         src_tokens: Long [S, Tt], right-padded; src_lengths is not needed and accepted for fairseq.
         patch_images: [S, 3, H, W], or None for text alone; patch_masks: Bool [S], False for a
             sample without image. step_limit: Long [S], handed on to the decoder's gate.
+        padded: False where the caller knows that every text is as long as the longest and every
+            image there. Then no mask is written, which for image and text together is one bias
+            of [S, heads, T, T] a layer.
         """
         sentences = src_tokens.size(0)
         text_padding = src_tokens.eq(self.padding_idx)
@@ -257,7 +271,7 @@ class Encoder(ShapeCache):
             text, text_depth = self._run(
                 text,
                 biases.text,
-                text_padding,
+                text_padding if padded else None,
                 policy.text_gate() if policy else None,
                 None,
                 kept[1] if return_layers else None,
@@ -268,7 +282,7 @@ class Encoder(ShapeCache):
             x, text_depth = self._run(
                 torch.cat([image, text], dim=1),
                 biases.joint,
-                padding,
+                padding if padded else None,
                 policy.joint_gate() if policy else None,
                 None,
                 kept[1] if return_layers else None,

@@ -232,6 +232,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         patch_images: Optional[Tensor] = None,
         patch_masks: Optional[Tensor] = None,
         prev_output_tokens: Optional[Tensor] = None,
+        padded: bool = True,
         features_only: bool = False,
         all_layers: bool = False,
         return_layers: bool = False,
@@ -244,7 +245,9 @@ class OFAModel(FairseqEncoderDecoderModel):
         """
         if exit_features:
             with torch.no_grad():
-                encoder_out = self.encoder(src_tokens, src_lengths, patch_images, patch_masks)
+                encoder_out = self.encoder(
+                    src_tokens, src_lengths, patch_images, patch_masks, padded=padded
+                )
                 features, extra = self.decoder(
                     prev_output_tokens,
                     encoder_out=encoder_out,
@@ -255,7 +258,12 @@ class OFAModel(FairseqEncoderDecoderModel):
             extra["exit_features"] = dict(self.decoder.exit_features(states, encoder_out))
             return features, extra
         encoder_out = self.encoder(
-            src_tokens, src_lengths, patch_images, patch_masks, return_layers=return_layers
+            src_tokens,
+            src_lengths,
+            patch_images,
+            patch_masks,
+            padded=padded,
+            return_layers=return_layers,
         )
         x, extra = self.decoder(
             prev_output_tokens,
