@@ -42,8 +42,10 @@ class Floor:
         heads, like = encoder.heads, self.words
         cells = (self.images.size(2) // 16) * (self.images.size(3) // 16)
         self.text = like.new_empty(sentences, length, like.size(1)).normal_()
-        self.image_bias = [like.new_empty(1, heads, cells, cells).normal_() for _ in self.encoder]
-        self.text_bias = [like.new_empty(1, heads, length, length).normal_() for _ in self.encoder]
+        tokens = [cells, length] if encoder.cfg.split_modalities else [cells + length]
+        self.passes = [  # the biases of image and text, or of both together
+            [like.new_empty(1, heads, t, t).normal_() for _ in self.encoder] for t in tokens
+        ]
         self.positions = like.new_empty(1, cells + length, like.size(1)).normal_()
 
         rows, most = max(n for n, _ in calls), max(seen for _, seen in calls)
@@ -55,13 +57,13 @@ class Floor:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         x = self.stem(self.images)
-        image = self.projection(x.flatten(2).transpose(1, 2))
-        for layer, bias in zip(self.encoder, self.image_bias):
-            image = layer(image, bias)
-        text = self.text
-        for layer, bias in zip(self.encoder, self.text_bias):
-            text = layer(text, bias)
-        encoded = torch.cat([image, text], dim=1)
+        passes = [self.projection(x.flatten(2).transpose(1, 2)), self.text]
+        if len(self.passes) == 1:
+            passes = [torch.cat(passes, dim=1)]
+        for number, biases in enumerate(self.passes):
+            for layer, bias in zip(self.encoder, biases):
+                passes[number] = layer(passes[number], bias)
+        encoded = torch.cat(passes, dim=1)
         sentences = encoded.size(0)
         cross_kv = [layer.cross_key_value(encoded) for layer in self.decoder]
         key = self.cross_keys(self.positions).unflatten(-1, (self.query.size(1), -1))

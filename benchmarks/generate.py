@@ -1,9 +1,9 @@
 """Time and memory of generating one batch: this package, plain OFA, and the arithmetic alone.
 
 Weights and inputs are pseudo-random and the same in every run; every hypothesis gets the same
-number of tokens, so all variants do the same work. Encoder and reference are split (image and text
-apart), since exits of image and text need that. Variants take turns within a round, and what is
-compared are medians of ratios within rounds.
+number of tokens, so all variants do the same work. Image and text go through the encoder apart,
+since exits of each need that, or together with ``--joint``. Variants take turns within a round, and
+what is compared are medians of ratios within rounds.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ofa_exit.policies.static import StaticExit
 TOLERANCE = 1e-4
 FIELDS = set(Setting.__dataclass_fields__)
 DEPTHS = ((6, 2, 3), (3, 3, 3), (2, 3, 2), (1, 1, 1))
+JOINT_DEPTHS = ((6, 6, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1))
 
 
 def depths(text: str) -> Depths:
@@ -79,7 +80,8 @@ def check(models: Models, setting: Setting) -> float:
 def measure(models: Models, setting: Setting, options: argparse.Namespace) -> list[Result]:
     """Every variant in one setting: time, parts, memory."""
     bench = Bench(models, setting)
-    patterns = options.depths if "exits" in options.only else []
+    default = JOINT_DEPTHS if options.joint else DEPTHS
+    patterns = options.depths or default if "exits" in options.only else []
     runs = bench.runs(options.only, patterns)
     seconds = interleaved(runs, options.rounds, options.warm_up, setting)
     results = {name: Result(name, setting, seconds[name]) for name in runs}
@@ -165,12 +167,16 @@ def parser() -> argparse.ArgumentParser:
     add("--text-length", type=int, default=8, help=f"source tokens {shown}")
     add("--vocabulary", type=int, default=59457, help=f"words of the model {shown}")
     add(
+        "--joint",
+        action="store_true",
+        help="one encoder pass over image and text, as in official checkpoints",
+    )
+    add(
         "--depths",
         type=depths,
         nargs="+",
-        default=list(DEPTHS),
         metavar="IMAGE,TEXT,DECODER",
-        help="patterns of exits (default 6,2,3 3,3,3 2,3,2 1,1,1)",
+        help="patterns of exits (default 6,2,3 3,3,3 2,3,2 1,1,1; joint 6,6,3 3,3,3 2,2,2 1,1,1)",
     )
     add(
         "--only",

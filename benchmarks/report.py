@@ -100,8 +100,9 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 
 def heading(setting: Setting, rounds: int, warm_up: int) -> str:
     """Under which conditions the numbers were taken."""
+    encoder = "joint" if setting.joint else "split"
     return (
-        f"{setting.arch}, split encoder, {setting.image_size} px, {setting.text_length} source "
+        f"{setting.arch}, {encoder} encoder, {setting.image_size} px, {setting.text_length} source "
         f"tokens, {setting.steps} steps, {setting.vocabulary} words, {setting.dtype} on "
         f"{setting.device}, seed {setting.seed}; {setting.clock} clock, {setting.threads} threads, "
         f"torch {torch.__version__}, medians of {rounds} rounds after {warm_up} to warm up"

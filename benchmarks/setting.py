@@ -25,7 +25,8 @@ class Setting:
     """One batch of one model.
 
     steps: decoder calls, the one that writes eos included: every hypothesis gets that many tokens.
-    text_length: source tokens of every sentence. clock: one of ``timing.CLOCKS``.
+    text_length: source tokens of every sentence. clock: one of ``timing.CLOCKS``. joint: image and
+        text go through the encoder together, as in official checkpoints.
     """
 
     arch: str = "ofa_base"
@@ -40,6 +41,7 @@ class Setting:
     threads: int = 1
     seed: int = 1
     clock: str = "wall"
+    joint: bool = False
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHS:
@@ -64,18 +66,17 @@ class Setting:
         return (self.image_size // 16) ** 2
 
     def __str__(self) -> str:
-        return f"batch {self.batch_size}, beam {self.beam}, {self.image_size} px"
+        joint = ", joint" if self.joint else ""
+        return f"batch {self.batch_size}, beam {self.beam}, {self.image_size} px{joint}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 def build(setting: Setting) -> OFAModel:
-    """The split model with weights drawn from their names; float32, on the CPU, in eval mode.
-
-    Split, because exits of image and text need it; the reference runs split as well.
-    """
-    return build_with_weights(ARCHS[setting.arch], setting.vocabulary, split_modalities=True)
+    """The model with weights drawn from their names; float32, on the CPU, in eval mode."""
+    split = not setting.joint
+    return build_with_weights(ARCHS[setting.arch], setting.vocabulary, split_modalities=split)
 
 
 def prepare(model: Any, setting: Setting) -> Any:
@@ -103,8 +104,11 @@ def sample(setting: Setting) -> dict[str, Any]:
         "patch_masks": torch.ones(sentences, dtype=torch.bool),
         "step_limit": torch.full((sentences,), setting.steps),
     }
-    net_input = {name: value.to(setting.device) for name, value in net_input.items()}
-    return {"net_input": net_input, "id": torch.arange(sentences, device=setting.device)}
+    on_device = {name: value.to(setting.device) for name, value in net_input.items()}
+    return {
+        "net_input": {**on_device, "padded": False},
+        "id": torch.arange(sentences, device=setting.device),
+    }
 
 
 def generator(model: Any, setting: Setting) -> SequenceGenerator:

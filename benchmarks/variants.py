@@ -63,6 +63,7 @@ class Bench:
         policy = SimilarityExit(
             image_threshold=UNREACHED,
             text_threshold=UNREACHED,
+            encoder_threshold=UNREACHED,
             decoder_threshold=UNREACHED,
             schedule="static",
         )

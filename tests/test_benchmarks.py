@@ -98,6 +98,16 @@ def test_every_variant_runs_and_makes_as_many_tokens(bench):
     assert bench.decoder_calls() == [(6, step) for step in range(1, TINY.steps + 1)]
 
 
+def test_every_variant_runs_joint_too():
+    joint = replace(TINY, joint=True)
+    bench = Bench(Models(joint), joint)
+    runs = bench.runs(list(KINDS), [(2, 2, 3)])
+    assert deviation(runs.pop("full")(), runs.pop("reference")()) < generate.TOLERANCE
+    for run in runs.values():
+        run()
+    assert 0 < bench.flop_reduction((2, 2, 3)) < 1
+
+
 def test_shut_gates_compute_and_change_nothing(bench):
     plain, gated = bench.ours(None)(), bench.gated()()
     assert deviation(plain, gated) < generate.TOLERANCE
