@@ -5,19 +5,13 @@
 #   BPE_DIR   folder of dict.txt, encoder.json and vocab.bpe of OFA's release; default: the data's folder
 #   ARCH      ofa_base, as in the papers          LR, EPOCHS, BATCH   3e-5, 5, 64 (MuE, appendix)
 #   MICRO     samples at a time on one device; gradients are summed up to BATCH (default 8)
-# DEVICE, PROCESSES, DDP: see common.sh. Several GPUs of one machine are used by themselves; on
-# several machines: torchrun --no-python … run_scripts/NAME/train.sh …
+#   SHARDS, SHARD   evaluate.sh: how many processes share the rows, and which of them this is, from 0;
+#                   SHARDS alone merges what they left in OUT (more arguments: those of
+#                   python -m ofa_exit.merge)
+# DEVICE, PROCESSES, DDP, PORT: see common.sh. Several GPUs of one machine are used by themselves; on
+# several machines by torchrun or Slurm, see docs/scale.md.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-
-# devices: how many share a batch.
-devices() {
-  if [ "$DEVICE" != cuda ]; then
-    echo "$PROCESSES"
-  else
-    echo "${WORLD_SIZE:-$("$BIN/python" -c 'import torch; print(torch.cuda.device_count())')}"
-  fi
-}
 
 # rows FILE: its number of lines, from the index that training keeps beside it.
 rows() {
@@ -32,10 +26,10 @@ finetune() {
   local data=$1 init=$2 out=$3 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} shared
   shift 3
   [ "$micro" -le "$batch" ] || micro=$batch
-  shared=$(($(devices) * micro))
+  shared=$(($(world) * micro))
   local every=$(((batch + shared - 1) / shared)) updates precision=()
   updates=$((($(rows "$data/train.tsv") + every * shared - 1) / (every * shared) * epochs))
-  [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512 --ddp-backend "${DDP:-legacy_ddp}")
+  [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
   train "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
     --split-modalities --criterion mue_loss --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 \
     --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
@@ -45,10 +39,14 @@ finetune() {
 }
 
 # answer DATA CHECKPOINT SPLIT OUT ARGUMENTS…: what is complete in OUT is kept. Without --exit-…
-# options the model runs in full.
+# options the model runs in full. A shard goes to a folder of its own in OUT.
 answer() {
-  local data=$1 checkpoint=$2 split=$3 out=$4
+  local data=$1 checkpoint=$2 split=$3 out=$4 shard=()
   shift 4
+  if [ -n "${SHARD:-}" ]; then
+    out=$out/shard$SHARD
+    shard=(--num-shards "${SHARDS:?how many shards there are}" --shard-id "$SHARD")
+  fi
   if grep -qs "^Generate " "$out"/generate-*.txt; then
     echo "$out is there already: remove it to generate again"
     return
@@ -58,9 +56,15 @@ answer() {
     scoring=()
     echo "the answers of $split are not published: for its server, python -m ofa_exit.evaluation.submission --help"
   fi
+  if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then
+    local folders=() number
+    for ((number = 0; number < SHARDS; number++)); do folders+=("$out/shard$number"); done
+    merge "$out" "${folders[@]}" "${scoring[@]}" "$@"
+    return
+  fi
   mkdir -p "$out"
   generate "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --path "$checkpoint" --gen-subset "$split" \
-    --batch-size "${MICRO:-8}" --results-path "$out" "${SEARCH[@]}" "${scoring[@]}" "$@" 2>&1 | tee "$out/log.txt"
+    --batch-size "${MICRO:-8}" --results-path "$out" "${SEARCH[@]}" "${scoring[@]}" "${shard[@]}" "$@" 2>&1 | tee "$out/log.txt"
 }
 
 # sweep DATA CHECKPOINT SPLIT OUT ARGUMENTS…: OUT.csv, and its curves OUT_*.png.

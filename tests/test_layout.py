@@ -27,6 +27,8 @@ ALLOWED = {
     "export": {*PARTS, "torch"},
     "document_frequencies": {"data", "evaluation"},
     "layer_curve": {*PARTS, "sweep"},
+    "cost": {*PARTS, "verify", "torch"},
+    "merge": {"data", "evaluation", "plugin", "fairseq"},
     # one command of several files: images from data, the stem from models, words from plugin
     "capfilt": {*PARTS, "fairseq", "torch", "PIL", "tqdm", "transformers"},
     "__main__": set(),

@@ -88,14 +88,16 @@ def parameter_speedup(
     Raises ValueError for no words.
     """
     used = [
-        layers + exit_size * (layers in exits)
-        for sample in samples
-        for layers in sample.word_layers
-        if layers
+        parameters for sample in samples for parameters in parameters_used(sample, exits, exit_size)
     ]
     if not used:
         raise ValueError("speedup of no words at all")
     return decoder_layers * len(used) / sum(used)
+
+
+def parameters_used(sample: SampleDepth, exits: Collection[int], exit_size: int = 1) -> list[int]:
+    """BLIPEE's i + k of every word of a sample that a layer was run for, in layers' parameters."""
+    return [layers + exit_size * (layers in exits) for layers in sample.word_layers if layers]
 
 
 def _words_mean(sample: SampleDepth) -> float:

@@ -8,15 +8,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ofa_exit.evaluation import flops
-from ofa_exit.evaluation.depth import (
-    SampleDepth,
-    expected_time_reduction,
-    mean_layers,
-    parameter_speedup,
-)
+from ofa_exit.evaluation.depth import SampleDepth
 from ofa_exit.evaluation.flops import ModelShape, StemCost
-
-GIGA = 1e9
+from ofa_exit.evaluation.totals import RunTotals
 
 
 class TraceFile:
@@ -64,7 +58,7 @@ class GenerationReport:
         self._stem_cost = stem_cost
         self._symbol = symbol
         self._stems: dict[tuple[int, int], StemCost] = {}
-        self._shapes_seen: set[tuple] = set()
+        self._biases: dict[str, int] = {}  # operations of each shape met
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
         self._executed = dict.fromkeys(flops.PARTS, 0)
@@ -161,66 +155,27 @@ class GenerationReport:
                 )
         self._seconds += seconds
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Numbers of the whole run; None where there is nothing to count.
+    def totals(self) -> RunTotals:
+        """The sums of the run so far, which those of other shards may be added to."""
+        return RunTotals.of(
+            self._samples,
+            self.shape.encoder_layers,
+            self.shape.decoder_layers,
+            self.exits,
+            seconds=self._seconds,
+            counted=self._counted,
+            executed=dict(self._executed),
+            full=dict(self._full),
+            biases=dict(self._biases),
+        )
 
-        Layers and expected_time_reduction as in `depth`; flop_reduction is 1 - executed / full
-        operations, each summed over the run (0 without a trace); seconds_per_sentence is the
-        measured time, which depends on the machine and the batch size.
-        """
-        count = len(self._samples)
-        layers = mean_layers(self._samples) if count else None
-        executed, full = sum(self._executed.values()), sum(self._full.values())
-        per_sentence = GIGA * self._counted
-        reduction = flops.flop_reduction(self._executed, self._full) if self._counted else 0.0
-        return {
-            "sentences": count,
-            "words": sum(len(sample.word_layers) for sample in self._samples),
-            "image_layers": layers.image if layers else None,
-            "text_layers": layers.text if layers else None,
-            "decoder_layers": layers.decoder if layers else None,
-            "encoder_layers_full": self.shape.encoder_layers,
-            "decoder_layers_full": self.shape.decoder_layers,
-            "expected_time_reduction": self._expected_time_reduction() if count else None,
-            "flop_reduction": reduction if count else None,
-            **self._parameter_speedup(),
-            "gflops_per_sentence": executed / per_sentence if self._counted else None,
-            "gflops_full_per_sentence": full / per_sentence if self._counted else None,
-            "seconds_per_sentence": self._seconds / count if count else None,
-            "seconds": self._seconds,
-        }
+    def summary(self) -> dict[str, float | int | None]:
+        """Numbers of the whole run, see `RunTotals.summary`."""
+        return self.totals().summary()
 
     def table(self) -> str:
         """The summary for people."""
-        values = self.summary()
-        if not values["sentences"]:
-            return "exits: no sentence was generated, so there is nothing to report"
-        encoder, decoder = values["encoder_layers_full"], values["decoder_layers_full"]
-        rows = [
-            ("sentences", f"{values['sentences']}"),
-            ("words of the best hypotheses", f"{values['words']}"),
-        ]
-        for name, total in (("image", encoder), ("text", encoder), ("decoder", decoder)):
-            layers = values[f"{name}_layers"]
-            shown = "none in this run" if layers is None else f"{layers:.2f} of {total}"
-            rows.append((f"mean {name} layers", shown))
-        rows.append(
-            ("expected_time_reduction", f"{100 * (values['expected_time_reduction'] or 0):.1f} %")
-        )
-        reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
-        if values["gflops_per_sentence"] is not None:
-            reduction += (
-                f" ({values['gflops_per_sentence']:.3f} of "
-                f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
-            )
-        rows.append(("flop_reduction", reduction))
-        if "parameter_speedup" in values:
-            exits = ",".join(map(str, self.exits))
-            shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
-            rows.append(("parameter_speedup", shown))
-        rows.append(("measured time a sentence", f"{values['seconds_per_sentence']:.4f} s"))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return self.totals().table()
 
     def close(self) -> None:
         """Closes the trace file."""
@@ -237,19 +192,6 @@ class GenerationReport:
         where: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _parameter_speedup(self) -> dict[str, float | None]:
-        """BLIPEE's measure, of a model whose exits are used."""
-        if not self.exits:
-            return {}
-        layers = self.shape.decoder_layers
-        value = parameter_speedup(self._samples, layers, self.exits) if self._samples else None
-        return {"parameter_speedup": value}
-
-    def _expected_time_reduction(self) -> float:
-        return expected_time_reduction(
-            self._samples, self.shape.encoder_layers, self.shape.decoder_layers
-        )
 
     def _count(
         self,
@@ -268,7 +210,7 @@ class GenerationReport:
         batch = flops.batch_flops(
             self.shape, stem, image_layers, text_layers, text_tokens, calls, self.kv
         )
-        biases = self._biases(
+        self._add_biases(
             stem.tokens if stem else 0,
             max(text_tokens),
             max((call.keys or call.length for call in calls), default=0),
@@ -276,11 +218,10 @@ class GenerationReport:
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
             for name, value in part.items():
                 total[name] += value
-            total["biases"] += biases
         self._counted += len(text_tokens)
 
-    def _biases(self, image: int, text: int, positions: int) -> int:
-        """Position biases of a batch, those of shapes that were met before left out. ``positions``
+    def _add_biases(self, image: int, text: int, positions: int) -> None:
+        """Position biases of a batch, those of shapes that were met before once. ``positions``
         are those that the decoder's are made for; no depth changes them."""
         source = image + text
         made = {
@@ -290,9 +231,7 @@ class GenerationReport:
                 self.shape, positions, source
             ),
         }
-        cost = sum(cost for shape, cost in made.items() if shape not in self._shapes_seen)
-        self._shapes_seen.update(made)
-        return cost
+        self._biases.update({" ".join(map(str, shape)): cost for shape, cost in made.items()})
 
     def _detail(self, tokens: Sequence[int], layers: Sequence[int]) -> dict[str, list]:
         detail: dict[str, list] = {"tokens": list(tokens), "layers": list(layers)}

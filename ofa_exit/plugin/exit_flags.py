@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -132,6 +132,13 @@ def flag(option: str) -> str:
 
 
 @usage_errors()
+def exit_options(cfg: Any) -> dict[str, Any]:
+    """The exit options that were given, by name, but for where a trace goes."""
+    names = (field.name for field in fields(ExitFlags) if field.name.startswith("exit_"))
+    given = {name: getattr(cfg, name) for name in names if name != "exit_trace"}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitPolicy]:
     """The policy that the options ask for; None to run every layer.
 

@@ -7,7 +7,7 @@ import os
 import weakref
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Optional
 
 import torch
@@ -186,8 +186,20 @@ class Pass:
         of_shard = slice(self.iterator.shard_id, None, self.iterator.num_shards)
         return sum(map(len, self.iterator.frozen_batches[of_shard]))
 
+    @property
+    def shard(self) -> Optional[dict[str, int]]:
+        """Which shard this is, from 0, of how many, and the rows of all; None = the whole."""
+        if self.iterator is None or self.iterator.num_shards == 1:
+            return None
+        return {
+            "shard": self.iterator.shard_id,
+            "of": self.iterator.num_shards,
+            "rows": self.rows,
+            "all_rows": sum(map(len, self.iterator.frozen_batches)),
+        }
 
-def print_reports(reports: Sequence[GenerationReport], done: Pass) -> None:
+
+def print_reports(reports: Sequence[GenerationReport], done: Pass, exits: dict[str, Any]) -> None:
     """Prints each model's report, for people and as JSON, and closes its trace file.
 
     To the standard output, where fairseq-generate prints what it finds. A pass that did not come to
@@ -205,6 +217,9 @@ def print_reports(reports: Sequence[GenerationReport], done: Pass) -> None:
         print(f"Layers and time{of}:\n{report.table()}")
         mark = "" if done.ended else "INCOMPLETE "
         print(f"{mark}Exit summary{of}: {json.dumps(values)}", flush=True)
+        if done.ended and done.shard:
+            shard = {**done.shard, "exits": exits, "totals": asdict(report.totals())}
+            print(f"Exit shard{of}: {json.dumps(shard)}", flush=True)
 
 
 def log_rows(rows: OFADataset) -> None:

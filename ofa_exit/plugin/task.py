@@ -16,8 +16,8 @@ from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.models.compiling import compile_parts
 from ofa_exit.plugin.dataset import RowDataset
-from ofa_exit.plugin.errors import usage_errors
-from ofa_exit.plugin.exit_flags import exit_policy, flag, refuse_misfit
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.exit_flags import exit_options, exit_policy, flag, refuse_misfit
 from ofa_exit.plugin.files import first_folder, is_training, split_files
 from ofa_exit.plugin.generation import (
     UNSUPPORTED,
@@ -161,6 +161,12 @@ class OFATask(ValidatesByGenerating):
             self._take_shard(kwargs)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         self.done = Pass(iterator)  # of the generator that is built next
+        if self.done.shard and not self.done.rows:
+            raise UsageError(
+                f"--shard-id {iterator.shard_id} of {iterator.num_shards} gets none of the "
+                f"{len(iterator.frozen_batches)} batches, which are dealt out in turn: give fewer "
+                "shards or a smaller --batch-size"
+            )
         return iterator
 
     def _take_shard(self, kwargs: dict[str, Any]) -> None:
@@ -264,7 +270,8 @@ class OFATask(ValidatesByGenerating):
                 compile_parts(model)
         self.set_exits(models, on=True)
         self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
-        at_end_of(generator, print_reports, self.exit_reports, self.done)
+        given = exit_options(self.cfg)
+        at_end_of(generator, print_reports, self.exit_reports, self.done, given)
         forget_failed_lookups()
         return generator
 

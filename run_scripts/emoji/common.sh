@@ -44,6 +44,6 @@ fit() {
     --optimizer adam --adam-betas "(0.9, 0.999)" --weight-decay 0.01 --clip-norm 1.0 \
     --lr "$lr" --lr-scheduler polynomial_decay --total-num-update "$updates" \
     --warmup-updates $((updates / 20)) --max-update "$updates" \
-    --batch-size $((${BATCH:-128} / PROCESSES)) --batch-size-valid 32 \
+    --batch-size $((${BATCH:-128} / $(world))) --batch-size-valid 32 \
     --save-dir "$out" --no-epoch-checkpoints "$@"
 }

@@ -22,5 +22,5 @@ train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) 
   --criterion mue_scst --cider-frequencies "$frequencies" --scst-args '{"beam": 5, "max_len_b": 16}' \
   --scst-baseline "${BASELINE:-mean}" --dropout 0 --freeze-resnet --optimizer adam --adam-betas "(0.9, 0.999)" --clip-norm 1.0 \
   --lr "${LR:-5e-5}" --lr-scheduler fixed --max-update "$updates" \
-  --batch-size $((${BATCH:-48} / PROCESSES)) --batch-size-valid 32 \
+  --batch-size $((${BATCH:-48} / $(world))) --batch-size-valid 32 \
   --save-dir "$out" --no-epoch-checkpoints "$@"
