@@ -166,7 +166,8 @@ class GenerationReport:
 
         Layers and expected_time_reduction as in `depth`; flop_reduction is 1 - executed / full
         operations, each summed over the run (0 without a trace); seconds_per_sentence is the
-        measured time, which depends on the machine and the batch size.
+        measured time, which depends on the machine and the batch size. Where no exits are used,
+        parameter_speedup counts the decoder's layers alone (k = 0).
         """
         count = len(self._samples)
         layers = mean_layers(self._samples) if count else None
@@ -183,7 +184,11 @@ class GenerationReport:
             "decoder_layers_full": self.shape.decoder_layers,
             "expected_time_reduction": self._expected_time_reduction() if count else None,
             "flop_reduction": reduction if count else None,
-            **self._parameter_speedup(),
+            "parameter_speedup": (
+                parameter_speedup(self._samples, self.shape.decoder_layers, self.exits)
+                if count
+                else None
+            ),
             "gflops_per_sentence": executed / per_sentence if self._counted else None,
             "gflops_full_per_sentence": full / per_sentence if self._counted else None,
             "seconds_per_sentence": self._seconds / count if count else None,
@@ -214,7 +219,7 @@ class GenerationReport:
                 f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
             )
         rows.append(("flop_reduction", reduction))
-        if "parameter_speedup" in values:
+        if self.exits:
             exits = ",".join(map(str, self.exits))
             shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
             rows.append(("parameter_speedup", shown))
@@ -237,14 +242,6 @@ class GenerationReport:
         where: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _parameter_speedup(self) -> dict[str, float | None]:
-        """BLIPEE's measure, of a model whose exits are used."""
-        if not self.exits:
-            return {}
-        layers = self.shape.decoder_layers
-        value = parameter_speedup(self._samples, layers, self.exits) if self._samples else None
-        return {"parameter_speedup": value}
 
     def _expected_time_reduction(self) -> float:
         return expected_time_reduction(
