@@ -72,7 +72,7 @@ def test_a_step_of_one_group_leaves_the_other_alone():
 def test_groups_without_settings_are_named():
     params = [p for p in model().parameters() if p.requires_grad]
     cfg = OmegaConf.create({"_name": "composite", "groups": {}, "dynamic_groups": False})
-    with pytest.raises(UsageError, match="exit_transformers, feature_classifiers.*YAML"):
+    with pytest.raises(UsageError, match=r"exit_transformers, feature_classifiers.*YAML"):
         build_optimizer(cfg, params)
 
 
@@ -110,8 +110,11 @@ def hydra(folder: Path, data: Path, plain: Path, name: str, updates: int) -> str
     configuration = {
         "common": {"cpu": True, "log_format": "json", "log_interval": 1, "seed": 1},
         "task": {
-            **{"_name": "mue_caption", "data": str(data), "patch_image_size": 32},
-            **{"code_dict_size": 0, "num_bins": 0},
+            "_name": "mue_caption",
+            "data": str(data),
+            "patch_image_size": 32,
+            "code_dict_size": 0,
+            "num_bins": 0,
         },
         "criterion": {"_name": "blipee_adversarial"},
         "dataset": {"batch_size": 4, "num_workers": 0, "disable_validation": True},
@@ -119,14 +122,19 @@ def hydra(folder: Path, data: Path, plain: Path, name: str, updates: int) -> str
         "optimizer": {"_name": "composite", "groups": settings()},
         "lr_scheduler": {"_name": "pass_through"},
         "checkpoint": {
-            **{"save_dir": str(folder / name), "finetune_from_model": str(plain)},
+            "save_dir": str(folder / name),
+            "finetune_from_model": str(plain),
             "no_epoch_checkpoints": True,
         },
         "model": {
-            **{"_name": "ofa_nano", "encoder_embed_dim": 32, "decoder_embed_dim": 32},
-            **{"encoder_ffn_embed_dim": 64, "decoder_ffn_embed_dim": 64, "resnet_width": 8},
-            **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
-            **{"split_modalities": True, "exit_layers": "2,4", "feature_classifier_dim": 16},
+            "_name": "ofa_nano",
+            **dict.fromkeys(("encoder_embed_dim", "decoder_embed_dim"), 32),
+            **dict.fromkeys(("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"), 64),
+            **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+            "resnet_width": 8,
+            "split_modalities": True,
+            "exit_layers": "2,4",
+            "feature_classifier_dim": 16,
         },
     }
     configuration["common"]["user_dir"] = str(ROOT / "user_dir")

@@ -94,8 +94,10 @@ class ExitFlags(FairseqDataclass):
     )
     exit_options: Optional[str] = field(
         default=None,
-        metadata={"help": "further arguments of the policy, yours or one of these, as a JSON object; "
-            "of confidence layers, a list of the exits to try (default: all that the model has)"},
+        metadata={
+            "help": "further arguments of the policy, yours or one of these, as a JSON object; "
+            "of confidence layers, a list of the exits to try (default: all that the model has)"
+        },
     )
     exit_trace: Optional[str] = field(
         default=None,
