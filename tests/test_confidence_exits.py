@@ -377,3 +377,10 @@ def test_options():
         exit_policy(flags(exit_policy="none", exit_alpha=0.5), {})
     with pytest.raises(ValueError, match="needs a model with exits"):
         refuse_misfit(flags(), ConfidenceExit(), nano())
+    policy = exit_policy(flags(exit_options='{"layers": [2, 4]}'), {})
+    refuse_misfit(flags(), policy, nano(exit_layers="1,2,4"))
+    with pytest.raises(ValueError, match="behind layers 4; the model has them behind 1,2"):
+        refuse_misfit(flags(), policy, nano(exit_layers="1,2"))
+    for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
+        with pytest.raises(ValueError, match="layers must be a list of decoder layers"):
+            exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), {})
