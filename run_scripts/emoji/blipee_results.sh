@@ -4,7 +4,8 @@
 # a training that was stopped goes on. To sweep one file anew remove it.
 #   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL the usual way round, synthetic captions
 #   no_adversarial, no_words, untrained             without Eqs. 2 and 3, without Eq. 4, without both (Figure 4a)
-# 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. ROWS (default 1000):
+# 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. `short` is the
+# supervised training stopped half way: both are looked at on validation. ROWS (default 1000):
 # rows of the test split. Settings are chosen on validation and read on the test.
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
@@ -17,7 +18,7 @@ exits() {
   local name=$1 task=${1%%_*} updates=$2
   shift 2
   [ -e "$runs/$name.done" ] && return
-  BATCH=64 EXITS=1,2,3,4 PROCESSES=2 $here/blipee.sh "$task" "runs/${task}_ft_plain/checkpoint_last.pt" "$runs/$name" "$updates" \
+  BATCH=64 EXITS=1,2,3,4 PROCESSES=${PROCESSES:-2} $here/blipee.sh "$task" "runs/${task}_ft_plain/checkpoint_last.pt" "$runs/$name" "$updates" \
     --log-interval 20 --num-workers 0 --seed 1 --disable-validation --save-interval-updates 100 --keep-interval-updates 1 "$@"
   touch "$runs/$name.done"
 }
@@ -40,6 +41,7 @@ for task in caption entailment; do
 done
 
 exits caption_supervised 800
+PROCESSES=1 exits caption_short 400
 exits caption_no_adversarial 400 --adversarial-weight 0
 MODE=distill exits caption_distill 800
 exits caption_no_words 800 --word-weight 0
@@ -58,6 +60,7 @@ DATA=$runs/synthetic exits caption_capfilt 800
 plain=runs/caption_ft_plain/checkpoint_last.pt
 trained() { curve "$1" "$2" "$3" "$runs/$1_$2/checkpoint_last.pt" blipee; }
 trained caption supervised supervised
+trained caption short "supervised, 400 updates"
 trained caption distill distillation
 trained caption distill_usual "distillation, KL(final, exit)"
 trained caption capfilt CapFilt
@@ -70,6 +73,12 @@ curve caption untrained "without both (untrained)" $plain blipee --model-overrid
 curve caption exits "supervised, fewer exits" $runs/caption_supervised/checkpoint_last.pt blipee_exits
 curve caption plain "MuE's exits on the backbone" $plain blipee_mue_joint
 curve caption mue "MuE, decoder alone" runs/caption_ft_mue/checkpoint_last.pt blipee_mue_split
+
+# Figure 2: every layer, and every exit alone.
+[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.layer_curve results/blipee_caption_layers runs/rows/caption_valid.tsv \
+  --user-dir user_dir --task mue_caption --patch-image-size 64 --code-dict-size 0 --num-bins 0 --cpu --num-workers 0 \
+  --path $runs/caption_supervised/checkpoint_last.pt --gen-subset valid --batch-size 32 --beam 5 --max-len-b 16 \
+  --scoring coco_caption --coco-tokenizer plain
 
 for task in caption entailment; do
   case $task in caption) quality=CIDEr ;; *) quality=accuracy ;; esac
@@ -86,6 +95,6 @@ draw() {
   $python -m ofa_exit.evaluation.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
-draw blipee_caption caption_test_artist CIDEr {supervised,exits,distill,capfilt,mue,plain}.csv
+draw blipee_caption caption_test_artist CIDEr {supervised,short,distill,capfilt,mue,plain}.csv
 draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
 draw blipee_entailment entailment_test_artist accuracy {supervised,distill}.csv
