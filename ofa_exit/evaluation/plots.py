@@ -25,7 +25,7 @@ REDUCTIONS = {
 }
 AXES = {
     **{name: f"{label} saved (%)" for name, label in REDUCTIONS.items()},
-    "parameter_speedup": "speed-up by parameters used (BLIPEE Section 4)",
+    "parameter_speedup": "parameter speed-up (BLIPEE)",
 }
 
 

@@ -95,6 +95,7 @@ draw() {
   $python -m ofa_exit.evaluation.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
-draw blipee_caption caption_test_artist CIDEr {supervised,short,distill,capfilt,mue,plain}.csv
+draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
+draw blipee_caption_test_artist caption_test_artist CIDEr {supervised,short,distill,capfilt,mue,plain}.csv
 draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
 draw blipee_entailment entailment_test_artist accuracy {supervised,distill}.csv
