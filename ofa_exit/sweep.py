@@ -54,6 +54,7 @@ class Setting:
         self.policy = exit_policy(self.cfg, task.similarity_defaults)
         refuse_misfit(self.cfg, self.policy, model)
         self.kv = self.cfg["exit_kv"] or "propagate"
+        model.configure_exits(self.policy, self.kv)  # the report asks which exits are used
         self.report = GenerationReport.for_model(model, self.kv, words=task.scored_words())
         self.scorer = scorer
         self.seconds: list[float] = []

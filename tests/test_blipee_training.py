@@ -13,7 +13,6 @@ import torch.multiprocessing as mp
 from fairseq.data import Dictionary
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.optim import AMPOptimizer, FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer
-from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 from task_files import caption_folder, entailment_folder, train
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,7 @@ from ofa_exit.plugin import blipee
 from ofa_exit.plugin.blipee import BlipeeAdversarial, BlipeeConfig
 from ofa_exit.plugin.criterions import MuELoss, MuELossConfig
 from ofa_exit.plugin.groups import keep_gradients
+from ofa_exit.plugin.task import OFATask
 
 TASK = SimpleNamespace(target_dictionary=Dictionary())
 GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
@@ -217,7 +217,7 @@ def test_a_step_of_one_group_leaves_the_other_alone(kind):
         return values
 
     for update in range(4):
-        (group,) = loss.groups_for_update(update)
+        (group,) = loss.get_groups_for_update(update)
         (other,) = GROUPS - {group}
         built.set_num_updates(update)
         before = {g: snapshot(g) for g in GROUPS}
@@ -227,22 +227,10 @@ def test_a_step_of_one_group_leaves_the_other_alone(kind):
         optimizer.backward(value)
         optimizer.multiply_grads(1 / sample["ntokens"])
         optimizer.clip_grad_norm(1.0)
-        FairseqStep.groups_for_update = staticmethod(loss.groups_for_update)
-        FairseqStep.optimizer_step(FairseqStep(), optimizer, built, update)
+        OFATask.optimizer_step(loss, optimizer, built, update)
         after = {g: snapshot(g) for g in GROUPS}
         assert all(torch.equal(a, b) for a, b in zip(before[other], after[other], strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(before[group], after[group]))
-
-
-class FairseqStep(FairseqTask):
-    """The task's optimizer_step without a task's data."""
-
-    def __init__(self) -> None:
-        pass
-
-    def optimizer_step(self, optimizer, model, update_num):
-        keep_gradients(optimizer, self.groups_for_update(update_num))
-        super().optimizer_step(optimizer, model, update_num)
 
 
 def test_flattened_parameters_are_refused():
@@ -252,8 +240,8 @@ def test_flattened_parameters_are_refused():
 
 
 def test_no_classifiers_no_alternation():
-    assert criterion(adversarial_weight=0).groups_for_update(0) == {TRANSFORMER_GROUP}
-    turns = [criterion().groups_for_update(n) for n in range(3)]
+    assert criterion(adversarial_weight=0).get_groups_for_update(0) == {TRANSFORMER_GROUP}
+    turns = [criterion().get_groups_for_update(n) for n in range(3)]
     assert turns == [{CLASSIFIER_GROUP}, {TRANSFORMER_GROUP}, {CLASSIFIER_GROUP}]
 
 

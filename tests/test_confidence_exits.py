@@ -335,7 +335,30 @@ def test_the_report_has_it(model):
     assert report.summary()["parameter_speedup"] == 3  # all leave at layer 1: 6 / (1 + 1)
     assert "parameter_speedup" in report.table() and "behind layers 1,2,4" in report.table()
     model.configure_exits(None)
-    assert "parameter_speedup" not in GenerationReport.for_model(model).summary()
+    report = GenerationReport.for_model(model)
+    generate(model, batch(2))
+    report.add(["a", "b"], model.last_trace, [[[5]], [[5]]], [7, 5], (32, 32), 1.0)
+    assert report.summary()["parameter_speedup"] == 1
+    assert "parameter_speedup" not in report.table()
+
+
+@torch.no_grad()
+def test_some_exits_of_a_model_alone(model):
+    """As in a model that has no others: nothing is left of those that are not tried."""
+    fewer = nano(exit_layers="2,4")
+    wanted = fewer.state_dict()
+    fewer.load_state_dict({n: v for n, v in model.state_dict().items() if n in wanted})
+    alpha, net_input = middle_alpha(model), batch(3)
+    fewer.configure_exits(ConfidenceExit(alpha))
+    expected = generate(fewer, net_input, STEPS)
+    model.configure_exits(ConfidenceExit(alpha, [2, 4]))
+    assert model.decoder.used_exits() == [2, 4]
+    for of, other in zip(generate(model, net_input, STEPS), expected, strict=True):
+        assert [h["tokens"].tolist() for h in of] == [h["tokens"].tolist() for h in other]
+    traces = [m.last_trace.steps for m in (model, fewer)]
+    for step, other in zip(*traces, strict=True):
+        assert torch.equal(step.layers, other.layers) and torch.equal(step.exits, other.exits)
+    assert len({int(d) for step in traces[0] for d in step.layers}) > 1
 
 
 def flags(**given) -> Namespace:
@@ -354,3 +377,10 @@ def test_options():
         exit_policy(flags(exit_policy="none", exit_alpha=0.5), {})
     with pytest.raises(ValueError, match="needs a model with exits"):
         refuse_misfit(flags(), ConfidenceExit(), nano())
+    policy = exit_policy(flags(exit_options='{"layers": [2, 4]}'), {})
+    refuse_misfit(flags(), policy, nano(exit_layers="1,2,4"))
+    with pytest.raises(ValueError, match="behind layers 4; the model has them behind 1,2"):
+        refuse_misfit(flags(), policy, nano(exit_layers="1,2"))
+    for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
+        with pytest.raises(ValueError, match="layers must be a list of decoder layers"):
+            exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), {})

@@ -79,14 +79,14 @@ def test_a_batch_by_hand():
     assert recomputed.executed == {**done.executed, "skipped_kv": 2 * 2 * layer_2}
 
 
-def test_cross_kv_is_made_for_the_sentences_still_there():
-    # Sentence 1 takes the batch to layer 2; sentence 0 is finished when layer 3 is first reached.
+def test_cross_kv_is_made_for_the_sentences_that_get_there():
+    # Sentence 1 goes to layer 2 alone, and later, when sentence 0 is finished, to layer 3.
     calls = [
         DecoderCall(1, 1, {0: SentenceCall(1, 1), 1: SentenceCall(1, 2)}),
         DecoderCall(2, 1, {1: SentenceCall(1, 3)}),
     ]
     done = flops.batch_flops(TINY, None, [0, 0], [3, 3], [4, 6], calls)
-    assert done.executed["cross_kv"] == 2 * 64 * (4 + 6) + 64 * 6
+    assert done.executed["cross_kv"] == 64 * 4 + 3 * 64 * 6
     assert done.full["cross_kv"] == 3 * 64 * (4 + 6)
 
 

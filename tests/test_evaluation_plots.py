@@ -22,7 +22,7 @@ def test_points(sweep):
     points = read_points(sweep, "cider")
     assert [point.run for point in points] == ["MuE", "MuE", "OFA"]
     assert points[0].quality == 120.5
-    assert points[1].reductions["measured_time_reduction"] is None
+    assert points[1].savings["measured_time_reduction"] is None
 
 
 def test_files_are_the_same_every_time(sweep, tmp_path):
@@ -49,6 +49,23 @@ def test_a_point_is_drawn_where_its_reduction_is_known(sweep):
 def test_only_settings_that_no_other_beats_are_joined():
     points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
     assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
+
+
+def test_other_axes(tmp_path, capsys):
+    """As in BLIPEE's Figure 4b; a reduction is drawn in percent, a speed-up as it is."""
+    from ofa_exit.evaluation.plots import _figure
+
+    path = tmp_path / "sweep.csv"
+    path.write_text("run,cider,parameter_speedup,flop_reduction\nsupervised,80,1.5,-0.4\n")
+    axes = ["parameter_speedup", "flop_reduction"]
+    figure = _figure(read_points(path, "cider", axes), "cider")
+    drawn = [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
+    assert drawn == [[[1.5, 80]], [[-40, 80]]]
+    command = [str(path), "--quality", "cider", "--out", str(tmp_path / "curve"), "--axes"]
+    assert main([*command, "parameter_speedup"]) == 0
+    with pytest.raises(SystemExit):
+        main([*command, "parameters"])
+    assert "--axes parameters: choose from" in capsys.readouterr().err
 
 
 def test_command(sweep, tmp_path, capsys):

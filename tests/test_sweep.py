@@ -47,6 +47,8 @@ def test_a_sweep_says_what_single_generations_say(trained, tmp_path, monkeypatch
     assert float(rows[0]["measured_time_reduction"]) == 0
     assert float(rows[0]["expected_time_reduction"]) == 0
     assert (rows[2]["image_layers"], rows[2]["text_layers"]) == ("2", "3")
+    # BLIPEE's measure of a model without exits: the decoder's layers alone.
+    assert [float(row["parameter_speedup"]) for row in rows][::2] == [1, 6]
     assert float(rows[2]["expected_time_reduction"]) == pytest.approx(1 - (2.5 / 6 + 1 / 6) / 2)
     alone = generate(
         "mue_caption", data, checkpoint, *["--gen-subset", "test", "--scoring", "coco_caption"],
@@ -67,6 +69,20 @@ def test_settings_that_make_no_sense_are_refused(trained, setting, message):
     data, checkpoint = trained
     with pytest.raises(ValueError, match=message):
         sweep.sweep([setting], arguments(data, checkpoint))
+
+
+def test_a_sweep_over_exits_counts_them(trained, tmp_path):
+    """Everybody leaves behind layer 2, through an exit of one layer: 6 / (2 + 1)."""
+    data, checkpoint = trained
+    grid = [
+        {"exit_policy": "confidence", "exit_alpha": 1},
+        {"exit_policy": "confidence", "exit_alpha": 0, "exit_options": '{"layers": [2]}'},
+    ]
+    overrides = ["--model-overrides", "{'exit_layers': '1,2'}"]
+    full, exits = sweep.sweep(grid, [*arguments(data, checkpoint), *overrides])
+    assert (full["parameter_speedup"], full["flop_reduction"]) == (1, 0)
+    assert (exits["parameter_speedup"], exits["decoder_layers"]) == (2, 2)
+    assert exits["flop_reduction"] > 0
 
 
 def write_run(folder, quality: str, seconds: float) -> None:

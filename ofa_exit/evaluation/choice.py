@@ -21,6 +21,7 @@ SHOWN = (
     "expected_time_reduction",
     "flop_reduction",
     "measured_time_reduction",
+    "parameter_speedup",
 )
 Row = dict[str, str]
 

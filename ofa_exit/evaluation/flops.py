@@ -6,16 +6,28 @@ token and layer) are not. Padding is not counted. C is the embedding dimension, 
 feed-forward block, S the source tokens, V the vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exits", "vocabulary")
 KV_MODES = ("propagate", "recompute")
+
+# Convolutions with what follows them, which the stem runs on a CPU and torch's counter overlooks.
+if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    FUSED = torch.ops.mkldnn._convolution_pointwise
+    if FUSED not in flop_registry:
+
+        @register_flop_formula(FUSED)
+        def _fused_convolution(*shapes: Any, out_shape: Any, **unused: Any) -> int:
+            """shapes: of the arguments, the weight's [O, I, h, w] behind those of the inputs."""
+            weight = shapes[2] if shapes[2] is not None and len(shapes[2]) == 4 else shapes[1]
+            return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class ModelShape:
     vocabulary: int
     image_channels: int  # features of the stem, which image_proj maps to encoder_dim
     split: bool  # image and text in two tied encoder passes
+    text_room: int = 1  # joint position biases are made for multiples of so many text tokens
 
     @classmethod
     def from_model(cls, model: Any) -> "ModelShape":
@@ -46,6 +59,7 @@ class ModelShape:
             vocabulary=model.encoder.embed_tokens.num_embeddings,
             image_channels=model.encoder.image_proj.in_features,
             split=bool(cfg.split_modalities),
+            text_room=model.encoder.text_room,
         )
 
 
@@ -126,11 +140,19 @@ def encoder_biases(shape: ModelShape, image: int, text: int) -> int:
     """The encoder's position bias over T = image + text positions: 4·T·C² + 2·pairs·C.
 
     The pairs are T², or those within each pass of a split encoder. It depends on no content, so it
-    is made once for all batches of a shape (of a joint encoder, as long as the shape stays).
+    is made once for all batches of a shape (of a joint encoder, as long as the shape stays, with
+    room for longer texts).
     """
+    text = bias_text(shape, image, text)
     tokens = image + text
     pairs = image**2 + text**2 if shape.split else tokens**2
     return 4 * tokens * shape.encoder_dim**2 + 2 * pairs * shape.encoder_dim
+
+
+def bias_text(shape: ModelShape, image: int, text: int) -> int:
+    """The text positions that the encoder's bias is made for."""
+    room = shape.text_room if image and not shape.split else 1
+    return -(-text // room) * room
 
 
 def decoder_self_bias(shape: ModelShape, positions: int) -> int:
@@ -207,8 +229,8 @@ def batch_flops(
 
     Counted is what the runtime did. The encoder runs once a sentence. A decoder layer runs for
     all hypotheses of a sentence while one of them is active, and for sentences that ride along.
-    Cross-attention K/V of a layer are made once, for all sentences still there, when a token of the
-    batch first reaches it. What a skipped layer owes to later tokens is its key and value
+    Cross-attention K/V of a layer are made once a sentence, when a token of it first gets there.
+    What a skipped layer owes to later tokens is its key and value
     ("propagate") or the whole layer ("recompute"). An exit costs a layer, its own cross-attention
     K/V, the scoring of words at every position, and its keys and values where it was not reached.
     Full depth is the same calls with every layer of the backbone run, and no exit.
@@ -259,17 +281,18 @@ def _add_decoder(
     full: dict[str, int],
 ) -> None:
     """Adds the decoder's calls to both counts; `sources` is S of each sentence."""
-    cross_made = exits_made = 0  # layers and exits whose cross K/V are there
+    made: dict[int, tuple[int, int]] = {}  # a sentence's layers and exits whose cross K/V are there
     for call in calls:
         if call.positions == call.length:  # nothing is remembered of earlier calls
-            cross_made = exits_made = 0
+            made = {}
             full["cross_kv"] += shape.decoder_layers * sum(
                 cross_key_values(shape, sources[number]) for number in call.sentences
             )
-        deepest = max(sentence.layers for sentence in call.sentences.values())
-        exits = max(sentence.exits for sentence in call.sentences.values())
         for number, sentence in call.sentences.items():
             source = sources[number]
+            layers, exits = made.get(number, (0, 0))
+            made[number] = max(layers, sentence.layers), max(exits, sentence.exits)
+            new_layers, new_exits = made[number][0] - layers, made[number][1] - exits
             tokens = sentence.hypotheses * call.positions
             layer = decoder_layer(shape, call.keys or call.length, source)
             executed["decoder"] += tokens * sentence.layers * layer
@@ -277,12 +300,11 @@ def _add_decoder(
             words = sentence.asked * vocabulary_projection(shape)
             executed["vocabulary"] += words
             full["vocabulary"] += words
-            executed["cross_kv"] += max(0, deepest - cross_made) * cross_key_values(shape, source)
+            executed["cross_kv"] += new_layers * cross_key_values(shape, source)
             debt = self_key_values(shape) if kv == "propagate" else layer
             executed["skipped_kv"] += sentence.repaid * debt
             executed["exits"] += (
                 tokens * sentence.exits * (layer + vocabulary_projection(shape))
-                + max(0, exits - exits_made) * cross_key_values(shape, source)
+                + new_exits * cross_key_values(shape, source)
                 + sentence.exits_repaid * self_key_values(shape)
             )
-        cross_made, exits_made = max(cross_made, deepest), max(exits_made, exits)

@@ -1,11 +1,11 @@
-"""The accuracy–time curve: quality against the time saved, expected, in operations and measured.
+"""The accuracy–time curve: quality against what exits save.
 
     python -m ofa_exit.evaluation.plots sweep.csv… --quality CIDEr --out sweep
 
-reads CSVs with a header and writes sweep.png and sweep.svg. A line joins the settings of one run
-that no other of its settings beats in saving and quality both; the others are pale. The columns:
-`run`, the quality, and the three of REDUCTIONS as fractions; others are ignored, an empty reduction
-leaves its point out.
+reads CSVs with a header and writes sweep.png and sweep.svg, a panel for each of ``--axes``. A line
+joins the settings of one run that no other of its settings beats in saving and quality both; the
+others are pale. The columns: `run`, the quality, and the axes, reductions as fractions; others are
+ignored, an empty field leaves its point out.
 """
 
 import argparse
@@ -23,6 +23,10 @@ REDUCTIONS = {
     "flop_reduction": "FLOPs",
     "measured_time_reduction": "measured time",
 }
+AXES = {
+    **{name: f"{label} saved (%)" for name, label in REDUCTIONS.items()},
+    "parameter_speedup": "parameter speed-up (BLIPEE)",
+}
 
 
 @dataclass(frozen=True)
@@ -31,28 +35,33 @@ class CurvePoint:
 
     run: str
     quality: float
-    reductions: dict[str, float | None]  # a fraction for each of REDUCTIONS; None = not given
+    savings: dict[str, float | None]  # for each axis, reductions in percent; None = not given
 
 
-def read_points(path: str | os.PathLike[str], quality: str) -> list[CurvePoint]:
+def read_points(
+    path: str | os.PathLike[str], quality: str, axes: Sequence[str] = tuple(REDUCTIONS)
+) -> list[CurvePoint]:
     """Rows of the CSV. Raises ValueError with file, line, column and remedy."""
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        needed = ["run", quality, *REDUCTIONS]
+        needed = ["run", quality, *axes]
         missing = [name for name in needed if name not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(
                 f"{path}, line 1: no column {', '.join(missing)} among "
                 f"{', '.join(reader.fieldnames or ['nothing'])}: name the quality column by "
-                "--quality, and give the CSV the others"
+                "--quality and what to draw it against by --axes, and give the CSV the others"
             )
         points = []
         for row in reader:
             where = f"{path}, line {reader.line_num}"
-            reductions = {
-                name: number(row[name], name, where) if row[name] else None for name in REDUCTIONS
+            savings = {
+                name: number(row[name], name, where) * (100 if name in REDUCTIONS else 1)
+                if row[name]
+                else None
+                for name in axes
             }
-            points.append(CurvePoint(row["run"], number(row[quality], quality, where), reductions))
+            points.append(CurvePoint(row["run"], number(row[quality], quality, where), savings))
     if not points:
         raise ValueError(f"{path}: no row below the header, so there is nothing to draw")
     return points
@@ -61,7 +70,7 @@ def read_points(path: str | os.PathLike[str], quality: str) -> list[CurvePoint]:
 def plot_curve(
     points: Sequence[CurvePoint], quality: str, out: str | os.PathLike[str]
 ) -> list[Path]:
-    """Draws the three panels to OUT.png and OUT.svg and returns these paths.
+    """Draws a panel for each axis of the points to OUT.png and OUT.svg and returns these paths.
 
     The files depend on the points alone: no dates, no random names. ImportError where matplotlib
     is absent.
@@ -91,21 +100,22 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
-    figure = new_figure(10.5, 3.6)
-    axes = figure.subplots(1, len(REDUCTIONS), sharey=True)
+    names = list(points[0].savings)
+    figure = new_figure(3.5 * max(len(names), 1.6), 3.6)
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     runs = list(dict.fromkeys(point.run for point in points))
-    for axis, (name, label) in zip(axes, REDUCTIONS.items(), strict=True):
+    for axis, name in zip(axes, names, strict=True):
         for run in runs:
             drawn = sorted(
-                (100 * reduction, point.quality)
+                (saving, point.quality)
                 for point in points
-                if point.run == run and (reduction := point.reductions[name]) is not None
+                if point.run == run and (saving := point.savings[name]) is not None
             )
             if not drawn:
                 continue
             (line,) = axis.plot(*zip(*best(drawn)), marker="o", label=run)
             axis.plot(*zip(*drawn), "o", color=line.get_color(), alpha=0.3, markersize=4)
-        axis.set_xlabel(f"{label} saved (%)")
+        axis.set_xlabel(AXES[name])
         axis.grid(True, alpha=0.3)
     axes[0].set_ylabel(quality)
     axes[0].legend()
@@ -149,17 +159,23 @@ def number(text: str | None, column: str, where: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ofa_exit.evaluation.plots",
-        description="Draw quality against the time saved: expected, in operations, measured.",
+        description="Draw quality against what exits save.",
     )
-    parser.add_argument(
-        "csv", nargs="+", help="CSV with the columns run, QUALITY, " + ", ".join(REDUCTIONS)
-    )
+    parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY and the axes")
     parser.add_argument("--quality", required=True, help="quality column, for instance CIDEr")
+    parser.add_argument(
+        "--axes",
+        default=",".join(REDUCTIONS),
+        help=f"what to draw it against, of {', '.join(AXES)} (default: %(default)s)",
+    )
     parser.add_argument("--out", required=True, help="files to write, without .png and .svg")
     options = parser.parse_args(arguments)
+    axes = options.axes.split(",")
+    if unknown := [name for name in axes if name not in AXES]:
+        parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
     try:
         written = plot_curve(
-            [p for path in options.csv for p in read_points(path, options.quality)],
+            [p for path in options.csv for p in read_points(path, options.quality, axes)],
             options.quality,
             options.out,
         )

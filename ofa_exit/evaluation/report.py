@@ -225,7 +225,9 @@ class GenerationReport:
         are those that the decoder's are made for; no depth changes them."""
         source = image + text
         made = {
-            ("encoder", image, text): flops.encoder_biases(self.shape, image, text),
+            ("encoder", image, flops.bias_text(self.shape, image, text)): flops.encoder_biases(
+                self.shape, image, text
+            ),
             ("self", positions): flops.decoder_self_bias(self.shape, positions),
             ("cross", image, text, positions): flops.decoder_cross_bias(
                 self.shape, positions, source

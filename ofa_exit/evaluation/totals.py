@@ -135,7 +135,10 @@ class RunTotals:
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
             "flop_reduction": reduction if count else None,
-            **self._parameter_speedup(),
+            # BLIPEE's measure; without exits the decoder's layers alone count (k = 0).
+            "parameter_speedup": (
+                self.decoder_layers * self.words_run / self.parameters if self.parameters else None
+            ),
             "gflops_per_sentence": executed / per_sentence if self.counted else None,
             "gflops_full_per_sentence": full / per_sentence if self.counted else None,
             "seconds_per_sentence": self.seconds / count if count else None,
@@ -166,17 +169,10 @@ class RunTotals:
                 f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
             )
         rows.append(("flop_reduction", reduction))
-        if "parameter_speedup" in values:
+        if self.exits:
             exits = ",".join(map(str, self.exits))
             shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
             rows.append(("parameter_speedup", shown))
         rows.append(("measured time a sentence", f"{values['seconds_per_sentence']:.4f} s"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-    def _parameter_speedup(self) -> dict[str, float | None]:
-        """BLIPEE's measure, of a model whose exits are used (see `depth.parameter_speedup`)."""
-        if not self.exits:
-            return {}
-        used = self.parameters
-        return {"parameter_speedup": self.decoder_layers * self.words_run / used if used else None}

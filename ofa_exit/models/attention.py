@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -48,16 +49,39 @@ class MultiheadAttention(nn.Module):
             self.v_proj(x), self.num_heads
         )
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Optional[Tensor],
+        runs: Optional[Sequence[slice]] = None,
+    ) -> Tensor:
         """x: queries' input [B, Q, C]; key, value: [B, heads, K, C / heads]; bias: added to the
-        scores, broadcastable to [B, heads, Q, K]. Returns [B, Q, C]."""
-        attended = F.scaled_dot_product_attention(
-            split_heads(self.q_proj(x), self.num_heads),
+        scores, broadcastable to [B, heads, Q, K]. Returns [B, Q, C].
+
+        runs: where x's rows have their keys and values, if these are of more rows than x: stretches
+        that are attended to one by one, where they are.
+        """
+        query = split_heads(self.q_proj(x), self.num_heads)
+        if runs is None:
+            attended = self._attend(query, key, value, bias)
+        else:
+            parts, end = [], 0
+            for run in runs:
+                start, end = end, end + run.stop - run.start
+                own = bias if bias is None or bias.size(0) == 1 else bias[start:end]
+                parts.append(self._attend(query[start:end], key[run], value[run], own))
+            attended = torch.cat(parts)
+        attended = attended * self.c_attn.view(1, -1, 1, 1)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query,
             key,
             value,
             attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scaling,
         )
-        attended = attended * self.c_attn.view(1, -1, 1, 1)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))

@@ -18,6 +18,7 @@ def compile_parts(model: Any, backend: str = "inductor") -> None:
     if getattr(model, "parts_compiled", False):
         return
     model.parts_compiled = True
+    model.decoder.gathers = True
     model.encoder.embed_images.compile(backend=backend)
     for layer in model.encoder.layers:
         layer.compile(backend=backend)

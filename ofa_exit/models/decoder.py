@@ -50,6 +50,7 @@ class Decoder(ShapeCache):
         self.exit_policy: Optional[ExitPolicy] = None
         self.target_words: Optional[Tensor] = None
         self.recompute = False
+        self.gathers = False  # rows that run become tensors of their own, as compiled parts want
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
         self.register_buffer("version", torch.tensor([3.0]))
         self.register_buffer(
@@ -285,19 +286,18 @@ class Decoder(ShapeCache):
         self_biases, cross_bias = biases
         cross_bias = cross_bias[:, :, start:length]
         states = [x] if keep else []
-        position = torch.full((1,), start, device=x.device)
         for index, layer in enumerate(self.layers):
             extend = None
             if cache is not None:
 
                 def extend(key: Tensor, value: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
-                    cache.store(index, None, position, key, value)
+                    cache.store(index, None, slice(start, length), key, value)
                     return cache.load(index, None)
 
             arguments = (
                 x,
                 self_biases[index][:, :, start:length],
-                self.cross_kv(index, encoder_out, cache),
+                self.cross_kv(index, encoder_out.states, cache),
                 cross_bias,
                 extend,
             )
@@ -336,16 +336,17 @@ class Decoder(ShapeCache):
         return cast(DecoderLayer, self.exits[str(self.used_exits()[index - len(self.layers)])])
 
     def cross_kv(
-        self, index: int, encoder_out: EncoderOut, cache: Optional[DecoderCache]
+        self,
+        index: int,
+        states: Tensor,
+        cache: Optional[DecoderCache],
+        places: Optional[list[int]] = None,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-attention K/V of one layer, [S, heads, T, C / heads] each, on first reach."""
-        kept = None if cache is None else cache.cross[index]
-        if kept is None:
-            kept = self.layer(index).encoder_attn.project_kv(encoder_out.states)
-            if cache is not None:
-                # Head by head in a row: every step reads all of it, 0.6 of the time this way.
-                kept = cache.cross[index] = (kept[0].contiguous(), kept[1].contiguous())
-        return kept
+        """Cross-attention K/V of one layer or exit, [S, heads, T, C / heads] each, for the
+        encoder's states [S, T, C]. With a cache they are made when a sentence first gets there:
+        now for those at ``places``, None for all."""
+        project = self.layer(index).encoder_attn.project_kv
+        return project(states) if cache is None else cache.cross_kv(index, states, project, places)
 
     def _cache(
         self, incremental_state: dict[str, Any], encoder_out: EncoderOut, length: int

@@ -23,9 +23,6 @@ from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.trace import ExitTrace
 
-TEXT_ROOM = 32
-"""Joint position biases are made for lengths of text that are multiples of this."""
-
 
 class Encoder(ShapeCache):
     """OFA's encoder: names and shapes are those of its checkpoints.
@@ -34,6 +31,7 @@ class Encoder(ShapeCache):
     """
 
     version: Tensor
+    text_room = 32  # joint position biases are made for multiples of so many text tokens
     token_rp_bucket: Tensor
     image_rp_bucket: Tensor
     embed_images: nn.Module
@@ -183,7 +181,8 @@ class Encoder(ShapeCache):
         # Texts of a batch differ in length: joint terms are made for a longer one, and cut.
         room = length
         if not torch.is_grad_enabled():
-            room = min(-(-length // TEXT_ROOM) * TEXT_ROOM, self.cfg.max_source_positions)
+            room = -(-length // self.text_room) * self.text_room
+            room = min(room, self.cfg.max_source_positions)
 
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None

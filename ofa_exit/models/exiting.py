@@ -11,13 +11,16 @@ from torch import Tensor
 
 from ofa_exit.models.cache import DecoderCache, Pending
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.layers import DecoderLayer
+from ofa_exit.models.layers import DecoderLayer, Runs
 from ofa_exit.models.rows import to_host
 from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import Gate, GateInput
 
 if TYPE_CHECKING:
     from ofa_exit.models.decoder import Decoder
+
+STRETCH = 2**15
+"""Numbers copied in about the time that one more attention over few rows takes on a CPU."""
 
 
 def run_with_exits(
@@ -69,19 +72,23 @@ def run_with_exits(
             run.stay(after)
         elif not run.leave_some(answer, after, features):
             break
-    if cache is not None:
-        cache.end_step(run.reached)
-    return run.output, run.depth, run.counts
+    run.end_step()
+    return run.output, run.depth, run.counts()
 
 
 class _Run:
     """The state of one pass: all N hypotheses, and the rows of sentences still running.
 
-    Full size: ``output`` [N, P, C], ``depth`` [N, P], ``counts`` [N] each. Running rows only:
-    ``running`` [R, P, C] the states that enter the next layer, ``frozen`` [R, P, C] the states at
-    exit so far, ``left`` [R, P, C] what goes out of those that left, where exits are used,
-    ``exited`` Bool [R, P]. ``rows`` Long [R] names them; None means all. ``owing``: what the last
-    layer made up, and the states [R, Q, C] that enter the next (the same, unless recomputed).
+    Full size: ``output`` [N, P, C], ``depth`` [N, P]. Running rows only: ``running`` [R, P, C] the
+    states that enter the next layer, ``frozen`` [R, P, C] the states at exit so far, ``left``
+    [R, P, C] what goes out of those that left, where exits are used, ``exited`` Bool [R, P],
+    ``needed`` Long [R, P] the layers so far. ``rows`` Long [R] names them; None means all.
+
+    ``places``: the sentences that run, among those present; ``alive`` the same as a tensor, None
+    for all. ``runs``: them and their rows as stretches, where keys and values are read in place.
+    ``totals``: what every running row went through; ``counted``: the same of each sentence that
+    has left. ``owing``: what the last layer made up, and the states [R, Q, C] that enter the next
+    (the same, unless recomputed).
     """
 
     def __init__(
@@ -105,10 +112,10 @@ class _Run:
         self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
         self.output = x.clone()
         self.depth = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        self.counts = {
-            name: torch.zeros_like(self.depth[:, 0])
-            for name in ("ran", "repaid", "exits", "exits_repaid")
-        }
+        self.needed = torch.zeros_like(self.depth)
+        self.totals = dict.fromkeys(("ran", "repaid", "exits", "exits_repaid"), 0)
+        self.places = list(range(x.size(0) // self.group))
+        self.counted = {name: [0] * len(self.places) for name in self.totals}
         self.running = self.frozen = x
         self.exits = list(exits)
         self.left = x if exits else None
@@ -120,13 +127,11 @@ class _Run:
             else torch.zeros_like(self.depth, dtype=torch.bool)
         )
         self.rows: Optional[Tensor] = None
-        self.alive: Optional[Tensor] = None  # running sentences among the present ones
-        self.sentences: list[int] = []
-        self.reached: dict[int, int] = {}
+        self.alive: Optional[Tensor] = None
+        self.runs: tuple[Runs, Runs] = (None, None)
         self.limits = _limits(encoder_out, x.size(0), length, x.device)
         if cache is not None:
             cache.begin_step(x)
-            self.sentences = list(cache.sentences)
 
     def of_rows(self, values: Tensor) -> Tensor:
         """The running rows of values [N, …]."""
@@ -151,15 +156,26 @@ class _Run:
         """For the running rows at positions ``at``: self-attention bias of layer ``biased_as``,
         cross-attention K/V of layer or exit ``index``, and their bias. Both count from 0, used
         exits behind layers."""
-        cross_kv = self.decoder.cross_kv(index, self.encoder_out, self.cache)
+        states = self.encoder_out.states
         self_bias, cross_bias = self.self_biases[biased_as][:, :, at], self.cross_bias[:, :, at]
-        if self.alive is not None:
-            cross_kv = (cross_kv[0][self.alive], cross_kv[1][self.alive])
-            if self.tree is None:
-                cross_bias = cross_bias[self.alive]
-            else:
-                self_bias, cross_bias = self.of_rows(self_bias), self.of_rows(cross_bias)
-        return self_bias, cross_kv, cross_bias
+        if self.alive is None:
+            return self_bias, self.decoder.cross_kv(index, states, self.cache), cross_bias
+        if self.tree is None:
+            cross_bias = cross_bias[self.alive]
+        else:
+            self_bias, cross_bias = self.of_rows(self_bias), self.of_rows(cross_bias)
+        if self.cache is None:
+            states = states[self.alive]
+        key, value = self.decoder.cross_kv(index, states, self.cache, self.places)
+        if self.cache is not None and self.runs[1] is None:
+            key, value = key[self.alive], value[self.alive]
+        return self_bias, (key, value), cross_bias
+
+    @property
+    def sentences(self) -> list[int]:
+        """Original numbers of the running sentences."""
+        assert self.cache is not None
+        return [self.cache.sentences[place] for place in self.places]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Runs a layer; returns the running states before and after it.
@@ -168,7 +184,7 @@ class _Run:
         """
         decoder, cache, x = self.decoder, self.cache, self.running
         layer = decoder.layer(index)
-        at = self.steps
+        at: Tensor | slice = self.place
         self.owing = None
         owed, recomputed = None, 0
         if cache is not None and index > 0 and cache.length > 0:
@@ -181,10 +197,10 @@ class _Run:
                 else:
                     states = cache.states[self.rows[:, None], positions]
                 self.owing = (pending, states)
-                self.count("repaid", positions.numel())
+                self.totals["repaid"] += positions.numel()
                 if decoder.recompute:
                     recomputed = positions.numel()
-                    at = torch.cat([positions, at])
+                    at = torch.cat([positions, self.steps])
                     x = torch.cat([states, x], dim=1)
                     owed = pending.owed
                     if owed is not None:
@@ -197,32 +213,29 @@ class _Run:
 
             def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 cache.store(index, self.rows, at, key, value, owed)
-                return cache.load(index, self.rows)
+                return self.load(index)
 
-        self_bias, cross_kv, cross_bias = self.beside(
-            index, index, at if recomputed else self.place
-        )
-        after = layer(x, self_bias, cross_kv, cross_bias, extend)
+        self_bias, cross_kv, cross_bias = self.beside(index, index, at)
+        after = layer(x, self_bias, cross_kv, cross_bias, extend, self.runs)
         if recomputed:
             assert cache is not None and cache.states is not None
             rows = slice(None) if self.rows is None else self.rows[:, None]
-            done = at[:recomputed]
+            assert pending is not None
+            done = pending.positions
             deeper = after[:, :recomputed]
             if owed is not None:
                 deeper = torch.where(owed[:, :recomputed], deeper, states)
             cache.states[rows, done] = deeper
-            assert pending is not None
             self.owing = (pending, deeper)
             after = after[:, recomputed:]
-        for sentence in self.sentences:
-            self.reached[sentence] = index + 1
-        needed = (~self.exited).long()
-        if self.rows is None:
-            self.depth += needed
-        else:
-            self.depth[self.rows] += needed
-        self.count("ran", 1)
+        self.needed = self.needed + ~self.exited
+        self.totals["ran"] += 1
         return self.running, after
+
+    def load(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Self-attention K/V that the running rows see, or of all rows where ``runs`` tell."""
+        assert self.cache is not None
+        return self.cache.load(slot, self.rows if self.runs[0] is None else None)
 
     def exit(self, number: int, after: Tensor) -> Tensor:
         """What the exit behind layer ``number``, from 1, makes of the running rows, [R, P, C],
@@ -240,32 +253,25 @@ class _Run:
         x = after
         if not decoder.recompute:
             x = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
-        self.count("exits", 1)
+        self.totals["exits"] += 1
         if cache is None:
             return layer(x, self_bias, cross_kv, cross_bias)
         if self.owing is not None:
             pending, states = self.owing
             self.settle(slot, layer, pending, states)
-            self.count("exits_repaid", pending.positions.numel())
+            self.totals["exits_repaid"] += pending.positions.numel()
 
         def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            cache.store(slot, self.rows, self.steps, key, value)
-            return cache.load(slot, self.rows)
+            cache.store(slot, self.rows, self.place, key, value)
+            return self.load(slot)
 
-        return layer(x, self_bias, cross_kv, cross_bias, extend)
+        return layer(x, self_bias, cross_kv, cross_bias, extend, self.runs)
 
     def settle(self, slot: int, layer: DecoderLayer, pending: Pending, states: Tensor) -> None:
         """Stores the keys and values that ``layer`` owes, projected from ``states`` [R, Q, C]."""
         assert self.cache is not None
         key, value = layer.self_kv(states)
         self.cache.store(slot, self.rows, pending.positions, key, value, pending.owed)
-
-    def count(self, name: str, more: int) -> None:
-        """Adds to the counts of the running rows."""
-        if self.rows is None:
-            self.counts[name] += more
-        else:
-            self.counts[name][self.rows] += more
 
     def go_on(self, after: Tensor) -> None:
         """Takes what a layer returned; hypotheses that have left keep their state at exit."""
@@ -289,15 +295,15 @@ class _Run:
         self.go_on(after)
         if self.left is not None:
             self._leave(torch.ones_like(self.exited), features)
-        self._write(slice(None))
+        self._write(slice(None), self.places)
 
     def leave_some(self, leaving: Tensor, after: Tensor, features: Optional[Tensor] = None) -> bool:
         """Freezes what the gate let go; False if nothing is left to run.
 
-        Sentences that have left go out of the computation once at most half of those present stay:
-        each that stays has its cross-attention K/V copied, which costs about what a layer of one
-        that rides along costs. The one host read of a layer: which sentences still run and, after
-        beam search dropped finished ones, which those are.
+        Sentences that have left go out of the computation at once where the keys and values of
+        those that stay are read in place (``_runs``), and otherwise once at most half stay: to copy
+        them costs about what riding along costs. The one host read of a layer: which sentences
+        still run and, after beam search dropped finished ones, which those are.
         """
         self.go_on(after)
         self._leave(leaving, features)
@@ -312,29 +318,40 @@ class _Run:
         else:
             flags = to_host(active)
         staying = [i for i, flag in enumerate(flags) if flag]
-        if 2 * len(staying) > len(flags):
-            return True  # too few have left to pay for copying the others' keys and values
-        leaving_rows = self._rows_of([i for i, flag in enumerate(flags) if not flag])
-        self._write(leaving_rows)
         if not staying:
+            self._write(slice(None), self.places)
             return False
+        places = [self.places[i] for i in staying]
+        runs = self._runs(places)
+        if len(staying) > (len(flags) / 2 if runs[0] is None else len(flags) - 1):
+            return True
+        gone = [i for i, flag in enumerate(flags) if not flag]
+        self._write(self._rows_of(gone), [self.places[i] for i in gone])
         rows = self._rows_of(staying)
         self.rows = rows if self.rows is None else self.rows[rows]
-        kept = torch.tensor(staying, device=rows.device)
-        self.alive = kept if self.alive is None else self.alive[kept]
+        self.places, self.runs = places, runs
+        self.alive = torch.tensor(places, device=rows.device)
         self.running, self.frozen = self.running[rows], self.frozen[rows]
-        self.exited = self.exited[rows]
+        self.exited, self.needed = self.exited[rows], self.needed[rows]
         if self.left is not None:
             self.left = self.left[rows]
-        if cache is not None:
-            self.sentences = [self.sentences[i] for i in staying]
         return True
+
+    def _runs(self, places: list[int]) -> tuple[Runs, Runs]:
+        """The rows and the sentences at ``places`` as stretches, whose keys and values are then
+        attended to where they are; None for both where copying them together costs less."""
+        states = self.encoder_out.states
+        if self.cache is None or not states.is_cpu or self.decoder.gathers:
+            return None, None
+        found = stretches(places)
+        if len(found) * STRETCH > len(places) * states[0].numel():
+            return None, None
+        return [slice(self.group * s.start, self.group * s.stop) for s in found], found
 
     def _rename(self, names: list[int]) -> None:
         """Takes over which sentences are left after beam search dropped the finished ones."""
         assert self.cache is not None
-        self.sentences = self.cache.sentences = names
-        self.reached = dict.fromkeys(names, 1)
+        self.cache.sentences = names
         self.cache.stale = False
 
     def _rows_of(self, sentences: list[int]) -> Tensor:
@@ -342,13 +359,42 @@ class _Run:
         first = torch.tensor(sentences, device=self.output.device)[:, None] * self.group
         return (first + torch.arange(self.group, device=self.output.device)).flatten()
 
-    def _write(self, which: slice | Tensor) -> None:
-        """Hands the states of running rows ``which`` out: they leave the computation now."""
+    def _write(self, which: slice | Tensor, places: list[int]) -> None:
+        """Hands the states of running rows ``which`` out: they leave the computation now, with
+        their sentences' ``places``."""
+        for name, total in self.totals.items():
+            for place in places:
+                self.counted[name][place] = total
         rows = which if self.rows is None else self.rows[which]
+        self.depth[rows] = self.needed[which]
         self.output[rows] = (self.frozen if self.left is None else self.left)[which]
         if self.cache is not None:
             assert self.cache.states is not None
             self.cache.states[rows, self.cache.length] = self.running[which, 0]
+
+    def end_step(self) -> None:
+        if self.cache is not None:
+            # Where nobody has read the names of those left, all left together behind layer 1.
+            ran = self.counted["ran"]
+            if self.cache.stale:
+                ran = [1] * len(self.cache.sentences)
+            self.cache.end_step(dict(zip(self.cache.sentences, ran, strict=True)))
+
+    def counts(self) -> dict[str, Tensor]:
+        """What every row went through, Long [N] each; see ``DecoderStep``."""
+        counted = torch.tensor(list(self.counted.values()), device=self.output.device)
+        return dict(zip(self.counted, counted.repeat_interleave(self.group, dim=1)))
+
+
+def stretches(places: list[int]) -> list[slice]:
+    """Neighbours among increasing numbers as slices: [1, 2, 5] -> 1:3, 5:6."""
+    found: list[slice] = []
+    for place in places:
+        if found and found[-1].stop == place:
+            found[-1] = slice(found[-1].start, place + 1)
+        else:
+            found.append(slice(place, place + 1))
+    return found
 
 
 def _limits(encoder_out: EncoderOut, rows: int, length: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torchvision.ops import StochasticDepth
 from ofa_exit.models.attention import MultiheadAttention
 from ofa_exit.models.linear import Linear, in_portions
 
+Runs = Optional[Sequence[slice]]
 ExtendKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -107,6 +108,7 @@ class DecoderLayer(FeedForward):
         cross_kv: tuple[Tensor, Tensor],
         cross_bias: Tensor,
         extend_kv: Optional[ExtendKV] = None,
+        runs: tuple[Runs, Runs] = (None, None),
     ) -> Tensor:
         """One layer over P positions of N hypotheses; returns [N, P, C].
 
@@ -118,11 +120,13 @@ class DecoderLayer(FeedForward):
             in it; -inf on padding.
         extend_kv: puts the K/V of these positions beside those of earlier steps and returns all;
             None where the P positions are the whole sequence.
+        runs: where the N rows have theirs among the keys and values that ``extend_kv`` returns, and
+            the S sentences among ``cross_kv``, if these are of more; see MultiheadAttention.
         """
         h, key, value = self.self_inputs(x)
         if extend_kv is not None:
             key, value = extend_kv(key, value)
-        return self.attend(x, h, key, value, self_bias, *cross_kv, cross_bias)
+        return self.attend(x, h, key, value, self_bias, *cross_kv, cross_bias, *runs)
 
     def self_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Before earlier positions come in: the normed input, and its keys and values."""
@@ -139,27 +143,30 @@ class DecoderLayer(FeedForward):
         cross_key: Tensor,
         cross_value: Tensor,
         cross_bias: Tensor,
+        self_runs: Runs = None,
+        cross_runs: Runs = None,
     ) -> Tensor:
         """The rest of the layer, once the keys and values of all positions are there."""
-        h = self.self_attn_ln(self.self_attn(h, key, value, self_bias))
+        h = self.self_attn_ln(self.self_attn(h, key, value, self_bias, self_runs))
         x = x + self.drop_path(self.dropout(h))
 
         h = self.encoder_attn_layer_norm(x)
-        h = self.cross_attn_ln(self._cross_attend(h, (cross_key, cross_value), cross_bias))
+        h = self._cross_attend(h, cross_key, cross_value, cross_bias, cross_runs)
+        h = self.cross_attn_ln(h)
         x = x + self.drop_path(self.dropout(h))
         return x + self.drop_path(self.dropout(self.feed_forward(x)))
 
     def _cross_attend(
-        self, h: Tensor, cross_kv: tuple[Tensor, Tensor], cross_bias: Tensor
+        self, h: Tensor, key: Tensor, value: Tensor, cross_bias: Tensor, runs: Runs
     ) -> Tensor:
         rows, positions, channels = h.shape
-        sentences = cross_kv[0].size(0)
+        sentences = key.size(0) if runs is None else sum(run.stop - run.start for run in runs)
         group = rows // sentences
         if group > 1 and cross_bias.size(0) == rows:
             cross_bias = cross_bias.unflatten(0, (sentences, group)).transpose(1, 2).flatten(2, 3)
         elif group > 1:
             cross_bias = cross_bias.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(2, 3)
         h = self.encoder_attn(
-            h.reshape(sentences, group * positions, channels), *cross_kv, cross_bias
+            h.reshape(sentences, group * positions, channels), key, value, cross_bias, runs
         )
         return h.reshape(rows, positions, channels)

@@ -123,7 +123,7 @@ class BlipeeAdversarial(FairseqCriterion):
         self.label_smoothing = label_smoothing
         self.sentence_avg = sentence_avg
 
-    def groups_for_update(self, num_updates: int) -> set[str]:
+    def get_groups_for_update(self, num_updates: int) -> set[str]:
         """The parameter groups that the update after ``num_updates`` others trains."""
         if self.adversarial_weight == 0 or num_updates % 2:
             return {TRANSFORMER_GROUP}
@@ -152,7 +152,7 @@ class BlipeeAdversarial(FairseqCriterion):
         final = at_tokens(final)
         features = {layer: at_tokens(x) for layer, x in extra["exit_features"].items()}
 
-        groups = self.groups_for_update(model.num_updates)
+        groups = self.get_groups_for_update(model.num_updates)
         trains_classifiers = self.training and CLASSIFIER_GROUP in groups
         loss = final.new_zeros((), dtype=torch.float32)
         log: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
 
-Nine mends, and nothing else of fairseq is touched:
+Ten mends, and nothing else of fairseq is touched:
 
 1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
    of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
@@ -17,8 +17,10 @@ Nine mends, and nothing else of fairseq is touched:
 7. A module of fairseq turns everybody's debug messages on, of which hydra and pillow have many.
 8. The trainer takes all parameters that are None for a shared one, a line each.
 9. Every command warns of what fairseq itself should call otherwise in hydra, omegaconf and torch.
+10. ``--optimizer composite`` ends in a KeyError where a group of parameters has no settings, and
+   ``fairseq-train`` has no way to give them.
 
-The tenth is Python's: errors of the command line's making are told in one line (``errors.py``).
+The eleventh is Python's: errors of the command line's making are told in one line (``errors.py``).
 """
 
 import argparse
@@ -41,11 +43,12 @@ from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
+from fairseq.optim.composite import FairseqCompositeOptimizer
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
-from ofa_exit.plugin.errors import tell_in_a_line
+from ofa_exit.plugin.errors import UsageError, tell_in_a_line
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -217,6 +220,33 @@ def list_shared_parameters_only() -> None:
     trainer._catalog_shared_params = catalog_shared_params
 
 
+def ask_for_settings_of_groups() -> None:
+    """Wrap the making of a composite optimizer: groups without settings are named, with the remedy.
+
+    The settings of groups are mappings, which only a YAML configuration can hold.
+    """
+    original = FairseqCompositeOptimizer.__init__
+    if getattr(original, "asks_for_settings_of_groups", False):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: FairseqCompositeOptimizer, cfg: Any, params: Iterable[Any]) -> None:
+        params = list(params)
+        if not cfg.dynamic_groups:
+            there = {getattr(parameter, "param_group", "default") for parameter in params}
+            absent = ", ".join(sorted(there - set(cfg.groups)))
+            if absent:
+                raise UsageError(
+                    f"--optimizer composite: no settings for the parameters of {absent}. Give "
+                    "optimizer.groups in a YAML configuration to fairseq-hydra-train, or use "
+                    "--optimizer adam, which trains groups in turn as well"
+                )
+        original(self, cfg, params)
+
+    __init__.asks_for_settings_of_groups = True  # type: ignore[attr-defined]
+    FairseqCompositeOptimizer.__init__ = __init__
+
+
 def hide_others_warnings() -> None:
     """Leave out warnings that only fairseq's authors could follow; -W and PYTHONWARNINGS rule."""
     if sys.warnoptions:
@@ -236,6 +266,7 @@ def apply() -> None:
     name_no_gpu_on_cpu()
     help_with_all_options()
     list_shared_parameters_only()
+    ask_for_settings_of_groups()
     hide_others_warnings()
     tell_in_a_line()
     for noisy in ("PIL", "hydra"):

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
 
+from ofa_exit.models.exits import parse_exit_layers
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy
@@ -93,7 +94,10 @@ class ExitFlags(FairseqDataclass):
     )
     exit_options: Optional[str] = field(
         default=None,
-        metadata={"help": "further arguments of a policy of your own, as a JSON object"},
+        metadata={
+            "help": "further arguments of the policy, yours or one of these, as a JSON object; "
+            "of confidence layers, a list of the exits to try (default: all that the model has)"
+        },
     )
     exit_trace: Optional[str] = field(
         default=None,
@@ -215,6 +219,14 @@ def refuse_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> Non
             "--exit-policy confidence needs a model with exits: train them with --exit-layers and "
             "--criterion blipee_adversarial, or use --exit-policy similarity"
         )
+    if isinstance(policy, ConfidenceExit) and policy.layers is not None:
+        exits = parse_exit_layers(arguments.exit_layers, arguments.decoder_layers)
+        absent = sorted(set(policy.layers) - set(exits))
+        if absent:
+            raise ValueError(
+                f"--exit-options names exits behind layers {','.join(map(str, absent))}; the model "
+                f"has them behind {','.join(map(str, exits))}"
+            )
     if isinstance(policy, StaticExit):
         _check_depths(policy, arguments)
 

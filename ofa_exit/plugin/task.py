@@ -28,7 +28,7 @@ from ofa_exit.plugin.generation import (
     print_reports,
     refuse_options,
 )
-from ofa_exit.plugin.groups import keep_gradients
+from ofa_exit.plugin.groups import step_groups
 from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.plugin.validation import ValidatesByGenerating
@@ -69,7 +69,7 @@ class OFATask(ValidatesByGenerating):
         self.done = Pass()
         self.exit_reports: list[GenerationReport] = []
         self.eval_generator: Any = None
-        self.groups_for_update: Optional[Callable[[int], set[str]]] = None
+        self.get_groups_for_update: Optional[Callable[[int], set[str]]] = None
 
     @classmethod
     @usage_errors()
@@ -235,14 +235,15 @@ class OFATask(ValidatesByGenerating):
                 "leave it out"
             )
         criterion = super().build_criterion(*args, **kwargs)
-        self.groups_for_update = getattr(criterion, "groups_for_update", None)
+        self.get_groups_for_update = getattr(criterion, "get_groups_for_update", None)
         return criterion
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         """Steps the parameter groups whose turn it is."""
-        if self.groups_for_update is not None:
-            keep_gradients(optimizer, self.groups_for_update(update_num))
-        super().optimizer_step(optimizer, model, update_num)
+        if self.get_groups_for_update is None:
+            super().optimizer_step(optimizer, model, update_num)
+        else:
+            step_groups(optimizer, self.get_groups_for_update(update_num))
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         """The generator of the task, for build_generator's arguments."""

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Every results/blipee_*, after results.sh: exits on its plain models, trained in the paper's ways and without its
+# parts, α swept, and MuE's exits beside them; some three hours on two cores. What is done already is not done again,
+# a training that was stopped goes on. To sweep one file anew remove it.
+#   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL the usual way round, synthetic captions
+#   no_adversarial, no_words, untrained             without Eqs. 2 and 3, without Eq. 4, without both (Figure 4a)
+# 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. `short` is the
+# supervised training stopped half way: both are looked at on validation. ROWS (default 1000):
+# rows of the test split. Settings are chosen on validation and read on the test.
+cd "$(dirname "$0")/../.." || exit 1
+export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
+here=run_scripts/emoji grids=run_scripts/emoji/grids runs=runs/blipee rows=${ROWS:-1000}
+[ -x .venv/bin/python ] && python=.venv/bin/python || python=python
+set -e
+
+# exits NAME UPDATES ARGUMENTS…: trains runs/blipee/NAME; the task is what NAME begins with.
+exits() {
+  local name=$1 task=${1%%_*} updates=$2
+  shift 2
+  [ -e "$runs/$name.done" ] && return
+  BATCH=64 EXITS=1,2,3,4 PROCESSES=${PROCESSES:-2} $here/blipee.sh "$task" "runs/${task}_ft_plain/checkpoint_last.pt" "$runs/$name" "$updates" \
+    --log-interval 20 --num-workers 0 --seed 1 --disable-validation --save-interval-updates 100 --keep-interval-updates 1 "$@"
+  touch "$runs/$name.done"
+}
+
+# curve TASK NAME LABEL CHECKPOINT GRID ARGUMENTS…: sweeps validation and test.
+curve() {
+  local task=$1 name=$2 label=$3 checkpoint=$4 grid=$5 split csv
+  shift 5
+  for split in valid test_artist; do
+    csv=results/blipee_${task}_${split}_$name.csv
+    [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh "$task" "$checkpoint" "$split" "$grids/$grid.json" "$csv" --run "$label" "$@"
+  done
+}
+
+mkdir -p $runs/third $runs/synthetic runs/rows results
+cp "$DATA/dict.txt" runs/rows/
+for task in caption entailment; do
+  cp "$DATA/${task}_valid.tsv" runs/rows/
+  head -n "$rows" "$DATA/${task}_test_artist.tsv" > "runs/rows/${task}_test_artist.tsv"
+done
+
+exits caption_supervised 800
+PROCESSES=1 exits caption_short 400
+exits caption_no_adversarial 400 --adversarial-weight 0
+MODE=distill exits caption_distill 800
+exits caption_no_words 800 --word-weight 0
+exits entailment_supervised 600
+MODE=distill exits entailment_distill 600
+MODE=distill exits caption_distill_usual 800 --kl-direction final_to_exit
+
+# CapFilt on every third picture of the training split; its captions train the ranker alone.
+awk 'NR % 3 == 1' "$DATA/caption_train.tsv" > $runs/third/caption_third.tsv
+cp "$DATA"/{dict.txt,caption_train.tsv,caption_valid.tsv} $runs/third/
+BATCH=128 DATA=$runs/third $here/capfilt.sh runs/caption_ft_plain/checkpoint_last.pt third $runs/capfilt
+cp $runs/capfilt/caption_synthetic.tsv $runs/synthetic/caption_train.tsv
+cp "$DATA"/{dict.txt,caption_valid.tsv} $runs/synthetic/
+DATA=$runs/synthetic exits caption_capfilt 800
+
+plain=runs/caption_ft_plain/checkpoint_last.pt
+trained() { curve "$1" "$2" "$3" "$runs/$1_$2/checkpoint_last.pt" blipee; }
+trained caption supervised supervised
+trained caption short "supervised, 400 updates"
+trained caption distill distillation
+trained caption distill_usual "distillation, KL(final, exit)"
+trained caption capfilt CapFilt
+trained caption no_adversarial "without adversarial loss"
+trained caption no_words "without CE"
+trained entailment supervised supervised
+trained entailment distill distillation
+# Untrained exits are copies of the backbone's layers, made as it is loaded.
+curve caption untrained "without both (untrained)" $plain blipee --model-overrides "{'exit_layers': '1,2,3,4'}"
+curve caption exits "supervised, fewer exits" $runs/caption_supervised/checkpoint_last.pt blipee_exits
+curve caption plain "MuE's exits on the backbone" $plain blipee_mue_joint
+curve caption mue "MuE, decoder alone" runs/caption_ft_mue/checkpoint_last.pt blipee_mue_split
+
+# Figure 2: every layer, and every exit alone.
+[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.layer_curve results/blipee_caption_layers runs/rows/caption_valid.tsv \
+  --user-dir user_dir --task mue_caption --patch-image-size 64 --code-dict-size 0 --num-bins 0 --cpu --num-workers 0 \
+  --path $runs/caption_supervised/checkpoint_last.pt --gen-subset valid --batch-size 32 --beam 5 --max-len-b 16 \
+  --scoring coco_caption --coco-tokenizer plain
+
+for task in caption entailment; do
+  case $task in caption) quality=CIDEr ;; *) quality=accuracy ;; esac
+  for valid in results/blipee_${task}_valid_*.csv; do
+    $python -m ofa_exit.evaluation.choice --quality $quality --keep 0.99 --by parameter_speedup \
+      --baseline results/blipee_${task}_valid_supervised.csv "$valid" "${valid/_valid_/_test_artist_}"
+  done | tee results/blipee_${task}_chosen.txt
+done
+
+# draw OUT SPLIT QUALITY NAMES…
+draw() {
+  local out=$1 split=$2 quality=$3
+  shift 3
+  $python -m ofa_exit.evaluation.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
+    --axes parameter_speedup,flop_reduction --out "results/$out"
+}
+draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
+draw blipee_caption_test_artist caption_test_artist CIDEr {supervised,short,distill,capfilt,mue,plain}.csv
+draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
+draw blipee_entailment entailment_test_artist accuracy {supervised,distill}.csv
