@@ -86,7 +86,9 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
     seconds = interleaved(runs, options.rounds, options.warm_up, setting)
     results = {name: Result(name, setting, seconds[name]) for name in runs}
     for pattern in patterns:
-        results[name_of(pattern)].flop_reduction = bench.flop_reduction(pattern)
+        results[name_of(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
+    if "mixed" in results:
+        results["mixed"].flop_reduction = bench.flop_reduction(bench.mixed())
     if options.profile_rounds:
         timed = {
             name: (run, models.reference, "reference")

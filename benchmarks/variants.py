@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
+
+from torch import Tensor
 
 from benchmarks.floor import Floor
 from benchmarks.reference import Reference
 from benchmarks.setting import Hypotheses, Setting, build, generate, generator, prepare, sample
 from ofa_exit.evaluation.report import GenerationReport
-from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
@@ -17,6 +20,7 @@ KINDS = {
     "reference": "plain OFA as the official code computes it",
     "full": "this package, every layer",
     "exits": "this package, the first layers of each part (--depths)",
+    "mixed": "this package, sentence i leaving the decoder behind its layer 1 + i % layers",
     "gated": "this package, every layer, the gates of similarity computed and never open",
     "floor": "the convolutions and matrix products of full alone, each done once",
 }
@@ -28,6 +32,26 @@ UNREACHED = 1 - 1e-7
 
 def name_of(depths: Depths) -> str:
     return f"exits {','.join(map(str, depths))}"
+
+
+@dataclass
+class MixedExit(ExitPolicy):
+    """Sentence i leaves the decoder behind layer 1 + i % ``layers``, at every step.
+
+    A gate does not see whose row it is asked about; ``setting.sample`` gives every sentence a step
+    limit of its own, ``steps`` + i, and here they are told apart by it.
+    """
+
+    steps: int
+    layers: int
+
+    def decoder_gate(self) -> Gate:
+        def gate(seen: GateInput) -> Tensor:
+            assert seen.step_limit is not None
+            leaving = seen.layer > (seen.step_limit - self.steps) % self.layers
+            return leaving.expand(seen.current.shape[:2])
+
+        return gate
 
 
 class Models:
@@ -57,6 +81,9 @@ class Bench:
 
     def reference(self) -> Hypotheses:
         return generate(self.reference_search, self.batch)
+
+    def mixed(self) -> MixedExit:
+        return MixedExit(self.setting.steps, self.models.ours.cfg.decoder_layers)
 
     def gated(self) -> Callable[[], Hypotheses]:
         """Raises RuntimeError if anything left all the same."""
@@ -89,6 +116,8 @@ class Bench:
             runs["full"] = self.ours(None)
         if "exits" in kinds:
             runs.update({name_of(depths): self.ours(StaticExit(depths)) for depths in patterns})
+        if "mixed" in kinds:
+            runs["mixed"] = self.ours(self.mixed())
         if "gated" in kinds:
             runs["gated"] = self.gated()
         if "floor" in kinds:
@@ -112,8 +141,8 @@ class Bench:
             del decoder.forward
         return calls
 
-    def flop_reduction(self, depths: Depths) -> float:
-        """Share of the operations of full depth that a pattern of depths saves.
+    def flop_reduction(self, policy: ExitPolicy) -> float:
+        """Share of the operations of full depth that a policy saves.
 
         Of a batch of a shape that was met before, as all the timed ones are: the encoder's
         position biases are there already. That is the second of two equal batches in the report.
@@ -121,7 +150,7 @@ class Bench:
         report = GenerationReport.for_model(self.models.ours)
         executed, full = [], []
         for _ in range(2):
-            hypotheses = self.ours(StaticExit(depths))()
+            hypotheses = self.ours(policy)()
             report.add(
                 ids=self.batch["id"].tolist(),
                 trace=self.models.ours.last_trace,

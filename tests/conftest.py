@@ -32,3 +32,12 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(1)
+
+
+@pytest.fixture(params=["in place", "copied"])
+def reading(request, monkeypatch):
+    """How keys and values of sentences that still run are read: small models would copy them."""
+    from ofa_exit.models import exiting
+
+    monkeypatch.setattr(exiting, "STRETCH", 0 if request.param == "in place" else 2**62)
+    return request.param

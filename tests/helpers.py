@@ -60,7 +60,7 @@ def generate(
     """Stock beam search from bos, with the step limit that the task would set."""
     rows = net_input["src_tokens"].size(0)
     inputs = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
-    inputs["step_limit"] = torch.full((rows,), steps)
+    inputs.setdefault("step_limit", torch.full((rows,), steps))
     generator = SequenceGenerator(
         [model], model.decoder.dictionary, max_len_b=steps, **{"beam_size": 3, **options}
     )

@@ -19,6 +19,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio
 from benchmarks.variants import KINDS, Bench, Models, deviation, name_of
 from ofa_exit import verify
+from ofa_exit.policies.static import StaticExit
 
 FIXTURE = Path(__file__).parent / "data" / "small.json"
 TINY = Setting(
@@ -87,7 +88,7 @@ def test_deviation_sees_other_words_and_other_scores(bench):
 def test_every_variant_runs_and_makes_as_many_tokens(bench):
     runs = bench.runs(list(KINDS), PATTERNS)
     assert list(runs) == [
-        "reference", "full", "exits 2,1,3", "exits 6,6,6", "gated", "floor",
+        "reference", "full", "exits 2,1,3", "exits 6,6,6", "mixed", "gated", "floor",
     ]  # fmt: skip
     for name, run in runs.items():
         found = run()
@@ -105,7 +106,14 @@ def test_every_variant_runs_joint_too():
     assert deviation(runs.pop("full")(), runs.pop("reference")()) < generate.TOLERANCE
     for run in runs.values():
         run()
-    assert 0 < bench.flop_reduction((2, 2, 3)) < 1
+    assert 0 < bench.flop_reduction(StaticExit((2, 2, 3))) < 1
+
+
+def test_mixed_depths_are_what_runs(bench):
+    bench.ours(bench.mixed())()
+    for step in bench.models.ours.last_trace.steps:
+        assert step.layers[:, 0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert 0 < bench.flop_reduction(bench.mixed()) < bench.flop_reduction(StaticExit((6, 6, 1)))
 
 
 def test_shut_gates_compute_and_change_nothing(bench):
@@ -123,7 +131,9 @@ def test_gates_that_open_are_no_measure_of_their_cost(bench, monkeypatch):
 
 
 def test_flop_reduction_grows_as_layers_go(bench):
-    all_layers, some, one = (bench.flop_reduction(d) for d in [(6, 6, 6), (6, 2, 3), (1, 1, 1)])
+    all_layers, some, one = (
+        bench.flop_reduction(StaticExit(d)) for d in [(6, 6, 6), (6, 2, 3), (1, 1, 1)]
+    )
     assert all_layers == 0 < some < one < 1
 
 
@@ -204,7 +214,7 @@ def test_command_writes_table_csv_and_pictures(tmp_path, capsys):
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == COLUMNS
     assert [line["variant"] for line in lines] == 2 * [
-        "reference", "full", name_of((2, 1, 3)), name_of((1, 1, 1)), "gated", "floor",
+        "reference", "full", name_of((2, 1, 3)), name_of((1, 1, 1)), "mixed", "gated", "floor",
     ]  # fmt: skip
     for line in lines:
         assert line["threads"] == "1" and line["rounds"] == "2" and line["torch"]

@@ -79,6 +79,7 @@ def slow_decode(model, net_input, tokens, kv, alpha):
 
 @pytest.mark.parametrize("kv", KV_MODES)
 @pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_beam_search_equals_the_slow_loop(model, kv, beam):
     net_input = batch(4)
@@ -122,6 +123,7 @@ def test_incremental_equals_teacher_forced(model, kv):
 
 
 @pytest.mark.parametrize("kv", KV_MODES)
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_a_row_never_depends_on_its_batch(model, kv, monkeypatch):
     """Nor on who finishes early."""
@@ -190,6 +192,7 @@ def test_static_evaluates_one_exit_alone(model, layer, kv):
 
 @pytest.mark.parametrize("kv", KV_MODES)
 @pytest.mark.parametrize("sentences", [1, 5])
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_rows_run_are_rows_traced(model, sentences, kv):
     model.configure_exits(ConfidenceExit(middle_alpha(model)), kv)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import VOCAB, batch, generate, nano, select
 
+from ofa_exit.models.exiting import stretches
 from ofa_exit.policies.measures import hidden_saturation
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
@@ -85,6 +86,7 @@ def leaves(policy, cosine, step, gate, before, after, number) -> bool:
 @pytest.mark.parametrize("kv", KV_MODES)
 @pytest.mark.parametrize("schedule", ["static", "decay"])
 @pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_beam_search_with_exits_equals_the_slow_loop(model, kv, schedule, beam):
     threshold = decoder_threshold(model)
@@ -111,6 +113,7 @@ def test_beam_search_with_exits_equals_the_slow_loop(model, kv, schedule, beam):
 
 
 @pytest.mark.parametrize("kv", KV_MODES)
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_sentences_that_finish_early_leave_the_others_alone(model, kv, monkeypatch):
     """A batch of sentences that end at different steps gives what each gives alone."""
@@ -211,6 +214,7 @@ def test_static_depth_equals_a_shorter_model(model, depth, kv):
 @pytest.mark.parametrize("kv", KV_MODES)
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("sentences", [1, 5])
+@pytest.mark.usefixtures("reading")
 @torch.no_grad()
 def test_rows_run_are_rows_traced(model, sentences, beam, kv):
     """Forward hooks count exactly the rows that the trace says every layer ran."""
@@ -287,3 +291,34 @@ def test_ensemble_members_exit_by_themselves():
     tokens = [[h["tokens"].tolist() for h in s] for s in hypotheses]
     assert {d for s in two.last_trace.depths(tokens) for h in s for d in h} == {6}
     assert min(d for s in one.last_trace.depths(tokens) for h in s for d in h) < 6
+
+
+@torch.no_grad()
+def test_cross_keys_are_made_for_sentences_that_get_there(model, reading):
+    """Sentence i leaves behind layer 1 + i: the layers above never project its encoder states."""
+    inputs = batch(3)
+
+    class ByLimit(SimilarityExit):
+        def decoder_gate(self):
+            return lambda seen: (seen.layer > seen.step_limit - 100).expand(seen.current.shape[:2])
+
+    made = [0] * 6
+    hooks = [
+        layer.encoder_attn.k_proj.register_forward_hook(
+            lambda module, given, output, number=number: made.__setitem__(
+                number, made[number] + output.size(0)
+            )
+        )
+        for number, layer in enumerate(model.decoder.layers)
+    ]
+    model.configure_exits(ByLimit(2.0, 2.0, 2.0))
+    generate(model, {**inputs, "step_limit": 100 + torch.arange(3)}, STEPS, beam_size=2)
+    for hook in hooks:
+        hook.remove()
+    # Copied together, two that stay ride with the one that leaves first.
+    assert made == ([3, 2, 1, 0, 0, 0] if reading == "in place" else [3, 3, 1, 0, 0, 0])
+
+
+def test_stretches_are_neighbours():
+    assert stretches([1, 2, 5]) == [slice(1, 3), slice(5, 6)]
+    assert stretches([]) == []
