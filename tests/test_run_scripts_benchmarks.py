@@ -64,6 +64,13 @@ def run(script: str, *arguments: object, **environment: str) -> str:
     return done.stdout
 
 
+def summary(printed: str) -> dict[str, float]:
+    """The exit summary but for its times."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("Exit summary: "))
+    found = json.loads(line.removeprefix("Exit summary: "))
+    return {key: value for key, value in found.items() if "seconds" not in key}
+
+
 @pytest.fixture
 def calls(tmp_path):
     """A folder of stand-ins for the commands; calls what they were given."""
@@ -126,6 +133,35 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     assert plots[:2] == ["ofa_exit.evaluation.plots", f"{tmp_path}/sw.csv"]
 
 
+def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
+    commands, read = calls
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "train_stage2.tsv").write_text("x\n" * 130)
+    run("coco/train_cider.sh", data, "init.pt", out, "--seed", 3, BIN=commands, BPE_DIR="/bpe")
+    counted, arguments = read()
+    frequencies = f"{out}/document_frequencies.npz"
+    assert counted == ["ofa_exit.document_frequencies", f"{data}/train_stage2.tsv", frequencies]
+    args = parsed(options.get_training_parser, arguments, monkeypatch)
+    assert args.data == f"{data}/train_stage2.tsv,{data}/valid.tsv"
+    assert (args.task, args.arch, args.criterion) == ("mue_caption", "ofa_base", "mue_scst")
+    assert (args.lr, args.max_epoch, args.weight_decay, args.seed) == ([1e-5], 3, 0.01, 3)
+    assert args.batch_size * args.update_freq[0] == 64
+    assert int(args.total_num_update) == 9  # 130 rows, 3 epochs
+    assert (args.cider_frequencies, args.scst_baseline) == (frequencies, "mean")
+    assert json.loads(args.scst_args)["sampling"] is False
+    assert args.dropout == 0 == args.encoder_drop_path_rate == args.decoder_drop_path_rate
+    assert args.freeze_resnet and args.split_modalities
+    assert args.best_checkpoint_metric == "cider" and args.maximize_best_checkpoint_metric
+
+    (tmp_path / "made.npz").write_bytes(b"")
+    made = {"FREQUENCIES": str(tmp_path / "made.npz"), "EPOCHS": "1", "LR": "2e-5"}
+    run("coco/train_cider.sh", data, "init.pt", out, BIN=commands, BPE_DIR="/bpe", **made)
+    (arguments,) = read()
+    args = parsed(options.get_training_parser, arguments, monkeypatch)
+    assert (args.cider_frequencies, args.lr, args.max_epoch) == (made["FREQUENCIES"], [2e-5], 1)
+
+
 @pytest.mark.parametrize("name", ["vqa", "gqa", "vizwiz", "visdial"])
 def test_hidden_answers_are_not_scored(name, calls, tmp_path):
     commands, read = calls
@@ -166,6 +202,12 @@ def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monk
     run(f"{name}/train.sh", train, init, tmp_path / "out", *small, *files.NANO[2:],
         BATCH="2", **environment)  # fmt: skip
     checkpoint = tmp_path / "out" / "checkpoint_best.pt"
+    if name == "coco":
+        stage2 = tmp_path / "stage2"
+        trained = run("coco/train_cider.sh", data, checkpoint, stage2, *small, *files.NANO[2:],
+                      "--log-format", "json", BATCH="2", **environment)  # fmt: skip
+        assert '"train_reward": ' in trained and (stage2 / "document_frequencies.npz").is_file()
+        checkpoint = stage2 / "checkpoint_best.pt"
     plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
     split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
     exits = ["--exit-policy", "similarity"]
@@ -176,6 +218,15 @@ def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monk
     assert f"Generate {split} with" in results.read_text()
     again = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", **environment)
     assert "is there already" in again
+    if name == "nocaps":
+        shared = [f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "shards"]
+        for shard in "01":
+            run(*shared, *small, *plain, *exits, **environment, SHARDS="2", SHARD=shard)
+        merged = run(*shared, *plain, **environment, SHARDS="2")
+        assert summary(merged) == pytest.approx(summary(evaluated), rel=1e-12)
+        (whole,) = (tmp_path / "shards").glob("generate-*.txt")
+        assert whole.read_text() == results.read_text()
+        assert "is there already" in run(*shared, **environment, SHARDS="2")
     run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *small, *plain, **environment)
     with (tmp_path / "sw.csv").open() as file:
         lines = list(csv.DictReader(file))
