@@ -93,8 +93,11 @@ def losses(printed: str) -> dict[int, float]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """What was trained; of batch norm's statistics each process has those of its own batches."""
     state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: value for name, value in state.items() if not name.endswith(buffers)}
+    return {
+        name: value
+        for name, value in state.items()
+        if value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    }
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import task_files as files
 from fairseq import options
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = [*files.SMALL, "--num-workers", "0"]
 TASKS = {
     "snli_ve": "mue_snli_ve",
     "coco": "mue_caption",
@@ -170,6 +172,21 @@ def test_hidden_answers_are_not_scored(name, calls, tmp_path):
     assert "--scoring" not in read()[0]
 
 
+def start(data: Path, folders: set[Path], tmp_path: Path) -> Path:
+    """A checkpoint to start from; its dictionary, with all words in ``folders``, is in ``data``."""
+    texts = [line for folder in folders for file in folder.glob("*.tsv")
+             for line in file.read_text().lower().replace("&&", " ").split("\t")]  # fmt: skip
+    words = {part.rpartition("|!+")[2].strip('?"') for text in texts for part in text.split()}
+    extra = ("?", "yes", "no", "maybe", "answer", *map(str, range(120)))
+    words |= {*files.WORDS, *extra, *(f"{word}?" for word in words if len(word) < 20)}
+    files.write_dictionary(data, tuple(sorted(word for word in words if 0 < len(word) < 40)))
+    return files.train(
+        *("mue_caption", files.caption_folder(tmp_path / "c"), tmp_path / "init"),
+        *("--bpe-dir", str(data)),
+        updates=1,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monkeypatch):
@@ -185,50 +202,54 @@ def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monk
         train = tmp_path / "coco"
         samples.coco(tmp_path / "coco_release")
         run("coco/prepare.sh", tmp_path / "coco_release", train)
-    texts = [line for folder in {data, train} for file in folder.glob("*.tsv")
-             for line in file.read_text().lower().replace("&&", " ").split("\t")]  # fmt: skip
-    words = {part.rpartition("|!+")[2].strip('?"') for text in texts for part in text.split()}
-    extra = ("?", "yes", "no", "maybe", "answer", *map(str, range(120)))
-    words |= {*files.WORDS, *extra, *(f"{word}?" for word in words if len(word) < 20)}
-    files.write_dictionary(data, tuple(sorted(word for word in words if 0 < len(word) < 40)))
-
-    small = [*files.SMALL, "--num-workers", "0"]
+    init = start(data, {data, train}, tmp_path)
     environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
-    init = files.train(
-        *("mue_caption", files.caption_folder(tmp_path / "c"), tmp_path / "init"),
-        *("--bpe-dir", str(data)),
-        updates=1,
-    )
-    run(f"{name}/train.sh", train, init, tmp_path / "out", *small, *files.NANO[2:],
+    run(f"{name}/train.sh", train, init, tmp_path / "out", *SMALL, *files.NANO[2:],
         BATCH="2", **environment)  # fmt: skip
     checkpoint = tmp_path / "out" / "checkpoint_best.pt"
-    if name == "coco":
-        stage2 = tmp_path / "stage2"
-        trained = run("coco/train_cider.sh", data, checkpoint, stage2, *small, *files.NANO[2:],
-                      "--log-format", "json", BATCH="2", **environment)  # fmt: skip
-        assert '"train_reward": ' in trained and (stage2 / "document_frequencies.npz").is_file()
-        checkpoint = stage2 / "checkpoint_best.pt"
     plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
     split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
     exits = ["--exit-policy", "similarity"]
-    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *small,
+    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *SMALL,
                     *plain, *exits, **environment)  # fmt: skip
     assert "Exit summary" in evaluated
     (results,) = (tmp_path / "ev").glob("generate-*.txt")
     assert f"Generate {split} with" in results.read_text()
     again = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", **environment)
     assert "is there already" in again
-    if name == "nocaps":
-        shared = [f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "shards"]
-        for shard in "01":
-            run(*shared, *small, *plain, *exits, **environment, SHARDS="2", SHARD=shard)
-        merged = run(*shared, *plain, **environment, SHARDS="2")
-        assert summary(merged) == pytest.approx(summary(evaluated), rel=1e-12)
-        (whole,) = (tmp_path / "shards").glob("generate-*.txt")
-        assert whole.read_text() == results.read_text()
-        assert "is there already" in run(*shared, **environment, SHARDS="2")
-    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *small, *plain, **environment)
+    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *SMALL, *plain, **environment)
     with (tmp_path / "sw.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
     assert list(tmp_path.glob("sw*.png"))
+
+
+@pytest.mark.slow
+def test_a_miniature_through_the_cider_stage_and_in_shards(tmp_path, monkeypatch):
+    """From COCO's official files; the shards of an evaluation, merged, are the whole one."""
+    monkeypatch.setattr("sys.argv", ["test"])
+    root, data, out = tmp_path / "release", tmp_path / "data", tmp_path / "out"
+    samples.coco(root)
+    run("coco/prepare.sh", root, data)
+    init = start(data, {data}, tmp_path)
+    environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "2", "MICRO": "1"}
+    more = [*SMALL, *files.NANO[2:], "--log-format", "json", "--log-interval", "1"]
+    printed = run("coco/train_cider.sh", data, init, out, *more, BATCH="2", **environment)
+    rewards = re.findall(r'"train_reward": "([^"]+)"', printed)
+    assert len(rewards) == 2 and all(float(reward) >= 0 for reward in rewards)
+    assert "valid_cider" in printed
+
+    # Two rows, in batches of one.
+    (data / "two.tsv").write_bytes((data / "train_stage2.tsv").read_bytes())
+    shared = ["coco/evaluate.sh", data, out / "checkpoint_best.pt", "two"]
+    options = [*SMALL, "--coco-tokenizer", "plain", "--exit-policy", "similarity"]
+    whole = run(*shared, tmp_path / "whole", *options, **environment)
+    environment["SHARDS"] = "2"
+    for shard in "01":
+        run(*shared, tmp_path / "ev", *options, **environment, SHARD=shard)
+    merged = run(*shared, tmp_path / "ev", "--coco-tokenizer", "plain", **environment)
+    assert summary(merged) == pytest.approx(summary(whole), rel=1e-12)
+    name = "generate-two.txt"
+    assert (tmp_path / "ev" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    again = run(*shared, tmp_path / "ev", "--coco-tokenizer", "plain", **environment)
+    assert "is there already" in again
