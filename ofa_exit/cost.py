@@ -113,7 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    number, real = {"type": int, "metavar": "N"}, {"type": float, "metavar": "X"}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    real: dict[str, Any] = {"type": float, "metavar": "X"}
     parser.add_argument("--rows", required=True, **number, help="rows of the training file")
     parser.add_argument("--epochs", default=5, **real, help="default: %(default)s, as in MuE")
     parser.add_argument("--arch", default="ofa_base", choices=ARCHS, help="default: %(default)s")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ofa_exit.data.files import atomic_write
 from ofa_exit.data.references import COLUMNS, OFFICIAL_COLS, captions_by_image
 from ofa_exit.data.tsv import TsvFile
 from ofa_exit.evaluation.cider_d import DocumentFrequencies
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for image, found in captions_by_image(file).items():
                 captions.setdefault(image, []).extend(found)
         frequencies = DocumentFrequencies.of(captions.values())
-        frequencies.save(given.out)
+        with atomic_write(given.out) as stream:
+            frequencies.save(stream)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

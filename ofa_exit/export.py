@@ -6,7 +6,6 @@ out.
 """
 
 import argparse
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+from ofa_exit.data.files import atomic_write
 from ofa_exit.models.exits import without_classifiers
 
 FOLDERS = {"user_dir": None, "data": None, "bpe_dir": None, "save_dir": "checkpoints"}
@@ -53,9 +53,8 @@ def export(checkpoint: Path, out: Path) -> None:
         "task_state": state.get("task_state", {}),
         "extra_state": {},
     }
-    partial = out.with_name(out.name + ".partial")
-    torch.save(kept, partial)
-    os.replace(partial, out)
+    with atomic_write(out) as stream:
+        torch.save(kept, stream)
 
 
 def main() -> int:

@@ -17,8 +17,8 @@ import argparse
 import ast
 import copy
 import csv
+import io
 import json
-import os
 import statistics
 import sys
 import time
@@ -31,6 +31,7 @@ from fairseq import checkpoint_utils, options, scoring, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import progress_bar
 
+from ofa_exit.data.files import write_bytes
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.exit_flags import exit_policy, refuse_misfit
 from ofa_exit.plugin.generation import UNSUPPORTED, refuse_options
@@ -150,13 +151,12 @@ def sweep(grid: Grid | Callable[[Any], Grid], arguments: list[str]) -> list[dict
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     """Writes the lines whole or not at all; fractions and scores to six digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_bytes(path, text.getvalue().encode())
 
 
 def main() -> int:

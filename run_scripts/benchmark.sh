@@ -23,16 +23,21 @@ print(len(row_offsets(pathlib.Path(sys.argv[1]))[1]) - 1)' "$1"
 
 # finetune DATA CHECKPOINT OUT ARGUMENTS…: DATA holds train.tsv and valid.tsv. A killed run resumes.
 finetune() {
-  local data=$1 init=$2 out=$3 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} shared
-  shift 3
+  fit "$1" "$1/train.tsv" "$2" "$3" --criterion mue_loss --dropout 0.1 --encoder-drop-path-rate 0.1 \
+    --decoder-drop-path-rate 0.1 "${@:4}"
+}
+
+# fit DATA TRAIN CHECKPOINT OUT ARGUMENTS…: trains as FIT says on DATA, as fairseq-train takes it; its rows are those of TRAIN.
+fit() {
+  local data=$1 train=$2 init=$3 out=$4 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} shared
+  shift 4
   [ "$micro" -le "$batch" ] || micro=$batch
   shared=$(($(world) * micro))
   local every=$(((batch + shared - 1) / shared)) updates precision=()
-  updates=$((($(rows "$data/train.tsv") + every * shared - 1) / (every * shared) * epochs))
+  updates=$((($(rows "$train") + every * shared - 1) / (every * shared) * epochs))
   [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
   train "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
-    --split-modalities --criterion mue_loss --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 \
-    --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
+    --split-modalities --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
     --lr "${LR:-3e-5}" --lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * 6 / 100)) \
     --max-epoch "$epochs" --batch-size "$micro" --update-freq "$every" --save-dir "$out" --no-epoch-checkpoints \
     --fixed-validation-seed 7 --maximize-best-checkpoint-metric "${FIT[@]}" "${precision[@]}" "$@"

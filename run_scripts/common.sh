@@ -89,9 +89,14 @@ generate() {
   "$BIN/fairseq-generate" "$data" --user-dir "$USER_DIR" "${cpu[@]}" "$@"
 }
 
+# module NAME ARGUMENTS…: a command of this package.
+module() {
+  PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$BIN/python" -m "$@"
+}
+
 # merge OUT FOLDER… ARGUMENTS…: the shards of a generation as one.
 merge() {
-  PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$BIN/python" -m ofa_exit.merge "$@"
+  module ofa_exit.merge "$@"
 }
 
 # prepare NAME ROOT OUT ARGUMENTS…: TSV files in OUT from an official release below ROOT.

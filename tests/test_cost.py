@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ofa_exit import cost
 from ofa_exit.evaluation import flops
@@ -13,15 +14,20 @@ from ofa_exit.verify import dictionary_of
 LENGTHS = cost.Lengths(size=32, source=6, target=5)
 
 
-def test_forward_is_that_of_a_real_step():
+def test_a_step_is_counted_as_a_real_one():
     model = cost.build("ofa_nano")
     task = Namespace(target_dictionary=dictionary_of(cost.VOCABULARY))
     arguments = Namespace(**ARCHS["ofa_nano"], split_modalities=True)
     real = OFAModel.build_model(arguments, task).train()
     for rows in (1, 2):
         counted = cost.step_cost(model.train(), rows, LENGTHS, "uniform")
-        # Backward, other attention kernels may be chosen where there are values.
-        assert counted.forward == cost.step_cost(real, rows, LENGTHS, "uniform").forward
+        # Fused attention kernels compute weights again in the backward pass, which math does not.
+        with sdpa_kernel(SDPBackend.MATH):
+            found = cost.step_cost(real, rows, LENGTHS, "uniform")
+        assert (counted.forward, counted.training) == (found.forward, found.training)
+        # A real convolution may hand out rows of words as the projection wants them; counted is
+        # the copy that it makes of others.
+        assert counted.kept == pytest.approx(found.kept, rel=0.01)
         assert counted.training > 2 * counted.forward > 0
     assert all(tensor.grad is None for tensor in model.parameters())
 

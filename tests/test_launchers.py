@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = f'source {ROOT}/run_scripts/common.sh; train "$@"'
 OPTIONS = [
     *["--task", "mue_caption", "--criterion", "mue_loss", *files.NANO, *files.SMALL],
-    *["--optimizer", "adam", "--lr", "0.003", "--split-modalities", "--dropout", "0"],
+    *["--optimizer", "sgd", "--lr", "0.05", "--split-modalities", "--dropout", "0"],
     *["--batch-size", "2", "--num-workers", "0", "--log-interval", "1", "--seed", "1"],
     *["--log-format", "json", "--no-epoch-checkpoints", "--disable-validation"],
 ]
@@ -90,12 +90,22 @@ def losses(printed: str) -> dict[int, float]:
     return values
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What was trained; of batch norm's statistics each process has those of its own batches."""
+    state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
+    return {
+        name: value
+        for name, value in state.items()
+        if value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    }
+
+
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tmp_path):
     """Batches are dealt out in turn, so two processes do what one does with two batches an update.
 
-    The first three updates by torchrun, then, from its checkpoint, two more by Slurm. (Weights are
-    not compared: a key's bias has no gradient but rounding's, of which Adam makes full steps.)
+    The first three updates by torchrun, then, from its checkpoint, two more by Slurm. (By SGD: a
+    key's bias has no gradient but rounding's, of which Adam would make full steps.)
     """
     data = str(files.caption_folder(tmp_path / "data"))
 
@@ -108,8 +118,16 @@ def test_two_processes_learn_as_one(tmp_path):
     (Path(data) / "train.tsv.offsets").unlink()  # both start on data without an index
     found = losses(torchrun(arguments(together, 3), tmp_path))
     assert sorted(found) == [1, 2, 3]
+    halfway = weights(together)
     found |= losses(slurm(arguments(together, 5), tmp_path))
     assert found == pytest.approx(expected, rel=1e-3)
+    ours, theirs = weights(together), weights(alone)
+    assert ours.keys() == theirs.keys()
+    moved = sum(float((theirs[name] - halfway[name]).norm()) for name in theirs)
+    assert moved > 1e-2
+    for name, value in theirs.items():
+        change = float((value - halfway[name]).norm())
+        assert float((ours[name] - value).norm()) < 1e-2 * change + 1e-6, name
 
 
 @pytest.mark.parametrize("tasks", [1, 8])

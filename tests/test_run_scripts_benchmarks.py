@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import task_files as files
 from fairseq import options
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = [*files.SMALL, "--num-workers", "0"]
 TASKS = {
     "snli_ve": "mue_snli_ve",
     "coco": "mue_caption",
@@ -62,6 +64,13 @@ def run(script: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+def summary(printed: str) -> dict[str, float]:
+    """The exit summary but for its times."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("Exit summary: "))
+    found = json.loads(line.removeprefix("Exit summary: "))
+    return {key: value for key, value in found.items() if "seconds" not in key}
 
 
 @pytest.fixture
@@ -126,12 +135,56 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     assert plots[:2] == ["ofa_exit.evaluation.plots", f"{tmp_path}/sw.csv"]
 
 
+def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
+    commands, read = calls
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "train_stage2.tsv").write_text("x\n" * 130)
+    run("coco/train_cider.sh", data, "init.pt", out, "--seed", 3, BIN=commands, BPE_DIR="/bpe")
+    counted, arguments = read()
+    frequencies = f"{out}/document_frequencies.npz"
+    assert counted == ["ofa_exit.document_frequencies", f"{data}/train_stage2.tsv", frequencies]
+    args = parsed(options.get_training_parser, arguments, monkeypatch)
+    assert args.data == f"{data}/train_stage2.tsv,{data}/valid.tsv"
+    assert (args.task, args.arch, args.criterion) == ("mue_caption", "ofa_base", "mue_scst")
+    assert (args.lr, args.max_epoch, args.weight_decay, args.seed) == ([1e-5], 3, 0.01, 3)
+    assert args.batch_size * args.update_freq[0] == 64
+    assert int(args.total_num_update) == 9  # 130 rows, 3 epochs
+    assert (args.cider_frequencies, args.scst_baseline) == (frequencies, "mean")
+    assert json.loads(args.scst_args)["sampling"] is False
+    assert args.dropout == 0 == args.encoder_drop_path_rate == args.decoder_drop_path_rate
+    assert args.freeze_resnet and args.split_modalities
+    assert args.best_checkpoint_metric == "cider" and args.maximize_best_checkpoint_metric
+
+    (tmp_path / "made.npz").write_bytes(b"")
+    made = {"FREQUENCIES": str(tmp_path / "made.npz"), "EPOCHS": "1", "LR": "2e-5"}
+    run("coco/train_cider.sh", data, "init.pt", out, BIN=commands, BPE_DIR="/bpe", **made)
+    (arguments,) = read()
+    args = parsed(options.get_training_parser, arguments, monkeypatch)
+    assert (args.cider_frequencies, args.lr, args.max_epoch) == (made["FREQUENCIES"], [2e-5], 1)
+
+
 @pytest.mark.parametrize("name", ["vqa", "gqa", "vizwiz", "visdial"])
 def test_hidden_answers_are_not_scored(name, calls, tmp_path):
     commands, read = calls
     printed = run(f"{name}/evaluate.sh", tmp_path, "a.pt", "test", tmp_path / "o", BIN=commands)
     assert "the answers of test are not published" in printed
     assert "--scoring" not in read()[0]
+
+
+def start(data: Path, folders: set[Path], tmp_path: Path) -> Path:
+    """A checkpoint to start from; its dictionary, with all words in ``folders``, is in ``data``."""
+    texts = [line for folder in folders for file in folder.glob("*.tsv")
+             for line in file.read_text().lower().replace("&&", " ").split("\t")]  # fmt: skip
+    words = {part.rpartition("|!+")[2].strip('?"') for text in texts for part in text.split()}
+    extra = ("?", "yes", "no", "maybe", "answer", *map(str, range(120)))
+    words |= {*files.WORDS, *extra, *(f"{word}?" for word in words if len(word) < 20)}
+    files.write_dictionary(data, tuple(sorted(word for word in words if 0 < len(word) < 40)))
+    return files.train(
+        *("mue_caption", files.caption_folder(tmp_path / "c"), tmp_path / "init"),
+        *("--bpe-dir", str(data)),
+        updates=1,
+    )
 
 
 @pytest.mark.slow
@@ -149,35 +202,54 @@ def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monk
         train = tmp_path / "coco"
         samples.coco(tmp_path / "coco_release")
         run("coco/prepare.sh", tmp_path / "coco_release", train)
-    texts = [line for folder in {data, train} for file in folder.glob("*.tsv")
-             for line in file.read_text().lower().replace("&&", " ").split("\t")]  # fmt: skip
-    words = {part.rpartition("|!+")[2].strip('?"') for text in texts for part in text.split()}
-    extra = ("?", "yes", "no", "maybe", "answer", *map(str, range(120)))
-    words |= {*files.WORDS, *extra, *(f"{word}?" for word in words if len(word) < 20)}
-    files.write_dictionary(data, tuple(sorted(word for word in words if 0 < len(word) < 40)))
-
-    small = [*files.SMALL, "--num-workers", "0"]
+    init = start(data, {data, train}, tmp_path)
     environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
-    init = files.train(
-        *("mue_caption", files.caption_folder(tmp_path / "c"), tmp_path / "init"),
-        *("--bpe-dir", str(data)),
-        updates=1,
-    )
-    run(f"{name}/train.sh", train, init, tmp_path / "out", *small, *files.NANO[2:],
+    run(f"{name}/train.sh", train, init, tmp_path / "out", *SMALL, *files.NANO[2:],
         BATCH="2", **environment)  # fmt: skip
     checkpoint = tmp_path / "out" / "checkpoint_best.pt"
     plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
     split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
     exits = ["--exit-policy", "similarity"]
-    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *small,
+    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *SMALL,
                     *plain, *exits, **environment)  # fmt: skip
     assert "Exit summary" in evaluated
     (results,) = (tmp_path / "ev").glob("generate-*.txt")
     assert f"Generate {split} with" in results.read_text()
     again = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", **environment)
     assert "is there already" in again
-    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *small, *plain, **environment)
+    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *SMALL, *plain, **environment)
     with (tmp_path / "sw.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
     assert list(tmp_path.glob("sw*.png"))
+
+
+@pytest.mark.slow
+def test_a_miniature_through_the_cider_stage_and_in_shards(tmp_path, monkeypatch):
+    """From COCO's official files; the shards of an evaluation, merged, are the whole one."""
+    monkeypatch.setattr("sys.argv", ["test"])
+    root, data, out = tmp_path / "release", tmp_path / "data", tmp_path / "out"
+    samples.coco(root)
+    run("coco/prepare.sh", root, data)
+    init = start(data, {data}, tmp_path)
+    environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "2", "MICRO": "1"}
+    more = [*SMALL, *files.NANO[2:], "--log-format", "json", "--log-interval", "1"]
+    printed = run("coco/train_cider.sh", data, init, out, *more, BATCH="2", **environment)
+    rewards = re.findall(r'"train_reward": "([^"]+)"', printed)
+    assert len(rewards) == 2 and all(float(reward) >= 0 for reward in rewards)
+    assert "valid_cider" in printed
+
+    # Two rows, in batches of one.
+    (data / "two.tsv").write_bytes((data / "train_stage2.tsv").read_bytes())
+    shared = ["coco/evaluate.sh", data, out / "checkpoint_best.pt", "two"]
+    options = [*SMALL, "--coco-tokenizer", "plain", "--exit-policy", "similarity"]
+    whole = run(*shared, tmp_path / "whole", *options, **environment)
+    environment["SHARDS"] = "2"
+    for shard in "01":
+        run(*shared, tmp_path / "ev", *options, **environment, SHARD=shard)
+    merged = run(*shared, tmp_path / "ev", "--coco-tokenizer", "plain", **environment)
+    assert summary(merged) == pytest.approx(summary(whole), rel=1e-12)
+    name = "generate-two.txt"
+    assert (tmp_path / "ev" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    again = run(*shared, tmp_path / "ev", "--coco-tokenizer", "plain", **environment)
+    assert "is there already" in again

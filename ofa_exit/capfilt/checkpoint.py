@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ofa_exit.capfilt.dual_encoder import DualEncoder, DualEncoderConfig
-from ofa_exit.data.files import sha256_of
+from ofa_exit.data.files import atomic_write, sha256_of
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.text import TextEncoder, dictionary_path, load_codec, strip_punctuation
 from ofa_exit.plugin.vocabulary import OFADictionary
@@ -36,8 +36,6 @@ def text_tokens(encoder: TextEncoder, text: str) -> Tensor:
 
 def save(path: Path, model: DualEncoder, bpe_dir: str | os.PathLike[str], **more: Any) -> None:
     """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     content = {
         "kind": KIND,
         "config": asdict(model.cfg),
@@ -46,8 +44,8 @@ def save(path: Path, model: DualEncoder, bpe_dir: str | os.PathLike[str], **more
         "dictionary": sha256_of(dictionary_path(bpe_dir)),
         **more,
     }
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with atomic_write(path) as stream:
+        torch.save(content, stream)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

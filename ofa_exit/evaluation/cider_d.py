@@ -5,7 +5,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
@@ -42,21 +42,16 @@ class DocumentFrequencies:
         several = {gram: int(n) for gram, n in scorer.document_frequency.items() if n > 1}
         return cls(Counter(several), images)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an npz file without pickles, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def save(self, stream: IO[bytes]) -> None:
+        """Writes an npz file without pickles."""
         grams = sorted(self.counts)
         text = "\n".join(" ".join(gram) for gram in grams).encode()
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                ngrams=np.frombuffer(text, dtype=np.uint8),
-                counts=np.array([self.counts[gram] for gram in grams], dtype=np.int64),
-                images=np.int64(self.images),
-            )
-        os.replace(partial, path)
+        np.savez_compressed(
+            stream,
+            ngrams=np.frombuffer(text, dtype=np.uint8),
+            counts=np.array([self.counts[gram] for gram in grams], dtype=np.int64),
+            images=np.int64(self.images),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DocumentFrequencies":

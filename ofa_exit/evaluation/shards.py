@@ -68,7 +68,7 @@ def read_shard(folder: Path) -> Shard:
             f"{folder} holds {len(files)} files generate-*.txt: give the folder of one shard, its "
             "--results-path (shards that share one overwrite each other)"
         )
-    heads = [found[1] for line in _lines(files[0]) if (found := _RESULT.match(line))]
+    heads = [result[1] for line in _lines(files[0]) if (result := _RESULT.match(line))]
     if len(heads) != 1:
         raise ValueError(f"{files[0]} ends before its result: generate that shard again")
     log = folder / "log.txt"
@@ -87,11 +87,13 @@ def read_shard(folder: Path) -> Shard:
     try:
         values = [json.loads(text) for _, text in records]
         totals = [RunTotals.from_dict(member(one, "totals", "the record")) for one in values]
-        numbers = [member(values[0], name, "the record", int) for name in _NUMBERS]
+        shard, of, rows, all_rows = (
+            member(values[0], name, "the record", int) for name in _NUMBERS
+        )
         exits = member(values[0], "exits", "the record", dict)
     except ValueError as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
-    return Shard(folder, files[0], heads[0], *numbers, exits, totals)
+    return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, exits, totals)
 
 
 def refuse_misfits(shards: Sequence[Shard]) -> None:

@@ -2,7 +2,7 @@
 # COCO captions, Karpathy's split: fine-tunes a checkpoint of OFA with MuE. DATA holds what prepare.sh made.
 #   run_scripts/coco/train.sh DATA CHECKPOINT OUT [fairseq-train arguments…]
 # MuE, Table 1: OFA base CIDEr 146.7; with exits 137.0, BLEU-4 41.6, METEOR 30.6, SPICE 24.4 at -40.2 %, after a
-# second stage of training on CIDEr that is not part of this script. BLIPEE, Table 4 (BLIP-2 OPT): CIDEr 142.5 at 1.75 x.
+# second stage of training on CIDEr: train_cider.sh. BLIPEE, Table 4 (BLIP-2 OPT): CIDEr 142.5 at 1.75 x.
 # Not yet run here on the real data.
 # BPE_DIR, ARCH, BATCH, MICRO, LR, EPOCHS: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"

@@ -2,7 +2,8 @@
 # The CIDEr stage on captions (criterion mue_scst), from a checkpoint that cross-entropy trained:
 #   run_scripts/emoji/scst.sh plain|mue|no_split|no_layer_loss INIT OUT [UPDATES] [fairseq-train arguments…]
 # DATA (default examples/emoji), BATCH (48 pictures), LR (5e-5), BASELINE (mean or greedy); PROCESSES, DEVICE: see common.sh. The
-# training rows with all their references, and the document frequencies of these, are made once, in OUT.
+# training rows with all their references, and the document frequencies of these, are made once, in OUT. Without DATA's
+# references_train.tsv the references of a picture are the captions of its own rows.
 # A killed run resumes.
 source "$(dirname "$0")/common.sh"
 variant=${1:?plain, mue, no_split or no_layer_loss} init=${2:?checkpoint to start from}
@@ -11,8 +12,9 @@ shift $(($# < 4 ? $# : 4))
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
 rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
-[ -e "$rows" ] || "$BIN/python" -m ofa_exit.data.references "$DATA/caption_train.tsv" "$rows" \
-  --references "$DATA/references_train.tsv"
+further=()
+[ ! -e "$DATA/references_train.tsv" ] || further=(--references "$DATA/references_train.tsv")
+[ -e "$rows" ] || "$BIN/python" -m ofa_exit.data.references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
 [ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.document_frequencies "$rows" "$frequencies"
 # No dropout and a stem that stays as it is, so that the loss sees the probabilities that the captions
 # were sampled by.
