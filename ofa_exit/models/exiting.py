@@ -301,9 +301,10 @@ class _Run:
         """Freezes what the gate let go; False if nothing is left to run.
 
         Sentences that have left go out of the computation at once where the keys and values of
-        those that stay are read in place (``_runs``), and otherwise once at most half stay: to copy
-        them costs about what riding along costs. The one host read of a layer: which sentences
-        still run and, after beam search dropped finished ones, which those are.
+        those that stay are yet to be made or are read in place (``_runs``), and otherwise once at
+        most half stay: to copy them costs about what riding along costs. The one host read of a
+        layer: which sentences still run and, after beam search dropped finished ones, which those
+        are.
         """
         self.go_on(after)
         self._leave(leaving, features)
@@ -323,7 +324,8 @@ class _Run:
             return False
         places = [self.places[i] for i in staying]
         runs = self._runs(places)
-        if len(staying) > (len(flags) / 2 if runs[0] is None else len(flags) - 1):
+        copies = self.cache is not None and runs[0] is None
+        if len(staying) > (len(flags) / 2 if copies else len(flags) - 1):
             return True
         gone = [i for i, flag in enumerate(flags) if not flag]
         self._write(self._rows_of(gone), [self.places[i] for i in gone])
