@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exits", "vocabulary")
 KV_MODES = ("propagate", "recompute")
 
-# Convolutions with what follows them, which the stem runs on a CPU and torch's counter overlooks.
+# Convolutions with a sum, which the stem runs on a CPU and torch's counter overlooks.
 if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
     FUSED = torch.ops.mkldnn._convolution_pointwise
     if FUSED not in flop_registry:
