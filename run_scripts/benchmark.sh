@@ -29,11 +29,17 @@ finetune() {
 
 # fit DATA TRAIN CHECKPOINT OUT ARGUMENTS…: trains as FIT says on DATA, as fairseq-train takes it; its rows are those of TRAIN.
 fit() {
-  local data=$1 train=$2 init=$3 out=$4 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} shared
+  local data=$1 train=$2 init=$3 out=$4 epochs=${EPOCHS:-5} batch=${BATCH:-64} micro=${MICRO:-8} processes shared
   shift 4
-  [ "$micro" -le "$batch" ] || micro=$batch
-  shared=$(($(world) * micro))
-  local every=$(((batch + shared - 1) / shared)) updates precision=()
+  processes=$(world)
+  # Fewer at a time than MICRO where only that makes updates of BATCH samples.
+  while [ "$micro" -gt 1 ] && [ $((batch % (processes * micro))) -ne 0 ]; do micro=$((micro - 1)); done
+  shared=$((processes * micro))
+  if [ $((batch % shared)) -ne 0 ]; then
+    echo "BATCH=$batch cannot be shared by $processes processes: set it to a multiple" >&2
+    return 2
+  fi
+  local every=$((batch / shared)) updates precision=()
   updates=$((($(rows "$train") + every * shared - 1) / (every * shared) * epochs))
   [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
   train "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
@@ -52,8 +58,13 @@ answer() {
     out=$out/shard$SHARD
     shard=(--num-shards "${SHARDS:?how many shards there are}" --shard-id "$SHARD")
   fi
-  if grep -qs "^Generate " "$out"/generate-*.txt; then
-    echo "$out is there already: remove it to generate again"
+  local command="$checkpoint $*"
+  if grep -qs "^Generate " "$out/generate-$split.txt"; then
+    if [ "$(cat "$out/command-$split.txt" 2>/dev/null)" != "$command" ]; then
+      echo "$out holds $split of another checkpoint or other options: choose another folder, or remove it" >&2
+      return 2
+    fi
+    echo "$split in $out is there already: remove it to generate again"
     return
   fi
   local scoring=(--scoring "$SCORING")
@@ -64,10 +75,13 @@ answer() {
   if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then
     local folders=() number
     for ((number = 0; number < SHARDS; number++)); do folders+=("$out/shard$number"); done
+    mkdir -p "$out"
+    echo "$command" > "$out/command-$split.txt"
     merge "$out" "${folders[@]}" "${scoring[@]}" "$@"
     return
   fi
   mkdir -p "$out"
+  echo "$command" > "$out/command-$split.txt"
   generate "$data" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --path "$checkpoint" --gen-subset "$split" \
     --batch-size "${MICRO:-8}" --results-path "$out" "${SEARCH[@]}" "${scoring[@]}" "${shard[@]}" "$@" 2>&1 | tee "$out/log.txt"
 }

@@ -44,6 +44,10 @@ world() {
 train() {
   local data=$1
   shift
+  if [ -z "${WORLD_SIZE:-}${PORT:-}" ] && [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; then
+    echo "$SLURM_STEP_NUM_TASKS Slurm tasks without PORT=… would each train alone, into one folder" >&2
+    return 2
+  fi
   local command=("$BIN/fairseq-train" "$data" --user-dir "$USER_DIR" --log-format simple --ddp-backend "${DDP:-legacy_ddp}")
   [ "$DEVICE" = cuda ] || command+=(--cpu --distributed-backend gloo)
   command+=("$@")

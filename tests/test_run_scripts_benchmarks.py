@@ -253,3 +253,47 @@ def test_a_miniature_through_the_cider_stage_and_in_shards(tmp_path, monkeypatch
     assert (tmp_path / "ev" / name).read_text() == (tmp_path / "whole" / name).read_text()
     again = run(*shared, tmp_path / "ev", "--coco-tokenizer", "plain", **environment)
     assert "is there already" in again
+
+
+def failing(script: str, *arguments: object, **environment: str) -> str:
+    """What a script says that ends with an error."""
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_scripts" / script), *map(str, arguments)],
+        env={**os.environ, "DEVICE": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
+
+
+def test_updates_have_batch_samples_whatever_shares_them(calls, tmp_path):
+    commands, read = calls
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.tsv").write_text("x\n" * 130)
+    given = (data, "init.pt", tmp_path / "out")
+    run("coco/train.sh", *given, BIN=commands, WORLD_SIZE="16", RANK="0", BPE_DIR="/bpe")
+    (arguments,) = read()
+    assert arguments[arguments.index("--batch-size") + 1] == "4"
+    assert arguments[arguments.index("--update-freq") + 1] == "1"
+    said = failing("coco/train.sh", *given, BIN=commands, WORLD_SIZE="3", RANK="0", BPE_DIR="/bpe")
+    assert "BATCH=64 cannot be shared by 3 processes" in said
+    said = failing("coco/train.sh", *given, BIN=commands, SLURM_STEP_NUM_TASKS="2", BPE_DIR="/bpe")
+    assert "without PORT" in said
+
+
+def test_answers_that_are_there_are_those_that_were_asked_for(calls, tmp_path):
+    commands, read = calls
+    data, out, environment = tmp_path / "data", tmp_path / "ev", {"BIN": commands, "BPE_DIR": "/b"}
+    data.mkdir()
+    ask = ("coco/evaluate.sh", data, "a.pt")
+    run(*ask, "valid", out, **environment)
+    read()
+    (out / "generate-valid.txt").write_text("Generate valid with beam=5: CIDEr\n")
+    assert "is there already" in run(*ask, "valid", out, **environment)
+    said = failing(*ask, "valid", out, "--exit-policy", "similarity", **environment)
+    assert "another checkpoint or other options" in said
+    run(*ask, "test", out, **environment)  # another split is not there yet
+    assert len(read()) == 1
