@@ -29,6 +29,7 @@ _SHARED = {
 METHODS = {
     "ours": {
         **_SHARED,
+        "decoder layers": ("decoder.layers.*.forward", "decoder.layers.*.self_kv"),
         "position biases": ("encoder._biases", "decoder.biases"),
         "cross K/V": ("decoder.cross_kv",),
     },

@@ -14,6 +14,7 @@ from ofa_exit.evaluation import flops
 from ofa_exit.evaluation.depth import SampleDepth, parameter_speedup
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.candidates import AllCandidateGenerator
+from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.exit_flags import ExitFlags, exit_policy, refuse_misfit
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.confidence import ConfidenceExit
@@ -372,7 +373,7 @@ def flags(**given) -> Namespace:
 def test_options():
     assert exit_policy(flags(), {}).alpha == 0.8
     assert exit_policy(flags(exit_alpha=0.5), {"decoder_threshold": 0.9}).alpha == 0.5
-    with pytest.raises(ValueError, match="--exit-alpha"):
+    with pytest.raises(UsageError, match="--exit-alpha"):
         exit_policy(flags(exit_alpha=-0.1), {})
     with pytest.raises(ValueError, match="does not take --exit-alpha"):
         exit_policy(flags(exit_policy="similarity", exit_alpha=0.5), {})

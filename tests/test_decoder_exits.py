@@ -319,6 +319,17 @@ def test_cross_keys_are_made_for_sentences_that_get_there(model, reading):
     assert made == ([3, 2, 1, 0, 0, 0] if reading == "in place" else [3, 3, 1, 0, 0, 0])
 
 
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize("kv", KV_MODES)
+def test_exits_run_under_autocast(model, kv):
+    threshold = decoder_threshold(model)
+    model.configure_exits(SimilarityExit(2.0, 2.0, 2.0, threshold, schedule="static"), kv)
+    with torch.autocast("cpu", torch.bfloat16):
+        hypotheses = generate(model, batch(4), STEPS)
+    assert all(h["score"].isfinite() for of in hypotheses for h in of)
+    assert len({int(d) for step in model.last_trace.steps for d in step.layers[:, 0]}) > 1
+
+
 def test_stretches_are_neighbours():
     assert stretches([1, 2, 5]) == [slice(1, 3), slice(5, 6)]
     assert stretches([]) == []

@@ -91,6 +91,7 @@ class DecoderCache:
         owed: Bool [R, Q, 1], False where what is stored already must stay.
         """
         assert self.kv is not None
+        key, value = key.to(self.kv.dtype), value.to(self.kv.dtype)  # autocast's may differ
         self.deepest = max(self.deepest, layer + 1)
         for kept, new in zip(self.kv[layer], (key, value)):
             if rows is None:
@@ -145,7 +146,7 @@ class DecoderCache:
                 there.update(self.sentences[place] for place in missing)
                 at = torch.tensor(missing, device=states.device)
                 for all_of_them, new in zip(kept, project(states[at])):
-                    all_of_them[at] = new
+                    all_of_them[at] = new.to(all_of_them.dtype)
         return kept
 
     def reorder(self, new_order: Tensor) -> None:
@@ -164,10 +165,9 @@ class DecoderCache:
         if self.states is not None:
             self.states = self.states.index_select(0, new_order)
         alive = surviving_sentences(new_order, self.group)
-        self.cross = [
-            None if kv is None else (kv[0].index_select(0, alive), kv[1].index_select(0, alive))
-            for kv in self.cross
-        ]
+        for layer, kv in enumerate(self.cross):  # one after the other: they are large
+            if kv is not None:
+                self.cross[layer] = kv[0].index_select(0, alive), kv[1].index_select(0, alive)
         if self.cross_bias is not None:
             self.cross_bias = self.cross_bias.index_select(0, alive)
         self.stale = True

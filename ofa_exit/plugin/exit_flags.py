@@ -135,7 +135,6 @@ def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-@usage_errors()
 def exit_options(cfg: Any) -> dict[str, Any]:
     """The exit options that were given, by name, but for where a trace goes."""
     names = (field.name for field in fields(ExitFlags) if field.name.startswith("exit_"))
@@ -143,6 +142,7 @@ def exit_options(cfg: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+@usage_errors()
 def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitPolicy]:
     """The policy that the options ask for; None to run every layer.
 
