@@ -57,12 +57,12 @@ cp $runs/capfilt/caption_synthetic.tsv $runs/synthetic/caption_train.tsv
 cp "$DATA"/{dict.txt,caption_valid.tsv} $runs/synthetic/
 DATA=$runs/synthetic exits caption_capfilt 800
 
-# The grid `blipee` has six α, `blipee_short` three of them.
+# The grid `blipee` has six α, `blipee_short` three of them, `blipee_chosen` the one that `short` gets on validation.
 plain=runs/caption_ft_plain/checkpoint_last.pt supervised=$runs/caption_supervised/checkpoint_last.pt
 trained() { curve "$@" "$runs/$1_$2/checkpoint_last.pt"; }
 trained caption supervised valid blipee supervised
-trained caption supervised test_artist blipee_short supervised
 trained caption short valid blipee "supervised, 400 updates"
+trained caption short test_artist blipee_chosen "supervised, 400 updates"
 trained caption distill valid blipee distillation
 trained caption distill test_artist blipee_short distillation
 trained caption distill_usual valid blipee_short "distillation, KL(final, exit)"
@@ -75,7 +75,22 @@ trained entailment distill "valid test_artist" blipee_short distillation
 curve caption untrained valid blipee "without both (untrained)" $plain --model-overrides "{'exit_layers': '1,2,3,4'}"
 curve caption exits valid blipee_exits "supervised, fewer exits" $supervised
 curve caption exits test_artist blipee_exits_1_3 "supervised, fewer exits" $supervised
-curve caption mue valid blipee_mue_split "MuE, decoder alone" runs/caption_ft_mue/checkpoint_last.pt
+# beside TASK VARIANT: MuE's exits as results.sh swept them, with the column parameter_speedup where those files are
+# older than it: k is 0, which leaves all decoder layers / their mean.
+beside() {
+  local split
+  for split in valid test_artist; do
+    awk -F, -v OFS=, '
+      NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
+      "parameter_speedup" in column { print; next }
+      NR == 1 { print $0, "parameter_speedup"; next }
+      { print $0, $column["decoder_layers_full"] / $column["decoder_layers"] }
+    ' "results/$1_${split}_$2.csv" | sed "s/^plain OFA,/MuE's exits on the backbone,/" > "results/blipee_$1_${split}_$2.csv"
+  done
+}
+beside caption mue
+beside caption plain
+beside entailment plain
 
 # Figure 2: every layer, and every exit alone.
 [ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.layer_curve results/blipee_caption_layers runs/rows/caption_valid.tsv \
@@ -101,8 +116,8 @@ draw() {
   $python -m ofa_exit.evaluation.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
-draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,distill_usual,capfilt,mue}.csv
-draw blipee_caption_test_artist caption_test_artist CIDEr {supervised,exits,distill}.csv
+draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
+draw blipee_caption_test_artist caption_test_artist CIDEr {short,exits,distill,mue,plain}.csv
 draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
-draw blipee_entailment_valid entailment_valid accuracy {supervised,distill}.csv
-draw blipee_entailment_test_artist entailment_test_artist accuracy {supervised,distill}.csv
+draw blipee_entailment_valid entailment_valid accuracy {supervised,distill,plain}.csv
+draw blipee_entailment_test_artist entailment_test_artist accuracy {supervised,distill,plain}.csv
