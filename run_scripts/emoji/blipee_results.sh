@@ -81,6 +81,7 @@ beside() {
   local split
   for split in valid test_artist; do
     awk -F, -v OFS=, '
+      { sub(/\r$/, "") }
       NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
       "parameter_speedup" in column { print; next }
       NR == 1 { print $0, "parameter_speedup"; next }
