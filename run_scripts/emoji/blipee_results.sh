@@ -5,7 +5,7 @@
 #   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL the usual way round, synthetic captions
 #   no_adversarial, no_words, untrained             without Eqs. 2 and 3, without Eq. 4, without both (Figure 4a)
 # 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. `short` is the
-# supervised training stopped half way: both are looked at on validation. ROWS (default 1000):
+# supervised training with half the updates: both are looked at on validation. ROWS (default 1000):
 # rows of the test split. Settings are chosen on validation and read on the test.
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
@@ -23,11 +23,11 @@ exits() {
   touch "$runs/$name.done"
 }
 
-# curve TASK NAME LABEL CHECKPOINT GRID ARGUMENTS…: sweeps validation and test.
+# curve TASK NAME SPLITS GRID LABEL CHECKPOINT ARGUMENTS…: sweeps the splits.
 curve() {
-  local task=$1 name=$2 label=$3 checkpoint=$4 grid=$5 split csv
-  shift 5
-  for split in valid test_artist; do
+  local task=$1 name=$2 splits=$3 grid=$4 label=$5 checkpoint=$6 split csv
+  shift 6
+  for split in $splits; do
     csv=results/blipee_${task}_${split}_$name.csv
     [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh "$task" "$checkpoint" "$split" "$grids/$grid.json" "$csv" --run "$label" "$@"
   done
@@ -57,22 +57,41 @@ cp $runs/capfilt/caption_synthetic.tsv $runs/synthetic/caption_train.tsv
 cp "$DATA"/{dict.txt,caption_valid.tsv} $runs/synthetic/
 DATA=$runs/synthetic exits caption_capfilt 800
 
-plain=runs/caption_ft_plain/checkpoint_last.pt
-trained() { curve "$1" "$2" "$3" "$runs/$1_$2/checkpoint_last.pt" blipee; }
-trained caption supervised supervised
-trained caption short "supervised, 400 updates"
-trained caption distill distillation
-trained caption distill_usual "distillation, KL(final, exit)"
-trained caption capfilt CapFilt
-trained caption no_adversarial "without adversarial loss"
-trained caption no_words "without CE"
-trained entailment supervised supervised
-trained entailment distill distillation
+# The grid `blipee` has six α, `blipee_short` three of them, `blipee_chosen` the one that `short` gets on validation.
+plain=runs/caption_ft_plain/checkpoint_last.pt supervised=$runs/caption_supervised/checkpoint_last.pt
+trained() { curve "$@" "$runs/$1_$2/checkpoint_last.pt"; }
+trained caption supervised valid blipee supervised
+trained caption short valid blipee "supervised, 400 updates"
+trained caption short test_artist blipee_chosen "supervised, 400 updates"
+trained caption distill valid blipee distillation
+trained caption distill test_artist blipee_short distillation
+trained caption distill_usual valid blipee_short "distillation, KL(final, exit)"
+trained caption capfilt valid blipee_short CapFilt
+trained caption no_adversarial valid blipee_short "without adversarial loss"
+trained caption no_words valid blipee_short "without CE"
+trained entailment supervised "valid test_artist" blipee_short supervised
+trained entailment distill "valid test_artist" blipee_short distillation
 # Untrained exits are copies of the backbone's layers, made as it is loaded.
-curve caption untrained "without both (untrained)" $plain blipee --model-overrides "{'exit_layers': '1,2,3,4'}"
-curve caption exits "supervised, fewer exits" $runs/caption_supervised/checkpoint_last.pt blipee_exits
-curve caption plain "MuE's exits on the backbone" $plain blipee_mue_joint
-curve caption mue "MuE, decoder alone" runs/caption_ft_mue/checkpoint_last.pt blipee_mue_split
+curve caption untrained valid blipee "without both (untrained)" $plain --model-overrides "{'exit_layers': '1,2,3,4'}"
+curve caption exits valid blipee_exits "supervised, fewer exits" $supervised
+curve caption exits test_artist blipee_exits_1_3 "supervised, fewer exits" $supervised
+# beside TASK VARIANT: MuE's exits as results.sh swept them, with the column parameter_speedup where those files are
+# older than it: k is 0, which leaves all decoder layers / their mean.
+beside() {
+  local split
+  for split in valid test_artist; do
+    awk -F, -v OFS=, '
+      { sub(/\r$/, "") }
+      NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
+      "parameter_speedup" in column { print; next }
+      NR == 1 { print $0, "parameter_speedup"; next }
+      { print $0, $column["decoder_layers_full"] / $column["decoder_layers"] }
+    ' "results/$1_${split}_$2.csv" | sed "s/^plain OFA,/MuE's exits on the backbone,/" > "results/blipee_$1_${split}_$2.csv"
+  done
+}
+beside caption mue
+beside caption plain
+beside entailment plain
 
 # Figure 2: every layer, and every exit alone.
 [ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.layer_curve results/blipee_caption_layers runs/rows/caption_valid.tsv \
@@ -83,8 +102,11 @@ curve caption mue "MuE, decoder alone" runs/caption_ft_mue/checkpoint_last.pt bl
 for task in caption entailment; do
   case $task in caption) quality=CIDEr ;; *) quality=accuracy ;; esac
   for valid in results/blipee_${task}_valid_*.csv; do
+    test=${valid/_valid_/_test_artist_}
+    [ -e "$test" ] || test=
+    # A shorter grid of the test may lack the setting; choice says so, and the others are still to be chosen.
     $python -m ofa_exit.evaluation.choice --quality $quality --keep 0.99 --by parameter_speedup \
-      --baseline results/blipee_${task}_valid_supervised.csv "$valid" "${valid/_valid_/_test_artist_}"
+      --baseline results/blipee_${task}_valid_supervised.csv "$valid" ${test:+"$test"} || true
   done | tee results/blipee_${task}_chosen.txt
 done
 
@@ -96,6 +118,7 @@ draw() {
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
 draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
-draw blipee_caption_test_artist caption_test_artist CIDEr {supervised,short,distill,capfilt,mue,plain}.csv
+draw blipee_caption_test_artist caption_test_artist CIDEr {short,exits,distill,mue,plain}.csv
 draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
-draw blipee_entailment entailment_test_artist accuracy {supervised,distill}.csv
+draw blipee_entailment_valid entailment_valid accuracy {supervised,distill,plain}.csv
+draw blipee_entailment_test_artist entailment_test_artist accuracy {supervised,distill,plain}.csv
