@@ -49,7 +49,9 @@ def batch(sentences: int = 3, size: int = 32, target: int = 6) -> dict[str, Tens
 
 def select(net_input: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     """One sentence alone, without the padding that its batch needed."""
-    alone = {name: value[row : row + 1] for name, value in net_input.items()}
+    alone = {
+        name: value[row : row + 1] for name, value in net_input.items() if isinstance(value, Tensor)
+    }
     alone["src_tokens"] = alone["src_tokens"][:, : int(alone["src_lengths"])]
     return alone
 

@@ -284,6 +284,7 @@ def weights(path) -> dict:
     return torch.load(path)["model"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_the_same(data, checkpoint, tmp_path):
     whole = scst(data, checkpoint, tmp_path / "whole")
     scst(data, checkpoint, tmp_path / "parts", updates=2)

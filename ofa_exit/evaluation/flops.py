@@ -21,13 +21,14 @@ KV_MODES = ("propagate", "recompute")
 # Convolutions with a sum, which the stem runs on a CPU and torch's counter overlooks.
 if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
     FUSED = torch.ops.mkldnn._convolution_pointwise
-    if FUSED not in flop_registry:
 
-        @register_flop_formula(FUSED)
-        def _fused_convolution(*shapes: Any, out_shape: Any, **unused: Any) -> int:
-            """shapes: of the arguments, the weight's [O, I, h, w] behind those of the inputs."""
-            weight = shapes[2] if shapes[2] is not None and len(shapes[2]) == 4 else shapes[1]
-            return 2 * math.prod(out_shape) * math.prod(weight[1:])
+    def _fused_convolution(*shapes: Any, out_shape: Any, **unused: Any) -> int:
+        """shapes: of the arguments, the weight's [O, I, h, w] behind those of the inputs."""
+        weight = shapes[2] if shapes[2] is not None and len(shapes[2]) == 4 else shapes[1]
+        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+    if FUSED not in flop_registry:
+        register_flop_formula(FUSED)(_fused_convolution)
 
 
 @dataclass(frozen=True)

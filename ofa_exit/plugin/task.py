@@ -161,7 +161,7 @@ class OFATask(ValidatesByGenerating):
             self._take_shard(kwargs)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         self.done = Pass(iterator)  # of the generator that is built next
-        if self.done.shard and not self.done.rows:
+        if self.cfg.num_shards > 1 and not self.done.rows:  # training's processes may go without
             raise UsageError(
                 f"--shard-id {iterator.shard_id} of {iterator.num_shards} gets none of the "
                 f"{len(iterator.frozen_batches)} batches, which are dealt out in turn: give fewer "
