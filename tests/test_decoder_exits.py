@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import VOCAB, batch, generate, nano, select
 
-from ofa_exit.models.exiting import stretches
+from ofa_exit.models.rows import stretches
 from ofa_exit.policies.measures import hidden_saturation
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit

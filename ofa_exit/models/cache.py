@@ -11,7 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ofa_exit.models.rows import surviving_sentences
+from ofa_exit.models.rows import from_host, surviving_sentences
 
 
 @dataclass
@@ -144,7 +144,7 @@ class DecoderCache:
             missing = [place for place in wanted if self.sentences[place] not in there]
             if missing:
                 there.update(self.sentences[place] for place in missing)
-                at = torch.tensor(missing, device=states.device)
+                at = from_host(missing, states.device)
                 for all_of_them, new in zip(kept, project(states[at])):
                     all_of_them[at] = new.to(all_of_them.dtype)
         return kept
@@ -199,10 +199,10 @@ class DecoderCache:
         for s in sentences:
             owed[s] = 0
         found = [p for p in range(union.bit_length()) if union >> p & 1]
-        positions = torch.tensor(found, device=device)
+        positions = from_host(found, device)
         if all(of == union for of in owing):
             return Pending(positions, None)
-        which = torch.tensor([[of >> p & 1 for p in found] for of in owing], device=device)
+        which = from_host([[of >> p & 1 for p in found] for of in owing], device)
         which = which.bool().repeat_interleave(self.group, dim=0).unsqueeze(-1)
         return Pending(positions, which)
 

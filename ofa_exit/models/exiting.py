@@ -12,7 +12,7 @@ from torch import Tensor
 from ofa_exit.models.cache import DecoderCache, Pending
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.layers import DecoderLayer, Runs
-from ofa_exit.models.rows import to_host
+from ofa_exit.models.rows import from_host, rows_of, stretches, to_host
 from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import Gate, GateInput
 
@@ -328,11 +328,12 @@ class _Run:
         if len(staying) > (len(flags) / 2 if copies else len(flags) - 1):
             return True
         gone = [i for i, flag in enumerate(flags) if not flag]
-        self._write(self._rows_of(gone), [self.places[i] for i in gone])
-        rows = self._rows_of(staying)
+        device = self.output.device
+        self._write(rows_of(gone, self.group, device), [self.places[i] for i in gone])
+        rows = rows_of(staying, self.group, device)
         self.rows = rows if self.rows is None else self.rows[rows]
         self.places, self.runs = places, runs
-        self.alive = torch.tensor(places, device=rows.device)
+        self.alive = from_host(places, device)
         self.running, self.frozen = self.running[rows], self.frozen[rows]
         self.exited, self.needed = self.exited[rows], self.needed[rows]
         if self.left is not None:
@@ -355,11 +356,6 @@ class _Run:
         assert self.cache is not None
         self.cache.sentences = names
         self.cache.stale = False
-
-    def _rows_of(self, sentences: list[int]) -> Tensor:
-        """Rows, among those running, of sentences given by their place among the running ones."""
-        first = torch.tensor(sentences, device=self.output.device)[:, None] * self.group
-        return (first + torch.arange(self.group, device=self.output.device)).flatten()
 
     def _write(self, which: slice | Tensor, places: list[int]) -> None:
         """Hands the states of running rows ``which`` out: they leave the computation now, with
@@ -386,17 +382,6 @@ class _Run:
         """What every row went through, Long [N] each; see ``DecoderStep``."""
         counted = torch.tensor(list(self.counted.values()))  # the host knows: no device waits
         return dict(zip(self.counted, counted.repeat_interleave(self.group, dim=1)))
-
-
-def stretches(places: list[int]) -> list[slice]:
-    """Neighbours among increasing numbers as slices: [1, 2, 5] -> 1:3, 5:6."""
-    found: list[slice] = []
-    for place in places:
-        if found and found[-1].stop == place:
-            found[-1] = slice(found[-1].start, place + 1)
-        else:
-            found.append(slice(place, place + 1))
-    return found
 
 
 def _limits(encoder_out: EncoderOut, rows: int, length: int, device: torch.device) -> Tensor:

@@ -11,6 +11,27 @@ def to_host(values: Tensor) -> list:
     return values.tolist()
 
 
+def from_host(values: list, device: torch.device) -> Tensor:
+    """A small tensor on the device, which is not waited for: torch.tensor(…, device=…) would be."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+def rows_of(sentences: list[int], group: int, device: torch.device) -> Tensor:
+    """Rows of sentences whose ``group`` hypotheses sit side by side, Long [group·sentences]."""
+    return from_host([group * s + i for s in sentences for i in range(group)], device)
+
+
+def stretches(places: list[int]) -> list[slice]:
+    """Neighbours among increasing numbers as slices: [1, 2, 5] -> 1:3, 5:6."""
+    found: list[slice] = []
+    for place in places:
+        if found and found[-1].stop == place:
+            found[-1] = slice(found[-1].start, place + 1)
+        else:
+            found.append(slice(place, place + 1))
+    return found
+
+
 def surviving_rows(leaving: Tensor) -> tuple[Tensor, int]:
     """Splits rows into those that stay and those that leave, with one host read.
 
