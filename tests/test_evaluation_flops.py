@@ -1,5 +1,6 @@
 """Counts of operations: by hand, and against torch's counter on the real model."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,12 @@ def test_a_batch_by_hand():
     }
     recomputed = flops.batch_flops(TINY, StemCost(1000, 3), [2], [1], [2], calls, "recompute")
     assert recomputed.executed == {**done.executed, "skipped_kv": 2 * 2 * layer_2}
+
+
+def test_joint_biases_have_room_for_texts_up_to_the_models_longest():
+    joint = replace(TINY, split=False, text_room=32, max_text=50)
+    assert [flops.bias_text(joint, 6, text) for text in (5, 32, 40)] == [32, 32, 50]
+    assert flops.bias_text(joint, 0, 5) == flops.bias_text(TINY, 6, 5) == 5
 
 
 def test_cross_kv_is_made_for_the_sentences_that_get_there():

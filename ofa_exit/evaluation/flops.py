@@ -44,7 +44,8 @@ class ModelShape:
     vocabulary: int
     image_channels: int  # features of the stem, which image_proj maps to encoder_dim
     split: bool  # image and text in two tied encoder passes
-    text_room: int = 1  # joint position biases are made for multiples of so many text tokens
+    text_room: int = 1  # joint position biases are made for multiples of so many text tokens,
+    max_text: int = 1024  # and at most for so many
 
     @classmethod
     def from_model(cls, model: Any) -> "ModelShape":
@@ -61,6 +62,7 @@ class ModelShape:
             image_channels=model.encoder.image_proj.in_features,
             split=bool(cfg.split_modalities),
             text_room=model.encoder.text_room,
+            max_text=cfg.max_source_positions,
         )
 
 
@@ -153,7 +155,7 @@ def encoder_biases(shape: ModelShape, image: int, text: int) -> int:
 def bias_text(shape: ModelShape, image: int, text: int) -> int:
     """The text positions that the encoder's bias is made for."""
     room = shape.text_room if image and not shape.split else 1
-    return -(-text // room) * room
+    return min(-(-text // room) * room, shape.max_text)
 
 
 def decoder_self_bias(shape: ModelShape, positions: int) -> int:
