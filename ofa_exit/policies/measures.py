@@ -5,8 +5,26 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+EPSILON = 1e-8
+"""Shortest length that a cosine divides by."""
+
+
+def _token_products(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Product of every token's two states and their lengths, float32; [..., C] to [...].
+
+    From these every cosine below is made: each pass over the states reads them once and writes
+    one number a token, where ``F.cosine_similarity`` writes normalised copies.
+    """
+    before, after = previous.float(), current.float()
+    length = torch.linalg.vector_norm
+    return torch.linalg.vecdot(before, after), length(before, dim=-1), length(after, dim=-1)
+
+
+def _cosine(product: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """0 where a vector has no length, as in ``F.cosine_similarity``."""
+    return product / (before.clamp_min(EPSILON) * after.clamp_min(EPSILON))
 
 
 def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
@@ -14,7 +32,7 @@ def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
 
     previous, current: [..., C]. Returns float32 [...], between -1 and 1 up to rounding.
     """
-    return F.cosine_similarity(previous.float(), current.float(), dim=-1)
+    return _cosine(*_token_products(previous, current))
 
 
 def sample_saturation(
@@ -27,11 +45,12 @@ def sample_saturation(
 
     previous, current: [B, T, C]; padding_mask: Bool [B, T]. Returns float32 [B].
     """
-    before, after = previous.float(), current.float()
+    tokens = _token_products(previous, current)
     if padding_mask is not None:
-        before = before.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-        after = after.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-    return F.cosine_similarity(before.flatten(1), after.flatten(1), dim=1)
+        tokens = tuple(of_token.masked_fill(padding_mask, 0.0) for of_token in tokens)
+    product, before, after = tokens
+    length = torch.linalg.vector_norm
+    return _cosine(product.sum(dim=1), length(before, dim=1), length(after, dim=1))
 
 
 def token_mean_saturation(
