@@ -82,7 +82,8 @@ class _Run:
     Full size: ``output`` [N, P, C], ``depth`` [N, P]. Running rows only: ``running`` [R, P, C] the
     states that enter the next layer, ``frozen`` [R, P, C] the states at exit so far, ``left``
     [R, P, C] what goes out of those that left, where exits are used, ``exited`` Bool [R, P],
-    ``needed`` Long [R, P] the layers so far. ``rows`` Long [R] names them; None means all.
+    ``needed`` Long [R, P] the layers of those that have. ``anyone``: whether the host knows of any
+    that has left, or has not looked. ``rows`` Long [R] names the rows; None means all.
 
     ``places``: the sentences that run, among those present; ``alive`` the same as a tensor, None
     for all. ``runs``: them and their rows as stretches, where keys and values are read in place.
@@ -126,6 +127,7 @@ class _Run:
             if cache is None
             else torch.zeros_like(self.depth, dtype=torch.bool)
         )
+        self.anyone = cache is None
         self.rows: Optional[Tensor] = None
         self.alive: Optional[Tensor] = None
         self.runs: tuple[Runs, Runs] = (None, None)
@@ -228,7 +230,6 @@ class _Run:
             cache.states[rows, done] = deeper
             self.owing = (pending, deeper)
             after = after[:, recomputed:]
-        self.needed = self.needed + ~self.exited
         self.totals["ran"] += 1
         return self.running, after
 
@@ -250,9 +251,7 @@ class _Run:
         layer = decoder.layer(slot)
         self_bias, cross_kv, cross_bias = self.beside(slot, number, self.place)
         # Those who left ride along, as in go_on.
-        x = after
-        if not decoder.recompute:
-            x = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
+        x = after if decoder.recompute else self.kept(after)
         self.totals["exits"] += 1
         if cache is None:
             return layer(x, self_bias, cross_kv, cross_bias)
@@ -273,9 +272,13 @@ class _Run:
         key, value = layer.self_kv(states)
         self.cache.store(slot, self.rows, pending.positions, key, value, pending.owed)
 
+    def kept(self, after: Tensor) -> Tensor:
+        """``after`` of those who go on, the state at exit of those who have left."""
+        return torch.where(self.exited.unsqueeze(-1), self.frozen, after) if self.anyone else after
+
     def go_on(self, after: Tensor) -> None:
         """Takes what a layer returned; hypotheses that have left keep their state at exit."""
-        self.frozen = torch.where(self.exited.unsqueeze(-1), self.frozen, after)
+        self.frozen = self.kept(after)
         self.running = after if self.decoder.recompute else self.frozen
 
     def stay(self, after: Tensor) -> None:
@@ -285,16 +288,18 @@ class _Run:
             self._rename(to_host(self.encoder_out.sentences))
 
     def _leave(self, leaving: Tensor, features: Optional[Tensor]) -> None:
-        """Marks who has left, and as what where exits are used; after ``go_on``."""
+        """Marks who has left, behind which layer, and as what where exits are used; after
+        ``go_on``."""
+        fresh = leaving & ~self.exited
+        self.needed = self.needed.masked_fill(fresh, self.totals["ran"])
         if self.left is not None:
-            fresh = (leaving & ~self.exited).unsqueeze(-1)
-            self.left = torch.where(fresh, self.frozen if features is None else features, self.left)
+            left = self.frozen if features is None else features
+            self.left = torch.where(fresh.unsqueeze(-1), left, self.left)
         self.exited = self.exited | leaving
 
     def leave_all(self, after: Tensor, features: Optional[Tensor] = None) -> None:
         self.go_on(after)
-        if self.left is not None:
-            self._leave(torch.ones_like(self.exited), features)
+        self._leave(torch.ones_like(self.exited), features)
         self._write(slice(None), self.places)
 
     def leave_some(self, leaving: Tensor, after: Tensor, features: Optional[Tensor] = None) -> bool:
@@ -303,31 +308,35 @@ class _Run:
         Sentences that have left go out of the computation at once where the keys and values of
         those that stay are yet to be made or are read in place (``_runs``), and otherwise once at
         most half stay: to copy them costs about what riding along costs. The one host read of a
-        layer: which sentences still run and, after beam search dropped finished ones, which those
-        are.
+        layer: who has left and, after beam search dropped finished sentences, which are left.
         """
         self.go_on(after)
-        self._leave(leaving, features)
-        wanted = ~self.exited
+        done = self.exited | leaving
         if self.tree is not None:
-            wanted = wanted & self.of_rows(self.tree.asked)
-        active = wanted.view(-1, self.group * self.positions).any(dim=1)
-        cache = self.cache
+            done = done | ~self.of_rows(self.tree.asked)
+        cache, each = self.cache, self.group * self.positions
         if cache is not None and cache.stale:
-            flags, names = to_host(torch.stack([active.long(), self.encoder_out.sentences]))
-            self._rename(names)
+            flags = to_host(torch.cat([done.flatten().long(), self.encoder_out.sentences]))
+            self._rename(flags[done.numel() :])
+            flags = flags[: done.numel()]
         else:
-            flags = to_host(active)
-        staying = [i for i, flag in enumerate(flags) if flag]
+            flags = to_host(done.flatten())
+        if not any(flags):
+            return True
+        self.anyone = True
+        self._leave(leaving, features)
+        active = [not all(flags[first : first + each]) for first in range(0, len(flags), each)]
+        staying = [i for i, goes_on in enumerate(active) if goes_on]
         if not staying:
             self._write(slice(None), self.places)
             return False
+        if len(staying) == len(active):
+            return True
         places = [self.places[i] for i in staying]
         runs = self._runs(places)
-        copies = self.cache is not None and runs[0] is None
-        if len(staying) > (len(flags) / 2 if copies else len(flags) - 1):
+        if cache is not None and runs[0] is None and len(staying) > len(active) / 2:
             return True
-        gone = [i for i, flag in enumerate(flags) if not flag]
+        gone = [i for i, goes_on in enumerate(active) if not goes_on]
         device = self.output.device
         self._write(rows_of(gone, self.group, device), [self.places[i] for i in gone])
         rows = rows_of(staying, self.group, device)
@@ -364,7 +373,10 @@ class _Run:
             for place in places:
                 self.counted[name][place] = total
         rows = which if self.rows is None else self.rows[which]
-        self.depth[rows] = self.needed[which]
+        needed = self.needed[which]
+        if self.tree is not None:  # what nobody asked for went as far as its sentence
+            needed = needed.masked_fill(~self.exited[which], self.totals["ran"])
+        self.depth[rows] = needed
         self.output[rows] = (self.frozen if self.left is None else self.left)[which]
         if self.cache is not None:
             assert self.cache.states is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Shortest length that a cosine divides by."""
+"""Least product of lengths that a cosine divides by."""
 
 
 def _token_products(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +24,7 @@ def _token_products(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor, 
 
 def _cosine(product: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """0 where a vector has no length, as in ``F.cosine_similarity``."""
-    return product / (before.clamp_min(EPSILON) * after.clamp_min(EPSILON))
+    return product / (before * after).clamp_min(EPSILON)
 
 
 def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
