@@ -152,23 +152,24 @@ def test_growing_depths_fill_skipped_layers_on_the_device(fake, kv):
 def test_compaction_stays_on_the_device(fake, kv, monkeypatch):
     """Open gates: samples leave the encoder, sentences leave the decoder, one finishes. Only what
     the host read would answer is scripted; all the rest runs on fake CUDA tensors."""
-    reads = []
+    reads, decoding = [], False
 
     def scripted(values):
         assert values.device.type == "cuda"
         reads.append(tuple(values.shape))
-        if values.dim() == 2:  # who is active, and which sentences are left
-            return [[1] + [0] * (values.size(1) - 1), list(range(values.size(1)))]
-        if values.dtype == torch.bool:  # the first sentence stays
-            return [True] + [False] * (values.numel() - 1)
-        return [1]  # one row of the encoder leaves
+        if not decoding:
+            return [True] + [False] * (values.numel() - 1) if values.dtype == torch.bool else [1]
+        if values.dtype == torch.bool:  # who has left: all but the first sentence's two
+            return [False] * 2 + [True] * (values.numel() - 2)
+        left = values.numel() // 3  # with them, once one has finished, which sentences are left
+        return [0] * 2 + [1] * (2 * left - 2) + list(range(left))
 
     monkeypatch.setattr(rows, "to_host", scripted)
     monkeypatch.setattr(exiting, "to_host", scripted)
     model = fake_model().eval()
     model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, 0.9, schedule="static"), kv)
     out, state = encode(model, torch.float32)
-    encoder_reads, hypotheses = len(reads), 6
+    encoder_reads, hypotheses, decoding = len(reads), 6, True
     assert encoder_reads == 1 + 1 + 1  # images there are, and one gate for each pass of two layers
     with torch.no_grad():
         for step in range(1, 4):
