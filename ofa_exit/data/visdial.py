@@ -1,5 +1,6 @@
 """Visual dialogue rows: an image, the dialogue so far, a question, and candidate answers."""
 
+import math
 import os
 
 from ofa_exit.data.example import (
@@ -133,14 +134,15 @@ class DialogExamples:
             return []
         relevance = [part.strip() for part in row["relevance"].split(SEPARATOR) if part.strip()]
         try:
-            sound = not relevance or [float(value) >= 0 for value in relevance] == [True] * count
+            values = [float(value) for value in relevance]
         except ValueError:
-            sound = False
-        if not sound:
-            raise self.file.error(
-                index,
-                "relevance",
-                f"not {count} numbers of at least 0 joined by {SEPARATOR}, one for each candidate",
-                "Prepare the data again, or leave the field empty",
-            )
+            values = [-1.0]
+        message = ""
+        if values and not (len(values) == count and all(0 <= v < math.inf for v in values)):
+            message = f"not {count} numbers of at least 0 joined by {SEPARATOR}, one a candidate"
+        elif values and not any(values):
+            message = "0 for every candidate, of which NDCG is not defined"
+        if message:
+            remedy = "Prepare the data again, or leave the field empty"
+            raise self.file.error(index, "relevance", message, remedy)
         return [str(true), *relevance]

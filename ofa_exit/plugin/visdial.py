@@ -189,7 +189,7 @@ class MuEVisDialTask(OFATask):
             if self.cfg.eval_mrr:
                 sums["_mrr_sum"] += 1 / ranks[int(references[0])]
                 sums["_mrr_rounds"] += 1
-            if self.cfg.eval_ndcg and any(relevance):
+            if self.cfg.eval_ndcg and relevance:
                 sums["_ndcg_sum"] += ndcg(ranks, relevance)
                 sums["_ndcg_rounds"] += 1
         return sums
