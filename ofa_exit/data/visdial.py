@@ -3,7 +3,10 @@
 import math
 import os
 
+from torch import Tensor
+
 from ofa_exit.data.example import (
+    IMAGE_FIELD,
     Example,
     answer_sequences,
     check_length,
@@ -52,6 +55,7 @@ class DialogExamples:
         self.max_tgt_length = max_tgt_length
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
+        self._last: tuple[str, Tensor | None] | None = None
         # Source and target in tokens, for making batches; a word counts as a token.
         self.lengths = (max_src_length + 2, max_tgt_length + 1)
 
@@ -95,11 +99,20 @@ class DialogExamples:
             prev_output=prev_output,
             target=target,
             prompt_length=prompt_length,
-            image=read_image(self.file, index, row, self.load_image),
+            image=self._image(index, row),
             references=self._references(index, row, true, len(texts)),
             unknown=unknown,
             candidates=None if self.train else [tokens.tolist() for tokens in candidates],
         )
+
+    def _image(self, index: int, row: dict[str, str]) -> Tensor | None:
+        """The picture; rounds of one dialogue, which stand together, get the same tensor."""
+        if self.train:  # in any order, and batch norm counts each row
+            return read_image(self.file, index, row, self.load_image)
+        if self._last is None or self._last[0] != row[IMAGE_FIELD]:
+            image = read_image(self.file, index, row, self.load_image)
+            self._last = row[IMAGE_FIELD], image
+        return self._last[1]
 
     def _candidates(self, index: int, row: dict[str, str]) -> list[str]:
         text = read_text(self.file, index, row, "answers")

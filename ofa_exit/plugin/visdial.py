@@ -54,7 +54,7 @@ class RankingTrace(ExitTrace):
 
     @classmethod
     def of(cls, trace: ExitTrace, scored: list[list[int]]) -> "RankingTrace":
-        ranking = cls(trace.image_layers, trace.text_layers, trace.steps)
+        ranking = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
         ranking.scored = scored
         return ranking
 
