@@ -26,6 +26,10 @@ def manifest(path: Path) -> dict[str, Any]:
     return json.loads(path.with_name(path.name + ".manifest.json").read_text(encoding="utf-8"))
 
 
+def problems(path: Path) -> list[str]:
+    return path.with_name(path.name + ".problems.txt").read_text(encoding="utf-8").splitlines()
+
+
 def write_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")

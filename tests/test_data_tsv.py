@@ -1,9 +1,14 @@
 """TSV files: offsets, their index file, and everything that may be wrong with a line."""
 
+import errno
+import fcntl
+import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -114,7 +119,7 @@ def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(row_index.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     file = TsvFile(path, None, COLUMNS)
     assert texts(pickle.loads(pickle.dumps(file))) == texts(file) == ["one", "two"]
@@ -135,6 +140,97 @@ def test_many_readers_at_once_build_one_index(tmp_path):
     assert len(seen) == 6
     assert all(rows == [f"row {n}" for n in range(3000)] for rows in seen)
     assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+
+
+def lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.offsets.lock")
+
+
+def _read_together(path: Path, barrier, queue) -> None:
+    barrier.wait()
+    queue.put(texts(TsvFile(path, None, COLUMNS)))
+
+
+def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    count, log = row_index._count, tmp_path / "log"
+
+    def count_slowly(file):
+        with log.open("ab") as told:
+            told.write(b".")
+        time.sleep(1)
+        return count(file)
+
+    monkeypatch.setattr(row_index, "_count", count_slowly)
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(4), context.Queue()
+    children = [
+        context.Process(target=_read_together, args=(path, barrier, queue)) for _ in range(4)
+    ]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [["one", "two"]] * 4
+    for child in children:
+        child.join()
+    assert log.read_bytes() == b"."
+    assert not lock_path(path).exists()
+
+
+def _die_with_the_lock(path: Path) -> None:
+    with row_index._alone(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_lock_of_a_killed_process_locks_nobody_out(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    child = multiprocessing.get_context("fork").Process(target=_die_with_the_lock, args=(path,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and lock_path(path).exists()
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert not lock_path(path).exists() and index_path(path).exists()
+
+
+def test_waiting_for_another_process_is_told(tmp_path, caplog):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    caplog.set_level(logging.INFO, row_index.__name__)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(texts(TsvFile(path, None, COLUMNS))))
+    with row_index._alone(path):
+        reader.start()
+        for _ in range(200):
+            if caplog.records:
+                break
+            time.sleep(0.05)
+        assert f"{path}: waiting for another process to index it" in caplog.text
+        assert not read
+    reader.join(timeout=60)
+    assert read == [["one"]]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+
+
+def test_a_folder_in_which_no_file_can_be_made(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    original = Path.open
+
+    def reading_only(self, mode="r", *args, **kwargs):
+        if "r" not in mode:
+            raise PermissionError(errno.EROFS, "read-only")
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", reading_only)
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pickled_file_reopens_and_holds_no_handle(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import fairseq_cli.generate
 import pytest
 import task_files as files
+import torch
 from fairseq import options
 
 from ofa_exit import merge
@@ -46,24 +47,34 @@ def generate(task, data, checkpoint, folder: Path, *more: str) -> Path:
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def runs(request, tmp_path_factory):
-    """Task, the folder of a single run, and those of its shards."""
-    task, tmp_path = request.param, tmp_path_factory.mktemp("merge")
+def made(request, tmp_path_factory):
+    """Task, data and checkpoint."""
+    task, tmp_path = request.param, tmp_path_factory.mktemp("made")
     make = files.caption_folder if task == "mue_caption" else files.entailment_folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
         data = make(tmp_path / "data")
-        checkpoint = files.train(task, data, tmp_path / "model", updates=2)
-        count, scoring, exits = RUNS[task]
-        single = generate(task, data, checkpoint, tmp_path / "single", *scoring, *exits)
-        shards = [
-            generate(
-                *(task, data, checkpoint, tmp_path / f"shard{shard}", *scoring, *exits),
-                *("--num-shards", str(count), "--shard-id", str(shard)),
-            )
-            for shard in range(count)
-        ]
-    return task, single, shards
+        return task, data, files.train(task, data, tmp_path / "model", updates=2)
+
+
+def generate_shard(task, data, checkpoint, folder: Path, shard: int, *more: str) -> Path:
+    count, scoring, exits = RUNS[task]
+    return generate(
+        *(task, data, checkpoint, folder, *scoring, *exits),
+        *("--num-shards", str(count), "--shard-id", str(shard), *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(made, tmp_path_factory):
+    """Task, the folder of a single run, and those of its shards."""
+    tmp_path = tmp_path_factory.mktemp("merge")
+    count, scoring, exits = RUNS[made[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        single = generate(*made, tmp_path / "single", *scoring, *exits)
+        shards = [generate_shard(*made, tmp_path / f"shard{n}", n) for n in range(count)]
+    return made[0], single, shards
 
 
 def scoring(task: str) -> list[str]:
@@ -154,8 +165,13 @@ def other_batches(folders):
 
 
 def other_exits(folders):
-    replace(folders[1] / "log.txt", '"exit_policy": "s', '"exit_policy": "a s')
-    return "ran with different exits"
+    replace(folders[1] / "log.txt", '"--exit-policy": "s', '"--exit-policy": "a s')
+    return "--exit-policy: s"
+
+
+def older(folders):
+    replace(folders[1] / "log.txt", '"run": ', '"exits": ')
+    return "log.txt, line 'Exit shard'"
 
 
 def other_number(folders):
@@ -192,7 +208,7 @@ def short_trace(folders):
 
 
 SPOILED = [missing, repeated, overlapping, other_batches, other_exits, other_number, torn, quiet]
-SPOILED += [no_log, one_folder, short_trace]
+SPOILED += [no_log, one_folder, short_trace, older]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
@@ -206,6 +222,73 @@ def test_what_is_no_whole_is_refused_by_name(copies, spoil, tmp_path, capsys):
     if spoil not in (missing, other_batches):  # which have no one folder to name
         assert any(folder in error for folder in folders)
     assert not list(out.glob("*"))
+
+
+def other_checkpoint(data, checkpoint, folder):
+    """The same file but for one weight."""
+    state = torch.load(checkpoint)
+    state["model"]["decoder.layer_norm.weight"][0] += 1e-3
+    torch.save(state, folder / "other.pt")
+    return data, folder / "other.pt"
+
+
+def other_data(data, checkpoint, folder):
+    """As many bytes in lines as long, another word."""
+    copied = Path(shutil.copytree(data, folder / "copied"))
+    replace(copied / "test.tsv", "red", "tan")
+    return copied, checkpoint
+
+
+def other_words(data, checkpoint, folder):
+    """The same data read by a dictionary in another order, as long as the model's."""
+    words = files.write_dictionary(folder / "words", files.WORDS[::-1])
+    return data, checkpoint, "--bpe-dir", str(words)
+
+
+def with_options(*given):
+    return lambda data, checkpoint, folder: (data, checkpoint, *given)
+
+
+DIFFERENT = {
+    "checkpoints: ": other_checkpoint,
+    "data: ": other_data,
+    "vocabulary: ": other_words,
+    "--model-overrides: {} and {'attn_scale_factor': 3.0}": with_options(
+        "--model-overrides", "{'attn_scale_factor': 3.0}"
+    ),
+    "--lenpen: not given and 2.0": with_options("--lenpen", "2"),
+    "--no-repeat-ngram-size: not given and 2": with_options("--no-repeat-ngram-size", "2"),
+    "--exit-decoder-threshold: 0.9 and 0.8": with_options("--exit-decoder-threshold", "0.8"),
+    "different splits or beams": with_options("--beam", "2"),
+    "--patch-image-size: 32 and 48": with_options(
+        *("--patch-image-size", "48", "--model-overrides", "{'patch_image_size': 48}")
+    ),
+}
+
+
+@pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
+@pytest.mark.parametrize("told", DIFFERENT)
+def test_shards_of_different_generations_are_refused(told, made, runs, tmp_path, capsys):
+    task, data, checkpoint = made
+    given = DIFFERENT[told](data, checkpoint, tmp_path)
+    folder = generate_shard(task, *given[:2], tmp_path / "shard1", 1, *given[2:])
+    assert merge.main([str(tmp_path / "out"), str(runs[2][0]), str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and str(folder) in error
+    if told == "checkpoints: ":
+        assert f"{checkpoint} (sha256 " in error and f"{given[1]} (sha256 " in error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
+def test_copies_are_the_same_checkpoint_and_data(made, runs, tmp_path):
+    """Machines may keep their own under other paths."""
+    task, data, checkpoint = made
+    copied = Path(shutil.copytree(data, tmp_path / "copied"))  # keeps times
+    shutil.copy(checkpoint, tmp_path / "copy.pt")
+    folder = generate_shard(task, copied, tmp_path / "copy.pt", tmp_path / "shard1", 1)
+    assert merge.main([str(tmp_path / "out"), str(runs[2][0]), str(folder)]) == 0
+    assert lines(tmp_path / "out")[:-1] == lines(runs[1])[:-1]
 
 
 def test_a_shard_without_rows_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -14,9 +15,14 @@ from pathlib import Path
 
 import prepare_samples as samples
 import pytest
-from prepare_samples import manifest, prepare, rows
+from PIL import Image
+from prepare_samples import manifest, prepare, problems, rows
 
+from ofa_exit.data import row_index
+from ofa_exit.data.formats import FORMATS
+from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.prepare import images, json_stream, writer
+from ofa_exit.data.prepare.images import BrokenImageError
 from ofa_exit.data.prepare.json_stream import elements
 from ofa_exit.data.prepare.records import PrepareError, clean
 
@@ -149,7 +155,8 @@ def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch)
     assert 23 < 123 - len(read) <= 50
     assert f"{123 - len(read)} of them from an earlier run" in capsys.readouterr().err
     resumed = (out / "train.tsv").read_bytes()
-    assert {path.name for path in out.iterdir()} == {"train.tsv", "train.tsv.manifest.json"}
+    names = {"train.tsv", "train.tsv.manifest.json", "train.tsv.offsets"}
+    assert {path.name for path in out.iterdir()} == names
     assert prepare("coco", root, out / "again", *TRAIN) == 0
     assert (out / "again" / "train.tsv").read_bytes() == resumed
     assert manifest(out / "train.tsv")["output"] == {
@@ -235,7 +242,7 @@ def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys
 def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
     large_coco(root)
 
-    def killed(path):
+    def killed(path, written):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -263,23 +270,27 @@ def test_missing_and_broken_images(root, out, capsys):
     told = capsys.readouterr().err
     assert "2 records cannot become rows" in told
     assert "COCO_train2014_000000000103.jpg, 1030: there is no such image" in told
-    assert not out.exists() or not list(out.glob("*.tsv*"))
+    assert [path.name for path in out.iterdir()] == ["train.tsv.problems.txt"]
     # One that is there and no image is found when it is read.
     (folder / "COCO_train2014_000000000105.jpg").write_bytes(b"<html>not found</html>")
     assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
-    assert "59 rows; 4 skipped, see its manifest" in capsys.readouterr().err
-    skipped = manifest(out / "train.tsv")["skipped"]
-    assert [(one["file"][-7:], one["id"]) for one in skipped] == [
-        *[("103.jpg", "1030"), ("103.jpg", "1031"), ("105.jpg", "1050"), ("105.jpg", "1051")],
-    ]
+    assert "59 rows; 4 skipped, see train.tsv.problems.txt" in capsys.readouterr().err
+    assert manifest(out / "train.tsv")["skipped"] == 4
+    assert manifest(out / "train.tsv")["problems"] == "train.tsv.problems.txt"
+    of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
+    assert of == ["103.jpg, 1030", "103.jpg, 1031", "105.jpg, 1050", "105.jpg, 1051"]
     assert not {"1030", "1031", "1050", "1051"} & {row[0] for row in rows(out / "train.tsv")}
     samples.coco_image(root, "train2014", 103)
     assert prepare("coco", root, out / "strict", *TRAIN) == 1
     assert "1050" in (told := capsys.readouterr().err) and "is no readable image" in told
+    assert len(problems(out / "strict" / "train.tsv")) == 2
     # Mended, the run goes on.
     samples.coco_image(root, "train2014", 105)
     assert prepare("coco", root, out / "strict", *TRAIN) == 0
+    assert "of them from an earlier run" in capsys.readouterr().err
     assert len(rows(out / "strict" / "train.tsv")) == 63
+    assert not (out / "strict" / "train.tsv.problems.txt").exists()
+    assert manifest(out / "strict" / "train.tsv")["problems"] is None
 
 
 def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
@@ -288,8 +299,102 @@ def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
     interrupted(root, out, monkeypatch, 40, "--skip-missing")
     assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
     assert "61 rows, 38 of them from an earlier run; 2 skipped" in capsys.readouterr().err
-    assert [one["id"] for one in manifest(out / "train.tsv")["skipped"]] == ["1050", "1051"]
+    assert [line.split(":")[0][-4:] for line in problems(out / "train.tsv")] == ["1050", "1051"]
     assert len(rows(out / "train.tsv")) == 61
+
+
+def noise(path: Path, **options) -> bytes:
+    """A picture that does not compress to nothing, of several kilobytes."""
+    picture = Image.effect_noise((160, 120), 80).convert("RGB")
+    picture.save(path, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"format": "PNG"}, {"format": "WEBP"}]
+)
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+def test_an_image_that_is_cut_off_is_broken(tmp_path, options, kept):
+    """What the data loader would refuse on every read."""
+    path = tmp_path / "x.jpg"
+    whole = noise(path, **options)
+    assert images.encode_image(path)
+    images.encode_image.cache_clear()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ImageError):
+        decode_image(base64.b64encode(path.read_bytes()).decode())
+    with pytest.raises(BrokenImageError, match=r"x\.jpg is no readable image"):
+        images.encode_image(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sound_images_of_all_formats_pass(tmp_path, name):
+    for mode in ("RGB", "L"):
+        Image.new(mode, (64, 48)).save(tmp_path / mode, name)
+        assert images.encode_image(tmp_path / mode)
+
+
+def test_an_image_too_large_for_the_loader_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 11)
+    Image.new("L", (3, 4)).save(tmp_path / "x.jpg")
+    with pytest.raises(BrokenImageError, match="3x4 pixels, more than 11"):
+        images.encode_image(tmp_path / "x.jpg")
+
+
+def test_one_run_tells_of_all_broken_images(root, out, capsys):
+    """Those behind the first, too, though no row can be written after it."""
+    large_coco(root)
+    for image in (105, 120):
+        path = root / "train2014" / f"COCO_train2014_000000000{image}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    assert prepare("coco", root, out, *TRAIN) == 1
+    told = capsys.readouterr().err
+    assert "Looking through the rest for others" in told
+    assert "4 records cannot become rows" in told
+    assert f"All are listed in {out / 'train.tsv.problems.txt'}" in told
+    of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
+    assert of == ["105.jpg, 1050", "105.jpg, 1051", "120.jpg, 1200", "120.jpg, 1201"]
+    assert len(rows(out / "train.tsv.partial")) == 13
+    for image in (105, 120):
+        samples.coco_image(root, "train2014", image)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert "63 rows, 13 of them from an earlier run" in capsys.readouterr().err
+
+
+def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
+    large_coco(root, 8)
+    for path in (root / "train2014").glob("*0001*.jpg"):
+        path.unlink()
+    assert prepare("coco", root, out, *TRAIN) == 1
+    told = capsys.readouterr().err
+    shown = [line.strip() for line in told.splitlines() if "there is no such image" in line]
+    assert len(shown) == 10 and "and 6 more" in told
+    listed = problems(out / "train.tsv")
+    assert len(set(listed)) == 16 and listed[:10] == shown
+
+
+def test_an_interrupted_run_leaves_the_list_of_the_last_whole_one(root, out, monkeypatch):
+    large_coco(root)
+    image = root / "train2014" / "COCO_train2014_000000000103.jpg"
+    image.unlink()
+    assert prepare("coco", root, out, *TRAIN) == 1
+    listed = problems(out / "train.tsv")
+    (root / "train2014" / "COCO_train2014_000000000104.jpg").unlink()
+    interrupted(root, out, monkeypatch, 5, "--skip-missing")
+    assert problems(out / "train.tsv") == listed
+    names = {"train.tsv.partial", "train.tsv.partial.json", "train.tsv.problems.txt"}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_the_index_comes_with_the_file(root, out, monkeypatch):
+    large_coco(root)
+    interrupted(root, out, monkeypatch)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    path = out / "train.tsv"
+    counted = row_index._count(path.open("rb")).tolist()
+    monkeypatch.setattr(row_index, "_count", None)
+    assert row_index.row_offsets(path)[1].tolist() == counted
+    assert len(counted) == 64
 
 
 def test_images_in_further_folders(root, out, tmp_path):

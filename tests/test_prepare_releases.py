@@ -7,7 +7,7 @@ import json
 
 import prepare_samples as samples
 import pytest
-from prepare_samples import manifest, prepare, rows
+from prepare_samples import manifest, prepare, problems, rows
 
 from ofa_exit.data.prepare import answers, visdial
 
@@ -163,9 +163,38 @@ def test_vqa_annotations_that_do_not_fit_are_told(root, out, capsys):
     assert not (out / "train.tsv").exists()
     assert prepare(*options, "--skip-missing") == 0
     assert {row[0] for row in rows(out / "train.tsv")} == {"458752001", "9001"}
-    assert [one["id"] for one in manifest(out / "train.tsv")["skipped"]] == [
-        *("458752000", "9000", "5"),
+    ids = [line.split(": ")[0].split(", ")[1] for line in problems(out / "train.tsv")]
+    assert ids == ["458752000", "9000", "5"]
+
+
+def test_vqa_of_what_is_there(root, out, capsys):
+    """Without the annotations of validation, and then with test questions alone."""
+    samples.vqa(root)
+    (root / "v2_mscoco_val2014_annotations.json").unlink()
+    assert prepare("vqa", root, out, "--min-occurrences", 1) == 0
+    told = capsys.readouterr().err
+    assert "valid: left out, for there is no v2_mscoco_val2014_annotations.json" in told
+    assert "answers.txt: there is no v2_mscoco_val2014_annotations.json; the candidates" in told
+    assert (out / "answers.txt").read_text() == "yes\nnet\n"
+    assert {path.stem for path in out.glob("*.tsv")} == {"train", "test-dev", "test"}
+    assert list(manifest(out / "answers.txt")["inputs"]["sources"]) == [
+        "v2_mscoco_train2014_annotations.json"
     ]
+    for path in root.glob("*train2014*.json"):
+        path.unlink()
+    assert prepare("vqa", root, out / "test") == 0
+    assert {path.stem for path in (out / "test").glob("*.tsv")} == {"test-dev", "test"}
+    assert not (out / "test" / "answers.txt").exists()
+    assert prepare("vqa", root, out / "test", "--splits", "valid") == 1
+    assert "valid needs v2_mscoco_val2014_annotations.json" in capsys.readouterr().err
+
+
+def test_vizwiz_candidates_of_training_alone(root, out, capsys):
+    samples.vizwiz(root)
+    (root / "Annotations" / "val.json").unlink()
+    assert prepare("vizwiz", root, out, "--answers", 5) == 0
+    assert "answers.txt: there is no Annotations/val.json" in capsys.readouterr().err
+    assert (out / "answers.txt").read_text() == "unanswerable\n"
 
 
 def test_okvqa(root, out):
@@ -246,11 +275,82 @@ def test_visdial_without_dense_annotations(root, out, capsys):
         (lambda one: one.pop("answer_options"), "the record has no 'answer_options'"),
     ],
 )
-def test_malformed_dialogues_are_told(root, out, capsys, change, told):
-    samples.visdial(root)
-    source = root / "visdial_1.0_val.json"
-    content = json.loads(source.read_text())
-    change(content["data"]["dialogs"][0]["dialog"][3])
-    source.write_text(json.dumps(content))
+def test_malformed_rounds_are_told(root, out, capsys, change, told):
+    source = damaged_visdial(root, "val", lambda data: change(data["dialogs"][0]["dialog"][3]))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
-    assert f"visdial_1.0_val.json, 284: {told}" in capsys.readouterr().err
+    assert f"{source.name}, 284_4: {told}" in capsys.readouterr().err
+
+
+def damaged_visdial(root, split, change):
+    """The release with ``change`` made to the data of a split; its file."""
+    samples.visdial(root)
+    source = root / f"visdial_1.0_{split}.json"
+    content = json.loads(source.read_text())
+    change(content["data"])
+    source.write_text(json.dumps(content))
+    return source
+
+
+def rounds(path):
+    return [row["question_id"].partition("_")[2] for row in named(path)]
+
+
+def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
+    """Answer 100 is a candidate of the second round and later, and no answer given."""
+    source = damaged_visdial(root, "val", lambda data: data["answers"].__setitem__(100, " "))
+    assert prepare("visdial", root, out, "--splits", "valid") == 1
+    told = capsys.readouterr().err
+    assert f"{source.name}, 284_2: answer_options 100 is empty or no text" in told
+    assert "9 records cannot become rows" in told and "no such round" not in told
+    assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
+    assert rounds(out / "valid.tsv") == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "told"),
+    [
+        ("questions", 3, "question 3 is empty or no text"),
+        ("answers", 6, "answer 6 is empty or no text"),
+    ],
+)
+def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index, told):
+    source = damaged_visdial(root, "train", lambda data: data[kind].__setitem__(index, ""))
+    assert prepare("visdial", root, out, "--splits", "train", "--skip-missing") == 0
+    assert rounds(out / "train.tsv") == ["1", "2", "3"]
+    assert problems(out / "train.tsv") == [
+        f"{source.name}, 378466_4: {told}",
+        *(
+            f"{source.name}, 378466_{number}: its history is not whole: round 4: {told}"
+            for number in range(5, 11)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("caption", ["", None, 5])
+def test_an_empty_caption_costs_its_dialogue(root, out, capsys, caption):
+    source = damaged_visdial(root, "test", lambda data: data["dialogs"][0].update(caption=caption))
+    assert prepare("visdial", root, out, "--splits", "test") == 1
+    assert f"{source.name}, 1: caption is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda one: one.update(gt_relevance=[0.0] * 100), "284_5: gt_relevance is 0 for all"),
+        (lambda one: one["gt_relevance"].pop(), "284_5: gt_relevance is not 100 numbers"),
+        (lambda one: one.pop("gt_relevance"), "284_5: the record has no 'gt_relevance'"),
+        (lambda one: one.pop("round_id"), "entry 0: the record has no 'round_id'"),
+        (lambda one: one.update(round_id=11), "284_11: there is no such round"),
+    ],
+)
+def test_relevances_that_cannot_be_are_told_and_left_out(root, out, capsys, change, told):
+    samples.visdial(root)
+    dense = root / "visdial_1.0_val_dense_annotations.json"
+    content = json.loads(dense.read_text())
+    change(content[0])
+    dense.write_text(json.dumps(content))
+    assert prepare("visdial", root, out, "--splits", "valid") == 1
+    assert f"{dense.name}, {told}" in capsys.readouterr().err
+    assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
+    assert rounds(out / "valid.tsv") == [str(number) for number in range(1, 11)]
+    assert {row["relevance"] for row in named(out / "valid.tsv")} == {""}

@@ -160,6 +160,8 @@ def test_a_row_as_the_model_reads_it(data):
         (4, "it is red&& &&big", "candidate 1 .* of 3 is empty"),
         (5, "6", "'6' is the number of none of the 6 candidates"),
         (6, "0&&1", "not 6 numbers"),
+        (6, "0&&0&&0&&0&&0&&inf", "not 6 numbers"),
+        (6, "0&&0&&0&&0&&0&&0", "0 for every candidate, of which NDCG is not defined"),
         (2, "", "the field is empty"),
     ],
 )
@@ -210,6 +212,18 @@ def test_validation_reports_mrr_and_ndcg(data, checkpoint, models):
     assert seen.get_smoothed_values()["mrr"] == pytest.approx(expected, abs=0.01)
     best = torch.load(checkpoint.parent / "checkpoint_best.pt")["extra_state"]["best"]
     assert 0 < best <= 100
+
+
+def test_rounds_without_a_relevant_candidate_are_refused_by_all(models, data, checkpoint, tmp_path):
+    """Generation, validation and scorer: NDCG is 0/0 there, the published code's NaN."""
+    folder = files.write_dictionary(tmp_path / "data", WORDS)
+    files.write_tsv(folder / "valid.tsv", [[*row(1)[:6], "0&&0&&0&&0&&0&&0", row(1)[7]]])
+    with pytest.raises(ValueError, match=r"valid\.tsv, line 1, field 'relevance'"):
+        files.generate(TASK, folder / "valid.tsv", checkpoint)
+    task = files.setup(TASK, data, eval_ndcg=True)
+    sample = {"references": [["4", *"000000"]], "uniq_ids": ["1_1"]}
+    with pytest.raises(ValueError, match="no candidate has a relevance above 0"):
+        task.validation_sums(sample, ["0 1 2 3 4 5"])
 
 
 def test_a_split_without_answers_is_ranked(data, checkpoint):

@@ -1,6 +1,7 @@
 """Examples to a batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     Token matrices are padded on the right with ``pad``. Of ``net_input``: src_tokens Long[B, T],
     src_lengths Long[B], patch_images Float[B, 3, H, W] (zeros without image), patch_masks Bool[B]
     (False without image), prev_output_tokens Long[B, L], padded (False where all sources are of one
-    length and all images there). Beside it: target Long[B, L],
+    length and all images there). Where examples share the tensor of an image, patch_images holds it
+    once, and image_rows Long[B] tells which of them each example has. Beside it: target Long[B, L],
     prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
     that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
     unconstrained), conf Float[B] (1 for an example without) and candidates, a list for each.
@@ -26,7 +28,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     target = _stack([example.target for example in kept], pad)
     lengths = [len(example.source) for example in kept]
     pictures = [example.image is not None for example in kept]
-    batch = {
+    images, image_rows = _images(kept, image_size)
+    batch: dict[str, Any] = {
         "id": torch.tensor([example.index for example in kept]),
         "uniq_ids": [example.uniq_id for example in kept],
         "nsentences": len(kept),
@@ -34,7 +37,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
         "net_input": {
             "src_tokens": _stack([example.source for example in kept], pad),
             "src_lengths": torch.tensor(lengths),
-            "patch_images": _images(kept, image_size),
+            "patch_images": images,
             "patch_masks": torch.tensor(pictures),
             "padded": min(lengths) < max(lengths) or not all(pictures),
             "prev_output_tokens": _stack([example.prev_output for example in kept], pad),
@@ -43,6 +46,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
         "prompt_lengths": torch.tensor([example.prompt_length for example in kept]),
         "references": [example.references for example in kept],
     }
+    if len(images) < len(kept):
+        batch["net_input"]["image_rows"] = torch.tensor(image_rows)
     masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
     if masks:
         if len(masks) < len(kept):
@@ -60,9 +65,15 @@ def _stack(rows: list[Tensor], padding: int) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
-def _images(examples: list[Example], size: int) -> Tensor:
-    images = torch.zeros(len(examples), 3, size, size)
+def _images(examples: list[Example], size: int) -> tuple[Tensor, list[int]]:
+    """The images, each once, and which of them each example has; zeros for one without."""
+    places: dict[int, int] = {}
+    rows = []
     for at, example in enumerate(examples):
+        key = -1 - at if example.image is None else id(example.image)
+        rows.append(places.setdefault(key, len(places)))
+    images = torch.zeros(len(places), 3, size, size)
+    for row, example in zip(rows, examples):
         if example.image is not None:
-            images[at] = example.image
-    return images
+            images[row] = example.image
+    return images, rows

@@ -10,9 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from ofa_exit.data.formats import FORMATS
+from ofa_exit.data.formats import FORMATS, MAX_PIXELS
 
-MAX_PIXELS = 50_000_000
 MEAN_STD = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -1,8 +1,12 @@
 """Visual dialogue rows: an image, the dialogue so far, a question, and candidate answers."""
 
+import math
 import os
 
+from torch import Tensor
+
 from ofa_exit.data.example import (
+    IMAGE_FIELD,
     Example,
     answer_sequences,
     check_length,
@@ -51,6 +55,7 @@ class DialogExamples:
         self.max_tgt_length = max_tgt_length
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
+        self._last: tuple[str, Tensor | None] | None = None
         # Source and target in tokens, for making batches; a word counts as a token.
         self.lengths = (max_src_length + 2, max_tgt_length + 1)
 
@@ -94,11 +99,20 @@ class DialogExamples:
             prev_output=prev_output,
             target=target,
             prompt_length=prompt_length,
-            image=read_image(self.file, index, row, self.load_image),
+            image=self._image(index, row),
             references=self._references(index, row, true, len(texts)),
             unknown=unknown,
             candidates=None if self.train else [tokens.tolist() for tokens in candidates],
         )
+
+    def _image(self, index: int, row: dict[str, str]) -> Tensor | None:
+        """The picture; rounds of one dialogue, which stand together, get the same tensor."""
+        if self.train:  # in any order, and batch norm counts each row
+            return read_image(self.file, index, row, self.load_image)
+        if self._last is None or self._last[0] != row[IMAGE_FIELD]:
+            image = read_image(self.file, index, row, self.load_image)
+            self._last = row[IMAGE_FIELD], image
+        return self._last[1]
 
     def _candidates(self, index: int, row: dict[str, str]) -> list[str]:
         text = read_text(self.file, index, row, "answers")
@@ -133,14 +147,15 @@ class DialogExamples:
             return []
         relevance = [part.strip() for part in row["relevance"].split(SEPARATOR) if part.strip()]
         try:
-            sound = not relevance or [float(value) >= 0 for value in relevance] == [True] * count
+            values = [float(value) for value in relevance]
         except ValueError:
-            sound = False
-        if not sound:
-            raise self.file.error(
-                index,
-                "relevance",
-                f"not {count} numbers of at least 0 joined by {SEPARATOR}, one for each candidate",
-                "Prepare the data again, or leave the field empty",
-            )
+            values = [-1.0]
+        message = ""
+        if values and not (len(values) == count and all(0 <= v < math.inf for v in values)):
+            message = f"not {count} numbers of at least 0 joined by {SEPARATOR}, one a candidate"
+        elif values and not any(values):
+            message = "0 for every candidate, of which NDCG is not defined"
+        if message:
+            remedy = "Prepare the data again, or leave the field empty"
+            raise self.file.error(index, "relevance", message, remedy)
         return [str(true), *relevance]

@@ -223,12 +223,15 @@ def batch_flops(
     text_tokens: Sequence[int],
     calls: Sequence[DecoderCall],
     kv: str = "propagate",
+    image_rows: Sequence[int] | None = None,
 ) -> BatchFlops:
     """Operations of generating for one batch of sentences.
 
     stem: None for a batch without pictures; with it, every sentence's picture passes the stem, an
     empty one too. image_layers, text_layers: executed, one a sentence, 0 where it has no such
     modality; the same number twice for a joint encoder. text_tokens: unpadded source lengths.
+    image_rows: which picture each sentence has, where sentences share some: such a one passes the
+    stem, and the layers of a split encoder, once.
 
     Counted is what the runtime did. The encoder runs once a sentence. A decoder layer runs for
     all hypotheses of a sentence while one of them is active, and for sentences that ride along.
@@ -247,15 +250,20 @@ def batch_flops(
     full = dict.fromkeys(PARTS, 0)
     grid = stem.tokens if stem else 0
     images = [grid if depth else 0 for depth in image_layers]
-    for image, text, image_depth, text_depth in zip(
-        images, text_tokens, image_layers, text_layers, strict=True
+    rows = range(len(images)) if image_rows is None else image_rows
+    seen: set[int] = set()
+    for row, image, text, image_depth, text_depth in zip(
+        rows, images, text_tokens, image_layers, text_layers, strict=True
     ):
-        if stem:
+        first = row not in seen
+        seen.add(row)
+        if stem and first:
             pixels = stem.flops + image_projection(shape, grid)
             executed["stem"] += pixels
             full["stem"] += pixels
         if shape.split:
-            image_cost, text_cost = encoder_layer(shape, image), encoder_layer(shape, text)
+            image_cost = encoder_layer(shape, image) if first else 0
+            text_cost = encoder_layer(shape, text)
             executed["encoder"] += image_depth * image_cost + text_depth * text_cost
             full["encoder"] += shape.encoder_layers * (image_cost + text_cost)
         else:

@@ -207,8 +207,9 @@ class GenerationReport:
                 self._stems[image_size] = self._stem_cost(image_size)
             stem = self._stems[image_size]
         calls = flops.trace_calls(trace)
+        rows = None if trace.image_rows is None else trace.image_rows.tolist()
         batch = flops.batch_flops(
-            self.shape, stem, image_layers, text_layers, text_tokens, calls, self.kv
+            self.shape, stem, image_layers, text_layers, text_tokens, calls, self.kv, rows
         )
         self._add_biases(
             stem.tokens if stem else 0,

@@ -33,7 +33,7 @@ class Shard:
     of: int
     rows: int
     all_rows: int
-    exits: dict[str, Any]  # the options that were given
+    run: dict[str, Any]  # what it was generated with, by name: files, models, options given
     totals: list[RunTotals]  # one a model
 
     @property
@@ -90,10 +90,10 @@ def read_shard(folder: Path) -> Shard:
         shard, of, rows, all_rows = (
             member(values[0], name, "the record", int) for name in _NUMBERS
         )
-        exits = member(values[0], "exits", "the record", dict)
+        run = member(values[0], "run", "the record", dict)
     except ValueError as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
-    return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, exits, totals)
+    return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, run, totals)
 
 
 def refuse_misfits(shards: Sequence[Shard]) -> None:
@@ -103,12 +103,16 @@ def refuse_misfits(shards: Sequence[Shard]) -> None:
         for what, ours, theirs in (
             ("are parts of different numbers of shards", first.of, other.of),
             ("are of different splits or beams", first.head, other.head),
-            ("ran with different exits", first.exits, other.exits),
             ("are of data sets of different length", first.all_rows, other.all_rows),
             ("ran different numbers of models", len(first.totals), len(other.totals)),
         ):
             if ours != theirs:
                 raise ValueError(f"{first.name} and {other.name} {what}: {ours} and {theirs}")
+        if different := _differences(first.run, other.run):
+            raise ValueError(
+                f"{first.name} and {other.name} are of different generations. "
+                f"{'; '.join(different)}. Generate one of them again"
+            )
     by_number: dict[int, Shard] = {}
     for shard in shards:
         if shard.shard in by_number:
@@ -129,6 +133,35 @@ def refuse_misfits(shards: Sequence[Shard]) -> None:
             f"the shards have {rows} rows together, the data set {first.all_rows}: batches are "
             "dealt out, so all shards need the same --batch-size (or --max-tokens)"
         )
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """What two shards were not generated alike with, and how."""
+    return [
+        f"{name}: {_shown(ours.get(name))} and {_shown(theirs.get(name))}"
+        for name in {**ours, **theirs}
+        if _content(ours.get(name)) != _content(theirs.get(name))
+    ]
+
+
+def _content(value: Any) -> Any:
+    """Of a file what it holds, wherever it lies; its path where no more is known."""
+    if isinstance(value, list):
+        return [_content(one) for one in value]
+    if isinstance(value, dict):
+        return {name: of for name, of in value.items() if name != "path"} or value
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        parts = (f"{of}" if name == "path" else f"({name} {of})" for name, of in value.items())
+        return " ".join(parts)
+    return f"{value}"
 
 
 def merged_rows(shards: Sequence[Shard]) -> Iterator[Row]:

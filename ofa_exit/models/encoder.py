@@ -222,6 +222,7 @@ class Encoder(ShapeCache):
         step_limit: Optional[Tensor] = None,
         padded: bool = True,
         return_layers: bool = False,
+        image_rows: Optional[Tensor] = None,
     ) -> EncoderOut:
         """Encodes S sentences.
 
@@ -231,6 +232,8 @@ class Encoder(ShapeCache):
         padded: False where the caller knows that every text is as long as the longest and every
             image there. Then no mask is written, which for image and text together is one bias
             of [S, heads, T, T] a layer.
+        image_rows: Long [S], which of the images each sentence has; None: its own. An image that
+            several have passes the stem once, and with ``split_modalities`` the layers too.
         """
         sentences = src_tokens.size(0)
         text_padding = src_tokens.eq(self.padding_idx)
@@ -241,7 +244,13 @@ class Encoder(ShapeCache):
             image, grid = self.embed_image(patch_images)
             if patch_masks is None:
                 patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
-            image = image.masked_fill(~patch_masks[:, None, None], 0.0)
+            present = patch_masks  # of the images that are run
+            if image_rows is not None:
+                if self.cfg.split_modalities:
+                    present = patch_masks.new_zeros(len(image)).scatter(0, image_rows, patch_masks)
+                else:
+                    image = image[image_rows]
+            image = image.masked_fill(~present[:, None, None], 0.0)
         cut = image.size(1)
         image_padding = (
             ~patch_masks[:, None].expand(-1, cut)
@@ -261,9 +270,12 @@ class Encoder(ShapeCache):
                     biases.image,
                     None,
                     policy.image_gate() if policy else None,
-                    patch_masks,
+                    present,
                     kept[0] if return_layers else None,
                 )
+                if image_rows is not None:
+                    image, image_depth = image[image_rows], image_depth[image_rows]
+                    kept[0] = [state[image_rows] for state in kept[0]]
             else:
                 image_depth = src_tokens.new_zeros(sentences)
             assert biases.text is not None
@@ -288,7 +300,9 @@ class Encoder(ShapeCache):
             )
             image_depth = text_depth * patch_masks if patch_masks is not None else text_depth
         layer_states = [torch.cat(pair, dim=1) for pair in zip(*kept)] if kept[0] else kept[1]
-        self.last_trace = None if policy is None else ExitTrace(image_depth, text_depth)
+        self.last_trace = None
+        if policy is not None:
+            self.last_trace = ExitTrace(image_depth, text_depth, image_rows=image_rows)
         return EncoderOut(
             states=self.layer_norm(x),
             padding_mask=padding,

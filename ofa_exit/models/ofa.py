@@ -237,6 +237,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         all_layers: bool = False,
         return_layers: bool = False,
         exit_features: bool = False,
+        image_rows: Optional[Tensor] = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
 
@@ -246,7 +247,12 @@ class OFAModel(FairseqEncoderDecoderModel):
         if exit_features:
             with torch.no_grad():
                 encoder_out = self.encoder(
-                    src_tokens, src_lengths, patch_images, patch_masks, padded=padded
+                    src_tokens,
+                    src_lengths,
+                    patch_images,
+                    patch_masks,
+                    padded=padded,
+                    image_rows=image_rows,
                 )
                 features, extra = self.decoder(
                     prev_output_tokens,
@@ -264,6 +270,7 @@ class OFAModel(FairseqEncoderDecoderModel):
             patch_masks,
             padded=padded,
             return_layers=return_layers,
+            image_rows=image_rows,
         )
         x, extra = self.decoder(
             prev_output_tokens,

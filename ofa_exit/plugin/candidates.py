@@ -46,7 +46,7 @@ class AnswerTrace(ExitTrace):
 
     @classmethod
     def of(cls, trace: ExitTrace, trees: Sequence[AnswerTree], at: Tensor) -> "AnswerTrace":
-        answers = cls(trace.image_layers, trace.text_layers, trace.steps)
+        answers = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
         answers.trees, answers.at = trees, at
         return answers
 
@@ -66,7 +66,8 @@ class AnswerTrace(ExitTrace):
 class CandidateScorer(nn.Module):
     """Log-probabilities of the answers of trees, one tree a sentence or the same for all.
 
-    Encoder and decoder run once a sentence. A decoder row is the prompt and behind it a part of
+    Encoder and decoder run once a sentence, the image's part of the encoder once for sentences that
+    share it in a batch (``collate``). A decoder row is the prompt and behind it a part of
     the tree (see ``AnswerTree``); the rows of a sentence are hypotheses of one group, so that its
     cross-attention keys and values exist once. Only positions where something is to be decided are
     projected to words. Probabilities of several models are averaged token by token.

@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -133,13 +133,6 @@ OPTIONS = {
 def flag(option: str) -> str:
     """``exit_kv`` -> ``--exit-kv``."""
     return "--" + option.replace("_", "-")
-
-
-def exit_options(cfg: Any) -> dict[str, Any]:
-    """The exit options that were given, by name, but for where a trace goes."""
-    names = (field.name for field in fields(ExitFlags) if field.name.startswith("exit_"))
-    given = {name: getattr(cfg, name) for name in names if name != "exit_trace"}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 @usage_errors()

@@ -199,8 +199,10 @@ class Pass:
         }
 
 
-def print_reports(reports: Sequence[GenerationReport], done: Pass, exits: dict[str, Any]) -> None:
+def print_reports(reports: Sequence[GenerationReport], done: Pass, run: dict[str, Any]) -> None:
     """Prints each model's report, for people and as JSON, and closes its trace file.
+
+    run: what a shard has in common with the others of its generation, `run_record`.
 
     To the standard output, where fairseq-generate prints what it finds. A pass that did not come to
     its end is headed INCOMPLETE, so that nobody, no program either, takes it for the whole; one
@@ -218,7 +220,7 @@ def print_reports(reports: Sequence[GenerationReport], done: Pass, exits: dict[s
         mark = "" if done.ended else "INCOMPLETE "
         print(f"{mark}Exit summary{of}: {json.dumps(values)}", flush=True)
         if done.ended and done.shard:
-            shard = {**done.shard, "exits": exits, "totals": asdict(report.totals())}
+            shard = {**done.shard, "run": run, "totals": asdict(report.totals())}
             print(f"Exit shard{of}: {json.dumps(shard)}", flush=True)
 
 

@@ -17,7 +17,7 @@ from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.models.compiling import compile_parts
 from ofa_exit.plugin.dataset import RowDataset
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.exit_flags import exit_options, exit_policy, flag, refuse_misfit
+from ofa_exit.plugin.exit_flags import exit_policy, flag, refuse_misfit
 from ofa_exit.plugin.files import first_folder, is_training, split_files
 from ofa_exit.plugin.generation import (
     UNSUPPORTED,
@@ -29,6 +29,7 @@ from ofa_exit.plugin.generation import (
     refuse_options,
 )
 from ofa_exit.plugin.groups import step_groups
+from ofa_exit.plugin.run_record import run_record
 from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
 from ofa_exit.plugin.task_config import OFATaskConfig
 from ofa_exit.plugin.validation import ValidatesByGenerating
@@ -271,8 +272,10 @@ class OFATask(ValidatesByGenerating):
                 compile_parts(model)
         self.set_exits(models, on=True)
         self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
-        given = exit_options(self.cfg)
-        at_end_of(generator, print_reports, self.exit_reports, self.done, given)
+        run = {}
+        if self.done.shard:
+            run = run_record(self, args, models, self.done.iterator.dataset)
+        at_end_of(generator, print_reports, self.exit_reports, self.done, run)
         forget_failed_lookups()
         return generator
 

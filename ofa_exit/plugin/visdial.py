@@ -54,7 +54,7 @@ class RankingTrace(ExitTrace):
 
     @classmethod
     def of(cls, trace: ExitTrace, scored: list[list[int]]) -> "RankingTrace":
-        ranking = cls(trace.image_layers, trace.text_layers, trace.steps)
+        ranking = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
         ranking.scored = scored
         return ranking
 
@@ -189,7 +189,7 @@ class MuEVisDialTask(OFATask):
             if self.cfg.eval_mrr:
                 sums["_mrr_sum"] += 1 / ranks[int(references[0])]
                 sums["_mrr_rounds"] += 1
-            if self.cfg.eval_ndcg and any(relevance):
+            if self.cfg.eval_ndcg and relevance:
                 sums["_ndcg_sum"] += ndcg(ranks, relevance)
                 sums["_ndcg_rounds"] += 1
         return sums

@@ -42,11 +42,13 @@ class ExitTrace:
     image_layers, text_layers: Long [S]; a sample without an image has 0 image layers. An encoder
         that runs both modalities together reports the same number in both.
     steps: one entry a decoder call.
+    image_rows: Long [S], which image each sentence has, where sentences share them; None = its own.
     """
 
     image_layers: Tensor
     text_layers: Tensor
     steps: list[DecoderStep] = field(default_factory=list)
+    image_rows: Optional[Tensor] = None
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
         """Decoder layers that every token of every sentence's hypotheses needed.

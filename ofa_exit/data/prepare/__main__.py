@@ -52,8 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         command.add_argument(
             "--skip-missing", action="store_true",
-            help="leave out records that are malformed or lack a readable image, and list them in "
-            "the manifest, instead of stopping",
+            help="leave out records that are malformed or lack a readable image, instead of "
+            "stopping; either way FILE.problems.txt lists them all",
         )  # fmt: skip
         command.add_argument(
             "--strict-counts", action="store_true",

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from ofa_exit.data.formats import FORMATS
+from ofa_exit.data.formats import FORMATS, MAX_PIXELS
 
 from .records import PrepareError
 
+# Files that were found sound, by path, size and mtime: an image may come up in rows far apart.
+_sound: set[tuple[str, int, int]] = set()
+
 
 class BrokenImageError(Exception):
-    """A file that is no image, or cannot be read."""
+    """A file that is no image, is cut off, or cannot be read."""
 
 
 class Files:
@@ -71,16 +74,31 @@ class Files:
 def encode_image(path: Path) -> str:
     """Url-safe base64 of the file's bytes, as OFA's release holds images.
 
-    The header is read, the picture not decoded: the data loader does that on every read.
-    Raises BrokenImageError: unreadable, empty, or no image.
+    Raises BrokenImageError: unreadable, no image, cut off, or larger than the data loader takes.
     """
     try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.verify()
+        with path.open("rb") as file:
+            data, status = file.read(), os.fstat(file.fileno())
+        stamp = (str(path), status.st_size, status.st_mtime_ns)
+        if stamp not in _sound:
+            _decode(data)
+            _sound.add(stamp)
     except Exception as error:  # foreign bytes make the parsers raise nearly anything
         raise BrokenImageError(f"{path} is no readable image ({error})") from error
     return base64.urlsafe_b64encode(data).decode("ascii")
+
+
+def _decode(data: bytes) -> None:
+    """Raises some exception where the data loader could not decode the picture.
+
+    All data is read, which alone tells that none is missing: Pillow's ``verify`` reads a JPEG's
+    header. A JPEG is decoded at an eighth of its size (640x480: 2.6 ms, in full 3.4 ms).
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        image.draft(image.mode, (1, 1))
+        image.load()
 
 
 def encoded_length(path: Path) -> int:

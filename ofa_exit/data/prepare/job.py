@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from . import manifest, writer
 from .images import Files, encoded_length
+from .problems import Problems
 from .records import Item, LeftOut, PrepareError, Problem, Record
 
-_SHOWN = 10
 _SAMPLE = 97  # every so many rows an image's size is asked for
 
 
@@ -38,10 +38,13 @@ class Job:
 
 @dataclass
 class Survey:
-    """What the annotations hold, found before the first image is read."""
+    """What the annotations hold, found before the first image is read.
+
+    ``missing``: rows without an image, which are among the problems.
+    """
 
     found: dict[str, int]
-    problems: list[Problem]
+    missing: int
     left_out: Counter[str]
     bytes: int
 
@@ -53,8 +56,9 @@ def say(text: str) -> None:
 def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> Path:
     """Prepare ``job.path`` if it is not there from the same inputs; returns it.
 
-    Raises PrepareError: bad records or images without ``skip_missing``, counts other than the
-    published with ``strict_counts``, no rows at all.
+    All bad records and images are listed in FILE.problems.txt. Raises PrepareError: any of them
+    without ``skip_missing``, counts other than the published with ``strict_counts``, no rows at
+    all.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
     partial = writer.resumable(job.path, inputs)
@@ -66,18 +70,20 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     if partial is False or (partial is None and job.path.exists()):
         kind = "partial file" if partial is False else "file"
         say(f"{job.path}: the {kind} there is not from these inputs and options; starting over")
-    survey = look_over(job, files)
-    _check_problems(job, survey, skip_missing)
-    _check_counts(job, survey, strict_counts)
-    _check_space(job, survey)
-    rows = survey.found["rows"] - sum(isinstance(p, MissingImage) for p in survey.problems)
-    with tqdm(total=rows, desc=job.path.name, unit="row") as bar:
-        written = writer.write_rows(
-            job.path, inputs, job.items(), files, skip_broken=skip_missing, advance=bar.update
-        )
-    if not written.rows:
-        raise PrepareError(f"{job.path}: not one row could be written; see the problems above")
-    skipped = [*survey.problems, *written.broken]
+    with Problems(job.path) as problems:
+        survey = look_over(job, files, problems)
+        _check_problems(job, problems, skip_missing)
+        _check_counts(job, survey, strict_counts)
+        _check_space(job, survey)
+        with tqdm(total=survey.found["rows"] - survey.missing, desc=job.path.name, unit="row") as b:
+            written = writer.write_rows(
+                job.path, inputs, job.items(), files, problems, advance=b.update,
+                skip_broken=skip_missing,
+            )  # fmt: skip
+        if len(problems) and not skip_missing:  # images, which are read no sooner
+            raise _refusal(job, problems)
+        if not written.rows:
+            raise PrepareError(f"{job.path}: not one row could be written{problems.shown()}")
     manifest.write_manifest(
         job.path,
         {
@@ -91,33 +97,29 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             "folders": [str(folder.resolve()) for folder in files.folders],
             "counts": {"found": survey.found, "published": job.expected},
             "left_out": dict(survey.left_out),
-            "skipped": [vars(problem) for problem in skipped],
+            "skipped": len(problems),
+            "problems": problems.path.name if len(problems) else None,
         },
     )
     # After its manifest, so that a file in place always has the manifest that fits it.
-    writer.publish(job.path)
+    writer.publish(job.path, written)
     resumed = f", {written.kept:,} of them from an earlier run" if written.kept else ""
-    lost = f"; {len(skipped):,} skipped, see its manifest" if skipped else ""
+    lost = f"; {len(problems):,} skipped, see {problems.path.name}" if len(problems) else ""
     say(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
     return job.path
 
 
-class MissingImage(Problem):
-    """A row without its image."""
-
-
-def look_over(job: Job, files: Files) -> Survey:
+def look_over(job: Job, files: Files, problems: Problems) -> Survey:
     """Read all annotations once: counts, missing images, bad records, and the space needed."""
-    rows = entries = sampled = sizes = 0
+    rows = entries = missing = sampled = sizes = 0
     last = None
     images: set[str] = set()
-    problems: list[Problem] = []
     left_out: Counter[str] = Counter()
     for item in tqdm(job.items(), desc=f"{job.path.name}: looking", unit="row", leave=False):
         entries += item.id != last
         last = item.id
         if isinstance(item, Problem):
-            problems.append(item)
+            problems.add(item)
             continue
         images.add(item.image_names[0])
         if isinstance(item, LeftOut):
@@ -126,32 +128,36 @@ def look_over(job: Job, files: Files) -> Survey:
         rows += 1
         image = files.image(item.image_names)
         if image is None:
-            problems.append(MissingImage(item.image_names[0], item.id, "there is no such image"))
+            missing += 1
+            problems.add(Problem(item.image_names[0], item.id, "there is no such image"))
         elif rows % _SAMPLE == 1:
             sampled += 1
             sizes += encoded_length(image) + _text_length(item)
     found = {job.entry: entries, "images": len(images), "rows": rows}
-    return Survey(found, problems, left_out, sizes * rows // max(1, sampled))
+    return Survey(found, missing, left_out, sizes * rows // max(1, sampled))
 
 
 def _text_length(record: Record) -> int:
     return sum(len(column or "") + 1 for column in record.columns)
 
 
-def _check_problems(job: Job, survey: Survey, skip_missing: bool) -> None:
-    if not survey.problems:
+def _check_problems(job: Job, problems: Problems, skip_missing: bool) -> None:
+    if not len(problems):
         return
-    shown = "".join(f"\n  {problem}" for problem in survey.problems[:_SHOWN])
-    more = len(survey.problems) - _SHOWN
-    text = f"{job.path.name}: {len(survey.problems):,} records cannot become rows:{shown}"
-    if more > 0:
-        text += f"\n  and {more:,} more"
     if not skip_missing:
-        raise PrepareError(
-            f"{text}\nFetch what is missing (images may lie in further folders: --images), or "
-            "leave such rows out by --skip-missing"
-        )
-    say(f"warning: {text}\nThey are skipped and listed in {manifest.manifest_path(job.path)}")
+        raise _refusal(job, problems)
+    say(f"warning: {_told(job, problems)}\nThey are skipped")
+
+
+def _refusal(job: Job, problems: Problems) -> PrepareError:
+    return PrepareError(
+        f"{_told(job, problems)}\nFetch what is missing or broken (images may lie in further "
+        "folders: --images), or leave such rows out by --skip-missing"
+    )
+
+
+def _told(job: Job, problems: Problems) -> str:
+    return f"{job.path.name}: {len(problems):,} records cannot become rows:{problems.shown()}"
 
 
 def _check_counts(job: Job, survey: Survey, strict: bool) -> None:

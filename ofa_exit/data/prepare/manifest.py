@@ -1,8 +1,9 @@
 """What a prepared file was made from, and whether it is whole: FILE.manifest.json beside it.
 
 ``output`` has name, rows, bytes and SHA-256 of the file; ``inputs`` the sources with theirs and the
-options; ``counts`` what was found, and the published numbers; ``skipped`` every record that made no
-row because it, or its image, is bad; ``left_out`` how many made none by the rules of the format.
+options; ``counts`` what was found, and the published numbers; ``skipped`` how many records made no
+row because they, or their images, are bad, and ``problems`` the file that lists them; ``left_out``
+how many made none by the rules of the format.
 """
 
 from __future__ import annotations

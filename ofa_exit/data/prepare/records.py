@@ -18,6 +18,19 @@ class MalformedError(Exception):
     """Raised by a reader about the entry at hand; becomes a Problem with file and id."""
 
 
+# What a reader raises about an entry that is not as published.
+ENTRY_ERRORS = (MalformedError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+def reason(error: Exception) -> str:
+    """What one of ``ENTRY_ERRORS`` says about the entry."""
+    if isinstance(error, MalformedError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"the record has no {error}"
+    return f"the record is malformed ({error})"
+
+
 @dataclass(frozen=True)
 class Record:
     """One row. ``columns`` are its fields, None in the image's place.
@@ -63,7 +76,7 @@ def items(
     source: Path,
     entries: Iterable[tuple[str, Any]],
     id_of: Callable[[str, Any], str],
-    make: Callable[[str, Any], Iterable[Record | LeftOut]],
+    make: Callable[[str, Any], Iterable[Item]],
 ) -> Iterator[Item]:
     """The items of all entries of ``source``, given as (place in the file, entry).
 
@@ -80,12 +93,8 @@ def items(
                 raise MalformedError("the id occurs twice")
             seen.add(id)
             made = list(make(id, entry))
-        except MalformedError as error:
-            yield Problem(source.name, where, str(error))
-        except KeyError as error:
-            yield Problem(source.name, where, f"the record has no {error}")
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
-            yield Problem(source.name, where, f"the record is malformed ({error})")
+        except ENTRY_ERRORS as error:
+            yield Problem(source.name, where, reason(error))
         else:
             yield from made
 

@@ -35,6 +35,21 @@ def available(
         raise PrepareError(f"nothing to prepare below {_below(files)}. {_SEE}")
 
 
+def candidate_sources(path: Path, wanted: Wanted, files: Files) -> tuple[Path, ...]:
+    """The annotation files for the candidate answers of ``path`` that are there.
+
+    Says which are not: the list is another one then than the usual of training and validation.
+    """
+    found = {part: files.annotation(*names) for part, names in wanted.items()}
+    absent = [wanted[part][0] for part, source in found.items() if source is None]
+    if absent:
+        say(
+            f"warning: {path}: there is no {', '.join(absent)}; the candidates come from the other "
+            "answers alone and are not the usual ones"
+        )
+    return tuple(source for source in found.values() if source is not None)
+
+
 _SEE = "See --help for where to get it and how to lay it out"
 
 

@@ -13,6 +13,9 @@ One row a round, ``COLUMNS``:
 - image.
 
 The test split has one row a dialogue, of its last round, the only one to be answered.
+A round with an empty or malformed text is a problem, and so are those after it, whose history is
+not whole; of a malformed relevance, or one that is 0 for all candidates (NDCG is not defined then),
+only the relevance is.
 Memory: the release's lists of questions and answers (some 100 MB), and the dense annotations.
 """
 
@@ -28,15 +31,16 @@ from .images import Files
 from .job import Job, say
 from .json_stream import elements
 from .records import (
+    ENTRY_ERRORS,
     SEPARATOR,
     Item,
     MalformedError,
-    PrepareError,
     Problem,
     Record,
     clean,
     coco_names,
     items,
+    reason,
     whole,
 )
 from .splits import available
@@ -91,13 +95,20 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
-    """Rows in the file's order; then a problem for each relevance of a round that is not there."""
-    questions = [_text(one, place, source) for place, one in elements(source, "data", "questions")]
-    answers = [_text(one, place, source) for place, one in elements(source, "data", "answers")]
-    relevance = {} if dense is None else read_dense(dense)
+    """Rows in the file's order; then problems of relevances: malformed, or of no round."""
+    questions = [_text(one) for _, one in elements(source, "data", "questions")]
+    answers = [_text(one) for _, one in elements(source, "data", "answers")]
+    relevance, malformed = ({}, []) if dense is None else read_dense(dense)
     used = set()
 
-    def make(id: str, entry: Any) -> Iterator[Record]:
+    def said(one: Any) -> list[str]:
+        """What a round adds to the history."""
+        if "answer" not in one:
+            return []
+        question = _ending(_of(questions, one["question"], "question"), "?")
+        return [question, _ending(_of(answers, one["answer"], "answer"), ".")]
+
+    def make(id: str, entry: Any) -> Iterator[Record | Problem]:
         image = int(id)
         names = coco_names(image)
         if split != "train":
@@ -106,22 +117,33 @@ def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
         history = [_ending(clean(entry["caption"], "caption"), ".")]
         if not entry["dialog"]:
             raise MalformedError("the dialogue has no rounds")
+        lost = ""
         for number, one in enumerate(entry["dialog"], start=1):
-            question = _ending(_of(questions, one["question"], "question"), "?")
+            key = f"{id}_{number}"
             if split != "test" or number == len(entry["dialog"]):
                 used.add((image, number))
-                columns = _answer_columns(one, answers, split, relevance.get((image, number), ""))
-                key = f"{id}_{number}"
-                before = " ".join(history)
-                yield Record(key, names, (key, id, before, question, *columns, None))
-            if "answer" in one:
-                history += [question, _ending(_of(answers, one["answer"], "answer"), ".")]
+                try:
+                    if lost:
+                        raise MalformedError(f"its history is not whole: {lost}")
+                    question = _ending(_of(questions, one["question"], "question"), "?")
+                    of_round = relevance.get((image, number), "")
+                    columns = _answer_columns(one, answers, split, of_round)
+                except ENTRY_ERRORS as error:
+                    yield Problem(source.name, key, reason(error))
+                else:
+                    before = " ".join(history)
+                    yield Record(key, names, (key, id, before, question, *columns, None))
+            try:
+                history += said(one)
+            except ENTRY_ERRORS as error:
+                lost = lost or f"round {number}: {reason(error)}"
 
     def id_of(place: str, entry: Any) -> str:
         return str(whole(entry["image_id"], "image_id"))
 
     yield from items(source, elements(source, "data", "dialogs"), id_of, make)
-    for image, number in relevance.keys() - used:
+    yield from malformed
+    for image, number in sorted(relevance.keys() - used):
         yield Problem(dense.name if dense else "", f"{image}_{number}", "there is no such round")
 
 
@@ -143,33 +165,42 @@ def _answer_columns(
     return SEPARATOR.join(options), truth, relevance
 
 
-def read_dense(source: Path) -> dict[tuple[int, int], str]:
-    """The field relevance by (image, round). Raises PrepareError for a malformed annotation."""
-    found = {}
+def read_dense(source: Path) -> tuple[Dense, list[Problem]]:
+    """The field relevance by (image, round), and the annotations that make none."""
+    found: dict[tuple[int, int], str] = {}
+    problems = []
     for place, entry in elements(source):
+        where = f"entry {place}"
         try:
             key = whole(entry["image_id"], "image_id"), whole(entry["round_id"], "round_id")
+            where = f"{key[0]}_{key[1]}"
+            if key in found:
+                raise MalformedError("the round is annotated twice")
             values = [float(value) for value in entry["gt_relevance"]]
             if len(values) != CANDIDATES or not all(0 <= value <= 1 for value in values):
                 raise MalformedError(f"gt_relevance is not {CANDIDATES} numbers from 0 to 1")
-        except (KeyError, TypeError, ValueError, MalformedError) as error:
-            raise PrepareError(
-                f"{source}, entry {place}: malformed ({error}). Download the file again"
-            ) from None
-        found[key] = SEPARATOR.join(f"{value:g}" for value in values)
-    return found
+            if not any(values):
+                raise MalformedError("gt_relevance is 0 for all candidates: NDCG is not defined")
+        except ENTRY_ERRORS as error:
+            problems.append(Problem(source.name, where, reason(error)))
+        else:
+            found[key] = SEPARATOR.join(f"{value:g}" for value in values)
+    return found, problems
 
 
-def _text(value: Any, place: str, source: Path) -> str:
+def _text(value: Any) -> str:
+    """The text; empty where it is none, which is a problem of the rounds that use it."""
     try:
         return clean(value)
-    except MalformedError as error:
-        raise PrepareError(f"{source}, text {place}: {error}. Download the file again") from None
+    except MalformedError:
+        return ""
 
 
 def _of(texts: list[str], index: Any, name: str) -> str:
     if not 0 <= whole(index, name) < len(texts):
         raise MalformedError(f"{name} {index} is none of the {len(texts):,} texts")
+    if not texts[index]:
+        raise MalformedError(f"{name} {index} is empty or no text")
     return texts[index]
 
 

@@ -17,7 +17,7 @@ from .images import Files
 from .job import Job
 from .json_stream import elements
 from .records import Item, LeftOut, MalformedError, Record, clean, items
-from .splits import Wanted, available
+from .splits import Wanted, available, candidate_sources
 from .vqa import add_options as add_answer_options
 
 HELP = """VizWiz VQA: train.tsv (a row a question and answer, with its confidence), valid.tsv (a row
@@ -44,10 +44,9 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     candidates: frozenset[str] | None = None
     listed: tuple[Path, ...] = ()
     if options.answers and "train" in found:
-        both = {name: SPLITS[name] for name in ("train", "valid")}
-        parts = available(both, list(both), files)
-        sources = tuple(part["questions"] for _, part in parts)
         listed = (options.out / "answers.txt",)
+        both = {name: SPLITS[name]["questions"] for name in ("train", "valid")}
+        sources = candidate_sources(listed[0], both, files)
         candidates = write_candidates(
             listed[0],
             (answer for source in sources for answer in _commonest(source)),

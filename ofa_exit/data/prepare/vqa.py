@@ -28,7 +28,7 @@ from .records import (
     items,
     whole,
 )
-from .splits import Wanted, available
+from .splits import Wanted, available, candidate_sources
 
 HELP = """VQA v2: train.tsv (a row a question and answer, with its confidence), valid.tsv (a row a
 question with all ten answers), test-dev.tsv and test.tsv (no answers), answers.txt (candidates, of
@@ -127,12 +127,15 @@ def question_jobs(
 def _candidates(
     options: argparse.Namespace, files: Files, wanted: Wanted, found: Mapping[str, Any]
 ) -> tuple[frozenset[str] | None, tuple[Path, ...]]:
-    """The candidates, and their file, which is an input of training data."""
+    """The candidates, and their file, which is an input of training data.
+
+    ``wanted``: what training and validation together are made from.
+    """
     if not options.answers or not any(split.startswith("train") for split in found):
         return None, ()
-    parts = dict(next(available({"answers.txt": wanted}, ["answers.txt"], files))[1])
-    sources = tuple(path for part, path in parts.items() if part.startswith("annotations"))
     path = options.out / "answers.txt"
+    annotated = {part: names for part, names in wanted.items() if part.startswith("annotations")}
+    sources = candidate_sources(path, annotated, files)
     candidates = write_candidates(
         path,
         (one.commonest for source in sources for one in read_annotations(source).values()

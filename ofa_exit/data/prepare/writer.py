@@ -10,30 +10,45 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tqdm import tqdm
+
+from ofa_exit.data.index_file import Stamp, write_index
+
 from .images import BrokenImageError, Files, encode_image, encoded_length
 from .manifest import read_json, write_json
+from .problems import Problems
 from .records import Item, PrepareError, Problem, Record
 
 
 @dataclass
 class Written:
-    """What went into a file; ``kept`` of its ``rows`` came from an earlier run."""
+    """What went into a file; ``kept`` of its ``rows`` came from an earlier run.
 
-    rows: int = 0
+    ``offsets``: where each row begins, and the end of the last one.
+    """
+
     kept: int = 0
-    size: int = 0
-    broken: list[Problem] = field(default_factory=list)
+    offsets: array = field(default_factory=lambda: array("q", [0]))
     digest: Any = field(default_factory=hashlib.sha256)
 
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def size(self) -> int:
+        return self.offsets[-1]
+
     def add(self, row: bytes) -> None:
-        self.rows += 1
-        self.size += len(row)
+        self.offsets.append(self.size + len(row))
         self.digest.update(row)
 
 
@@ -57,36 +72,50 @@ def write_rows(
     inputs: dict[str, Any],
     items: Iterable[Item],
     files: Files,
+    problems: Problems,
     *,
     skip_broken: bool,
     advance: Callable[[], object] = lambda: None,
 ) -> Written:
     """Write or go on with ``path``'s partial file; ``publish`` puts it in place.
 
-    Records without an image are passed over: whoever calls has seen them. A broken image raises
-    PrepareError, or with ``skip_broken`` is passed over and told in ``broken``. ``advance`` is
-    called after each row. Memory: a few images.
+    Records without an image are passed over: whoever calls has seen them. Broken images go to
+    ``problems``. Without ``skip_broken`` nothing is written after the first of them, and the rest
+    is looked through for others, so that one run tells of all. ``advance`` is called after each
+    row. Memory: a few images, and a number a row.
     """
     written = Written()
+    whole = True
     with _locked(path) as file:
         if not resumable(path, inputs):
             file.truncate(0)
             write_json(_inputs_path(path), inputs)
         records = _with_images(items, files)
-        pending = _keep(file, records, written, advance)
+        pending = _keep(file, records, written, problems, advance)
         for record, image in _chain(pending, records):
-            row = _row(record, image, skip_broken, written)
-            if row is not None:
+            try:
+                encoded = encode_image(image)
+            except BrokenImageError as error:
+                problem = Problem(image.name, record.id, str(error))
+                problems.add(problem)
+                if whole and not skip_broken:
+                    whole = False
+                    tqdm.write(f"{problem}\nLooking through the rest for others", sys.stderr)
+                continue
+            if whole:
+                row = _row(record, encoded)
                 file.write(row)
                 written.add(row)
-                advance()
+            advance()
         file.flush()
         os.fsync(file.fileno())
     return written
 
 
-def publish(path: Path) -> None:
-    """Put the finished partial file in place of ``path``."""
+def publish(path: Path, written: Written) -> None:
+    """Put the finished partial file in place of ``path``, its index first."""
+    with suppress(OSError):  # who reads the file makes one where there is none
+        write_index(path, Stamp.of(partial_path(path).stat()), written.offsets)
     os.replace(partial_path(path), path)
     _inputs_path(path).unlink(missing_ok=True)
 
@@ -121,17 +150,7 @@ def _chain(
     yield from rest
 
 
-def _row(record: Record, image: Path, skip_broken: bool, written: Written) -> bytes | None:
-    try:
-        encoded = encode_image(image)
-    except BrokenImageError as error:
-        if not skip_broken:
-            raise PrepareError(
-                f"{record.id}: {error}. Fetch the file again, or leave such rows out by "
-                "--skip-missing"
-            ) from None
-        written.broken.append(Problem(image.name, record.id, str(error)))
-        return None
+def _row(record: Record, encoded: str) -> bytes:
     fields = [encoded if column is None else column for column in record.columns]
     return ("\t".join(fields) + "\n").encode("utf-8")
 
@@ -140,6 +159,7 @@ def _keep(
     file: BinaryIO,
     records: Iterator[tuple[Record, Path]],
     written: Written,
+    problems: Problems,
     advance: Callable[[], object],
 ) -> tuple[Record, Path] | None:
     """Account for the rows that are there and right; cut the file after them.
@@ -153,8 +173,9 @@ def _keep(
             if _holds(row, record, image):
                 break
             # An image broken then and now has no row.
-            if _is_broken(image):
-                written.broken.append(Problem(image.name, record.id, f"{image} is no image"))
+            broken = _breakage(image)
+            if broken is not None:
+                problems.add(Problem(image.name, record.id, broken))
                 continue
             pending = record, image
             break
@@ -185,9 +206,9 @@ def _holds(row: bytes, record: Record, image: Path) -> bool:
     )
 
 
-def _is_broken(image: Path) -> bool:
+def _breakage(image: Path) -> str | None:
     try:
         encode_image(image)
-    except BrokenImageError:
-        return True
-    return False
+    except BrokenImageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,71 @@
+"""All problems of a preparation, one a line, in FILE.problems.txt beside the file."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from ofa_exit.data.files import atomic_write
+
+from .records import PrepareError, Problem
+
+_SHOWN = 10
+
+
+def problems_path(path: Path) -> Path:
+    return path.with_name(path.name + ".problems.txt")
+
+
+class Problems:
+    """Takes problems as they are met; memory: the first of them, which messages show.
+
+    The file is there in full, or not at all, when the block ends, by a PrepareError too, whose
+    message names it; one that is interrupted leaves the file of an earlier run. Where there are
+    none that file is removed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = problems_path(path)
+        self._first: list[Problem] = []
+        self._count = 0
+        self._stack = contextlib.ExitStack()
+        self._file: IO[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, problem: Problem) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(atomic_write(self.path))
+        self._file.write(" ".join(f"{problem}".splitlines()).encode("utf-8") + b"\n")
+        self._count += 1
+        if self._count <= _SHOWN:
+            self._first.append(problem)
+
+    def shown(self) -> str:
+        """The first of them, each on a line of its own, and where the rest is; "" for none."""
+        if not self._count:
+            return ""
+        lines = [f"\n  {problem}" for problem in self._first]
+        more = self._count - len(self._first)
+        if more:
+            lines.append(f"\n  and {more:,} more")
+        return "".join([*lines, f"\nAll are listed in {self.path}"])
+
+    def __enter__(self) -> Problems:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and not issubclass(kind, PrepareError):
+            self._stack.__exit__(kind, error, trace)
+            return
+        self._stack.close()
+        if not self._count:
+            self.path.unlink(missing_ok=True)
