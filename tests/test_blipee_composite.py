@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from blipee_samples import GROUPS, batch, criterion, model
 from fairseq.optim import build_optimizer
 from omegaconf import OmegaConf
 from task_files import caption_folder, train
-from test_blipee_training import GROUPS, batch, criterion, model
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.task import OFATask
