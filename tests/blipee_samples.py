@@ -25,19 +25,5 @@ def criterion(**options) -> BlipeeAdversarial:
     return BlipeeAdversarial.build_criterion(config, TASK).train()
 
 
-def batch(rows: int = 3) -> dict:
-    net_input = helpers.batch(rows)
-    target = torch.randint(4, helpers.VOCAB, net_input["prev_output_tokens"].shape)
-    for row in range(rows):
-        target[row, 2 + row :] = 1
-    return {
-        "id": torch.arange(rows),
-        "net_input": net_input,
-        "target": target,
-        "ntokens": int(target.ne(1).sum()),
-        "nsentences": rows,
-    }
-
-
 def gradients(built) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in built.named_parameters() if p.grad is not None and p.grad.any()}

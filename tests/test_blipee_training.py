@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from blipee_samples import GROUPS, TASK, batch, criterion, gradients, model
+from blipee_samples import GROUPS, TASK, criterion, gradients, model
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.optim import AMPOptimizer, FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer
+from helpers import training_batch
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,7 +62,7 @@ def test_an_untrained_exit_is_the_backbone_one_layer_on():
 
 
 def test_losses_equal_the_equations_by_hand():
-    built, sample = model().eval(), batch()
+    built, sample = model().eval(), training_batch()
     at = sample["target"].ne(1)
     target = sample["target"][at]
     final, extra = built(**sample["net_input"], exit_features=True)
@@ -92,7 +93,11 @@ def test_losses_equal_the_equations_by_hand():
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
 @pytest.mark.parametrize("words", [0.0, 1.0])
 def test_each_update_has_gradients_of_its_group_alone(mode, words):
-    built, loss, sample = model().train(), criterion(blipee_mode=mode, word_weight=words), batch()
+    built, loss, sample = (
+        model().train(),
+        criterion(blipee_mode=mode, word_weight=words),
+        training_batch(),
+    )
     for update, prefix in ((0, "feature_classifiers."), (1, "decoder.exits.")):
         built.zero_grad()
         built.set_num_updates(update)
@@ -105,7 +110,7 @@ def test_each_update_has_gradients_of_its_group_alone(mode, words):
 
 
 def test_entailment_learns_over_the_allowed_answers_only():
-    built, sample = model().train(), batch()
+    built, sample = model().train(), training_batch()
     built.set_num_updates(1)
     allowed = torch.rand(*sample["target"].shape, helpers.VOCAB) < 0.3
     sample["constraint_masks"] = allowed.scatter(2, sample["target"].unsqueeze(2), True)
@@ -161,7 +166,7 @@ def optimizers():
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
 def test_a_step_of_one_group_leaves_the_other_alone(kind):
     """Parameters, moments and step counts, under every precision that fairseq has."""
-    built, loss, sample = model().train(), criterion(), batch()
+    built, loss, sample = model().train(), criterion(), training_batch()
     if "fp16" in kind:
         built.half()
         sample["net_input"]["patch_images"] = sample["net_input"]["patch_images"].half()
@@ -229,10 +234,10 @@ def test_nonsense_is_refused(options, message):
 
 def test_models_and_criterions_must_fit():
     with pytest.raises(ValueError, match="add --exit-layers"):
-        criterion()(helpers.nano(), batch())
+        criterion()(helpers.nano(), training_batch())
     mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK).train()
     with pytest.raises(ValueError, match="blipee_adversarial"):
-        mue(model(), batch())
+        mue(model(), training_batch())
     with pytest.raises(ValueError, match="add --exit-layers 1,3"):
         helpers.nano().load_state_dict(model().state_dict())
 
@@ -271,7 +276,7 @@ def worker(rank: int, folder: Path, backend: str, built, samples: list) -> None:
 
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
 def test_two_workers_get_the_gradients_of_one(backend, tmp_path):
-    built, samples = model(dropout=0.0).train(), [batch(2), batch(4)]
+    built, samples = model(dropout=0.0).train(), [training_batch(2), training_batch(4)]
     mp.start_processes(worker, (tmp_path, backend, built, samples), nprocs=2, start_method="fork")
     grads = torch.load(tmp_path / "grads.pt")
     wanted = {}
