@@ -47,6 +47,21 @@ def batch(sentences: int = 3, size: int = 32, target: int = 6) -> dict[str, Tens
     }
 
 
+def training_batch(rows: int = 3) -> dict[str, Any]:
+    """A batch to train on; one row has no image, targets are of different lengths."""
+    net_input = batch(rows)
+    target = torch.randint(4, VOCAB, net_input["prev_output_tokens"].shape)
+    for row in range(rows):
+        target[row, 2 + row :] = 1
+    return {
+        "id": torch.arange(rows),
+        "net_input": net_input,
+        "target": target,
+        "ntokens": int(target.ne(1).sum()),
+        "nsentences": rows,
+    }
+
+
 def select(net_input: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     """One sentence alone, without the padding that its batch needed."""
     alone = {

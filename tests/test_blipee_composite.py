@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from blipee_samples import GROUPS, criterion, model
 from fairseq.optim import build_optimizer
+from helpers import training_batch
 from omegaconf import OmegaConf
 from task_files import caption_folder, train
-from test_blipee_training import GROUPS, batch, criterion, model
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.task import OFATask
@@ -45,7 +46,7 @@ def composite(params):
 
 def test_a_step_of_one_group_leaves_the_other_alone():
     """Parameters, moments and step counts, at the group's own rate."""
-    built, loss, sample = model().train(), criterion(), batch()
+    built, loss, sample = model().train(), criterion(), training_batch()
     params = [p for p in built.parameters() if p.requires_grad]
     optimizer = composite(params)
 

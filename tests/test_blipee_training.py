@@ -1,6 +1,5 @@
-"""Training exits: what moves, what does not, with the real model and fairseq's commands."""
+"""Training exits: what moves and what does not, with the real model."""
 
-import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,54 +9,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from fairseq.data import Dictionary
+from blipee_samples import GROUPS, TASK, criterion, gradients, model
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.optim import AMPOptimizer, FP16Optimizer, MemoryEfficientFP16Optimizer, build_optimizer
+from helpers import training_batch
 from omegaconf import OmegaConf
-from task_files import caption_folder, entailment_folder, train
 from torch.nn.parallel import DistributedDataParallel
 
-from ofa_exit.export import export
 from ofa_exit.models.exits import CLASSIFIER_GROUP, TRANSFORMER_GROUP
 from ofa_exit.plugin import blipee
-from ofa_exit.plugin.blipee import BlipeeAdversarial, BlipeeConfig
+from ofa_exit.plugin.blipee import BlipeeAdversarial
 from ofa_exit.plugin.criterions import MuELoss, MuELossConfig
 from ofa_exit.plugin.groups import keep_gradients
 from ofa_exit.plugin.task import OFATask
-
-TASK = SimpleNamespace(target_dictionary=Dictionary())
-GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
-
-
-def model(exits: str | None = "1,3", **options):
-    built = helpers.nano(exit_layers=exits, feature_classifier_dim=24, **options)
-    if exits:
-        built.add_feature_classifiers()
-    return built
-
-
-def criterion(**options) -> BlipeeAdversarial:
-    config = BlipeeConfig(**{"sentence_avg": False, **options})
-    return BlipeeAdversarial.build_criterion(config, TASK).train()
-
-
-def batch(rows: int = 3) -> dict:
-    net_input = helpers.batch(rows)
-    target = torch.randint(4, helpers.VOCAB, net_input["prev_output_tokens"].shape)
-    for row in range(rows):
-        target[row, 2 + row :] = 1
-    return {
-        "id": torch.arange(rows),
-        "net_input": net_input,
-        "target": target,
-        "ntokens": int(target.ne(1).sum()),
-        "nsentences": rows,
-    }
-
-
-def gradients(built) -> dict[str, torch.Tensor]:
-    return {n: p.grad for n, p in built.named_parameters() if p.grad is not None and p.grad.any()}
-
 
 # ------------------------------------------------------------------ what is trained
 
@@ -98,7 +62,7 @@ def test_an_untrained_exit_is_the_backbone_one_layer_on():
 
 
 def test_losses_equal_the_equations_by_hand():
-    built, sample = model().eval(), batch()
+    built, sample = model().eval(), training_batch()
     at = sample["target"].ne(1)
     target = sample["target"][at]
     final, extra = built(**sample["net_input"], exit_features=True)
@@ -129,7 +93,11 @@ def test_losses_equal_the_equations_by_hand():
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
 @pytest.mark.parametrize("words", [0.0, 1.0])
 def test_each_update_has_gradients_of_its_group_alone(mode, words):
-    built, loss, sample = model().train(), criterion(blipee_mode=mode, word_weight=words), batch()
+    built, loss, sample = (
+        model().train(),
+        criterion(blipee_mode=mode, word_weight=words),
+        training_batch(),
+    )
     for update, prefix in ((0, "feature_classifiers."), (1, "decoder.exits.")):
         built.zero_grad()
         built.set_num_updates(update)
@@ -142,7 +110,7 @@ def test_each_update_has_gradients_of_its_group_alone(mode, words):
 
 
 def test_entailment_learns_over_the_allowed_answers_only():
-    built, sample = model().train(), batch()
+    built, sample = model().train(), training_batch()
     built.set_num_updates(1)
     allowed = torch.rand(*sample["target"].shape, helpers.VOCAB) < 0.3
     sample["constraint_masks"] = allowed.scatter(2, sample["target"].unsqueeze(2), True)
@@ -198,7 +166,7 @@ def optimizers():
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
 def test_a_step_of_one_group_leaves_the_other_alone(kind):
     """Parameters, moments and step counts, under every precision that fairseq has."""
-    built, loss, sample = model().train(), criterion(), batch()
+    built, loss, sample = model().train(), criterion(), training_batch()
     if "fp16" in kind:
         built.half()
         sample["net_input"]["patch_images"] = sample["net_input"]["patch_images"].half()
@@ -266,10 +234,10 @@ def test_nonsense_is_refused(options, message):
 
 def test_models_and_criterions_must_fit():
     with pytest.raises(ValueError, match="add --exit-layers"):
-        criterion()(helpers.nano(), batch())
+        criterion()(helpers.nano(), training_batch())
     mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK).train()
     with pytest.raises(ValueError, match="blipee_adversarial"):
-        mue(model(), batch())
+        mue(model(), training_batch())
     with pytest.raises(ValueError, match="add --exit-layers 1,3"):
         helpers.nano().load_state_dict(model().state_dict())
 
@@ -308,7 +276,7 @@ def worker(rank: int, folder: Path, backend: str, built, samples: list) -> None:
 
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
 def test_two_workers_get_the_gradients_of_one(backend, tmp_path):
-    built, samples = model(dropout=0.0).train(), [batch(2), batch(4)]
+    built, samples = model(dropout=0.0).train(), [training_batch(2), training_batch(4)]
     mp.start_processes(worker, (tmp_path, backend, built, samples), nprocs=2, start_method="fork")
     grads = torch.load(tmp_path / "grads.pt")
     wanted = {}
@@ -320,104 +288,3 @@ def test_two_workers_get_the_gradients_of_one(backend, tmp_path):
     assert wanted.keys() == grads.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(2 * grads[name], gradient, rtol=1e-4, atol=1e-5)
-
-
-# ------------------------------------------------------------------ the command line
-
-EXITS = ["--criterion", "blipee_adversarial", "--exit-layers", "2,4"]
-EXITS += ["--feature-classifier-dim", "16", "--disable-validation"]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("blipee")
-    data = caption_folder(folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["test"])
-        return data, train("mue_caption", data, folder / "plain", updates=2)
-
-
-def load(checkpoint: Path) -> dict:
-    return torch.load(checkpoint, weights_only=True)
-
-
-def start(plain: tuple[Path, Path], out: Path, *more: str, updates: int) -> dict:
-    data, init = plain
-    arguments = ["mue_caption", data, out, *EXITS, "--finetune-from-model", str(init), *more]
-    return load(train(*arguments, updates=updates, resumable=True))
-
-
-def moments(checkpoint: dict) -> list[dict]:
-    return list(checkpoint["last_optimizer_state"]["state"].values())
-
-
-def test_training_through_the_command(plain, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    init = load(plain[1])["model"]
-    first = start(plain, tmp_path / "one", updates=1)
-    assert "missing exit parameters initialised" in caplog.text
-    assert "the backbone is frozen" in caplog.text
-    second = start(plain, tmp_path / "two", updates=2)
-
-    for checkpoint in (first, second):
-        backbone = {n: v for n, v in checkpoint["model"].items() if n in init}
-        assert backbone.keys() == init.keys()  # batch-norm statistics and counters among them
-        assert all(torch.equal(init[n], v) for n, v in backbone.items())
-    classifiers = [n for n in first["model"] if n.startswith("feature_classifiers.")]
-    exits = [n for n in first["model"] if n.startswith("decoder.exits.")]
-    assert len(classifiers) == 8 and len(classifiers) + len(exits) + len(init) == len(
-        first["model"]
-    )
-    # The first update is the classifiers', the second the exit transformers'.
-    for name in exits:
-        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
-        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
-    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
-    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
-    assert len(moments(first)) == len(classifiers)
-    assert len(moments(second)) == len(classifiers) + len(exits)
-
-    # Straight on, and resumed, is the same.
-    straight = start(plain, tmp_path / "straight", updates=4)
-    resumed = start(plain, tmp_path / "two", updates=4)
-    for name, value in straight["model"].items():
-        assert torch.equal(value, resumed["model"][name]), name
-    for one, other in zip(moments(straight), moments(resumed), strict=True):
-        assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(other[k])) for k in one)
-
-    export(tmp_path / "straight" / "checkpoint_last.pt", tmp_path / "small.pt")
-    assert set(load(tmp_path / "small.pt")["model"]) == {*init, *exits}
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["--memory-efficient-fp16"],
-        ["--blipee-mode", "distill", "--kl-direction", "final_to_exit"],
-        ["--adversarial-weight", "0", "--checkpoint-activations"],
-        ["--word-weight", "0", "--update-freq", "2"],
-    ],
-    ids=lambda more: more[0],
-)
-def test_options_through_the_command(plain, tmp_path, more):
-    trained = start(plain, tmp_path, *more, updates=2)["model"]
-    init = load(plain[1])["model"]
-    if "fp16" in more[0]:  # half in memory, float32 in the file
-        init = {n: v.half().float() if v.is_floating_point() else v for n, v in init.items()}
-    assert all(torch.equal(init[n], v) for n, v in trained.items() if n in init)
-    names = [n for n in trained if n.startswith("decoder.exits.")]
-    source = [n.removeprefix("decoder.exits.").split(".", 1) for n in names]
-    assert any(
-        not torch.equal(trained[n], init[f"decoder.layers.{layer}.{rest}"])
-        for n, (layer, rest) in zip(names, source)
-    )
-
-
-def test_entailment_and_validation(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    data = entailment_folder(tmp_path / "data")
-    exits = [word for word in EXITS if word != "--disable-validation"]
-    train("mue_snli_ve", data, tmp_path / "out", *exits, updates=2)
-    (line,) = [r.getMessage() for r in caplog.records if "valid_word_loss" in r.getMessage()]
-    for key in ("fc_loss", "gen_loss", "acc_exit_2", "fc_acc_exit_4", "spread_exit_2"):
-        assert f"valid_{key}" in line

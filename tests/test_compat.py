@@ -1,6 +1,7 @@
 """The traps exist in the installed fairseq and torch, and the mends hold."""
 
 import argparse
+import importlib
 import io
 import pickle
 import warnings
@@ -19,6 +20,7 @@ from fairseq.models import DistributedFairseqModel, distributed_fairseq_model
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
+import ofa_exit
 from ofa_exit.plugin import compat
 
 UNMENDED = data_utils.batch_by_size.__wrapped__
@@ -329,3 +331,20 @@ def test_warnings_for_fairseqs_authors_are_hidden_unless_asked_for(asked_for, mo
     told = " ".join(str(warning.message) for warning in seen)
     assert "of somebody else" in told
     assert ("hydra" in told) == asked_for
+
+
+def _twice(x: int) -> int:
+    return 2 * x
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_torch_does_not_warn_of_what_fairseq_scripts(asked_for, monkeypatch):
+    """Silenced before fairseq is imported, hence by the package itself."""
+    monkeypatch.setattr("sys.warnoptions", ["default"] if asked_for else [])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        importlib.reload(ofa_exit)
+        torch.jit.script(_twice)
+        warnings.warn("`torch.jit.trace` is deprecated", FutureWarning, stacklevel=1)
+    told = [str(warning.message) for warning in seen if warning.category is FutureWarning]
+    assert [("script" in text) for text in told] == [*[True] * asked_for, False]

@@ -43,6 +43,7 @@ def test_no_part_breaks_into_pieces():
     (layer,), x = model.decoder.layers, torch.randn(4, 1, 32)
     kv = torch.randn(2, 2, 4, 5, 8)
     arguments = {
+        model.encoder.embed_images: (torch.randn(2, 3, 32, 32),),
         model.encoder.layers[0]: (torch.randn(2, 5, 32), torch.randn(1, 4, 5, 5)),
         layer.self_inputs: (x,),
         layer.attend: (
@@ -52,7 +53,7 @@ def test_no_part_breaks_into_pieces():
     }
     for part, given in arguments.items():
         compiled = torch.compile(part, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(*given), part(*given))
+        torch.testing.assert_close(compiled(*given), part(*given), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

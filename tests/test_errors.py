@@ -24,7 +24,7 @@ def end(code):
 
 
 def test_users_errors_are_a_line_among_processes():
-    """For a process alone see the commands in test_task_caption."""
+    """For a process alone see test_caption_commands."""
     done = end("raise UsageError('give --data')")
     assert done.returncode == 2
     assert done.stdout == "before\n"

@@ -254,7 +254,7 @@ def test_generation_costs_what_torch_counts(split, kv):
 
 
 def test_a_batch_costs_its_sentences():
-    """Two sentences of one length at their own depths: only the cross K/V are the batch's."""
+    """Two sentences of one length and depth: only the position biases are the batch's."""
     model = nano().requires_grad_(False)
     shape = ModelShape.from_model(model)
     two = batch(2)

@@ -27,7 +27,7 @@ ALLOWED = {
     "export": {*PARTS, "torch"},
     "document_frequencies": {"data", "evaluation"},
     "layer_curve": {*PARTS, "sweep"},
-    "cost": {*PARTS, "verify", "torch"},
+    "cost": {*PARTS, "verify", "fairseq", "torch", "PIL", "tqdm"},
     "merge": {"data", "evaluation", "plugin", "fairseq"},
     # one command of several files: images from data, the stem from models, words from plugin
     "capfilt": {*PARTS, "fairseq", "torch", "PIL", "tqdm", "transformers"},
@@ -130,7 +130,11 @@ def test_no_device_is_assumed_and_no_check_is_switched_off(path):
 
 
 def test_every_part_is_there():
-    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*PARTS, "capfilt"}
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {
+        *PARTS,
+        "capfilt",
+        "cost",
+    }
     assert {part_of(path) for path in SOURCES} == set(ALLOWED)
 
 

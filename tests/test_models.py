@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from helpers import VOCAB, batch, nano, select
 
 from ofa_exit import verify
@@ -19,7 +18,6 @@ from ofa_exit.models import encoder
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
-from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, load_resnet_weights
 from ofa_exit.policies.measures import sample_saturation
 from ofa_exit.policies.similarity import SimilarityExit
 
@@ -273,32 +271,6 @@ def test_other_structures_are_refused():
         nano(scale_resids=True)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
-def test_torchvision_weights_load_into_the_stem(name, tmp_path):
-    torch.manual_seed(0)
-    official = getattr(torchvision.models, name)(weights=None).eval()
-    torch.save(official.state_dict(), tmp_path / "resnet.pth")
-    stem = ResNetStem(RESNET_STAGES[name]).eval()
-    load_resnet_weights(stem, str(tmp_path / "resnet.pth"))
-    images = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        x = official.maxpool(official.relu(official.bn1(official.conv1(images))))
-        expected = official.layer3(official.layer2(official.layer1(x)))
-        assert (stem(images) - expected).abs().max() < 1e-5 * expected.abs().max()
-    other = ResNetStem(RESNET_STAGES["resnet152"])
-    with pytest.raises(ValueError, match="--resnet-type"):
-        load_resnet_weights(other, str(tmp_path / "resnet.pth"))
-
-
-def test_frozen_stem_keeps_weights_and_statistics():
-    model = nano(freeze_resnet=True).train()
-    before = _state(model.encoder.embed_images)
-    model(**batch(2))[0].sum().backward()
-    after = model.encoder.embed_images.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert model.encoder.embed_images.conv1.weight.grad is None
-
-
 @torch.no_grad()
 def test_biases_are_recomputed_when_weights_change():
     model, net_input = nano(), batch(2)
@@ -318,23 +290,6 @@ def test_fixture_shapes_are_the_official_ones():
     shapes = json.loads(FIXTURE.read_text())["state_dict"]
     model = verify.build(json.loads(FIXTURE.read_text()))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == shapes
-
-
-def test_folded_norms_are_the_norms():
-    """Without gradients the stem runs each convolution with its batch norm folded in, until the
-    weights change."""
-    stem = nano().encoder.embed_images
-    image = torch.rand(2, 3, 64, 64)
-    for _ in range(2):
-        for module in stem.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.uniform_(-1, 1)
-                module.running_var.uniform_(0.5, 2)
-                torch.nn.init.uniform_(module.weight, 0.5, 2)
-        stem.load_state_dict(stem.state_dict())
-        plain = stem(image).detach()
-        with torch.no_grad():
-            assert (stem(image) - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_cross_biases_are_made_once_a_shape():

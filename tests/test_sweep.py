@@ -5,12 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
+import task_files as files
+import test_task_vqa as vqa
 from task_files import SMALL, caption_folder, generate, train
 
 from ofa_exit import sweep
 from ofa_exit.evaluation import table
+from ofa_exit.plugin.errors import UsageError
+
+GRID = [
+    {"run": "full depth"},
+    {"exit_image_threshold": 0.5, "exit_text_threshold": 0.5, "exit_decoder_threshold": 0.5},
+    {"run": "fixed", "exit_policy": "static", "exit_depths": "2,3,1"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +39,24 @@ def arguments(data, checkpoint) -> list[str]:
     ]
 
 
+def command(monkeypatch, folder, grid, given: list[str]) -> int:
+    """The command on a grid (or the text of its file), from and to ``folder``; its status."""
+    text = grid if isinstance(grid, str) else json.dumps(grid)
+    (folder / "grid.json").write_text(text)
+    out = folder / "results" / "sweep.csv"
+    monkeypatch.setattr(sys, "argv", ["sweep", str(folder / "grid.json"), str(out), *given])
+    return sweep.main()
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
 def test_a_sweep_says_what_single_generations_say(trained, tmp_path, monkeypatch):
     data, checkpoint = trained
-    grid = [
-        {"run": "full depth"},
-        {"exit_image_threshold": 0.5, "exit_text_threshold": 0.5, "exit_decoder_threshold": 0.5},
-        {"run": "fixed", "exit_policy": "static", "exit_depths": "2,3,1"},
-    ]
-    (tmp_path / "grid.json").write_text(json.dumps(grid))
-    out = tmp_path / "results" / "sweep.csv"
-    monkeypatch.setattr(
-        sys, "argv", ["sweep", str(tmp_path / "grid.json"), str(out), *arguments(data, checkpoint)]
-    )
-    assert sweep.main() == 0
-    rows = list(csv.DictReader(out.open()))
+    assert command(monkeypatch, tmp_path, GRID, arguments(data, checkpoint)) == 0
+    (out,) = (tmp_path / "results").iterdir()  # nothing is left beside it
+    rows = rows_of(out)
     assert [row["run"] for row in rows] == ["full depth", "sweep", "fixed"]
     assert all(row["sentences"] == "11" for row in rows)
     assert float(rows[0]["measured_time_reduction"]) == 0
@@ -58,17 +73,167 @@ def test_a_sweep_says_what_single_generations_say(trained, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("grid", "message"),
     [
-        ({"beam": 5}, "no exit option"),
-        ({"exit_decoder_threshold": -1}, "--exit-decoder-threshold"),
-        ({"exit_encoder_threshold": 0.9}, "joint encoder"),
+        ("[{}, ", r"grid\.json is not JSON .*line 1 column 6.*: give a list"),
+        ("{}", r"grid\.json holds no list of settings"),
+        ("[]", "at least one"),
+        ([{}, 0.9], r"grid\.json, setting 2 is 0\.9: give an object"),
+        ([{}, {"beam": 5}], "setting 2: 'beam' is no exit option of fairseq-generate: options are"),
+        ([{"exit_decoder_treshold": 0.9}], "setting 1: .* is exit_decoder_threshold meant"),
+        ([{"exit_trace": "file"}], "setting 1: 'exit_trace' is no exit option"),
+        ([{"exit_image_threshold": "0.9"}], 'exit_image_threshold is "0.9", give a number'),
+        ([{"exit_image_threshold": True}], "exit_image_threshold is true, give a number"),
+        ([{"exit_policy": None}], "exit_policy is null, give a text"),
+        ([{"run": 7}], "run is 7, give a text"),
+        ([{"exit_depths": [1, 2, 3]}], r"exit_depths is \[1, 2, 3\], give .*IMAGE,TEXT,DECODER"),
+        ([{"exit_options": {"layers": [2]}}], "exit_options is .*, give a text in quotes, a JSON"),
+        ([{}, {"exit_decoder_threshold": -1}], "setting 2: --exit-decoder-threshold must"),
+        ([{}, {"exit_kv": "lazy"}], "setting 2: --exit-kv 'lazy' is none of"),
+        ([{}, {"exit_policy": "similar"}], "setting 2: --exit-policy 'similar' is none of"),
+        # What the model refuses is told by the checkpoint's arguments.
+        ([{}, {"exit_encoder_threshold": 0.9}], "setting 2: .* is for a joint encoder"),
+        ([{"exit_policy": "confidence"}], "setting 1: .*needs a model with exits"),
+        ([{"exit_policy": "static", "exit_depths": "9,1,1"}], "setting 1: .*has 6 encoder"),
     ],
+    ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(trained, setting, message):
-    data, checkpoint = trained
-    with pytest.raises(ValueError, match=message):
-        sweep.sweep([setting], arguments(data, checkpoint))
+def test_settings_are_refused_by_number_before_weights_are_read(
+    trained, tmp_path, monkeypatch, grid, message
+):
+    monkeypatch.setattr(sweep.checkpoint_utils, "load_model_ensemble", None)
+    with pytest.raises(UsageError, match=message):
+        command(monkeypatch, tmp_path, grid, arguments(*trained))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--exit-trace", "trace"], "--exit-trace is of a single generation"),
+        (["--score-reference"], "--score-reference is not supported"),
+        (["--path", "/no/checkpoint.pt"], r"/no/checkpoint\.pt"),
+        (["--path", "a.pt:b.pt"], "names several"),
+        (["--path", "/no/checkpoint.pt", "--model-overrides", "{"], "is no Python dictionary"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_swept_is_refused(trained, more, message):
+    with pytest.raises(UsageError, match=message):
+        sweep.sweep(GRID, [*arguments(*trained), *more])
+
+
+def test_scorers_that_give_no_values_are_refused(trained):
+    given = [word for word in arguments(*trained) if word not in ("--coco-tokenizer", "plain")]
+    with pytest.raises(
+        UsageError, match=r"--scoring bleu gives no values .*accuracy, coco_caption"
+    ):
+        sweep.sweep(GRID, [*given, "--scoring", "bleu"])
+
+
+def test_settings_of_a_caller_are_refused_too(trained):
+    """Also those that the caller makes of the model."""
+    for grid in ([{"beam": 5}], lambda model: [{"beam": model.cfg.decoder_layers}]):
+        with pytest.raises(UsageError, match="the grid, setting 1: 'beam' is no exit option"):
+            sweep.sweep(grid, arguments(*trained))
+    with pytest.raises(UsageError, match="the grid is empty"):
+        sweep.sweep([], arguments(*trained))
+
+
+# ------------------------------------------------------------------ without answers
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Questions whose answers are not published, and a model for them."""
+    folder = tmp_path_factory.mktemp("questions")
+    data = files.write_dictionary(folder / "data", vqa.WORDS)
+    files.write_tsv(data / "train.tsv", [vqa.row(n, "train") for n in range(12)])
+    files.write_tsv(data / "valid.tsv", [vqa.row(n) for n in range(9)])
+    files.write_tsv(data / "hidden.tsv", [vqa.row(n, "test") for n in range(5)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        checkpoint = train("mue_vqa", data, folder / "run", "--disable-validation", updates=1)
+    return [
+        *[str(data), "--task", "mue_vqa", "--path", str(checkpoint), "--cpu", *SMALL],
+        *["--gen-subset", "hidden", "--batch-size", "2", "--max-len-b", "3", "--num-workers", "0"],
+        *["--scoring", "vqa_accuracy"],
+    ]
+
+
+def test_a_split_without_answers_is_refused_before_it_is_generated(questions, monkeypatch):
+    monkeypatch.setattr(sweep.Setting, "generate", None)
+    with pytest.raises(UsageError, match=r"hidden\.tsv, line 1: q0 has no answer.*--time-only"):
+        sweep.sweep(GRID, questions)
+
+
+def test_a_split_without_answers_can_be_timed(questions, tmp_path, monkeypatch):
+    assert command(monkeypatch, tmp_path, GRID, [*questions, "--time-only"]) == 0
+    rows = rows_of(tmp_path / "results" / "sweep.csv")
+    assert [row["sentences"] for row in rows] == ["5"] * 3
+    assert "accuracy" not in rows[0] and float(rows[2]["expected_time_reduction"]) > 0
+    assert float(rows[0]["measured_time_reduction"]) == 0
+
+
+# ------------------------------------------------------------------ what does not come to its end
+
+
+def stop_after(monkeypatch, batches: int, error: type[BaseException]) -> None:
+    """The batch after so many, each by each setting, fails."""
+    original, left = sweep.Setting.take, iter(range(batches))
+
+    def take(self, *given):
+        if next(left, None) is None:
+            raise error("stopped")
+        original(self, *given)
+
+    monkeypatch.setattr(sweep.Setting, "take", take)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_sweep_keeps_what_it_has(trained, tmp_path, monkeypatch, capsys, error):
+    """Two batches of four by all three settings; of the third, two settings'."""
+    results = tmp_path / "results"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * 3 + 2, error)
+        if error is KeyboardInterrupt:
+            assert command(patch, tmp_path, GRID, arguments(*trained)) == 130
+        else:
+            with pytest.raises(error, match="stopped"):
+                command(patch, tmp_path, GRID, arguments(*trained))
+    (partial,) = results.iterdir()
+    assert partial.name == "sweep.partial.csv" and str(partial) in capsys.readouterr().err
+    before = rows_of(partial)
+    assert [row["run"] for row in before] == ["full depth", "sweep", "fixed"]
+    assert sorted(row["sentences"] for row in before) == ["11", "11", "8"]
+    assert command(monkeypatch, tmp_path, GRID, arguments(*trained)) == 0
+    (out,) = results.iterdir()
+    assert out.name == "sweep.csv" and rows_of(out)[0].keys() == before[0].keys()
+
+
+def test_what_is_there_so_far_is_written_now_and_then(trained, tmp_path, monkeypatch, caplog):
+    written, clock = [], iter(range(0, 10_000, 40))
+    told = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    monkeypatch.setattr(sweep, "time", told)
+    original = sweep.write_csv
+
+    def write(rows, path):
+        original(rows, path)
+        written.append([(row["sentences"], row["run"]) for row in rows])
+
+    monkeypatch.setattr(sweep, "write_csv", write)
+    # Every look at the clock takes 40 seconds: the first writing is due with the second batch, and
+    # it takes 40, hence the next one is 40 / SHARE later.
+    given = [*arguments(*trained), "--batch-size", "1"]
+    rows = sweep.sweep(GRID, given, partial=tmp_path / "so_far.csv")
+    assert written == [[(2, "full depth"), (2, "sweep"), (2, "fixed")]]
+    assert [row["sentences"] for row in rows] == [11] * 3
+
+    def fail(rows, path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(sweep, "write_csv", fail)
+    assert len(sweep.sweep(GRID[:1], given, partial=tmp_path / "so_far.csv")) == 1
+    assert "no space left" in caplog.text
 
 
 def test_a_sweep_over_exits_counts_them(trained, tmp_path):

@@ -20,8 +20,32 @@ RESNET_STAGES: dict[str, tuple[int, int, int]] = {
     "resnet152": (3, 8, 36),
 }
 
-# Whether this build of torch has oneDNN's convolution that adds to what it writes.
-SUMS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+def conv_sum(x: Tensor, plus: Tensor, weight: Tensor, bias: Tensor, conv: Any) -> Tensor:
+    """conv(x) + plus with another weight and bias, by oneDNN's convolution that adds to what it
+    writes. An operator that torch keeps for itself and may change: see ``SUMS``."""
+    how = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, plus, weight, bias, *how, "add", 1.0, None, [], None
+    )
+
+
+def has_conv_sum() -> bool:
+    """Whether this build of torch has ``conv_sum``, and it adds: tried on a few numbers."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    conv = nn.Conv2d(2, 2, 1, device="meta")  # for stride and padding: draws no random numbers
+    x, weight, bias = (
+        torch.ones(shape, device="cpu") for shape in ((1, 2, 2, 2), (2, 2, 1, 1), (2,))
+    )
+    try:
+        found = conv_sum(x, x, weight, bias, conv)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool((found == 4).all())  # two channels, the bias, and what is added
+
+
+SUMS = has_conv_sum()  # at import: a try during a pass would be counted or compiled with it
 
 
 def rising_rates(last: float, count: int) -> list[float]:
@@ -63,14 +87,23 @@ def convolve(
     """
     if plus is None:
         out = F.conv2d(x, weight, bias, conv.stride, conv.padding)
-    elif x.is_cpu and x.dtype == torch.float32 and SUMS and not torch.is_autocast_enabled("cpu"):
-        how = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        out = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, plus, weight, bias, *how, "add", 1.0, None, [], None
-        )
+    elif _adds_while_writing(x):
+        out = conv_sum(x, plus, weight, bias, conv)
     else:
         out = F.conv2d(x, weight, bias, conv.stride, conv.padding) + plus
     return F.relu(out, inplace=True) if relu else out
+
+
+def _adds_while_writing(x: Tensor) -> bool:
+    # torch.compile cannot trace the operator, and makes such sums by itself.
+    return (
+        SUMS
+        and not torch.compiler.is_compiling()
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:

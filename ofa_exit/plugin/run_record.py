@@ -14,7 +14,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from ofa_exit.data.files import sha256_of
 from ofa_exit.plugin.exit_flags import flag
 from ofa_exit.plugin.generation import DEFAULTS
-from ofa_exit.plugin.saved_arguments import given_overrides
+from ofa_exit.plugin.saved_arguments import overrides_of
 
 # Options that shards may differ in, and those of which another entry tells the content.
 _APART = {
@@ -37,7 +37,7 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
     record: dict[str, Any] = {
         "task": getattr(task.cfg, "_name", None),
         "checkpoints": [_file(path) for path in utils.split_paths(task.cfg.path or "")],
-        "--model-overrides": str(given_overrides(task.cfg.model_overrides)),
+        "--model-overrides": str(overrides_of(task.cfg.model_overrides)),
         "--gen-subset": dataset.subset,
         "data": {"path": str(data), "bytes": status.st_size, "changed": changed},
         "vocabulary": hashlib.sha256(words).hexdigest(),

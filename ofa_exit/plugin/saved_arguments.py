@@ -42,7 +42,7 @@ def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
         values = vars(saved) if isinstance(saved, Namespace) else dict(saved)
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, LookupError, TypeError):
         return None  # what is wrong is told when fairseq reads it
-    arguments = Namespace(**{**values, **given_overrides(model_overrides)})
+    arguments = Namespace(**{**values, **overrides_of(model_overrides)})
     arch = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
     if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
         return None
@@ -50,8 +50,8 @@ def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
     return arguments
 
 
-def given_overrides(text: str) -> dict[str, Any]:
-    """--model-overrides, read. Raises ValueError where it is no dictionary."""
+def overrides_of(text: str) -> dict[str, Any]:
+    """What ``--model-overrides`` gives. Raises ValueError where it is no dictionary."""
     try:
         overrides = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
