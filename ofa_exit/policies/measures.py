@@ -45,10 +45,10 @@ def sample_saturation(
 
     previous, current: [B, T, C]; padding_mask: Bool [B, T]. Returns float32 [B].
     """
-    tokens = _token_products(previous, current)
-    if padding_mask is not None:
-        tokens = tuple(of_token.masked_fill(padding_mask, 0.0) for of_token in tokens)
-    product, before, after = tokens
+    product, before, after = (
+        of_token if padding_mask is None else of_token.masked_fill(padding_mask, 0.0)
+        for of_token in _token_products(previous, current)
+    )
     length = torch.linalg.vector_norm
     return _cosine(product.sum(dim=1), length(before, dim=1), length(after, dim=1))
 
