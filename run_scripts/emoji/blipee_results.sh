@@ -57,36 +57,27 @@ cp $runs/capfilt/caption_synthetic.tsv $runs/synthetic/caption_train.tsv
 cp "$DATA"/{dict.txt,caption_valid.tsv} $runs/synthetic/
 DATA=$runs/synthetic exits caption_capfilt 800
 
-# The grid `blipee` has six α, `blipee_short` three of them, `blipee_chosen` the one that `short` gets on validation.
 plain=runs/caption_ft_plain/checkpoint_last.pt supervised=$runs/caption_supervised/checkpoint_last.pt
-trained() { curve "$@" "$runs/$1_$2/checkpoint_last.pt"; }
-trained caption supervised valid blipee supervised
-trained caption short valid blipee "supervised, 400 updates"
-trained caption short test_artist blipee_chosen "supervised, 400 updates"
-trained caption distill valid blipee distillation
-trained caption distill test_artist blipee_short distillation
-trained caption distill_usual valid blipee_short "distillation, KL(final, exit)"
-trained caption capfilt valid blipee_short CapFilt
-trained caption no_adversarial valid blipee_short "without adversarial loss"
-trained caption no_words valid blipee_short "without CE"
-trained entailment supervised "valid test_artist" blipee_short supervised
-trained entailment distill "valid test_artist" blipee_short distillation
+trained() { curve "$1" "$2" "$3" blipee "$4" "$runs/$1_$2/checkpoint_last.pt"; }
+both="valid test_artist"
+trained caption supervised "$both" supervised
+trained caption short "$both" "supervised, 400 updates"
+trained caption distill "$both" distillation
+trained caption capfilt "$both" CapFilt
+trained caption distill_usual valid "distillation, KL(final, exit)"
+trained caption no_adversarial valid "without adversarial loss"
+trained caption no_words valid "without CE"
+trained entailment supervised "$both" supervised
+trained entailment distill "$both" distillation
 # Untrained exits are copies of the backbone's layers, made as it is loaded.
 curve caption untrained valid blipee "without both (untrained)" $plain --model-overrides "{'exit_layers': '1,2,3,4'}"
 curve caption exits valid blipee_exits "supervised, fewer exits" $supervised
 curve caption exits test_artist blipee_exits_1_3 "supervised, fewer exits" $supervised
-# beside TASK VARIANT: MuE's exits as results.sh swept them, with the column parameter_speedup where those files are
-# older than it: k is 0, which leaves all decoder layers / their mean.
+# beside TASK VARIANT: MuE's exits as results.sh swept them; k is 0 in their parameter_speedup.
 beside() {
   local split
   for split in valid test_artist; do
-    awk -F, -v OFS=, '
-      { sub(/\r$/, "") }
-      NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i }
-      "parameter_speedup" in column { print; next }
-      NR == 1 { print $0, "parameter_speedup"; next }
-      { print $0, $column["decoder_layers_full"] / $column["decoder_layers"] }
-    ' "results/$1_${split}_$2.csv" | sed "s/^plain OFA,/MuE's exits on the backbone,/" > "results/blipee_$1_${split}_$2.csv"
+    sed "s/^plain OFA,/MuE's exits on the backbone,/" "results/$1_${split}_$2.csv" > "results/blipee_$1_${split}_$2.csv"
   done
 }
 beside caption mue
@@ -104,7 +95,7 @@ for task in caption entailment; do
   for valid in results/blipee_${task}_valid_*.csv; do
     test=${valid/_valid_/_test_artist_}
     [ -e "$test" ] || test=
-    # A shorter grid of the test may lack the setting; choice says so, and the others are still to be chosen.
+    # Where the test was not swept with the setting choice says so, and the others are still to be chosen.
     $python -m ofa_exit.evaluation.choice --quality $quality --keep 0.99 --by parameter_speedup \
       --baseline results/blipee_${task}_valid_supervised.csv "$valid" ${test:+"$test"} || true
   done | tee results/blipee_${task}_chosen.txt
@@ -118,7 +109,7 @@ draw() {
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
 draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
-draw blipee_caption_test_artist caption_test_artist CIDEr {short,exits,distill,mue,plain}.csv
+draw blipee_caption_test_artist caption_test_artist CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv
 draw blipee_ablation caption_valid CIDEr {supervised,no_adversarial,no_words,untrained}.csv
 draw blipee_entailment_valid entailment_valid accuracy {supervised,distill,plain}.csv
 draw blipee_entailment_test_artist entailment_test_artist accuracy {supervised,distill,plain}.csv
