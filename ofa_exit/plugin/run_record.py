@@ -36,8 +36,8 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
     words = "\n".join(task.dictionary.symbols).encode()
     record: dict[str, Any] = {
         "task": getattr(task.cfg, "_name", None),
-        "checkpoints": [_file(path) for path in utils.split_paths(task.cfg.path or "")],
-        "--model-overrides": str(overrides_of(task.cfg.model_overrides)),
+        "checkpoints": [_file(path) for path in utils.split_paths(_told(task.cfg.path) or "")],
+        "--model-overrides": str(overrides_of(_told(task.cfg.model_overrides) or "{}")),
         "--gen-subset": dataset.subset,
         "data": {"path": str(data), "bytes": status.st_size, "changed": changed},
         "vocabulary": hashlib.sha256(words).hexdigest(),
@@ -50,6 +50,11 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
         if name not in _APART and not name.startswith("_") and value != default:
             record[flag(name)] = _content(value)
     return record
+
+
+def _told(value: Any) -> Any:
+    """None where a task was set up by hand, without the fairseq option that ``value`` points to."""
+    return None if isinstance(value, str) and value.startswith("${") else value
 
 
 def _content(value: Any) -> Any:
