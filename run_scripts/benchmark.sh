@@ -69,7 +69,8 @@ train_mue() {
 }
 
 # train_blipee DATA CHECKPOINT OUT ARGUMENTS…: BLIPEE's two stages (Sections 3.2 and 3.3), plain OFA into OUT/backbone and exits on it,
-# frozen, into OUT/exits. Without labels (Section 3.4) exits are trained on CHECKPOINT itself. ARGUMENTS go to both stages.
+# frozen, into OUT/exits. Without labels (Section 3.4) exits are trained on CHECKPOINT itself, whose last layer teaches them; what the
+# decoder is fed are still the labels' words (y* of Eq. 5). ARGUMENTS go to both stages.
 # Section 4, Training: on 80 % of the validation split, with 20 % to choose by; 10 epochs of the backbone and 3 of the exits; Adam, lr
 # 1e-5, halved every 3 epochs; batches of 16. Table 6: betas 0.9 and 0.999, warm-up 500. Not told: weight decay and clipping (those of
 # OFA here). Differs from the paper: its exits are in language models of 24 and 32 layers, at 3, 5, 7, 9, 12, 20, 22 of 24, which is 1,

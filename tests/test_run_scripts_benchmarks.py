@@ -168,13 +168,15 @@ def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatc
         rows = data
         (data / "valid.tsv").write_text("x\n")
     environment = {"BIN": commands, "BPE_DIR": "/bpe", "PROCESSES": "1"}
-    given = (f"{name}/train_blipee.sh", data, "init.pt", out, "--seed", 3)
-    run(*given, **environment, MODE="supervised")
-    *made, backbone, exits = read()
-    kind = {"mue_caption": "caption", "mue_visdial": "dialogue"}.get(TASKS[name], "question")
-    held = ["ofa_exit.data.holdout", kind, f"{data}/valid.tsv", str(rows)]
-    assert made == ([] if name == "okvqa" else [held])
-    for arguments in (backbone, exits):
+    run(f"{name}/train_blipee.sh", data, "init.pt", out, "--seed", 3, **environment)
+    calls_made = read()
+    mode = BLIPEE.get(name, "supervised")
+    if name != "okvqa":
+        kind = {"mue_caption": "caption", "mue_visdial": "dialogue"}.get(TASKS[name], "question")
+        held = ["ofa_exit.data.holdout", kind, f"{data}/valid.tsv", str(rows)]
+        assert calls_made.pop(0) == held
+    assert len(calls_made) == (2 if mode == "supervised" else 1)
+    for arguments in calls_made:
         args = parsed(options.get_training_parser, arguments, monkeypatch)
         assert args.data == f"{rows}/train.tsv,{rows}/valid.tsv"
         assert (args.task, args.arch, args.seed) == (TASKS[name], "ofa_base", 3)
@@ -182,33 +184,37 @@ def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatc
         assert args.lr_deacy_period == 27  # 130 rows, batches of 16, 3 epochs
         assert args.adam_betas == "(0.9, 0.999)" and args.batch_size * args.update_freq[0] == 16
         assert args.save_interval_updates == 2000 and not args.split_modalities
-        if arguments is backbone:
-            assert (args.criterion, args.layer_weights, args.max_epoch) == ("mue_loss", "last", 10)
-            assert args.finetune_from_model == "init.pt" and args.save_dir == f"{out}/backbone"
-            assert args.label_smoothing == 0 and args.maximize_best_checkpoint_metric
-        else:
+        if arguments is calls_made[-1]:
             assert (args.criterion, args.max_epoch) == ("blipee_adversarial", 3)
-            assert (args.blipee_mode, args.exit_layers) == ("supervised", "1,2,3,5")
-            assert args.finetune_from_model == f"{out}/backbone/checkpoint_best.pt"
+            assert (args.blipee_mode, args.exit_layers) == (mode, "1,2,3,5")
+            before = f"{out}/backbone/checkpoint_best.pt" if mode == "supervised" else "init.pt"
+            assert args.finetune_from_model == before
             assert args.save_dir == f"{out}/exits" and args.fp16_no_flatten_grads
             assert args.best_checkpoint_metric == "loss"
             assert not args.maximize_best_checkpoint_metric
+        else:
+            assert (args.criterion, args.layer_weights, args.max_epoch) == ("mue_loss", "last", 10)
+            assert args.finetune_from_model == "init.pt" and args.save_dir == f"{out}/backbone"
+            assert args.label_smoothing == 0 and args.maximize_best_checkpoint_metric
 
-    (rows / "valid.tsv").write_text("x\n")
-    run(*given, **environment, EXITS="2", EPOCHS="1", BACKBONE_EPOCHS="0")
-    (arguments,) = read()  # the rows are there, the backbone is left out
-    args = parsed(options.get_training_parser, arguments, monkeypatch)
-    assert args.finetune_from_model == "init.pt" and (args.exit_layers, args.max_epoch) == ("2", 1)
-    run(*given, **environment)
-    *_, arguments = read()
-    args = parsed(options.get_training_parser, arguments, monkeypatch)
-    assert args.blipee_mode == BLIPEE.get(name, "supervised")
 
-    exits = ["--exit-policy", "confidence", "--exit-alpha", "0.8"]
-    run(f"{name}/evaluate.sh", data, "a.pt", "valid", tmp_path / "ev", *exits, **environment)
-    (arguments,) = read()
-    args = parsed(options.get_generation_parser, arguments, monkeypatch)
-    assert (args.exit_policy, args.exit_alpha) == ("confidence", 0.8)
+def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
+    commands, read = calls
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("train", "valid"):
+        (rows / f"{name}.tsv").write_text("x\n" * 130)
+    given = ("gqa/train_blipee.sh", tmp_path, "init.pt", tmp_path / "out")
+    environment = {"BIN": commands, "BPE_DIR": "/bpe", "ROWS": str(rows)}
+    run(*given, **environment, MODE="supervised", BACKBONE_EPOCHS="0", EPOCHS="1", EXITS="2")
+    (arguments,) = read()  # neither rows to make nor a backbone to train
+
+    def value(option: str) -> str:
+        return arguments[arguments.index(option) + 1]
+
+    assert arguments[0] == f"{rows}/train.tsv,{rows}/valid.tsv"
+    assert value("--finetune-from-model") == "init.pt" and value("--max-epoch") == "1"
+    assert value("--exit-layers") == "2" and value("--blipee-mode") == "supervised"
 
 
 def test_every_data_set_has_the_same_scripts():
