@@ -107,3 +107,10 @@ merge() {
 prepare() {
   "$BIN/python" -m ofa_exit.data.prepare "$@"
 }
+
+# draw CSV QUALITY OUT GRID: a sweep's curve as OUT.png and OUT.svg, with exits of BLIPEE also against the paper's own speed-up.
+draw() {
+  local axes=()
+  ! grep -q '"confidence"' "$4" || axes=(--axes parameter_speedup,flop_reduction,measured_time_reduction)
+  module ofa_exit.evaluation.plots "$1" --quality "$2" --out "$3" "${axes[@]}"
+}

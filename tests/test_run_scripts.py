@@ -131,3 +131,31 @@ def test_train_finetune_generate_and_compare(task, tmp_path):
     assert full["image_layers"] == 6 > exits["image_layers"]
     again = script("generate.sh", task, checkpoint, "test_artist", tmp_path / "full", **small)
     assert "is there already" in again
+
+
+def test_the_four_scripts_of_every_data_set(tmp_path):
+    """train.sh, evaluate.sh and sweep.sh from the shipped checkpoint; prepare.sh is the build."""
+    data = few_rows(tmp_path / "data")
+    init = EMOJI.parent / "checkpoints" / "ofa_nano_caption.pt"
+    small = {"DATA": str(data), "BATCH": "4", "UPDATES": "2", "SAVE_UPDATES": "1"}
+    printed = script(
+        "train.sh", "caption", init, tmp_path / "mue", "--no-epoch-checkpoints", **small
+    )
+    assert "split_modalities': True" in printed
+    kept = sorted(path.name for path in (tmp_path / "mue").glob("checkpoint_*.pt"))
+    assert kept == ["checkpoint_1_1.pt", "checkpoint_best.pt", "checkpoint_last.pt"]
+
+    checkpoint, plain = tmp_path / "mue" / "checkpoint_last.pt", ["--coco-tokenizer", "plain"]
+    given = ("caption", checkpoint, "test_artist")
+    printed = script("evaluate.sh", *given, tmp_path / "ev", *plain, **small)
+    assert "Exit summary" in printed and read_run(tmp_path / "ev")["sentences"] == 8
+
+    grid, out = tmp_path / "grid.json", tmp_path / "curve.csv"
+    grid.write_text('[{}, {"exit_decoder_threshold": 0.5, "exit_schedule": "static"}]')
+    script("sweep.sh", *given, grid, out, **small)
+    assert len(out.read_text().splitlines()) == 3
+    assert out.with_suffix(".png").exists() and out.with_suffix(".svg").exists()
+    script("sweep.sh", *given, grid, tmp_path / "none.csv", **small, CURVE="")
+    assert not list(tmp_path.glob("none.*g"))
+
+    assert "--compact DIR" in script("prepare.sh", tmp_path / "build", "--help")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import prepare_samples as samples
 import pytest
 import task_files as files
+import torch
 from fairseq import options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,16 @@ TASKS = {
     "vizwiz": "mue_vqa",
     "visdial": "mue_visdial",
 }
+# Data sets that BLIPEE trains exits on, with what its table of each has.
+BLIPEE = {
+    "coco": "supervised",
+    "vqa": "supervised",
+    "okvqa": "distill",
+    "gqa": "distill",
+    "vizwiz": "distill",
+    "visdial": "distill",
+}
+BLIPEE_GRID = {"GRID": str(ROOT / "run_scripts" / "grids" / "blipee.json")}
 # A column that every sweep of the data set has.
 QUALITY = {"coco": "CIDEr", "nocaps": "CIDEr", "visdial": "MRR"}
 # Stands in for the commands, and writes down how it was called.
@@ -116,6 +128,7 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     metric = {"mue_snli_ve": "acc", "mue_caption": "cider", "mue_visdial": "mrr"}
     assert args.best_checkpoint_metric == metric.get(args.task, "vqa_acc")
     assert args.maximize_best_checkpoint_metric
+    assert (args.save_interval_updates, args.keep_interval_updates) == (2000, 1)
     if name == "vqa":
         assert args.answers == f"{data}/answers.txt"
 
@@ -133,6 +146,104 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     assert json.loads(Path(grid).read_text())[:2] == [{}, {"exit_policy": "similarity"}]
     assert parsed(options.get_generation_parser, arguments, monkeypatch).task == TASKS[name]
     assert plots[:2] == ["ofa_exit.evaluation.plots", f"{tmp_path}/sw.csv"]
+    assert "--axes" not in plots
+    run(f"{name}/sweep.sh", data, "a.pt", "valid", tmp_path / "sw", **environment, **BLIPEE_GRID)
+    (_, grid, *_), plots = read()
+    assert [one.get("exit_alpha") for one in json.loads(Path(grid).read_text())] == [
+        *(None, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+    ]
+    assert plots[plots.index("--axes") + 1].startswith("parameter_speedup,")
+
+
+@pytest.mark.parametrize("name", [*BLIPEE, "nocaps"])
+def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatch):
+    """BLIPEE's settings (Section 4, Training, and Table 6), through fairseq's parser."""
+    commands, read = calls
+    data, out = tmp_path / "data", tmp_path / "out"
+    rows = out / "rows"
+    for folder in (data, rows):
+        folder.mkdir(parents=True)
+        (folder / "train.tsv").write_text("x\n" * 130)
+    if name == "okvqa":  # it has no validation split beside the one that results are told of
+        rows = data
+        (data / "valid.tsv").write_text("x\n")
+    environment = {"BIN": commands, "BPE_DIR": "/bpe", "PROCESSES": "1"}
+    run(f"{name}/train_blipee.sh", data, "init.pt", out, "--seed", 3, **environment)
+    calls_made = read()
+    mode = BLIPEE.get(name, "supervised")
+    if name != "okvqa":
+        kind = {"mue_caption": "caption", "mue_visdial": "dialogue"}.get(TASKS[name], "question")
+        held = ["ofa_exit.data.holdout", kind, f"{data}/valid.tsv", str(rows)]
+        assert calls_made.pop(0) == held
+    assert len(calls_made) == (2 if mode == "supervised" else 1)
+    for arguments in calls_made:
+        args = parsed(options.get_training_parser, arguments, monkeypatch)
+        assert args.data == f"{rows}/train.tsv,{rows}/valid.tsv"
+        assert (args.task, args.arch, args.seed) == (TASKS[name], "ofa_base", 3)
+        assert args.lr == [1e-5] and args.lr_decay == 0.5 and args.warmup_updates == 500
+        assert args.lr_deacy_period == 27  # 130 rows, batches of 16, 3 epochs
+        assert args.adam_betas == "(0.9, 0.999)" and args.batch_size * args.update_freq[0] == 16
+        assert args.save_interval_updates == 2000 and not args.split_modalities
+        if arguments is calls_made[-1]:
+            assert (args.criterion, args.max_epoch) == ("blipee_adversarial", 3)
+            assert (args.blipee_mode, args.exit_layers) == (mode, "1,2,3,5")
+            before = f"{out}/backbone/checkpoint_best.pt" if mode == "supervised" else "init.pt"
+            assert args.finetune_from_model == before
+            assert args.save_dir == f"{out}/exits" and args.fp16_no_flatten_grads
+            assert args.best_checkpoint_metric == "loss"
+            assert not args.maximize_best_checkpoint_metric
+        else:
+            assert (args.criterion, args.layer_weights, args.max_epoch) == ("mue_loss", "last", 10)
+            assert args.finetune_from_model == "init.pt" and args.save_dir == f"{out}/backbone"
+            assert args.label_smoothing == 0 and args.maximize_best_checkpoint_metric
+
+
+def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
+    commands, read = calls
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("train", "valid"):
+        (rows / f"{name}.tsv").write_text("x\n" * 130)
+    given = ("gqa/train_blipee.sh", tmp_path, "init.pt", tmp_path / "out")
+    environment = {"BIN": commands, "BPE_DIR": "/bpe", "ROWS": str(rows)}
+    run(*given, **environment, MODE="supervised", BACKBONE_EPOCHS="0", EPOCHS="1", EXITS="2")
+    (arguments,) = read()  # neither rows to make nor a backbone to train
+
+    def value(option: str) -> str:
+        return arguments[arguments.index(option) + 1]
+
+    assert arguments[0] == f"{rows}/train.tsv,{rows}/valid.tsv"
+    assert value("--finetune-from-model") == "init.pt" and value("--max-epoch") == "1"
+    assert value("--exit-layers") == "2" and value("--blipee-mode") == "supervised"
+
+
+def test_every_data_set_has_the_same_scripts():
+    folders = {path.parent.name for path in (ROOT / "run_scripts").glob("*/*.sh")}
+    assert folders == {*TASKS, "emoji"}
+    for name in folders:
+        there = {path.name for path in (ROOT / "run_scripts" / name).glob("*.sh")}
+        assert there >= {"prepare.sh", "train.sh", "evaluate.sh", "sweep.sh"}, name
+    assert {path.parent.name for path in (ROOT / "run_scripts").glob("*/train_blipee.sh")} == {
+        *BLIPEE,
+        "nocaps",
+    }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_headers_tell_the_papers_numbers(name):
+    for path in (ROOT / "run_scripts" / name).glob("*.sh"):
+        if path.name in ("prepare.sh", "options.sh"):
+            continue
+        text = path.read_text()
+        assert text.startswith("#!/usr/bin/env bash\n") and os.access(path, os.X_OK), path
+        assert "Not yet run here on the real data." in text, path
+        method = r"BLIPEE" if path.name == "train_blipee.sh" else r"MuE"
+        number = rf"# {method}, Table \d|# {method}: .* is not in the paper"
+        assert re.search(number, text), path
+        if path.name == "train_blipee.sh":
+            assert not re.search(r"^# MuE", text, re.MULTILINE), path
+        if path.name == "train.sh":
+            assert not re.search(r"^# BLIPEE", text, re.MULTILINE), path
 
 
 def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
@@ -187,41 +298,137 @@ def start(data: Path, folders: set[Path], tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TASKS)
-def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monkeypatch):
-    """From the official files to curves; on NoCaps with what COCO's rows would train."""
-    monkeypatch.setattr("sys.argv", ["test"])
+def miniature(name: str, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of what is prepared from tiny official files: to generate from, and to train on
+    (on NoCaps COCO's)."""
     root, data = tmp_path / "release", tmp_path / "data"
     root.mkdir()
     getattr(samples, name)(root)
     few = ["--answers", "9", "--min-occurrences", "1"] if name == "vqa" else []
     run(f"{name}/prepare.sh", root, data, *few)
-    train = data
-    if name == "nocaps":
-        train = tmp_path / "coco"
-        samples.coco(tmp_path / "coco_release")
-        run("coco/prepare.sh", tmp_path / "coco_release", train)
+    if name != "nocaps":
+        return data, data
+    samples.coco(tmp_path / "coco_release")
+    run("coco/prepare.sh", tmp_path / "coco_release", tmp_path / "coco")
+    return data, tmp_path / "coco"
+
+
+def evaluated(name: str, data: Path, checkpoint: Path, out: Path, *exits: str, **environment: str):
+    """evaluate.sh and sweep.sh on a split with answers: what was printed, the sweep's lines."""
+    plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
+    split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
+    given = (data, checkpoint, split)
+    printed = run(f"{name}/evaluate.sh", *given, out / "ev", *SMALL, *plain, *exits, **environment)
+    (results,) = (out / "ev").glob("generate-*.txt")
+    assert f"Generate {split} with" in results.read_text()
+    run(f"{name}/sweep.sh", *given, out / "sw", *SMALL, *plain, **environment)
+    with (out / "sw.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
+    assert (out / "sw.png").exists() and (out / "sw.svg").exists()
+    return printed, lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_a_miniature_is_prepared_trained_answered_and_swept(name, tmp_path, monkeypatch):
+    """From the official files to curves."""
+    monkeypatch.setattr("sys.argv", ["test"])
+    data, train = miniature(name, tmp_path)
     init = start(data, {data, train}, tmp_path)
     environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
     run(f"{name}/train.sh", train, init, tmp_path / "out", *SMALL, *files.NANO[2:],
         BATCH="2", **environment)  # fmt: skip
     checkpoint = tmp_path / "out" / "checkpoint_best.pt"
-    plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
-    split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
     exits = ["--exit-policy", "similarity"]
-    evaluated = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", *SMALL,
-                    *plain, *exits, **environment)  # fmt: skip
-    assert "Exit summary" in evaluated
-    (results,) = (tmp_path / "ev").glob("generate-*.txt")
-    assert f"Generate {split} with" in results.read_text()
-    again = run(f"{name}/evaluate.sh", data, checkpoint, split, tmp_path / "ev", **environment)
-    assert "is there already" in again
-    run(f"{name}/sweep.sh", data, checkpoint, split, tmp_path / "sw", *SMALL, *plain, **environment)
-    with (tmp_path / "sw.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
-    assert list(tmp_path.glob("sw*.png"))
+    printed, _ = evaluated(name, data, checkpoint, tmp_path, *exits, **environment)
+    assert "Exit summary" in printed
+    split = next((tmp_path / "ev").glob("generate-*.txt")).stem.removeprefix("generate-")
+    plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
+    same = (data, checkpoint, split, tmp_path / "ev", *SMALL, *plain, *exits)
+    assert "is there already" in run(f"{name}/evaluate.sh", *same, **environment)
+
+
+def more_pictures(path: Path, times: int) -> None:
+    """Repeats a file's rows as those of other pictures."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(
+            "\t".join([line[0], f"{line[1]}{copy}", *line[2:]]) + "\n"
+            for copy in range(times)
+            for line in lines
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BLIPEE, "nocaps"])
+def test_exits_of_a_miniature_are_trained_answered_by_and_swept(name, tmp_path, monkeypatch):
+    """BLIPEE from the official files to curves; the backbone's stage where the paper has it."""
+    monkeypatch.setattr("sys.argv", ["test"])
+    data, train = miniature(name, tmp_path)
+    init = start(data, {data, train}, tmp_path)
+    if name != "okvqa":
+        more_pictures(train / "valid.tsv", 3)
+    environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
+    out = tmp_path / "out"
+    printed = run(f"{name}/train_blipee.sh", train, init, out, *SMALL, *files.NANO[2:],
+                  BATCH="2", BACKBONE_EPOCHS="1", **environment)  # fmt: skip
+    assert "the backbone is frozen" in printed
+    mode = BLIPEE.get(name, "supervised")
+    assert (out / "backbone").exists() == (mode == "supervised")
+    checkpoint = out / "exits" / "checkpoint_last.pt"
+    trained = torch.load(checkpoint, weights_only=True)["model"]
+    before = out / "backbone" / "checkpoint_best.pt" if mode == "supervised" else init
+    backbone = torch.load(before, weights_only=True)["model"]
+    assert all(torch.equal(value, trained[key]) for key, value in backbone.items())
+    assert {key.split(".")[2] for key in trained if key.startswith("decoder.exits.")} == set("1235")
+    exits = ["--exit-policy", "confidence", "--exit-alpha", "0.1"]
+    printed, lines = evaluated(name, data, checkpoint, tmp_path, *exits,
+                               **environment, **BLIPEE_GRID)  # fmt: skip
+    assert "parameter_speedup" in printed
+    assert float(lines[0]["decoder_layers"]) == float(lines[0]["decoder_layers_full"])
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_within_its_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["test"])
+    data, _ = miniature("coco", tmp_path)
+    init = start(data, {data}, tmp_path)
+    more_pictures(data / "train.tsv", 4)  # 12 rows: 6 updates
+    environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
+    environment |= {"BATCH": "2", "SAVE_UPDATES": "2"}
+    more = [*SMALL, *files.NANO[2:], "--log-format", "simple", "--log-interval", "1"]
+    given = ("coco/train.sh", data, init)
+    run(*given, tmp_path / "whole", *more, **environment)
+
+    out = tmp_path / "out"
+    killed = subprocess.Popen(
+        ["bash", str(ROOT / "run_scripts" / given[0]), *map(str, (*given[1:], out, *more))],
+        env={**os.environ, "BIN": os.path.dirname(sys.executable), "DEVICE": "cpu",
+             "OMP_NUM_THREADS": "1", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    assert killed.stdout is not None
+    lines = []
+    for line in killed.stdout:
+        lines.append(line)
+        if "Saved checkpoint" in line and "@ 2 updates" in line:
+            break
+    os.killpg(killed.pid, signal.SIGKILL)
+    lines += killed.communicate(timeout=60)[0].splitlines()
+    assert "done training" not in "".join(lines), lines
+    printed = run(*given, out, *more, **environment)
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch 1 @ [24] updates\)", printed)
+    assert len(list(out.glob("checkpoint_1_*.pt"))) == 1  # the last alone is kept
+    states = [torch.load(folder / "checkpoint_last.pt", weights_only=False)
+              for folder in (tmp_path / "whole", out)]  # fmt: skip
+    assert [state["optimizer_history"][-1]["num_updates"] for state in states] == [6, 6]
+    for key, value in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][key], value, msg=key)
 
 
 @pytest.mark.slow

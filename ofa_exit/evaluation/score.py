@@ -1,7 +1,7 @@
 """``python -m ofa_exit.evaluation.score BENCHMARK …``: the official metrics of a result file.
 
-Result files are those of each benchmark's server; `python -m ofa_exit.evaluation.submission` writes
-them from what fairseq-generate wrote.
+Result files are those of each benchmark's server (SNLI-VE has none: see its help);
+`python -m ofa_exit.evaluation.submission` writes them from what fairseq-generate wrote.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from ofa_exit.evaluation.caption_results import score_coco, score_nocaps
 from ofa_exit.evaluation.captions import TOKENIZERS
 from ofa_exit.evaluation.gqa import score_gqa
 from ofa_exit.evaluation.results import Scores
+from ofa_exit.evaluation.snli_ve import score_snli_ve
 from ofa_exit.evaluation.visdial import score_visdial
 from ofa_exit.evaluation.vqa import score_vizwiz, score_vqa
 
@@ -49,6 +50,10 @@ BENCHMARKS = {
     "nocaps": (
         'NoCaps: the caption metrics by domain. [{"image_id": 1, "caption": "a cat"}, …]',
         "nocaps_val_4500_captions.json",
+    ),
+    "snli_ve": (
+        'SNLI-VE: accuracy. [{"pairID": "1000092795.jpg#0r1e", "prediction": "neutral"}, …]',
+        "snli_ve_test.jsonl or snli_ve_dev.jsonl",
     ),
 }
 
@@ -124,6 +129,8 @@ def compute(given: argparse.Namespace) -> Scores:
             return score_visdial(*files, given.dense, partly)
         case "coco":
             return score_coco(*files, given.split, given.coco_tokenizer, partly)
+        case "snli_ve":
+            return score_snli_ve(*files, partly)
         case _:
             return score_nocaps(*files, given.coco_tokenizer, partly)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.evaluation.snli_ve import label_of
+
 _SHOWN = 5
 
 
@@ -75,6 +77,10 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
     ),
     "coco": (_caption, "COCO captions; the identifier is the image's number"),
     "nocaps": (_caption, "NoCaps; the identifier is the image's number"),
+    "snli_ve": (
+        lambda name, text: {"pairID": name, "prediction": label_of(text)},
+        "SNLI-VE, which has no server, for evaluation.score; the identifier is the pair's (pairID)",
+    ),
 }
 
 

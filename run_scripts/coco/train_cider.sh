@@ -10,13 +10,12 @@
 #   FREQUENCIES   document frequencies of the training references (default: OUT/document_frequencies.npz). They are made
 #                 where they are missing; before several processes start (torchrun, Slurm), make them once by
 #                 python -m ofa_exit.document_frequencies DATA/train_stage2.tsv FREQUENCIES
-# BPE_DIR, ARCH, BATCH, MICRO, LR, EPOCHS: see benchmark.sh.
+# BPE_DIR, ARCH, BATCH, MICRO, LR, EPOCHS, VALID, SAVE_UPDATES: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"
-data=${1:?folder of train_stage2.tsv and valid.tsv} init=${2:?checkpoint of train.sh} out=${3:?folder to save to}
-source "$(dirname "$0")/options.sh"
-frequencies=${FREQUENCIES:-$out/document_frequencies.npz}
-[ -e "$frequencies" ] || module ofa_exit.document_frequencies "$data/train_stage2.tsv" "$frequencies"
-EPOCHS=${EPOCHS:-3} LR=${LR:-1e-5}
-FIT=(--criterion mue_scst --cider-frequencies "$frequencies" --scst-baseline mean
-  --scst-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3,"sampling":false}' --dropout 0 --freeze-resnet "${CHOOSE[@]}")
-fit "$data/train_stage2.tsv,$data/valid.tsv" "$data/train_stage2.tsv" "$init" "$out" "${@:4}"
+options "${1:?folder of train_stage2.tsv and valid.tsv}"
+init=${2:?checkpoint of train.sh} out=${3:?folder to save to} frequencies=${FREQUENCIES:-$3/document_frequencies.npz}
+[ -e "$frequencies" ] || module ofa_exit.document_frequencies "$DATA/train_stage2.tsv" "$frequencies"
+epochs=${EPOCHS:-3} batch=${BATCH:-64} lr=${LR:-1e-5} schedule=decay
+fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" --split-modalities --criterion mue_scst \
+  --cider-frequencies "$frequencies" --scst-baseline mean --dropout 0 --freeze-resnet \
+  --scst-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3,"sampling":false}' "${CHOOSE[@]}" "${@:4}"

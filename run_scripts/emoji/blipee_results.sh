@@ -29,7 +29,7 @@ curve() {
   shift 6
   for split in $splits; do
     csv=results/blipee_${task}_${split}_$name.csv
-    [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh "$task" "$checkpoint" "$split" "$grids/$grid.json" "$csv" --run "$label" "$@"
+    [ -e "$csv" ] || CURVE= DATA=runs/rows $here/sweep.sh "$task" "$checkpoint" "$split" "$grids/$grid.json" "$csv" --run "$label" "$@"
   done
 }
 

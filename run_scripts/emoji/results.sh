@@ -30,7 +30,7 @@ for task in caption entailment; do
       head -n "$most" "$DATA/${task}_$split.tsv" > "runs/rows/${task}_$split.tsv"
       cp "$DATA/dict.txt" runs/rows/
       csv=results/${task}_${split}_$variant.csv
-      [ -e "$csv" ] || DATA=runs/rows $here/sweep.sh $task "$out/checkpoint_last.pt" $split \
+      [ -e "$csv" ] || CURVE= DATA=runs/rows $here/sweep.sh $task "$out/checkpoint_last.pt" $split \
         $here/grids/${task}_$grid.json "$csv" --run "${names[$variant]}"
     done
   done

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Many exit settings over one checkpoint: a CSV, whose curves
-# python -m ofa_exit.evaluation.plots draws.
+# Many exit settings over one checkpoint: a CSV, and its accuracy-time curve beside it, OUT.png and OUT.svg.
 #   run_scripts/emoji/sweep.sh caption|entailment CHECKPOINT SPLIT GRID.json OUT.csv [fairseq-generate arguments…]
 # DATA (default examples/emoji), DEVICE: see common.sh. The grid's form: python -m ofa_exit.sweep --help
+# CURVE    where to draw, without ending (default: OUT); CURVE= draws nothing
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split}
 grid=${4:?grid of settings} out=${5:?CSV to write}
 shift 5
 case $task in
-  caption) options=(--beam 5 --max-len-b 16 --scoring coco_caption --coco-tokenizer plain) ;;
-  *) options=(--scoring accuracy) ;;
+  caption) quality=CIDEr options=(--beam 5 --max-len-b 16 --scoring coco_caption --coco-tokenizer plain) ;;
+  *) quality=accuracy options=(--scoring accuracy) ;;
 esac
 [ "$DEVICE" = cuda ] || options+=(--cpu)
 # shellcheck disable=SC2046
 "$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
   --path "$checkpoint" --gen-subset "$split" --batch-size 32 --num-workers 0 "${options[@]}" "$@"
+curve=${CURVE-${out%.csv}}
+[ -z "$curve" ] || draw "$out" "$quality" "$curve" "$grid"

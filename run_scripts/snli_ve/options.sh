@@ -1,5 +1,6 @@
 # SNLI-VE visual entailment: options that its scripts share, OFA's own where its release has them.
 TASK=(--task mue_snli_ve --prompt-type prev_output --add-caption --patch-image-size 480 --max-src-length 80)
-FIT=(--label-smoothing 0.0 --eval-acc --best-checkpoint-metric acc)
+CHOOSE=(--eval-acc --best-checkpoint-metric acc --maximize-best-checkpoint-metric)
+FIT=(--label-smoothing 0.0)
 SEARCH=()
-SCORING=accuracy QUALITY=accuracy GRID=${GRID:-$ROOT/run_scripts/grids/answer.json}
+SCORING=accuracy QUALITY=accuracy SETTINGS=$ROOT/run_scripts/grids/answer.json

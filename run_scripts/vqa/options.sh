@@ -1,6 +1,7 @@
 # VQA v2: options that its scripts share, OFA's own where its release has them. DATA: the data's folder.
 TASK=(--task mue_vqa --prompt-type prev_output --patch-image-size 480 --max-src-length 80 --max-tgt-length 30
   --answers "$DATA/answers.txt")
-FIT=(--label-smoothing 0.1 --eval-acc --best-checkpoint-metric vqa_acc)
+CHOOSE=(--eval-acc --best-checkpoint-metric vqa_acc --maximize-best-checkpoint-metric)
+FIT=(--label-smoothing 0.1)
 SEARCH=()
-SCORING=vqa_accuracy QUALITY=accuracy HIDDEN='test-dev test' GRID=${GRID:-$ROOT/run_scripts/grids/answer.json}
+SCORING=vqa_accuracy QUALITY=accuracy HIDDEN='test-dev test' SETTINGS=$ROOT/run_scripts/grids/answer.json BLIPEE=supervised

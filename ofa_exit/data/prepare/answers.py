@@ -79,6 +79,19 @@ def most_common(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0].lower()
 
 
+def training_answers(
+    answers: Iterable[str], candidates: frozenset[str] | None = None
+) -> list[tuple[float, str]]:
+    """The distinct answers of the annotators, in lower case, with their confidence; where
+    ``candidates`` are given those among them."""
+    counts = Counter(answer.lower() for answer in answers if answer)
+    return [
+        (confidence(count), answer)
+        for answer, count in counts.items()
+        if candidates is None or answer in candidates
+    ]
+
+
 def question_rows(
     id: str,
     image: str,
@@ -100,12 +113,12 @@ def question_rows(
     elif not train:
         yield row(join_answers((1.0, answer) for answer in answers))
     else:
-        counts = Counter(answer.lower() for answer in answers if answer)
-        kept = {a: n for a, n in counts.items() if candidates is None or a in candidates}
-        for answer, count in kept.items():
-            yield row(join_answers([(confidence(count), answer)]))
+        kept = training_answers(answers, candidates)
+        for pair in kept:
+            yield row(join_answers([pair]))
         if not kept:
-            yield LeftOut(id, names, "no answer among the candidates" if counts else "no answer")
+            why = "no answer among the candidates" if any(answers) else "no answer"
+            yield LeftOut(id, names, why)
 
 
 def write_candidates(
