@@ -197,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"further runs with timers around the parts; 0 leaves the split out {shown}",
     )
     add("--threads", type=int, default=torch.get_num_threads(), help=f"of torch {shown}")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help=shown)
+    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help=shown)
     add("--device", choices=["cpu", "cuda"], default="cpu", help=shown)
     add("--seed", type=int, default=1, help=f"of pictures and texts {shown}")
     add(

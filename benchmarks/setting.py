@@ -81,9 +81,7 @@ def build(setting: Setting) -> OFAModel:
 
 def prepare(model: Any, setting: Setting) -> Any:
     """What fairseq-generate does to a model before it generates."""
-    if setting.dtype == "bfloat16":
-        model.bfloat16()
-    model.to(setting.device)
+    model.to(device=setting.device, dtype=getattr(torch, setting.dtype))
     model.requires_grad_(False)
     model.prepare_for_inference_(OmegaConf.create({"generation": asdict(GenerationConfig())}))
     return model

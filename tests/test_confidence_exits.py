@@ -148,6 +148,19 @@ def test_a_row_never_depends_on_its_batch(model, kv, monkeypatch):
 
 
 @torch.no_grad()
+def test_words_are_scored_in_portions(model, monkeypatch):
+    """However few scores fit at once, the same tokens leave."""
+    model.configure_exits(ConfidenceExit(middle_alpha(model)))
+    whole, _ = model(**batch(4, target=10))
+    depths = model.last_trace.steps[-1].layers
+    monkeypatch.setattr("ofa_exit.models.decoder.SCORES_AT_ONCE", 1)
+    parts, _ = model(**batch(4, target=10))
+    assert torch.equal(model.last_trace.steps[-1].layers, depths)
+    assert 1 < len(depths.unique())
+    torch.testing.assert_close(parts, whole)
+
+
+@torch.no_grad()
 def test_exits_that_nobody_takes_change_nothing(model):
     model.configure_exits(None)
     net_input = batch(3)
@@ -242,8 +255,8 @@ class Scripted(ExitPolicy):
 
     def decoder_gate(self):
         def gate(seen):
-            if seen.exit_logits is not None:
-                seen.exit_logits()
+            if seen.exit_scores is not None:
+                seen.exit_scores(softmax_confidence)
             return seen.layer >= self.layers[int(seen.step)]
 
         return gate

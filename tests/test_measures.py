@@ -25,6 +25,15 @@ def close(got, wanted):
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(states, dtype):
+    """A product of 64 numbers around 100 is more than fp16 holds."""
+    with torch.autocast("cpu", dtype=dtype):
+        got = hidden_saturation(*states), sample_saturation(*states)
+    close(got[0], cosine(*states))
+    close(got[1], cosine(*(s.flatten(1) for s in states)))
+
+
 def test_tokens(states):
     close(hidden_saturation(*states), cosine(*states))
 
@@ -50,6 +59,11 @@ def test_states_of_zeros_are_unlike_all():
     nothing, some = torch.zeros(2, 3, 8), torch.ones(2, 3, 8)
     assert not hidden_saturation(nothing, some).any()
     assert not sample_saturation(nothing, nothing).any()
+
+
+def test_small_states_are_like_themselves():
+    small = torch.full((1, 3, 8), 1e-6)
+    close(hidden_saturation(small, small), torch.ones(1, 3))
 
 
 def test_what_is_no_number_stays_none():

@@ -14,6 +14,7 @@ from test_evaluation_flops import counted
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.models import exiting
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.measures import softmax_confidence
 from ofa_exit.verify import random_images, random_tokens
 
 KV_MODES = ["propagate", "recompute"]
@@ -54,8 +55,8 @@ class Mixed(ExitPolicy):
 
     def decoder_gate(self):
         def gate(seen):
-            if seen.exit_logits is not None:
-                seen.exit_logits()
+            if seen.exit_scores is not None:
+                seen.exit_scores(softmax_confidence)
             depth = 1 + (3 * (seen.step_limit - 100) + 2 * seen.step) % 6
             return seen.layer >= depth - torch.arange(len(seen.current))[:, None] % 2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Optional, cast
 
 import torch
@@ -28,6 +28,8 @@ from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.trace import DecoderStep
 
 CACHE = "ofa_decoder_cache"
+SCORES_AT_ONCE = 2**26
+"""Scores of words that are held at a time, whichever the batch: 256 MB in float32."""
 
 
 class Decoder(ShapeCache):
@@ -318,16 +320,28 @@ class Decoder(ShapeCache):
             return []
         return sorted(set(self.exit_policy.exits_used(there)) & set(there))
 
-    def exit_logits(
-        self, features: Tensor, words: Optional[Tensor] = None, allowed: Optional[Tensor] = None
+    def exit_scores(
+        self,
+        features: Tensor,
+        words: Optional[Tensor],
+        allowed: Optional[Tensor],
+        reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Scores of words for what an exit made, [N, P, C] -> [N, P, V]; of a closed set ``words``
-        Long [W] those alone, -inf where ``allowed`` Bool [N, P, W] is not set."""
-        features = self.layer_norm(features)
+        """What ``reduce`` makes [M] of the words' scores [M, V] for what an exit made of rows,
+        [N, P, C] -> [N, P], SCORES_AT_ONCE at a time. Of a closed set ``words`` Long [W] those
+        alone are scored, -inf where ``allowed`` Bool [N, P, W] is not set."""
+        shape, features = features.shape[:2], self.layer_norm(features).flatten(0, 1)
         if words is None or allowed is None:
-            return self.output_layer(features)
-        logits = F.linear(features, self.output_projection.weight[words])
-        return logits.masked_fill(~allowed, float("-inf"))
+            at_once = max(1, SCORES_AT_ONCE // self.output_projection.weight.size(0))
+            found = [reduce(self.output_layer(part)) for part in features.split(at_once)]
+        else:
+            weight, forbidden = self.output_projection.weight[words], ~allowed.flatten(0, 1)
+            at_once = max(1, SCORES_AT_ONCE // len(words))
+            found = [
+                reduce(F.linear(part, weight).masked_fill(mask, float("-inf")))
+                for part, mask in zip(features.split(at_once), forbidden.split(at_once))
+            ]
+        return torch.cat(found).view(shape)
 
     def layer(self, index: int) -> DecoderLayer:
         """Layer ``index`` from 0, and behind the last the exits that the policy runs."""

@@ -149,7 +149,7 @@ class _Run:
             words, allowed = None, None
             if self.tree is not None and self.tree.allowed is not None:
                 words, allowed = self.tree.words, self.of_rows(self.tree.allowed)
-            seen.exit_logits = partial(self.decoder.exit_logits, features, words, allowed)
+            seen.exit_scores = partial(self.decoder.exit_scores, features, words, allowed)
         return seen
 
     def beside(

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from ofa_exit.data.answer_tree import AnswerTree
 from ofa_exit.data.trie import AnswerTrie
+from ofa_exit.models.decoder import SCORES_AT_ONCE
 from ofa_exit.models.trees import TokenTree
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.generation import DEFAULTS, UNSUPPORTED, refuse_broken, refuse_options
 from ofa_exit.policies.trace import ExitTrace
 
-# Scores of words that are held at a time, whichever the batch: 256 MB in float32.
-SCORES_AT_ONCE = 2**26
 # Options of generation that do what they say without a search, those that fairseq calls deprecated
 # among them. All others would promise what scoring a closed set does not do.
 _KEPT = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm", *UNSUPPORTED)

@@ -97,7 +97,7 @@ class PromptedTrace(ExitTrace):
 
     @classmethod
     def of(cls, trace: ExitTrace, prompts: list[list[int]]) -> "PromptedTrace":
-        prompted = cls(trace.image_layers, trace.text_layers, trace.steps)
+        prompted = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
         prompted.prompts = prompts
         return prompted
 

@@ -21,9 +21,10 @@ class GateInput:
         Decoder only.
     step_limit: Long [N, 1], number of steps the generation of each row may take (N of MuE Eq. 11).
         Decoder only.
-    exit_logits: behind a layer whose exit the policy uses, makes the scores that this exit gives to
-        the words, [N, P, V]; over a closed set of answers [N, P, W], -inf on words not allowed.
-        Decoder only.
+    exit_scores: behind a layer whose exit the policy uses, calls a function with the scores that
+        this exit gives to the words, [M, V] of M rows and positions, over a closed set of answers
+        [M, W], -inf on words not allowed; as often as memory wants it. What the function makes of
+        them, [M], comes back as [N, P]. Decoder only.
     """
 
     previous: Tensor
@@ -32,7 +33,7 @@ class GateInput:
     padding_mask: Optional[Tensor] = None
     step: Optional[Tensor] = None
     step_limit: Optional[Tensor] = None
-    exit_logits: Optional[Callable[[], Tensor]] = None
+    exit_scores: Optional[Callable[[Callable[[Tensor], Tensor]], Tensor]] = None
 
 
 GateAnswer = Union[Tensor, bool]

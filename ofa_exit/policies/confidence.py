@@ -45,8 +45,8 @@ class ConfidenceExit(ExitPolicy):
             return None
 
         def gate(seen: GateInput) -> Tensor | bool:
-            if seen.exit_logits is None:  # no exit behind this layer
+            if seen.exit_scores is None:  # no exit behind this layer
                 return False
-            return softmax_confidence(seen.exit_logits()) > self.alpha
+            return seen.exit_scores(softmax_confidence) > self.alpha
 
         return gate

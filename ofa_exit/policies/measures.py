@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Least product of lengths that a cosine divides by."""
+"""Least length that a cosine divides by."""
 
 
 def _token_products(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Product of every token's two states and their lengths, float32; [..., C] to [...].
 
-    From these every cosine below is made: each pass over the states reads them once and writes
-    one number a token, where ``F.cosine_similarity`` writes normalised copies.
+    From these every cosine below is made, with one copy's worth of temporaries where
+    ``F.cosine_similarity`` writes normalised copies. No operation here is one that autocast would
+    do in half precision, as it does ``vecdot``.
     """
     before, after = previous.float(), current.float()
     length = torch.linalg.vector_norm
-    return torch.linalg.vecdot(before, after), length(before, dim=-1), length(after, dim=-1)
+    return (before * after).sum(dim=-1), length(before, dim=-1), length(after, dim=-1)
 
 
 def _cosine(product: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """0 where a vector has no length, as in ``F.cosine_similarity``."""
-    return product / (before * after).clamp_min(EPSILON)
+    return product / (before.clamp_min(EPSILON) * after.clamp_min(EPSILON))
 
 
 def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
