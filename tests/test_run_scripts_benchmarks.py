@@ -369,7 +369,7 @@ def test_exits_of_a_miniature_are_trained_answered_by_and_swept(name, tmp_path, 
     data, train = miniature(name, tmp_path)
     init = start(data, {data, train}, tmp_path)
     if name != "okvqa":
-        more_pictures(train / "valid.tsv", 3)
+        more_pictures(train / "valid.tsv", 2)
     environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
     out = tmp_path / "out"
     printed = run(f"{name}/train_blipee.sh", train, init, out, *SMALL, *files.NANO[2:],
