@@ -99,9 +99,10 @@ class Setting:
         """The CSV's line over the batches so far."""
         relative = [own / other for own, other in zip(self.seconds, first.seconds)]
         given = self.setting.given
+        nothing = "full depth" if self.setting.policy is None else "exits of the command line"
         return {
             "run": self.setting.run,
-            "setting": " ".join(f"{k}={v}" for k, v in given.items()) or "full depth",
+            "setting": " ".join(f"{k}={v}" for k, v in given.items()) or nothing,
             **({} if self.scorer is None else self.scorer.values()),
             **{k: v for k, v in self.report.summary().items() if not k.startswith("seconds")},
             "measured_time_reduction": 1 - statistics.median(relative),

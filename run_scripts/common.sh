@@ -6,12 +6,17 @@
 # Under torchrun (--no-python) a script is one of its processes; see docs/scale.md.
 #   OMP_NUM_THREADS   threads of each process; default: the cores shared by the processes
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BIN=${BIN:-$ROOT/.venv/bin}
 [ -x "$BIN/python" ] || BIN=$(dirname "$(command -v python)")
 USER_DIR=$ROOT/user_dir
 PROCESSES=${PROCESSES:-1}
+if ! "$BIN/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; then
+  echo "torch is not installed for $BIN/python: run make setup, or activate the environment that has it" >&2
+  exit 1
+fi
 if [ -z "${DEVICE:-}" ]; then
   DEVICE=$("$BIN/python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 fi

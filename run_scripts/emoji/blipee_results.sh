@@ -7,8 +7,10 @@
 # 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. `short` is the
 # supervised training with half the updates: both are looked at on validation. ROWS (default 1000):
 # rows of the test split. Settings are chosen on validation and read on the test.
+source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
+[ -e "$DATA/dict.txt" ] || { echo "$DATA is not there: python -m ofa_exit.data.emoji build" >&2; exit 1; }
 here=run_scripts/emoji grids=run_scripts/emoji/grids runs=runs/blipee rows=${ROWS:-1000}
 [ -x .venv/bin/python ] && python=.venv/bin/python || python=python
 set -e

@@ -4,8 +4,10 @@
 #   (a)  plain OFA from scratch on captions, and from there on entailment      1400 and 800 updates
 #   from (a), equal short budgets: plain (a'), mue (b, c), no_split and no_layer_loss (d)     150 and 100 updates
 # ROWS (default 1000): rows of each test split that the sweeps generate.
+source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
+[ -e "$DATA/dict.txt" ] || { echo "$DATA is not there: python -m ofa_exit.data.emoji build" >&2; exit 1; }
 here=run_scripts/emoji rows=${ROWS:-1000}
 quiet=(--log-interval 20 --num-workers 0 --seed 1)
 set -e

@@ -5,5 +5,6 @@
 # examples/emoji), BATCH (128), LR (3e-4), PROCESSES, DEVICE: see common.sh; SAVE_UPDATES as for the published data sets (default
 # 100). A killed run resumes. Results: results/README.md. Other variants than MuE: finetune.sh; BLIPEE: blipee.sh; the CIDEr
 # stage: scst.sh.
+source "$(dirname "$0")/../help.sh"
 exec "$(dirname "$0")/finetune.sh" "${1:?caption or entailment}" mue "${2:?checkpoint to start from}" "${3:?folder to save to}" \
   "${UPDATES:-300}" --save-interval-updates "${SAVE_UPDATES:-100}" --keep-interval-updates 1 "${@:4}"
