@@ -32,6 +32,13 @@ from ofa_exit.data.row_index import row_offsets
 print(len(row_offsets(pathlib.Path(sys.argv[1]))[1]) - 1)' "$1"
 }
 
+# identity PATHS: names of checkpoints, one or several joined by colons, with their sizes and times of change.
+identity() {
+  local one paths
+  IFS=: read -ra paths <<< "$1"
+  for one in "${paths[@]}"; do echo "$one $(stat -Lc '%s %Y' "$one" 2>/dev/null || true)"; done
+}
+
 # fit TRAIN VALID CHECKPOINT OUT ARGUMENTS…: trains with its caller's epochs, batch, lr and schedule (decay: to 0 in a line, as OFA;
 # halve: by half every three epochs, as BLIPEE). A killed run resumes.
 fit() {
@@ -44,6 +51,17 @@ fit() {
   if [ $((batch % shared)) -ne 0 ]; then
     echo "BATCH=$batch cannot be shared by $processes processes: set it to a multiple" >&2
     return 2
+  fi
+  # fairseq goes on from what OUT holds, whatever it was trained with: epochs may be added, all else must be the same.
+  local command
+  command="$train $(identity "$init") $batch $lr $schedule $*"
+  if [ "$(cat "$out/command.txt" 2>/dev/null)" != "$command" ]; then
+    if [ -e "$out/checkpoint_last.pt" ]; then
+      echo "$out holds a training from another checkpoint, on other rows or with other settings: choose another folder, or remove it" >&2
+      return 2
+    fi
+    mkdir -p "$out"
+    echo "$command" > "$out/command.txt"
   fi
   local per_epoch updates rate precision=()
   per_epoch=$((($(rows "$train") + batch - 1) / batch)) updates=$((per_epoch * epochs))
@@ -110,10 +128,13 @@ evaluate() {
     out=$out/shard$SHARD
     shard=(--num-shards "${SHARDS:?how many shards there are}" --shard-id "$SHARD")
   fi
-  local command="$checkpoint $*"
+  local command
+  command="$DATA ${BPE_DIR:-} $(identity "$checkpoint") $*"
+  # Merged: of the shards as they are.
+  if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then command+=" $(cat "$out"/shard*/command-"$split".txt 2>/dev/null || true)"; fi
   if grep -qs "^Generate " "$out/generate-$split.txt"; then
     if [ "$(cat "$out/command-$split.txt" 2>/dev/null)" != "$command" ]; then
-      echo "$out holds $split of another checkpoint or other options: choose another folder, or remove it" >&2
+      echo "$out holds $split of other data, another checkpoint or other options: choose another folder, or remove it" >&2
       return 2
     fi
     echo "$split in $out is there already: remove it to generate again"

@@ -502,5 +502,22 @@ def test_answers_that_are_there_are_those_that_were_asked_for(calls, tmp_path):
     assert "is there already" in run(*ask, "valid", out, **environment)
     said = failing(*ask, "valid", out, "--exit-policy", "similarity", **environment)
     assert "another checkpoint or other options" in said
+    held_out = ("coco/evaluate.sh", tmp_path, "a.pt", "valid", out)
+    assert "of other data" in failing(*held_out, **environment)
     run(*ask, "test", out, **environment)  # another split is not there yet
     assert len(read()) == 1
+
+
+def test_a_training_that_is_there_is_the_one_that_was_asked_for(calls, tmp_path):
+    commands, _ = calls
+    data, out, environment = tmp_path / "data", tmp_path / "out", {"BIN": commands, "BPE_DIR": "/b"}
+    data.mkdir()
+    (data / "train.tsv").write_text("a row\n")
+    train = ("coco/train.sh", data, "a.pt", out)
+    run(*train, **environment)
+    run(*train, **environment)  # nothing is there yet but what was asked for
+    (out / "checkpoint_last.pt").touch()
+    run(*train, EPOCHS="6", **environment)
+    for other in ({"LR": "1e-4"}, {"BATCH": "32"}):
+        assert "other settings" in failing(*train, **other, **environment)
+    assert "other settings" in failing("coco/train.sh", data, "b.pt", out, **environment)
