@@ -13,10 +13,6 @@ BIN=${BIN:-$ROOT/.venv/bin}
 [ -x "$BIN/python" ] || BIN=$(dirname "$(command -v python)")
 USER_DIR=$ROOT/user_dir
 PROCESSES=${PROCESSES:-1}
-if ! "$BIN/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; then
-  echo "torch is not installed for $BIN/python: run make setup, or activate the environment that has it" >&2
-  exit 1
-fi
 if [ -z "${DEVICE:-}" ]; then
   DEVICE=$("$BIN/python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 fi
