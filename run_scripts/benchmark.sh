@@ -32,7 +32,7 @@ from ofa_exit.data.row_index import row_offsets
 print(len(row_offsets(pathlib.Path(sys.argv[1]))[1]) - 1)' "$1"
 }
 
-# identity PATHS: names of checkpoints, one or several joined by colons, with their sizes and times of change.
+# identity PATHS: names of files, one or several joined by colons, with their sizes and times of change.
 identity() {
   local one paths
   IFS=: read -ra paths <<< "$1"
@@ -106,7 +106,19 @@ train_blipee() {
   local rows=${ROWS:-$out/rows} batch=${BATCH:-16} lr=${LR:-1e-5} schedule=halve epochs=${BACKBONE_EPOCHS:-10}
   case ${TASK[1]} in mue_caption) kind=caption ;; mue_vqa) kind=question ;; mue_visdial) kind=dialogue ;; esac
   [ ! -e "$DATA/answers.txt" ] || candidates=(--candidates "$DATA/answers.txt")
-  [ -e "$rows/valid.tsv" ] || module ofa_exit.data.holdout "$kind" "$DATA/valid.tsv" "$rows" "${candidates[@]}"
+  if [ -z "${ROWS:-}" ]; then
+    local source
+    source=$(identity "$DATA/valid.tsv:${candidates[1]:-}")
+    if [ -e "$rows/valid.tsv" ] && [ "$(cat "$rows/source.txt" 2>/dev/null)" != "$source" ]; then
+      echo "$rows was made of another $DATA/valid.tsv: remove $out, or choose another folder" >&2
+      return 2
+    fi
+    if [ ! -e "$rows/valid.tsv" ]; then # what holdout writes last
+      mkdir -p "$rows"
+      echo "$source" > "$rows/source.txt"
+      module ofa_exit.data.holdout "$kind" "$DATA/valid.tsv" "$rows" "${candidates[@]}"
+    fi
+  fi
   if [ "$mode" = supervised ] && [ "$epochs" -gt 0 ]; then
     fit "$rows/train.tsv" "${VALID:-$rows/valid.tsv}" "$init" "$out/backbone" --criterion mue_loss --layer-weights last \
       "${CHOOSE[@]}" "$@"

@@ -10,9 +10,29 @@ from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.measures import softmax_confidence
 from ofa_exit.verify import build_with_weights, random_images, random_tokens
 
 VOCAB = 60
+
+
+class TriesExits(ExitPolicy):
+    """Runs all exits and scores their words; who leaves is what ``leaves`` says."""
+
+    def exits_used(self, exits: Any) -> Any:
+        return exits
+
+    def leaves(self, seen: GateInput) -> Tensor | bool:
+        return False
+
+    def decoder_gate(self) -> Gate:
+        def gate(seen: GateInput) -> Tensor | bool:
+            if seen.exit_scores is not None:
+                seen.exit_scores(softmax_confidence)
+            return self.leaves(seen)
+
+        return gate
 
 
 def nano(split: bool = True, **overrides: Any) -> OFAModel:

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from helpers import VOCAB, batch, generate, nano, select
+from helpers import VOCAB, TriesExits, batch, generate, nano, select
 from test_evaluation_flops import CPU_CAPACITY, counted
 from test_task_candidates import PAD, TRIE, one_by_one, sample
 
@@ -16,7 +16,6 @@ from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.plugin.candidates import AllCandidateGenerator
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.exit_flags import ExitFlags, exit_policy, refuse_misfit
-from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.measures import softmax_confidence
 from ofa_exit.policies.similarity import SimilarityExit
@@ -244,22 +243,14 @@ def test_rows_run_are_rows_traced(model, sentences, kv):
     assert rows["cross"] == sum(reached)  # once a sentence, on first reach
 
 
-class Scripted(ExitPolicy):
-    """Runs all exits, scores their words, and leaves by time step."""
+class Scripted(TriesExits):
+    """Leaves by time step."""
 
     def __init__(self, *layers: int) -> None:
         self.layers = layers
 
-    def exits_used(self, exits):
-        return exits
-
-    def decoder_gate(self):
-        def gate(seen):
-            if seen.exit_scores is not None:
-                seen.exit_scores(softmax_confidence)
-            return seen.layer >= self.layers[int(seen.step)]
-
-        return gate
+    def leaves(self, seen):
+        return seen.layer >= self.layers[int(seen.step)]
 
 
 @pytest.mark.parametrize("kv", KV_MODES)

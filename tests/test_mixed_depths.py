@@ -8,13 +8,11 @@ from functools import partial
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from helpers import VOCAB, generate, nano, select
+from helpers import VOCAB, TriesExits, generate, nano, select
 from test_evaluation_flops import counted
 
 from ofa_exit.evaluation.report import GenerationReport
 from ofa_exit.models import exiting
-from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.policies.measures import softmax_confidence
 from ofa_exit.verify import random_images, random_tokens
 
 KV_MODES = ["propagate", "recompute"]
@@ -35,7 +33,7 @@ def sentences(count: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
-class Mixed(ExitPolicy):
+class Mixed(TriesExits):
     """In the decoder each sentence and step has a depth, every other hypothesis one layer less.
     Rounding decides nothing there. In the encoder samples leave by chance."""
 
@@ -50,17 +48,9 @@ class Mixed(ExitPolicy):
 
     text_gate = joint_gate = image_gate
 
-    def exits_used(self, exits):
-        return exits
-
-    def decoder_gate(self):
-        def gate(seen):
-            if seen.exit_scores is not None:
-                seen.exit_scores(softmax_confidence)
-            depth = 1 + (3 * (seen.step_limit - 100) + 2 * seen.step) % 6
-            return seen.layer >= depth - torch.arange(len(seen.current))[:, None] % 2
-
-        return gate
+    def leaves(self, seen):
+        depth = 1 + (3 * (seen.step_limit - 100) + 2 * seen.step) % 6
+        return seen.layer >= depth - torch.arange(len(seen.current))[:, None] % 2
 
 
 def _biased(project, by, features):

@@ -280,6 +280,11 @@ def test_missing_and_broken_images(root, out, capsys):
     of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
     assert of == ["103.jpg, 1030", "103.jpg, 1031", "105.jpg, 1050", "105.jpg, 1051"]
     assert not {"1030", "1031", "1050", "1051"} & {row[0] for row in rows(out / "train.tsv")}
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
+    assert "59 rows; 4 were skipped: remove it to try them again" in capsys.readouterr().err
+    (more := root / "more").mkdir()  # where they may be
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing", "--images", more) == 0
+    assert "starting over" in capsys.readouterr().err
     samples.coco_image(root, "train2014", 103)
     assert prepare("coco", root, out / "strict", *TRAIN) == 1
     assert "1050" in (told := capsys.readouterr().err) and "is no readable image" in told

@@ -217,6 +217,25 @@ def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
     assert value("--exit-layers") == "2" and value("--blipee-mode") == "supervised"
 
 
+def test_parted_rows_are_those_of_the_data(calls, tmp_path):
+    commands, read = calls
+    data, rows = tmp_path / "data", tmp_path / "out" / "rows"
+    for folder in (data, rows):
+        folder.mkdir(parents=True)
+        for name in ("train", "valid"):
+            (folder / f"{name}.tsv").write_text("x\n" * 130)
+    given = ("coco/train_blipee.sh", data, "init.pt", rows.parent)
+    environment = {"BIN": commands, "BPE_DIR": "/bpe"}
+    assert "was made of another" in failing(*given, **environment)
+    (rows / "valid.tsv").unlink()  # as after a part that was killed: it is made anew
+    run(*given, **environment)
+    assert any("ofa_exit.data.holdout" in call for call in read())
+    (rows / "valid.tsv").write_text("x\n" * 130)
+    run(*given, **environment)
+    (data / "valid.tsv").write_text("x\n" * 131)
+    assert "was made of another" in failing(*given, **environment)
+
+
 def test_every_data_set_has_the_same_scripts():
     folders = {path.parent.name for path in (ROOT / "run_scripts").glob("*/*.sh")}
     assert folders == {*TASKS, "emoji"}

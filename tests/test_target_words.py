@@ -1,25 +1,14 @@
 """Generation over a part of the vocabulary."""
 
+import caption_task
 import pytest
 import task_files as files
 import torch
+from caption_task import TASK
 
 from ofa_exit.plugin.errors import UsageError
 
-TASK = "mue_caption"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return files.caption_folder(tmp_path_factory.mktemp("caption"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["test"])
-        folder = tmp_path_factory.mktemp("checkpoint")
-        return files.train(TASK, data, folder, "--disable-validation", updates=8)
+data, checkpoint = caption_task.data, caption_task.checkpoint
 
 
 def generated(data, checkpoint, words=None, **options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 from ofa_exit.models.rows import surviving_sentences
@@ -31,6 +32,12 @@ class EncoderOut:
     group: Optional[int] = None
     trace: Optional[ExitTrace] = None
     layer_states: list[Tensor] = field(default_factory=list)
+
+    def limits(self, hypotheses: int, length: int) -> Tensor:
+        """Step limit of each, Long [N, 1]; ``length``, the sequence's own, where none was given."""
+        if self.step_limit is None:
+            return torch.full((hypotheses, 1), length, device=self.states.device)
+        return self.step_limit.repeat_interleave(self.group or 1).unsqueeze(1)
 
     def reordered(self, new_order: Tensor) -> EncoderOut:
         """Keeps the sentences that ``new_order`` [rows] still has hypotheses for.

@@ -131,7 +131,7 @@ class _Run:
         self.rows: Optional[Tensor] = None
         self.alive: Optional[Tensor] = None
         self.runs: tuple[Runs, Runs] = (None, None)
-        self.limits = _limits(encoder_out, x.size(0), length, x.device)
+        self.limits = encoder_out.limits(x.size(0), length)
         if cache is not None:
             cache.begin_step(x)
 
@@ -394,10 +394,3 @@ class _Run:
         """What every row went through, Long [N] each; see ``DecoderStep``."""
         counted = torch.tensor(list(self.counted.values()))  # the host knows: no device waits
         return dict(zip(self.counted, counted.repeat_interleave(self.group, dim=1)))
-
-
-def _limits(encoder_out: EncoderOut, rows: int, length: int, device: torch.device) -> Tensor:
-    """Step limit of every hypothesis, [N, 1]; the sequence's own length where none was given."""
-    if encoder_out.step_limit is None:
-        return torch.full((rows, 1), length, device=device)
-    return encoder_out.step_limit.repeat_interleave(encoder_out.group or 1).unsqueeze(1)

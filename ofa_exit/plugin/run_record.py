@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
@@ -43,6 +44,8 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
         "vocabulary": hashlib.sha256(words).hexdigest(),
         "precision": str(next(models[0].parameters()).dtype),
     }
+    if getattr(args, "sampling", False):
+        record["--seed"] = torch.initial_seed()
     options = {name: (getattr(args, name, default), default) for name, default in DEFAULTS.items()}
     for option in fields(TASK_DATACLASS_REGISTRY[task.cfg._name]):
         options[option.name] = getattr(task.cfg, option.name, option.default), option.default

@@ -64,8 +64,15 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     partial = writer.resumable(job.path, inputs)
     if partial is None:
         done = manifest.finished(job.path)
-        if done is not None and done["inputs"] == inputs:
-            say(f"{job.path}: there already, {done['output']['rows']:,} rows")
+        # What was skipped for want of an image may be in other folders.
+        if (
+            done is not None
+            and done["inputs"] == inputs
+            and (not done["skipped"] or done["folders"] == _names(files))
+        ):
+            again = f"; {done['skipped']:,} were skipped: remove it to try them again"
+            told = f"{job.path}: there already, {done['output']['rows']:,} rows"
+            say(told + again * bool(done["skipped"]))
             return job.path
     if partial is False or (partial is None and job.path.exists()):
         kind = "partial file" if partial is False else "file"
@@ -94,7 +101,7 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
                 "sha256": written.digest.hexdigest(),
             },
             "inputs": inputs,
-            "folders": [str(folder.resolve()) for folder in files.folders],
+            "folders": _names(files),
             "counts": {"found": survey.found, "published": job.expected},
             "left_out": dict(survey.left_out),
             "skipped": len(problems),
@@ -107,6 +114,10 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     lost = f"; {len(problems):,} skipped, see {problems.path.name}" if len(problems) else ""
     say(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
     return job.path
+
+
+def _names(files: Files) -> list[str]:
+    return [str(folder.resolve()) for folder in files.folders]
 
 
 def look_over(job: Job, files: Files, problems: Problems) -> Survey:
