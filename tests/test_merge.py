@@ -259,6 +259,7 @@ DIFFERENT = {
     "--lenpen: not given and 2.0": with_options("--lenpen", "2"),
     "--no-repeat-ngram-size: not given and 2": with_options("--no-repeat-ngram-size", "2"),
     "--exit-decoder-threshold: 0.9 and 0.8": with_options("--exit-decoder-threshold", "0.8"),
+    "--seed: not given and 7": with_options("--sampling", "--nbest", "3", "--seed", "7"),
     "different splits or beams": with_options("--beam", "2"),
     "--patch-image-size: 32 and 48": with_options(
         *("--patch-image-size", "48", "--model-overrides", "{'patch_image_size': 48}")
