@@ -16,7 +16,7 @@ import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
-from test_run_scripts_benchmarks import RECORD
+from script_runs import RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = f'source {ROOT}/run_scripts/common.sh; train "$@"'

@@ -1,8 +1,7 @@
-"""Streaming, resuming, manifests and refusals of the preparation."""
+"""Resuming, manifests and refusals of the preparation."""
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import hashlib
 import json
@@ -10,21 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import prepare_samples as samples
 import pytest
-from PIL import Image
 from prepare_samples import manifest, prepare, problems, rows
 
 from ofa_exit.data import row_index
-from ofa_exit.data.formats import FORMATS
-from ofa_exit.data.images import ImageError, decode_image
-from ofa_exit.data.prepare import images, json_stream, writer
-from ofa_exit.data.prepare.images import BrokenImageError
-from ofa_exit.data.prepare.json_stream import elements
-from ofa_exit.data.prepare.records import PrepareError, clean
+from ofa_exit.data.prepare import writer
 
 
 @pytest.fixture
@@ -35,65 +27,6 @@ def root(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-NESTED = {
-    "info": {"a": [1, [2, {"b": "]}"}]], "c": None},
-    "data": {"other": [[1, 2], [3]], "list": [{"x": "ä\n\"'\\"}, 12345, [], "", True, -1.5e3]},
-    "tail": "x",
-}
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 1 << 20])
-@pytest.mark.parametrize("indent", [None, 2])
-def test_elements_are_those_of_json(tmp_path, monkeypatch, chunk, indent):
-    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(NESTED, indent=indent, ensure_ascii=False), encoding="utf-8")
-    found = list(elements(path, "data", "list"))
-    assert [value for _, value in found] == NESTED["data"]["list"]
-    assert [place for place, _ in found] == [str(at) for at in range(6)]
-    assert dict(elements(path)) == NESTED
-    path.write_text("[12, 34]")
-    assert [value for _, value in elements(path)] == [12, 34]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ('{"data": [1, 2', "character 14: expected ',', found 'the end of the file'"),
-        ('{"data": [1, {"a": ', "not JSON"),
-        ('{"data": [1 2]}', "expected ','"),
-        ('{"other": []}', "there is no 'data'"),
-        ('{"data": 3}', "expected a list or an object"),
-        ("", "there is no 'data'"),
-    ],
-)
-def test_broken_json_is_refused(tmp_path, text, told):
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(PrepareError, match=r"x\.json") as error:
-        list(elements(path, "data"))
-    assert told in str(error.value)
-
-
-def test_memory_is_that_of_an_element(tmp_path):
-    """A list of 40 MB before the one that is read, which has 40 MB itself."""
-    path = tmp_path / "x.json"
-    long = json.dumps([["word " * 200] * 40] * 1000)
-    path.write_text(f'{{"before": {long}, "list": {long}}}')
-    assert path.stat().st_size > 80_000_000
-    tracemalloc.start()
-    try:
-        assert sum(1 for _ in elements(path, "list")) == 1000
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 12_000_000
-
-
-def test_text_that_would_break_a_row():
-    assert clean(" a\tb\r\n c && d &&& e\0") == "a b c & d & e"
 
 
 def large_coco(root: Path, count: int = 30) -> Path:
@@ -308,44 +241,6 @@ def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
     assert len(rows(out / "train.tsv")) == 61
 
 
-def noise(path: Path, **options) -> bytes:
-    """A picture that does not compress to nothing, of several kilobytes."""
-    picture = Image.effect_noise((160, 120), 80).convert("RGB")
-    picture.save(path, **options)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"progressive": True}, {"format": "PNG"}, {"format": "WEBP"}]
-)
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
-def test_an_image_that_is_cut_off_is_broken(tmp_path, options, kept):
-    """What the data loader would refuse on every read."""
-    path = tmp_path / "x.jpg"
-    whole = noise(path, **options)
-    assert images.encode_image(path)
-    images.encode_image.cache_clear()
-    path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ImageError):
-        decode_image(base64.b64encode(path.read_bytes()).decode())
-    with pytest.raises(BrokenImageError, match=r"x\.jpg is no readable image"):
-        images.encode_image(path)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_sound_images_of_all_formats_pass(tmp_path, name):
-    for mode in ("RGB", "L"):
-        Image.new(mode, (64, 48)).save(tmp_path / mode, name)
-        assert images.encode_image(tmp_path / mode)
-
-
-def test_an_image_too_large_for_the_loader_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 11)
-    Image.new("L", (3, 4)).save(tmp_path / "x.jpg")
-    with pytest.raises(BrokenImageError, match="3x4 pixels, more than 11"):
-        images.encode_image(tmp_path / "x.jpg")
-
-
 def test_one_run_tells_of_all_broken_images(root, out, capsys):
     """Those behind the first, too, though no row can be written after it."""
     large_coco(root)
@@ -471,11 +366,3 @@ def test_json_lines_that_are_none(root, out, capsys):
         file.write('{"pairID": "x", "gold_label": "-"')
     assert prepare("snli_ve", root, out, "--splits", "valid") == 1
     assert "snli_ve_dev.jsonl, line 4 is not JSON" in capsys.readouterr().err
-
-
-def test_a_length_is_told_from_the_size(tmp_path):
-    for number in range(4):
-        samples.jpeg(tmp_path / "x.jpg", number)
-        images.encode_image.cache_clear()
-        encoded = images.encode_image(tmp_path / "x.jpg")
-        assert images.encoded_length(tmp_path / "x.jpg") == len(encoded)
