@@ -28,6 +28,7 @@ from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
 
+TARGET = "target (for ofa_base, 480 px, two cores)"
 TOLERANCE = 1e-4
 FIELDS = set(Setting.__dataclass_fields__)
 DEPTHS = ((6, 2, 3), (3, 3, 3), (2, 3, 2), (1, 1, 1))
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{parts_table(results)}")
     judged = verdict(results)
     if judged:
-        print(f"\n{aligned([('target', 'measured', 'wanted', ''), *judged])}")
+        print(f"\n{aligned([(TARGET, 'measured', 'wanted', ''), *judged])}")
     if options.plot:
         draw(results, options.growth, options.plot, note)
     return 0

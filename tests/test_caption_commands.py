@@ -128,6 +128,7 @@ def test_nonsense_is_refused_before_the_checkpoint_is_read(data):
     [
         ({"data": None}, "no data"),
         ({"bpe_dir": "/nowhere"}, r"/nowhere/dict\.txt"),
+        ({"path": "/nowhere/model.pt"}, "--path /nowhere/model.pt: no such checkpoint"),
         ({"num_bins": -1}, "--num-bins -1"),
         ({"max_src_length": 0}, "--max-src-length 0"),
         ({"patch_image_size": 0}, "--patch-image-size 0"),

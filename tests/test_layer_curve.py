@@ -67,6 +67,15 @@ def test_a_share_that_is_none_is_refused(share):
         judge(FIGURE, share)
 
 
+@pytest.mark.parametrize("wrong", [["--share", "2"], ["--share", "x"], ["--exits", "0"]])
+def test_wrong_options_are_refused_before_anything_is_measured(wrong, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["layer_curve", "out", "data", *wrong])
+    with pytest.raises(SystemExit) as stopped:
+        layer_curve.main()
+    assert stopped.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
 def test_static_depths_can_leave_an_exit_out():
     assert StaticExit((6, 6, 2)).exits_used([1, 2, 4]) == [2]
     assert StaticExit((6, 6, 2), use_exits=False).exits_used([1, 2, 4]) == []

@@ -17,7 +17,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     src_lengths Long[B], patch_images Float[B, 3, H, W] (zeros without image), patch_masks Bool[B]
     (False without image), prev_output_tokens Long[B, L], padded (False where all sources are of one
     length and all images there). Where examples share the tensor of an image, patch_images holds it
-    once, and image_rows Long[B] tells which of them each example has. Beside it: target Long[B, L],
+    once, and image_rows Long[B] tells which of them each example has. Where images are missing,
+    pictured Long[I] tells which of patch_images are there. Beside it: target Long[B, L],
     prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
     that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
     unconstrained), conf Float[B] (1 for an example without) and candidates, a list for each.
@@ -48,6 +49,9 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     }
     if len(images) < len(kept):
         batch["net_input"]["image_rows"] = torch.tensor(image_rows)
+    if not all(pictures):
+        there = {row for row, picture in zip(image_rows, pictures) if picture}
+        batch["net_input"]["pictured"] = torch.tensor(sorted(there), dtype=torch.long)
     masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
     if masks:
         if len(masks) < len(kept):

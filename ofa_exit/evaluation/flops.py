@@ -227,9 +227,9 @@ def batch_flops(
 ) -> BatchFlops:
     """Operations of generating for one batch of sentences.
 
-    stem: None for a batch without pictures; with it, every sentence's picture passes the stem, an
-    empty one too. image_layers, text_layers: executed, one a sentence, 0 where it has no such
-    modality; the same number twice for a joint encoder. text_tokens: unpadded source lengths.
+    stem: of one picture; None for a batch without any. image_layers, text_layers: executed, one a
+    sentence, 0 where it has no such modality (nor ran the stem for it); the same number twice for a
+    joint encoder. text_tokens: unpadded source lengths.
     image_rows: which picture each sentence has, where sentences share some: such a one passes the
     stem, and the layers of a split encoder, once.
 
@@ -257,7 +257,7 @@ def batch_flops(
     ):
         first = row not in seen
         seen.add(row)
-        if stem and first:
+        if stem and image and first:
             pixels = stem.flops + image_projection(shape, grid)
             executed["stem"] += pixels
             full["stem"] += pixels

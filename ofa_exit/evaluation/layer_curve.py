@@ -59,6 +59,12 @@ def read_curves(path: str | os.PathLike[str], quality: str) -> dict[str, Curve]:
     return {run: dict(sorted(curve.items())) for run, curve in curves.items()}
 
 
+def check_share(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ValueError(f"the share is {share}: give a number above 0, at most 1")
+    return share
+
+
 def judge(curve: Mapping[int, float], share: float = 1.0) -> dict[int, str]:
     """What each layer does to the quality Q of stopping behind it (BLIPEE Sections 1 and 3.1).
 
@@ -70,8 +76,7 @@ def judge(curve: Mapping[int, float], share: float = 1.0) -> dict[int, str]:
     The paper shows both phenomena in Figure 2 and defines neither in numbers: this is ours.
     Raises ValueError on another share.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"the share is {share}: give a number above 0, at most 1")
+    check_share(share)
     verdicts, best = {}, -float("inf")
     for layer, quality in sorted(curve.items()):
         best = max(best, quality)
@@ -161,13 +166,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """How exits are chosen, for this command and the one that measures."""
     parser.add_argument(
         "--share",
-        type=float,
+        type=_share,
         default=1.0,
         help="a layer falls below this share of the best before it (default: %(default)s)",
     )
     parser.add_argument(
-        "--exits", type=int, help="how many exits, spread evenly (default: behind every good layer)"
+        "--exits",
+        type=_count,
+        help="how many exits, spread evenly (default: behind every good layer)",
     )
+
+
+def _share(text: str) -> float:
+    try:
+        return check_share(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} exits: give a whole number of at least 1")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.layers import EncoderLayer
+from ofa_exit.models.pictures import Pictures
 from ofa_exit.models.positions import (
     ShapeCache,
     grid_ids,
@@ -223,6 +224,7 @@ class Encoder(ShapeCache):
         padded: bool = True,
         return_layers: bool = False,
         image_rows: Optional[Tensor] = None,
+        pictured: Optional[Tensor] = None,
     ) -> EncoderOut:
         """Encodes S sentences.
 
@@ -234,23 +236,26 @@ class Encoder(ShapeCache):
             of [S, heads, T, T] a layer.
         image_rows: Long [S], which of the images each sentence has; None: its own. An image that
             several have passes the stem once, and with ``split_modalities`` the layers too.
+        pictured: Long [I], which of patch_images are images, where the caller knows that not all
+            are; the others then cost nothing. Training runs all: batch norms see them at home.
         """
         sentences = src_tokens.size(0)
+        if self.training:
+            pictured = None
+        if pictured is not None and not len(pictured):
+            patch_images = None
         text_padding = src_tokens.eq(self.padding_idx)
         text = self.embed_text(src_tokens).masked_fill(text_padding.unsqueeze(-1), 0.0)
         if patch_images is None:
             image, grid = text[:, :0], None
         else:
-            image, grid = self.embed_image(patch_images)
             if patch_masks is None:
                 patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
-            present = patch_masks  # of the images that are run
-            if image_rows is not None:
-                if self.cfg.split_modalities:
-                    present = patch_masks.new_zeros(len(image)).scatter(0, image_rows, patch_masks)
-                else:
-                    image = image[image_rows]
-            image = image.masked_fill(~present[:, None, None], 0.0)
+            pictures = Pictures.of(patch_images, patch_masks, image_rows, pictured)
+            image, grid = self.embed_image(pictures.images)
+            image = image.masked_fill(~pictures.present[:, None, None], 0.0)
+            if not self.cfg.split_modalities:
+                image = pictures.spread(image)
         cut = image.size(1)
         image_padding = (
             ~patch_masks[:, None].expand(-1, cut)
@@ -270,20 +275,21 @@ class Encoder(ShapeCache):
                     biases.image,
                     None,
                     policy.image_gate() if policy else None,
-                    present,
+                    pictures.present,
                     kept[0] if return_layers else None,
                 )
-                if image_rows is not None:
-                    image, image_depth = image[image_rows], image_depth[image_rows]
-                    kept[0] = [state[image_rows] for state in kept[0]]
+                image, image_depth, *kept[0] = map(pictures.spread, (image, image_depth, *kept[0]))
             else:
                 image_depth = src_tokens.new_zeros(sentences)
             assert biases.text is not None
+            gate = None
+            if policy:
+                gate = policy.text_gate() if self.cfg.split_modalities else policy.joint_gate()
             text, text_depth = self._run(
                 text,
                 biases.text,
                 text_padding if padded else None,
-                policy.text_gate() if policy else None,
+                gate,
                 None,
                 kept[1] if return_layers else None,
             )

@@ -238,6 +238,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         return_layers: bool = False,
         exit_features: bool = False,
         image_rows: Optional[Tensor] = None,
+        pictured: Optional[Tensor] = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
 
@@ -253,6 +254,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                     patch_masks,
                     padded=padded,
                     image_rows=image_rows,
+                    pictured=pictured,
                 )
                 features, extra = self.decoder(
                     prev_output_tokens,
@@ -271,6 +273,7 @@ class OFAModel(FairseqEncoderDecoderModel):
             padded=padded,
             return_layers=return_layers,
             image_rows=image_rows,
+            pictured=pictured,
         )
         x, extra = self.decoder(
             prev_output_tokens,

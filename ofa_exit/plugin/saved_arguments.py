@@ -1,6 +1,7 @@
 """What a checkpoint's model was built with, known before any of its weights is read."""
 
 import ast
+import glob
 import os
 import pickle
 from argparse import Namespace
@@ -15,12 +16,18 @@ from ofa_exit.plugin.exit_flags import refuse_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
 
-def refuse_misfit_of_checkpoints(cfg: Any, policy: ExitPolicy) -> None:
-    """Raises ValueError for exit options that a model of ``cfg.path`` cannot follow.
+def refuse_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None:
+    """Raises ValueError for exit options that a model of ``cfg.path`` cannot follow, and
+    FileNotFoundError where there is none.
 
     So that nobody waits for a checkpoint first. What cannot be told yet is left to ``build_model``.
     """
     for path in utils.split_paths(cfg.path or ""):
+        # Of a checkpoint in parts the files' names begin like it; others may be no local files.
+        if "://" not in path and not glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*"):
+            raise FileNotFoundError(f"--path {path}: no such checkpoint")
+        if policy is None:
+            continue
         arguments = saved_arguments(path, cfg.model_overrides)
         if arguments is not None:
             refuse_misfit_arguments(cfg, policy, arguments)

@@ -83,7 +83,7 @@ class OFATask(ValidatesByGenerating):
         """
         policy = exit_policy(cfg, cls.similarity_defaults)
         cls.refuse_nonsense(cfg)
-        if policy is not None and not from_checkpoint:
+        if not from_checkpoint:
             refuse_misfit_of_checkpoints(cfg, policy)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
