@@ -23,13 +23,14 @@ from benchmarks.plot import GROWING, draw
 from benchmarks.report import Result, aligned, heading, parts_table, table, verdict, write_csv
 from benchmarks.setting import Setting
 from benchmarks.timing import CLOCKS, interleaved
-from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, name_of
+from benchmarks.variants import KINDS, USUAL, Bench, Depths, Models, deviation, name_of
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
 
 TARGET = "target (for ofa_base, 480 px, two cores)"
 TOLERANCE = 1e-4
+UNSPLIT = ("compiled", "floor")  # no timers around their parts, and no memory of their own
 FIELDS = set(Setting.__dataclass_fields__)
 DEPTHS = ((6, 2, 3), (3, 3, 3), (2, 3, 2), (1, 1, 1))
 JOINT_DEPTHS = ((6, 6, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1))
@@ -96,13 +97,13 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
             if name == "reference"
             else (run, models.ours, "ours")
             for name, run in runs.items()
-            if name != "floor"
+            if name not in UNSPLIT
         }
         if timed:
             for name, parts in parts_of(timed, options.profile_rounds, setting).items():
                 results[name].parts = parts
     if options.memory:
-        kinds = [(kind, kind, None) for kind in options.only if kind not in ("exits", "floor")]
+        kinds = [(kind, kind, None) for kind in options.only if kind not in ("exits", *UNSPLIT)]
         kinds += [(name_of(pattern), "exits", pattern) for pattern in patterns]
         for name, kind, pattern in tqdm(kinds, desc=f"memory, {setting}", leave=False):
             results[name].peak_bytes = peak_bytes(setting, kind, pattern)
@@ -185,9 +186,9 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         choices=list(KINDS),
-        default=list(KINDS),
+        default=USUAL,
         metavar="VARIANT",
-        help="see below (default: all)",
+        help="see below (default: all but compiled)",
     )
     add("--rounds", type=int, default=9, help=f"timed runs of each variant {shown}")
     add("--warm-up", type=int, default=2, help=f"runs of each before that {shown}")

@@ -15,7 +15,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from ofa_exit.data.files import sha256_of
 from ofa_exit.plugin.exit_flags import flag
 from ofa_exit.plugin.generation import DEFAULTS
-from ofa_exit.plugin.saved_arguments import overrides_of
+from ofa_exit.plugin.saved_arguments import overrides_of, told
 
 # Options that shards may differ in, and those of which another entry tells the content.
 _APART = {
@@ -37,8 +37,8 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
     words = "\n".join(task.dictionary.symbols).encode()
     record: dict[str, Any] = {
         "task": getattr(task.cfg, "_name", None),
-        "checkpoints": [_file(path) for path in utils.split_paths(_told(task.cfg.path) or "")],
-        "--model-overrides": str(overrides_of(_told(task.cfg.model_overrides) or "{}")),
+        "checkpoints": [_file(path) for path in utils.split_paths(told(task.cfg.path) or "")],
+        "--model-overrides": str(overrides_of(told(task.cfg.model_overrides) or "{}")),
         "--gen-subset": dataset.subset,
         "data": {"path": str(data), "bytes": status.st_size, "changed": changed},
         "vocabulary": hashlib.sha256(words).hexdigest(),
@@ -53,11 +53,6 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
         if name not in _APART and not name.startswith("_") and value != default:
             record[flag(name)] = _content(value)
     return record
-
-
-def _told(value: Any) -> Any:
-    """None where a task was set up by hand, without the fairseq option that ``value`` points to."""
-    return None if isinstance(value, str) and value.startswith("${") else value
 
 
 def _content(value: Any) -> Any:

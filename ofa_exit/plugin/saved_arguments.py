@@ -22,7 +22,7 @@ def refuse_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None
 
     So that nobody waits for a checkpoint first. What cannot be told yet is left to ``build_model``.
     """
-    for path in utils.split_paths(cfg.path or ""):
+    for path in utils.split_paths(told(cfg.path) or ""):
         # Of a checkpoint in parts the files' names begin like it; others may be no local files.
         if "://" not in path and not glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*"):
             raise FileNotFoundError(f"--path {path}: no such checkpoint")
@@ -55,6 +55,11 @@ def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
         return None
     ARCH_CONFIG_REGISTRY[arch](arguments)
     return arguments
+
+
+def told(value: Any) -> Any:
+    """None where a task was set up by hand, without the fairseq option that ``value`` points to."""
+    return None if isinstance(value, str) and value.startswith("${") else value
 
 
 def overrides_of(text: str) -> dict[str, Any]:
