@@ -8,6 +8,7 @@ import pytest
 from ofa_exit.evaluation.vqa import score_vizwiz, score_vqa
 from ofa_exit.evaluation.vqa_answers import (
     CONTRACTIONS,
+    VIZWIZ_CONTRACTIONS,
     answer_accuracy,
     normalise_answer,
     vizwiz_answer_accuracy,
@@ -88,6 +89,18 @@ def test_contractions_are_those_published():
         "f2c800b1132e79302dd72686ce8bba16120f1873f98a85561222e89317336e7a"
     )
     assert not {"let's", "she's", "im", "ive", "i'dve", "id've"} & CONTRACTIONS.keys()
+
+
+def test_vizwizs_contractions_are_those_published():
+    """Its evaluation has VQA's list with ’ for ', but for some."""
+    lines = "\n".join(f"{key} {value}" for key, value in sorted(VIZWIZ_CONTRACTIONS.items()))
+    assert len(VIZWIZ_CONTRACTIONS) == 114
+    assert hashlib.sha256(lines.encode()).hexdigest() == (
+        "7601d91c7c3871554dc69d1d2ac71025a584f9c7df2b6562f5bfcf840ef9addc"
+    )
+    assert vizwiz_answer_accuracy("dont know", ten("don't know")) == 0
+    assert vizwiz_answer_accuracy("dont know", ten("don’t know")) == 1
+    assert vizwiz_answer_accuracy("cant know", ten("can't know")) == 1
 
 
 def test_vizwiz_processes_the_prediction_alone():

@@ -1,5 +1,6 @@
 """mue_scst: the loss against slow loops, training through the real command line."""
 
+import json
 import math
 
 import helpers
@@ -11,6 +12,7 @@ from fairseq.logging import metrics
 from ofa_exit.document_frequencies import main as count_command
 from ofa_exit.evaluation.cider_d import CiderD, DocumentFrequencies
 from ofa_exit.objectives.self_critical import advantages, sampled_targets
+from ofa_exit.plugin import scst as plugin
 from ofa_exit.plugin.scst import MuESCST, MuESCSTConfig
 
 TASK = "mue_caption"
@@ -243,6 +245,7 @@ def test_metrics_weigh_workers_by_their_captions():
         ({"scst_args": "[]"}, "--scst-args '\\[\\]': give a JSON object"),
         ({"scst_args": '{"beams": 5}'}, "--scst-args: beams is no generation option"),
         ({"scst_args": '{"prefix_size": 2}'}, "--prefix-size is not supported"),
+        ({"scst_args": '{"match_source_len": true}'}, "--match-source-len is not supported"),
         ({"scst_args": '{"beam": 0}'}, "needs at least 1 captions"),
         ({"scst_args": '{"beam": 1}', "scst_baseline": "mean"}, "needs at least 2 captions"),
         ({"layer_weights": "1,x"}, "layer weights"),
@@ -251,6 +254,37 @@ def test_metrics_weigh_workers_by_their_captions():
 def test_options_that_cannot_work_are_refused(data, given, message):
     with pytest.raises(ValueError, match=message):
         criterion(data, **given)
+
+
+@pytest.mark.parametrize("options", ['{"temperature": 3.0}', '{"sampling_topk": 3, "min_len": 2}'])
+def test_samples_that_the_loss_sees_otherwise_are_told(data, options, caplog):
+    criterion(data, scst_args=options)
+    assert "the gradient is biased" in caplog.text
+    assert all(f"--scst-args {name}" in caplog.text for name in json.loads(options))
+    caplog.clear()
+    criterion(data)
+    criterion(data, scst_args='{"sampling": false, "temperature": 3.0}')
+    assert "biased" not in caplog.text
+
+
+def test_every_process_draws_samples_of_its_own(data, checkpoint, monkeypatch):
+    loss = criterion(data, scst_baseline="mean")
+    (model,) = files.load(loss.task, checkpoint)
+    batch = first_batch(loss.task)
+    monkeypatch.setattr(plugin, "get_data_parallel_world_size", lambda: 2)
+
+    def drawn(rank: int) -> tuple[list, list, torch.Tensor]:
+        monkeypatch.setattr(plugin, "get_data_parallel_rank", lambda: rank)
+        torch.manual_seed(1)
+        one, other = (
+            [tokens.tolist() for tokens in loss.sample(model, batch).captions] for _ in "ab"
+        )
+        return one, other, torch.rand(3)
+
+    first, second = drawn(0), drawn(1)
+    assert first[0] != second[0] and first[1] != second[1] and first[0] != first[1]
+    assert torch.equal(first[2], second[2])  # other random numbers stay alike
+    assert first[:2] == drawn(0)[:2]
 
 
 def test_it_is_for_captions(data, tmp_path):

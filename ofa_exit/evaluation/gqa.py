@@ -51,9 +51,11 @@ def score_gqa(
     options = read_json(choices) if choices is not None else None
     balanced = [name for name, entry in entries.items() if entry.get("isBalanced", True)]
     wanted = list(entries) if consistency else balanced
+    # A submission answers all questions of a split; those of other files are passed over, as there.
     having = matched(
-        predictions, wanted, entries, results, source, "question", allow_missing=allow_missing
+        predictions, wanted, predictions, results, source, "question", allow_missing=allow_missing
     )
+    others = sum(name not in entries for name in predictions)
     scored = [name for name in having if entries[name].get("isBalanced", True)]
     if not scored:
         raise ValueError(f"{source}: none of the questions with a result is of the balanced set")
@@ -88,7 +90,11 @@ def score_gqa(
         len(scored),
         "balanced questions",
         {title: means.percent() for title, means in parts.items() if means.percent()},
-        [*missing_note(len(having), len(wanted)), *_absent(values, consistency, choices)],
+        [
+            *missing_note(len(having), len(wanted)),
+            *[f"{others} results are for questions that are not in {source}"][: bool(others)],
+            *_absent(values, consistency, choices),
+        ],
     )
 
 

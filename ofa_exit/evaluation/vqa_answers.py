@@ -14,7 +14,7 @@ The rules are those of https://visualqa.org/evaluation.html and of the published
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 _MARKS = ';/[]"{}()=+\\_->@`,?!<'
@@ -52,6 +52,18 @@ ever equals.
 """
 
 
+# VizWiz's evaluation has the same list with ’ in the place of ', but for these.
+_STRAIGHT = frozenset(["aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"])
+_STRAIGHT_KEYS = frozenset(("couldn'tve", "hadn'tve"))
+VIZWIZ_CONTRACTIONS = {
+    key if key in _STRAIGHT_KEYS else key.replace("'", "’"): (
+        word if key in _STRAIGHT else word.replace("'", "’")
+    )
+    for key, word in CONTRACTIONS.items()
+}
+"""The same for VizWiz: "dont" becomes "don’t" there, which no answer with ' equals."""
+
+
 def strip_answer(answer: str) -> str:
     """Line breaks and tabs as spaces, none at the ends: done to every answer."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
@@ -60,7 +72,13 @@ def strip_answer(answer: str) -> str:
 @lru_cache(maxsize=1 << 16)  # the same few thousand answers come again and again
 def normalise_answer(answer: str) -> str:
     """The answer without punctuation, capitals and articles, numbers as digits, don't for dont."""
-    return _words(_punctuation(answer))
+    return _words(_punctuation(answer), CONTRACTIONS)
+
+
+@lru_cache(maxsize=1 << 16)
+def normalise_vizwiz_answer(answer: str) -> str:
+    """The same by VizWiz's evaluation, whose contractions are written otherwise."""
+    return _words(_punctuation(answer), VIZWIZ_CONTRACTIONS)
 
 
 def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -85,7 +103,7 @@ def vizwiz_answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Its evaluation always normalises the prediction and never the annotators' answers, which its
     annotation files hold in that form already. Raises ValueError without answers.
     """
-    return _leave_one_out(normalise_answer(strip_answer(prediction)), answers)
+    return _leave_one_out(normalise_vizwiz_answer(strip_answer(prediction)), answers)
 
 
 def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
@@ -106,6 +124,6 @@ def _punctuation(answer: str) -> str:
     return _FULL_STOP.sub("", text, count=_MOST_FULL_STOPS)
 
 
-def _words(answer: str) -> str:
+def _words(answer: str, contractions: Mapping[str, str]) -> str:
     words = (_NUMBERS.get(word, word) for word in answer.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,12 +1,16 @@
 """The criterion ``mue_scst``: the CIDEr stage of captioning, on every decoder layer."""
 
+import logging
 from argparse import Namespace
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
 import torch
+from fairseq import utils
 from fairseq.criterions import register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.distributed.utils import get_data_parallel_rank, get_data_parallel_world_size
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor
@@ -15,12 +19,25 @@ from ofa_exit.evaluation.cider_d import COMMAND, CiderD, DocumentFrequencies
 from ofa_exit.objectives.self_critical import BASELINES, advantages, sampled_targets
 from ofa_exit.plugin.caption import MuECaptionTask
 from ofa_exit.plugin.criterions import MuELoss
-from ofa_exit.plugin.generation import UNSUPPORTED, generation_options, refuse_options
+from ofa_exit.plugin.generation import DEFAULTS, UNSUPPORTED, generation_options, refuse_options
+
+logger = logging.getLogger(__name__)
 
 SCST_BASELINES = ChoiceEnum(list(BASELINES))
 # Each would make captions that the model did not choose by itself.
-_NOT_IN_TRAINING = dict.fromkeys(
-    ("score_reference", "prefix_size"), "captions are sampled from the picture alone"
+_NOT_IN_TRAINING = {
+    **dict.fromkeys(
+        ("score_reference", "prefix_size"), "captions are sampled from the picture alone"
+    ),
+    "match_source_len": "a caption's length has nothing to do with the prompt's",
+}
+# Each draws samples by other probabilities than those that the loss sees.
+_DRAWN_OTHERWISE = (
+    "temperature",
+    "sampling_topk",
+    "sampling_topp",
+    "min_len",
+    "no_repeat_ngram_size",
 )
 # How the samples are drawn, which greedy decoding is not.
 _DRAWING = ("beam", "nbest", "sampling", "sampling_topk", "sampling_topp", "temperature")
@@ -56,6 +73,14 @@ class MuESCSTConfig(FairseqDataclass):
         },
     )
     sentence_avg: bool = II("optimization.sentence_avg")
+
+
+def _noise_of_this_process() -> AbstractContextManager:
+    """Random numbers of its own for each of several processes: fairseq seeds all alike."""
+    if get_data_parallel_world_size() == 1:
+        return nullcontext()
+    drawn = int(torch.randint(2**31, ()))  # the same everywhere, and other at every call
+    return utils.set_torch_seed(drawn + get_data_parallel_rank())
 
 
 class Sampled(NamedTuple):
@@ -118,6 +143,7 @@ class MuESCST(MuELoss):
             "--scst-args", scst_args, beam=5, sampling=True, max_len_b=task.cfg.max_tgt_length
         )
         refuse_options(self.options, {**UNSUPPORTED, **_NOT_IN_TRAINING})
+        self._tell_of_bias()
         least = 2 if self.baseline == "mean" else 1
         if self.options.beam < least:
             raise ValueError(
@@ -126,6 +152,21 @@ class MuESCST(MuELoss):
             )
         self.cider_frequencies = cider_frequencies
         self._cider: Optional[CiderD] = None
+
+    def _tell_of_bias(self) -> None:
+        if not self.options.sampling:
+            return
+        named = [
+            option
+            for option in _DRAWN_OTHERWISE
+            if getattr(self.options, option, DEFAULTS[option]) != DEFAULTS[option]
+        ]
+        if named or self.task.cfg.target_words:
+            logger.warning(
+                "%s: samples are drawn by other probabilities than those that the loss sees, and "
+                "the gradient is biased",
+                ", ".join([f"--scst-args {option}" for option in named] or ["--target-words"]),
+            )
 
     @property
     def cider(self) -> CiderD:
@@ -176,7 +217,8 @@ class MuESCST(MuELoss):
         model.eval()
         try:
             generator = self.task.make_generator([model], self.options)
-            found = self.task.generate(generator, [model], sample)
+            with _noise_of_this_process():
+                found = self.task.generate(generator, [model], sample)
             greedy = []
             if self.baseline == "greedy":
                 searched = {k: v for k, v in vars(self.options).items() if k not in _DRAWING}

@@ -29,15 +29,15 @@ score() {
   done
 }
 
-score "cross-entropy, where all start" init $init
+score "start" init $init
 for seed in 1 2 3; do
   [ -e $runs/scst_$seed.done ] || BASELINE=greedy $here/scst.sh plain $init $runs/scst_$seed 15 --seed $seed "${quiet[@]}"
   touch $runs/scst_$seed.done
-  score "CIDEr stage, seed $seed" scst_$seed $runs/scst_$seed/checkpoint_last.pt
+  score "CIDEr stage seed $seed" scst_$seed $runs/scst_$seed/checkpoint_last.pt
 done
 for seed in 1 2 3; do
   [ -e $runs/words_$seed.done ] || BATCH=48 LR=5e-5 $here/finetune.sh caption plain $init $runs/words_$seed 15 \
     --warmup-updates 0 --end-learning-rate 5e-5 --seed $seed "${quiet[@]}"
   touch $runs/words_$seed.done
-  score "cross-entropy goes on, seed $seed" words_$seed $runs/words_$seed/checkpoint_last.pt
+  score "cross-entropy seed $seed" words_$seed $runs/words_$seed/checkpoint_last.pt
 done
