@@ -177,5 +177,5 @@ sweep() {
   [ "$DEVICE" = cuda ] || cpu=(--cpu)
   module ofa_exit.sweep "$grid" "$out.csv" "$DATA" --user-dir "$USER_DIR" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} \
     --path "$checkpoint" --gen-subset "$split" --batch-size "${MICRO:-8}" "${cpu[@]}" "${SEARCH[@]}" --scoring "$SCORING" "$@"
-  draw "$out.csv" "$QUALITY" "$out" "$grid"
+  draw "$out.csv" "$QUALITY" "$out" "$grid" "$@"
 }

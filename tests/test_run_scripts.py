@@ -155,8 +155,7 @@ def test_the_four_scripts_of_every_data_set(tmp_path):
     assert len(out.read_text().splitlines()) == 3
     assert out.with_suffix(".png").exists() and out.with_suffix(".svg").exists()
     script("sweep.sh", *given, grid, tmp_path / "none.csv", **small, CURVE="")
-    said = script("sweep.sh", *given, grid, tmp_path / "none.csv", "--time-only", **small)
-    assert "none.csv has no CIDEr" in said
+    script("sweep.sh", *given, grid, tmp_path / "none.csv", "--time-only", **small)
     assert not list(tmp_path.glob("none.*g"))
 
     assert "--compact DIR" in script("prepare.sh", tmp_path / "build", "--help")

@@ -63,6 +63,8 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
         *(None, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     ]
     assert plots[plots.index("--axes") + 1].startswith("parameter_speedup,")
+    run(f"{name}/sweep.sh", data, "a.pt", "test", tmp_path / "sw", "--time-only", **environment)
+    assert len(read()) == 1  # without a quality there is nothing to draw
 
 
 @pytest.mark.parametrize("name", [*BLIPEE, "nocaps"])

@@ -16,4 +16,4 @@ esac
 "$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
   --path "$checkpoint" --gen-subset "$split" --batch-size 32 --num-workers 0 "${options[@]}" "$@"
 curve=${CURVE-${out%.csv}}
-[ -z "$curve" ] || draw "$out" "$quality" "$curve" "$grid"
+[ -z "$curve" ] || draw "$out" "$quality" "$curve" "$grid" "$@"
