@@ -44,6 +44,7 @@ identity() {
 fit() {
   local train=$1 valid=$2 init=$3 out=$4 micro=${MICRO:-8} processes shared
   shift 4
+  [ -e "$train" ] || { echo "$train is not there: prepare.sh makes it" >&2; return 2; }
   processes=$(world)
   # Fewer at a time than MICRO where only that makes updates of BATCH samples.
   while [ "$micro" -gt 1 ] && [ $((batch % (processes * micro))) -ne 0 ]; do micro=$((micro - 1)); done
@@ -54,7 +55,7 @@ fit() {
   fi
   # fairseq goes on from what OUT holds, whatever it was trained with: epochs may be added, all else must be the same.
   local command
-  command="$train $(identity "$init") $batch $lr $schedule $*"
+  command="$(identity "$train:${BPE_DIR:-$DATA}/dict.txt:$init") ${ARCH:-ofa_base} $batch $lr $schedule $*"
   if [ "$(cat "$out/command.txt" 2>/dev/null)" != "$command" ]; then
     if [ -e "$out/checkpoint_last.pt" ]; then
       echo "$out holds a training from another checkpoint, on other rows or with other settings: choose another folder, or remove it" >&2
@@ -131,19 +132,24 @@ train_blipee() {
 }
 
 # evaluate DATA CHECKPOINT SPLIT OUT ARGUMENTS…: what is complete in OUT is kept. Without --exit-…
-# options the model runs in full. A shard goes to a folder of its own in OUT.
+# options the model runs in full. A shard goes to a folder of its own, OUT/SPLIT-shardI. The score is the last line of
+# OUT/generate-SPLIT.txt.
 evaluate() {
   options "${1:?folder of SPLIT.tsv}"
   local checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?folder for results} shard=()
   shift 4
   if [ -n "${SHARD:-}" ]; then
-    out=$out/shard$SHARD
+    out=$out/$split-shard$SHARD
     shard=(--num-shards "${SHARDS:?how many shards there are}" --shard-id "$SHARD")
+    if [[ " $* " == *" --exit-trace "* && " $* " != *"/$split-shard$SHARD/"* ]]; then
+      echo "a shard's trace is a file of its own: --exit-trace $out/trace.jsonl, then merge with --trace trace.jsonl" >&2
+      return 2
+    fi
   fi
   local command
-  command="$DATA ${BPE_DIR:-} $(identity "$checkpoint") $*"
+  command="$(identity "$DATA/$split.tsv:${BPE_DIR:-$DATA}/dict.txt:$checkpoint") $*"
   # Merged: of the shards as they are.
-  if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then command+=" $(cat "$out"/shard*/command-"$split".txt 2>/dev/null || true)"; fi
+  if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then command+=" $(cat "$out/$split"-shard*/command-"$split".txt 2>/dev/null || true)"; fi
   if grep -qs "^Generate " "$out/generate-$split.txt"; then
     if [ "$(cat "$out/command-$split.txt" 2>/dev/null)" != "$command" ]; then
       echo "$out holds $split of other data, another checkpoint or other options: choose another folder, or remove it" >&2
@@ -161,12 +167,13 @@ evaluate() {
   echo "$command" > "$out/command-$split.txt"
   if [ -n "${SHARDS:-}" ] && [ -z "${SHARD:-}" ]; then
     local folders=() number
-    for ((number = 0; number < SHARDS; number++)); do folders+=("$out/shard$number"); done
+    for ((number = 0; number < SHARDS; number++)); do folders+=("$out/$split-shard$number"); done
     merge "$out" "${folders[@]}" "${scoring[@]}" "$@"
     return
   fi
   generate "$DATA" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} --path "$checkpoint" --gen-subset "$split" \
     --batch-size "${MICRO:-8}" --results-path "$out" "${SEARCH[@]}" "${scoring[@]}" "${shard[@]}" "$@" 2>&1 | tee "$out/log.txt"
+  tail -n 1 "$out/generate-$split.txt" 2>/dev/null || true
 }
 
 # sweep DATA CHECKPOINT SPLIT OUT ARGUMENTS…: OUT.csv, and its curve, OUT.png and OUT.svg.

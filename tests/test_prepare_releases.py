@@ -57,7 +57,7 @@ def test_an_unknown_karpathy_split_is_a_problem(root, out, capsys):
     content["images"][1]["split"] = "trian"
     source.write_text(json.dumps(content))
     assert prepare("coco", root, out) == 1
-    assert "dataset_coco.json, 42: the record has no 'trian'" in capsys.readouterr().err
+    assert "dataset_coco.json, 42: split 'trian', none of" in capsys.readouterr().err
 
 
 def test_nocaps_and_its_domains(root, out):
@@ -82,6 +82,45 @@ def test_snli_ve(root, out):
         *["The man says 2.", "A man in red.", "contradiction"],
     ]
     assert [len(rows(out / f"{split}.tsv")) for split in ("train", "valid", "test")] == [3, 3, 3]
+
+
+def test_snli_ve_as_first_released(root, out):
+    """Its key was Flikr30kID once."""
+    samples.snli_ve(root)
+    for source in root.glob("*.jsonl"):
+        source.write_text(source.read_text().replace("Flickr30K_ID", "Flikr30kID"))
+    assert prepare("snli_ve", root, out) == 0
+    assert rows(out / "valid.tsv")[0][1] == "1000092791"
+
+
+def test_a_data_set_does_not_replace_another(root, out, capsys):
+    samples.snli_ve(root / "snli")
+    samples.coco(root / "coco")
+    assert prepare("snli_ve", root / "snli", out) == 0
+    before = (out / "train.tsv").read_bytes()
+    assert prepare("coco", root / "coco", out) == 1
+    told = capsys.readouterr().err
+    assert "train.tsv was made of snli_ve_train.jsonl: choose another folder" in told
+    assert (out / "train.tsv").read_bytes() == before
+
+
+def test_images_that_are_all_missing_are_told_at_once(root, out, capsys):
+    samples.vqa(root)
+    for folder in root.glob("*20*"):
+        if folder.is_dir():
+            folder.rename(root.parent / folder.name)
+    assert prepare("vqa", root, out, "--answers", 0) == 1
+    told = capsys.readouterr().err
+    assert f"none of its images is below {root.resolve()}; one of them is COCO_train2014_0" in told
+    assert "no such image" not in told
+
+
+def test_an_image_is_missed_once_a_question(root, out, capsys):
+    samples.vqa(root)
+    (root / "train2014" / "COCO_train2014_000000458752.jpg").unlink()
+    assert prepare("vqa", root, out, "--answers", 0, "--splits", "train") == 1
+    listed = problems(out / "train.tsv")
+    assert len(listed) == len(set(listed)) > 1  # two answers or more to a question
 
 
 @pytest.mark.parametrize(("count", "worth"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])

@@ -245,6 +245,29 @@ def test_answers_that_are_there_are_those_that_were_asked_for(calls, tmp_path):
     assert "of other data" in failing(*held_out, **environment)
     run(*ask, "test", out, **environment)  # another split is not there yet
     assert len(read()) == 1
+    (data / "valid.tsv").write_text("a row\n")
+    assert "of other data" in failing(*ask, "valid", out, **environment)
+
+
+def test_shards_of_two_splits_are_told_apart(calls, tmp_path):
+    commands, read = calls
+    out, environment = tmp_path / "ev", {"BIN": commands, "BPE_DIR": "/b", "SHARDS": "2"}
+    for split in ("valid", "test"):
+        ask = ("coco/evaluate.sh", tmp_path, "a.pt", split, out)
+        run(*ask, **environment, SHARD="1")
+        (arguments,) = read()
+        assert arguments[arguments.index("--results-path") + 1] == f"{out}/{split}-shard1"
+        run(*ask, **environment)
+        (arguments,) = read()
+        assert arguments[:4] == [
+            *("ofa_exit.merge", str(out)),
+            *(f"{out}/{split}-shard{number}" for number in range(2)),
+        ]
+        trace = ("--exit-trace", tmp_path / "trace.jsonl")
+        assert "a file of its own" in failing(*ask, *trace, **environment, SHARD="1")
+        own = ("--exit-trace", out / f"{split}-shard1" / "trace.jsonl")
+        run(*ask, *own, **environment, SHARD="1")
+        read()
 
 
 def test_a_training_that_is_there_is_the_one_that_was_asked_for(calls, tmp_path):
@@ -257,6 +280,9 @@ def test_a_training_that_is_there_is_the_one_that_was_asked_for(calls, tmp_path)
     run(*train, **environment)  # nothing is there yet but what was asked for
     (out / "checkpoint_last.pt").touch()
     run(*train, EPOCHS="6", **environment)
-    for other in ({"LR": "1e-4"}, {"BATCH": "32"}):
-        assert "other settings" in failing(*train, **other, **environment)
+    for other in ({"LR": "1e-4"}, {"BATCH": "32"}, {"ARCH": "ofa_tiny"}, {"BPE_DIR": "/other"}):
+        assert "other settings" in failing(*train, **{**environment, **other})
     assert "other settings" in failing("coco/train.sh", data, "b.pt", out, **environment)
+    (data / "train.tsv").write_text("another row\n")
+    assert "on other rows" in failing(*train, **environment)
+    assert "prepare.sh makes it" in failing("coco/train.sh", tmp_path, "a.pt", out, **environment)

@@ -17,7 +17,7 @@ from typing import Any
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, LeftOut, Record, clean, items, whole
+from .records import SEPARATOR, Item, LeftOut, MalformedError, Record, clean, items, whole
 from .splits import available
 
 HELP = """COCO captions, Karpathy's split: train.tsv (a row a caption), train_stage2.tsv (a row an
@@ -60,6 +60,8 @@ def read(source: Path, split: str) -> Iterator[Item]:
 
     def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
         # An unknown split is an error even where another one is asked for.
+        if entry["split"] not in _OF_KARPATHY:
+            raise MalformedError(f"split {entry['split']!r}, none of {tuple(_OF_KARPATHY)}")
         if _OF_KARPATHY[entry["split"]] != split.removesuffix("_stage2"):
             return
         names = (str(entry["filename"]), f"{int(id):012d}.jpg")

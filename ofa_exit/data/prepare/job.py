@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     partial = writer.resumable(job.path, inputs)
     if partial is None:
         done = manifest.finished(job.path)
+        _refuse_another_release(job, done, inputs)
         # What was skipped for want of an image may be in other folders.
         if (
             done is not None
@@ -116,6 +117,17 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     return job.path
 
 
+def _refuse_another_release(
+    job: Job, done: Mapping[str, Any] | None, inputs: Mapping[str, Any]
+) -> None:
+    """A file of other annotations is of another data set, and its preparation was long."""
+    before = list(done["inputs"]["sources"]) if done is not None else []
+    if before and not set(before) & set(inputs["sources"]):
+        raise PrepareError(
+            f"{job.path} was made of {', '.join(before)}: choose another folder, or remove it"
+        )
+
+
 def _names(files: Files) -> list[str]:
     return [str(folder.resolve()) for folder in files.folders]
 
@@ -123,7 +135,7 @@ def _names(files: Files) -> list[str]:
 def look_over(job: Job, files: Files, problems: Problems) -> Survey:
     """Read all annotations once: counts, missing images, bad records, and the space needed."""
     rows = entries = missing = sampled = sizes = 0
-    last = None
+    last = told = None
     images: set[str] = set()
     left_out: Counter[str] = Counter()
     for item in tqdm(job.items(), desc=f"{job.path.name}: looking", unit="row", leave=False):
@@ -140,10 +152,17 @@ def look_over(job: Job, files: Files, problems: Problems) -> Survey:
         image = files.image(item.image_names)
         if image is None:
             missing += 1
-            problems.add(Problem(item.image_names[0], item.id, "there is no such image"))
+            if told != (item.image_names, item.id):  # once for all answers to a question
+                problems.add(Problem(item.image_names[0], item.id, "there is no such image"))
+            told = (item.image_names, item.id)
         elif rows % _SAMPLE == 1:
             sampled += 1
             sizes += encoded_length(image) + _text_length(item)
+    if rows and missing == rows:
+        raise PrepareError(
+            f"{job.path.name}: none of its images is below {', '.join(_names(files))}; one of them "
+            f"is {min(images)}. Unpack them there, or name their folders by --images"
+        )
     found = {job.entry: entries, "images": len(images), "rows": rows}
     return Survey(found, missing, left_out, sizes * rows // max(1, sampled))
 

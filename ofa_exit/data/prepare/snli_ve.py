@@ -57,7 +57,8 @@ def read(source: Path) -> Iterator[Item]:
     """Rows in the file's order."""
 
     def make(id: str, entry: Any) -> Iterator[Record]:
-        image = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
+        key = "Flikr30kID" if "Flikr30kID" in entry else "Flickr30K_ID"  # the first releases' name
+        image = str(entry[key]).removesuffix(".jpg")
         if entry["gold_label"] not in _LABELS:
             raise MalformedError(f"gold_label {entry['gold_label']!r}, none of {_LABELS}")
         hypothesis = clean(entry["sentence2"], "sentence2")
