@@ -41,7 +41,7 @@ def test_training_through_the_command(plain, tmp_path, caplog):
     init = load(plain[1])["model"]
     first = start(plain, tmp_path / "one", updates=1)
     assert "missing exit parameters initialised" in caplog.text
-    assert "the backbone is frozen" in caplog.text
+    assert "the backbone is frozen" in caplog.text and "untrained" not in caplog.text
     second = start(plain, tmp_path / "two", updates=2)
 
     for checkpoint in (first, second):
@@ -103,6 +103,7 @@ def test_entailment_and_validation(tmp_path, caplog):
     data = entailment_folder(tmp_path / "data")
     exits = [word for word in EXITS if word != "--disable-validation"]
     train("mue_snli_ve", data, tmp_path / "out", *exits, updates=2)
+    assert caplog.text.count("the frozen backbone is untrained") == 1
     (line,) = [r.getMessage() for r in caplog.records if "valid_word_loss" in r.getMessage()]
     for key in ("fc_loss", "gen_loss", "acc_exit_2", "fc_acc_exit_4", "spread_exit_2"):
         assert f"valid_{key}" in line

@@ -387,7 +387,9 @@ def test_options():
         exit_policy(flags(exit_alpha=-0.1), {})
     with pytest.raises(ValueError, match="does not take --exit-alpha"):
         exit_policy(flags(exit_policy="similarity", exit_alpha=0.5), {})
-    with pytest.raises(ValueError, match="--exit-alpha without an exit policy"):
+    with pytest.raises(
+        ValueError, match="--exit-alpha without an exit policy: add --exit-policy confidence"
+    ):
         exit_policy(flags(exit_policy="none", exit_alpha=0.5), {})
     with pytest.raises(ValueError, match="needs a model with exits"):
         refuse_misfit(flags(), ConfidenceExit(), nano())

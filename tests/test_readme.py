@@ -42,7 +42,10 @@ def test_options_in_readme_exist(task, monkeypatch, capsys):
     named = set(re.findall(r"`(--[a-z0-9-]+)", tables))
     known: set[str] = set()
     for parser, arguments in (
-        (options.get_training_parser(), ["--arch", "ofa_nano", "--criterion", "mue_loss"]),
+        *(
+            (options.get_training_parser(), ["--arch", "ofa_nano", "--criterion", criterion])
+            for criterion in ("mue_loss", "blipee_adversarial")
+        ),
         (options.get_generation_parser(), []),
     ):
         full = ["data", "--task", task, *arguments]

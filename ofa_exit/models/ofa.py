@@ -160,6 +160,8 @@ class OFADecoder(Decoder, FairseqIncrementalDecoder):
 class OFAModel(FairseqEncoderDecoderModel):
     """OFA with exits. With no policy it is plain OFA."""
 
+    from_checkpoint = False  # whether its weights are another training's
+
     def __init__(self, cfg: OFAConfig, encoder: OFAEncoder, decoder: OFADecoder) -> None:
         super().__init__(encoder, decoder)
         self.cfg = cfg
@@ -297,3 +299,4 @@ class OFAModel(FairseqEncoderDecoderModel):
         """Makes an OFA checkpoint fit: more words, a larger image grid, missing exits."""
         super().upgrade_state_dict_named(state_dict, name)
         fit_state_dict(self, state_dict)
+        self.from_checkpoint = True

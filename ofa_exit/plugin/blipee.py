@@ -122,6 +122,7 @@ class BlipeeAdversarial(FairseqCriterion):
         self.word_weight = word_weight
         self.label_smoothing = label_smoothing
         self.sentence_avg = sentence_avg
+        self._told = False
 
     def get_groups_for_update(self, num_updates: int) -> set[str]:
         """The parameter groups that the update after ``num_updates`` others trains."""
@@ -138,6 +139,11 @@ class BlipeeAdversarial(FairseqCriterion):
         if not model.decoder.exits:
             raise ValueError(
                 "blipee_adversarial trains exits, and this model has none: add --exit-layers"
+            )
+        if not (model.from_checkpoint or self._told):
+            self._told = True
+            logger.warning(
+                "the frozen backbone is untrained: give its checkpoint by --finetune-from-model"
             )
         adversarial = self.adversarial_weight > 0
         if adversarial and not model.feature_classifiers:

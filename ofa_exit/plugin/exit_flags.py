@@ -157,9 +157,10 @@ def exit_policy(cfg: Any, similarity_defaults: dict[str, Any]) -> Optional[ExitP
         used = [OPTIONS[name] for name in given]
         used += [option for option in ("exit_kv", "exit_options") if getattr(cfg, option)]
         if used:
+            policy = "confidence" if "alpha" in given else "similarity (or another)"
             raise ValueError(
-                f"{', '.join(map(flag, used))} without an exit policy: add --exit-policy "
-                "similarity (or another), or leave it out"
+                f"{', '.join(map(flag, used))} without an exit policy: add --exit-policy {policy}, "
+                "or leave it out"
             )
         return None
     if cfg.exit_policy not in POLICIES:
