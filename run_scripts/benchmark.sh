@@ -141,7 +141,7 @@ evaluate() {
   if [ -n "${SHARD:-}" ]; then
     out=$out/$split-shard$SHARD
     shard=(--num-shards "${SHARDS:?how many shards there are}" --shard-id "$SHARD")
-    if [[ " $* " == *" --exit-trace "* && " $* " != *"/$split-shard$SHARD/"* ]]; then
+    if [[ " $* " == *" --exit-trace"* && " $* " != *"/$split-shard$SHARD/"* ]]; then
       echo "a shard's trace is a file of its own: --exit-trace $out/trace.jsonl, then merge with --trace trace.jsonl" >&2
       return 2
     fi

@@ -237,7 +237,8 @@ class Encoder(ShapeCache):
         image_rows: Long [S], which of the images each sentence has; None: its own. An image that
             several have passes the stem once, and with ``split_modalities`` the layers too.
         pictured: Long [I], which of patch_images are images, where the caller knows that not all
-            are; the others then cost nothing. Training runs all: batch norms see them at home.
+            are; stem and image pass then leave the others out, and a joint pass has padding in
+            their place. Training runs all: batch norms see them at home.
         """
         sentences = src_tokens.size(0)
         if self.training:

@@ -39,12 +39,14 @@ stage() {
   local variant=$1 baseline=$2 updates=$3 init=runs/caption_ft_$1/checkpoint_last.pt seed out
   for seed in 1 2 3; do
     out=$runs/${variant}_scst_${updates}_$seed
+    [ -e "$out.done" ] || rm -rf "$out" # without the optimizer's state it would begin to count anew
     [ -e "$out.done" ] || BASELINE=$baseline $here/scst.sh "$variant" "$init" "$out" "$updates" --seed $seed "${quiet[@]}"
     touch "$out.done"
     score "CIDEr stage, $updates updates, seed $seed" "$variant" "${out##*/}" "$out/checkpoint_last.pt"
   done
   for seed in 1 2 3; do
     out=$runs/${variant}_words_${updates}_$seed
+    [ -e "$out.done" ] || rm -rf "$out"
     [ -e "$out.done" ] || BATCH=48 LR=5e-5 $here/finetune.sh caption "$variant" "$init" "$out" "$updates" \
       --warmup-updates 0 --end-learning-rate 5e-5 --seed $seed "${quiet[@]}"
     touch "$out.done"

@@ -146,6 +146,8 @@ def write_candidates(
             f"warning: {path}: {len(frequent):,} answers occur at least {min_occurrences} times, "
             f"{answers:,} were asked for; {len(kept):,} are kept"
         )
+    inputs = manifest.fingerprint(sources, {"answers": answers, "min_occurrences": min_occurrences})
+    manifest.refuse_another_release(path, inputs)
     write_bytes(path, "".join(f"{answer}\n" for answer in kept).encode("utf-8"))
     manifest.write_manifest(
         path,
@@ -156,9 +158,7 @@ def write_candidates(
                 "bytes": path.stat().st_size,
                 "sha256": sha256_of(path),
             },
-            "inputs": manifest.fingerprint(
-                sources, {"answers": answers, "min_occurrences": min_occurrences}
-            ),
+            "inputs": inputs,
         },
     )
     say(f"{path}: {len(kept):,} candidate answers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,10 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     all.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
+    manifest.refuse_another_release(job.path, inputs, writer.partial_inputs(job.path))
     partial = writer.resumable(job.path, inputs)
     if partial is None:
         done = manifest.finished(job.path)
-        _refuse_another_release(job, done, inputs)
         # What was skipped for want of an image may be in other folders.
         if (
             done is not None
@@ -115,17 +115,6 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     lost = f"; {len(problems):,} skipped, see {problems.path.name}" if len(problems) else ""
     say(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
     return job.path
-
-
-def _refuse_another_release(
-    job: Job, done: Mapping[str, Any] | None, inputs: Mapping[str, Any]
-) -> None:
-    """A file of other annotations is of another data set, and its preparation was long."""
-    before = list(done["inputs"]["sources"]) if done is not None else []
-    if before and not set(before) & set(inputs["sources"]):
-        raise PrepareError(
-            f"{job.path} was made of {', '.join(before)}: choose another folder, or remove it"
-        )
 
 
 def _names(files: Files) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any
 
 from ofa_exit.data.files import sha256_of, write_bytes
 
+from .records import PrepareError
+
 # Of the rows' layout: files of another layout are made anew.
 FORMAT = 1
 
@@ -61,6 +63,29 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def refuse_another_release(
+    path: Path, inputs: Mapping[str, Any], partial: Mapping[str, Any] | None = None
+) -> None:
+    """Raises PrepareError where ``path``, or what is there of it, is of another data set.
+
+    That is, where none of the annotations is the same by name: such a file was long in the making.
+    inputs: of the new one; partial: of a partial file.
+    """
+    done = finished(path)
+    for other in (done["inputs"] if done is not None else None, partial):
+        before = _annotations(other) if other is not None else set()
+        if before and not before & _annotations(inputs):
+            raise PrepareError(
+                f"{path} was made of {', '.join(sorted(before))}: choose another folder, or remove "
+                "it"
+            )
+
+
+def _annotations(inputs: Mapping[str, Any]) -> set[str]:
+    """Names of the published files among the sources; candidates are made from them."""
+    return set(inputs.get("sources", ())) - {"answers.txt"}
 
 
 def finished(path: Path) -> dict[str, Any] | None:

@@ -60,6 +60,11 @@ def _inputs_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial.json")
 
 
+def partial_inputs(path: Path) -> dict[str, Any] | None:
+    """What the partial file of ``path`` is made from; None if there is none."""
+    return read_json(_inputs_path(path)) if partial_path(path).exists() else None
+
+
 def resumable(path: Path, inputs: dict[str, Any]) -> bool | None:
     """Whether a partial file of ``path`` was made from ``inputs``; None if there is none."""
     if not partial_path(path).exists():
