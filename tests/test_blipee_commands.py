@@ -8,6 +8,7 @@ import torch
 from task_files import caption_folder, entailment_folder, train
 
 from ofa_exit.export import export
+from ofa_exit.plugin.errors import UsageError
 
 EXITS = ["--criterion", "blipee_adversarial", "--exit-layers", "2,4"]
 EXITS += ["--feature-classifier-dim", "16", "--disable-validation"]
@@ -96,6 +97,20 @@ def test_options_through_the_command(plain, tmp_path, more):
         not torch.equal(trained[n], init[f"decoder.layers.{layer}.{rest}"])
         for n, (layer, rest) in zip(names, source)
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--criterion", "blipee_adversarial"], "this model has none: add --exit-layers"),
+        (["--exit-layers", "1,3"], "use --criterion blipee_adversarial"),
+    ],
+)
+def test_exits_and_their_criterion_belong_together(plain, tmp_path, options, message):
+    """Told in a line, as all errors of this kind are."""
+    data, init = plain
+    with pytest.raises(UsageError, match=message):
+        train("mue_caption", data, tmp_path, *options, "--finetune-from-model", str(init))
 
 
 def test_entailment_and_validation(tmp_path, caplog):

@@ -25,6 +25,7 @@ from ofa_exit.objectives.cross_entropy import token_cross_entropy, token_rows
 from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
 from ofa_exit.objectives.layerwise import score_layers
 from ofa_exit.plugin.criterions import refuse_empty
+from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class BlipeeAdversarial(FairseqCriterion):
         what to log. In validation the loss is the exit transformers'."""
         refuse_empty(sample)
         if not model.decoder.exits:
-            raise ValueError(
+            raise UsageError(
                 "blipee_adversarial trains exits, and this model has none: add --exit-layers"
             )
         if not (model.from_checkpoint or self._told):

@@ -20,6 +20,7 @@ from ofa_exit.objectives.cross_entropy import (
     tokens_kept,
 )
 from ofa_exit.objectives.layerwise import parse_layer_weights, score_layers
+from ofa_exit.plugin.errors import UsageError
 
 
 @dataclass
@@ -111,7 +112,7 @@ class MuELoss(FairseqCriterion):
         """
         refuse_empty(sample)
         if self.training and getattr(model.decoder, "exits", None):
-            raise ValueError(
+            raise UsageError(
                 "a model with --exit-layers trains its exits alone: use --criterion "
                 "blipee_adversarial, or leave --exit-layers out"
             )
