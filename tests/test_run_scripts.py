@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from script_runs import run
 
 from ofa_exit.evaluation.table import read_run
 
@@ -29,24 +30,8 @@ def few_rows(folder: Path, rows: int = 8) -> Path:
 
 
 def script(name: str, *arguments: object, **environment: str) -> str:
-    """Runs a script from another directory; returns all that it printed."""
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / name), *map(str, arguments)],
-        env={
-            **os.environ,
-            **environment,
-            "BIN": os.path.dirname(sys.executable),
-            "OMP_NUM_THREADS": "1",
-            "DEVICE": "cpu",
-        },
-        cwd="/",
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
+    """Runs a script of the emoji data from another directory; returns all that it printed."""
+    return run(f"emoji/{name}", *arguments, **environment)
 
 
 # A training whose second process fails; the first would wait for it, and tells how it ended.

@@ -236,9 +236,8 @@ class Encoder(ShapeCache):
             of [S, heads, T, T] a layer.
         image_rows: Long [S], which of the images each sentence has; None: its own. An image that
             several have passes the stem once, and with ``split_modalities`` the layers too.
-        pictured: Long [I], which of patch_images are images, where the caller knows that not all
-            are; stem and image pass then leave the others out, and a joint pass has padding in
-            their place. Training runs all: batch norms see them at home.
+        pictured: Long [I], which of patch_images are images, where not all are: the others are left
+            out (in a joint pass: padding). Training runs all, as batch norms see them at home.
         """
         sentences = src_tokens.size(0)
         if self.training:
@@ -283,9 +282,8 @@ class Encoder(ShapeCache):
             else:
                 image_depth = src_tokens.new_zeros(sentences)
             assert biases.text is not None
-            gate = None
-            if policy:
-                gate = policy.text_gate() if self.cfg.split_modalities else policy.joint_gate()
+            split = self.cfg.split_modalities
+            gate = policy and (policy.text_gate() if split else policy.joint_gate())
             text, text_depth = self._run(
                 text,
                 biases.text,
