@@ -282,8 +282,9 @@ class Encoder(ShapeCache):
             else:
                 image_depth = src_tokens.new_zeros(sentences)
             assert biases.text is not None
-            split = self.cfg.split_modalities
-            gate = policy and (policy.text_gate() if split else policy.joint_gate())
+            gate = None
+            if policy:
+                gate = policy.text_gate() if self.cfg.split_modalities else policy.joint_gate()
             text, text_depth = self._run(
                 text,
                 biases.text,
