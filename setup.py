@@ -21,7 +21,7 @@ setup(
     # The --user-dir folder exists once; installed, it lies inside the package.
     package_dir={"ofa_exit.user_dir": "user_dir"},
     include_package_data=False,
-    package_data={"ofa_exit": ["py.typed"], "ofa_exit.data.emoji": ["license_texts/*.txt"]},
+    package_data={"ofa_exit": ["py.typed"]},
     zip_safe=False,
     install_requires=[
         f"ve-fairseq==0.12.3; {WHEEL_PLATFORM}",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.models.linear import in_portions, linear
+from ofa_exit.models.cpu import in_portions, linear
 
 Weights = tuple[Tensor, Tensor]
 

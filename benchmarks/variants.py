@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.floor import Floor
 from benchmarks.reference import Reference
 from benchmarks.setting import Hypotheses, Setting, build, generate, generator, prepare, sample
-from ofa_exit.evaluation.report import GenerationReport
+from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.models.compiling import compile_parts
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.similarity import SimilarityExit

@@ -12,7 +12,7 @@
 #   GRID      settings of a sweep; run_scripts/grids/blipee.json are BLIPEE's
 #   SHARDS, SHARD   evaluate.sh: how many processes share the rows, and which of them this is, from 0;
 #                   SHARDS alone merges what they left in OUT (more arguments: those of
-#                   python -m ofa_exit.merge)
+#                   python -m ofa_exit.cli.merge)
 # DEVICE, PROCESSES, DDP, PORT: see common.sh. Several GPUs of one machine are used by themselves; on
 # several machines by torchrun or Slurm, see docs/scale.md.
 
@@ -93,11 +93,11 @@ train_mue() {
 # Section 4, Training: on 80 % of the validation split, with 20 % to choose by; 10 epochs of the backbone and 3 of the exits; Adam, lr
 # 1e-5, halved every 3 epochs; batches of 16. Table 6: betas 0.9 and 0.999, warm-up 500. Not told: weight decay and clipping (those of
 # OFA here). Differs from the paper: its exits are in language models of 24 and 32 layers, at 3, 5, 7, 9, 12, 20, 22 of 24, which is 1,
-# 2, 3 and 5 of OFA base's 6; python -m ofa_exit.layer_curve finds those that fit a checkpoint. Images are seen through OFA, not frozen
+# 2, 3 and 5 of OFA base's 6; python -m ofa_exit.cli.layers finds those that fit a checkpoint. Images are seen through OFA, not frozen
 # BLIP-2, and asked by OFA's prompts.
 #   MODE    supervised (with labels) or distill (from the final layer); default: what the paper's table of the data set has
 #   ROWS    folder of train.tsv and valid.tsv to train on (default: the 80 and 20 % in OUT/rows, made where they are missing; before
-#           several processes start, make them once: python -m ofa_exit.data.holdout --help)
+#           several processes start, make them once: python -m ofa_exit.prepare.holdout --help)
 #   EXITS   decoder layers with an exit (default 1,2,3,5)
 #   BACKBONE_EPOCHS (10; 0 leaves the first stage out), EPOCHS (3), LR (1e-5), BATCH (16)
 train_blipee() {
@@ -117,7 +117,7 @@ train_blipee() {
     if [ ! -e "$rows/valid.tsv" ]; then # what holdout writes last
       mkdir -p "$rows"
       echo "$source" > "$rows/source.txt"
-      module ofa_exit.data.holdout "$kind" "$DATA/valid.tsv" "$rows" "${candidates[@]}"
+      module ofa_exit.prepare.holdout "$kind" "$DATA/valid.tsv" "$rows" "${candidates[@]}"
     fi
   fi
   if [ "$mode" = supervised ] && [ "$epochs" -gt 0 ]; then
@@ -161,7 +161,7 @@ evaluate() {
   local scoring=(--scoring "$SCORING")
   if [[ " ${HIDDEN:-} " == *" $split "* ]]; then
     scoring=()
-    echo "the answers of $split are not published: for its server, python -m ofa_exit.evaluation.submission --help"
+    echo "the answers of $split are not published: for its server, python -m ofa_exit.evaluation.metrics.submission --help"
   fi
   mkdir -p "$out"
   echo "$command" > "$out/command-$split.txt"
@@ -182,7 +182,7 @@ sweep() {
   local checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?where to write, without ending} grid=${GRID:-$SETTINGS} cpu=()
   shift 4
   [ "$DEVICE" = cuda ] || cpu=(--cpu)
-  module ofa_exit.sweep "$grid" "$out.csv" "$DATA" --user-dir "$USER_DIR" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} \
+  module ofa_exit.cli.sweep "$grid" "$out.csv" "$DATA" --user-dir "$USER_DIR" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} \
     --path "$checkpoint" --gen-subset "$split" --batch-size "${MICRO:-8}" "${cpu[@]}" "${SEARCH[@]}" --scoring "$SCORING" "$@"
   draw "$out.csv" "$QUALITY" "$out" "$grid" "$@"
 }

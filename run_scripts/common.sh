@@ -101,12 +101,12 @@ module() {
 
 # merge OUT FOLDER… ARGUMENTS…: the shards of a generation as one.
 merge() {
-  module ofa_exit.merge "$@"
+  module ofa_exit.cli.merge "$@"
 }
 
 # prepare NAME ROOT OUT ARGUMENTS…: TSV files in OUT from an official release below ROOT.
 prepare() {
-  "$BIN/python" -m ofa_exit.data.prepare "$@"
+  "$BIN/python" -m ofa_exit.prepare "$@"
 }
 
 # draw CSV QUALITY OUT GRID ARGUMENTS…: a sweep's curve as OUT.png and OUT.svg, with exits of BLIPEE also against the paper's own
@@ -115,5 +115,5 @@ draw() {
   local axes=()
   [[ " ${*:5} " != *" --time-only "* ]] || return 0
   ! grep -q '"confidence"' "$4" || axes=(--axes parameter_speedup,flop_reduction,measured_time_reduction)
-  module ofa_exit.evaluation.plots "$1" --quality "$2" --out "$3" "${axes[@]}"
+  module ofa_exit.evaluation.figures.plots "$1" --quality "$2" --out "$3" "${axes[@]}"
 }

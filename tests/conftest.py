@@ -37,7 +37,7 @@ def seed() -> None:
 @pytest.fixture(params=["in place", "copied"])
 def reading(request, monkeypatch):
     """How keys and values of sentences that still run are read: small models would copy them."""
-    from ofa_exit.models import exiting
+    from ofa_exit.runtime import exit_loop as exiting
 
     monkeypatch.setattr(exiting, "STRETCH", 0 if request.param == "in place" else 2**62)
     return request.param

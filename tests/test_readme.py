@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from fairseq import options
-from helpers import batch, generate, nano
+from helpers.paths import ROOT
+from helpers.small_models import batch, generate, nano
 
 from ofa_exit.policies.registry import POLICIES, build_policy
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @torch.no_grad()

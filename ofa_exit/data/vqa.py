@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ofa_exit.data.answers import parse_answers
 from ofa_exit.data.example import (
     PROMPT_TYPES,
     Example,
@@ -17,7 +18,6 @@ from ofa_exit.data.example import (
     source_sequence,
 )
 from ofa_exit.data.images import ImageLoader
-from ofa_exit.data.prepare.answers import parse_answers
 from ofa_exit.data.text import TextEncoder, normalise_sentence
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.tsv import TsvFile
@@ -38,7 +38,7 @@ def read_answers(path: str | os.PathLike, encoder: TextEncoder) -> dict[str, lis
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"--answers {path}: the list of answers cannot be read ({error}). Give a text file of "
-            "one answer a line, as ofa_exit.data.prepare writes answers.txt"
+            "one answer a line, as ofa_exit.prepare writes answers.txt"
         ) from error
     answers: dict[str, list[int]] = {}
     known: dict[tuple[int, ...], str] = {}

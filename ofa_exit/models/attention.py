@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.models.linear import Linear
+from ofa_exit.models.cpu import Linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofa_exit.models.exits import fit_exits
+from ofa_exit.heads.transformer import fit_exits
 
 logger = logging.getLogger(__name__)
 

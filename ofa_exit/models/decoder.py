@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.models.cache import DecoderCache
+from ofa_exit.heads.transformer import build_exits, parse_exit_layers
+from ofa_exit.models.cpu import Linear, linear
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.exiting import run_with_exits
-from ofa_exit.models.exits import build_exits, parse_exit_layers
 from ofa_exit.models.layers import DecoderLayer
-from ofa_exit.models.linear import Linear, linear
 from ofa_exit.models.positions import (
     ShapeCache,
     code_position_ids,
@@ -23,9 +21,11 @@ from ofa_exit.models.positions import (
     token_buckets,
 )
 from ofa_exit.models.stem import rising_rates
-from ofa_exit.models.trees import TokenTree
 from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.policies.trace import DecoderStep
+from ofa_exit.runtime.exit_loop import run_with_exits
+from ofa_exit.runtime.kv_cache import DecoderCache
+from ofa_exit.runtime.token_tree import TokenTree
+from ofa_exit.runtime.trace import DecoderStep
 
 CACHE = "ofa_decoder_cache"
 SCORES_AT_ONCE = 2**26

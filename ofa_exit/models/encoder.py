@@ -19,10 +19,10 @@ from ofa_exit.models.positions import (
     relative_bias,
     token_buckets,
 )
-from ofa_exit.models.rows import surviving_rows
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
-from ofa_exit.policies.trace import ExitTrace
+from ofa_exit.runtime.rows import surviving_rows
+from ofa_exit.runtime.trace import ExitTrace
 
 
 class Encoder(ShapeCache):

@@ -8,8 +8,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ofa_exit.models.rows import surviving_sentences
-from ofa_exit.policies.trace import ExitTrace
+from ofa_exit.runtime.rows import surviving_sentences
+from ofa_exit.runtime.trace import ExitTrace
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ofa_exit.models.attention import MultiheadAttention
-from ofa_exit.models.linear import Linear, in_portions
+from ofa_exit.models.cpu import Linear, in_portions
 
 Runs = Optional[Sequence[slice]]
 ExtendKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

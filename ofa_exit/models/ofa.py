@@ -12,14 +12,14 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
+from ofa_exit.heads.transformer import FeatureClassifier, train_exits_only
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, fit_state_dict, refuse_other_structure
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.exits import FeatureClassifier, train_exits_only
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.policies.trace import ExitTrace
+from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
 

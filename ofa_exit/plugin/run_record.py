@@ -13,9 +13,9 @@ from fairseq import utils
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from ofa_exit.data.files import sha256_of
-from ofa_exit.plugin.exit_flags import flag
-from ofa_exit.plugin.generation import DEFAULTS
+from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import overrides_of, told
+from ofa_exit.plugin.search.generation import DEFAULTS
 
 # Options that shards may differ in, and those of which another entry tells the content.
 _APART = {

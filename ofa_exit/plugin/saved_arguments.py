@@ -12,7 +12,7 @@ from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.exit_flags import refuse_misfit_arguments
+from ofa_exit.plugin.options import refuse_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
 

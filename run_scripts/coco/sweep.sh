@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # COCO captions, Karpathy's split: many exit settings over one checkpoint, as OUT.csv and curves, OUT.png and OUT.svg.
 #   run_scripts/coco/sweep.sh DATA CHECKPOINT SPLIT OUT [fairseq-generate arguments…]
-# GRID names other settings than the default ones (python -m ofa_exit.sweep --help); for what train_blipee.sh made:
+# GRID names other settings than the default ones (python -m ofa_exit.cli.sweep --help); for what train_blipee.sh made:
 #   GRID=run_scripts/grids/blipee.json BPE_DIR=… run_scripts/coco/sweep.sh TRAINED/rows TRAINED/exits/checkpoint_last.pt valid OUT
 # on the rows held out, where the paper chooses α.
 # MuE, Table 1: OFA base CIDEr 146.7; with exits 137.0, BLEU-4 41.6, METEOR 30.6, SPICE 24.4 at -40.2 % expected time, after a

@@ -9,12 +9,12 @@
 # Not yet run here on the real data.
 #   FREQUENCIES   document frequencies of the training references (default: OUT/document_frequencies.npz). They are made
 #                 where they are missing; before several processes start (torchrun, Slurm), make them once by
-#                 python -m ofa_exit.document_frequencies DATA/train_stage2.tsv FREQUENCIES
+#                 python -m ofa_exit.cli.document_frequencies DATA/train_stage2.tsv FREQUENCIES
 # BPE_DIR, ARCH, BATCH, MICRO, LR, EPOCHS, VALID, SAVE_UPDATES: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"
 options "${1:?folder of train_stage2.tsv and valid.tsv}"
 init=${2:?checkpoint of train.sh} out=${3:?folder to save to} frequencies=${FREQUENCIES:-$3/document_frequencies.npz}
-[ -e "$frequencies" ] || module ofa_exit.document_frequencies "$DATA/train_stage2.tsv" "$frequencies"
+[ -e "$frequencies" ] || module ofa_exit.cli.document_frequencies "$DATA/train_stage2.tsv" "$frequencies"
 epochs=${EPOCHS:-3} batch=${BATCH:-64} lr=${LR:-1e-5} schedule=decay
 fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" --split-modalities --criterion mue_scst \
   --cider-frequencies "$frequencies" --scst-baseline mean --dropout 0 --freeze-resnet \

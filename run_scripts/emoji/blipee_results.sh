@@ -10,7 +10,7 @@
 source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
-[ -e "$DATA/dict.txt" ] || { echo "$DATA is not there: python -m ofa_exit.data.emoji build" >&2; exit 1; }
+[ -e "$DATA/dict.txt" ] || { echo "$DATA is not there: python -m examples.emoji.builder build" >&2; exit 1; }
 here=run_scripts/emoji grids=run_scripts/emoji/grids runs=runs/blipee rows=${ROWS:-1000}
 [ -x .venv/bin/python ] && python=.venv/bin/python || python=python
 set -e
@@ -87,7 +87,7 @@ beside caption plain
 beside entailment plain
 
 # Figure 2: every layer, and every exit alone.
-[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.layer_curve results/blipee_caption_layers runs/rows/caption_valid.tsv \
+[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.cli.layers results/blipee_caption_layers runs/rows/caption_valid.tsv \
   --user-dir user_dir --task mue_caption --patch-image-size 64 --code-dict-size 0 --num-bins 0 --cpu --num-workers 0 \
   --path $runs/caption_supervised/checkpoint_last.pt --gen-subset valid --batch-size 32 --beam 5 --max-len-b 16 \
   --scoring coco_caption --coco-tokenizer plain
@@ -98,7 +98,7 @@ for task in caption entailment; do
     test=${valid/_valid_/_test_artist_}
     [ -e "$test" ] || test=
     # Where the test was not swept with the setting choice says so, and the others are still to be chosen.
-    $python -m ofa_exit.evaluation.choice --quality $quality --keep 0.99 --by parameter_speedup \
+    $python -m ofa_exit.evaluation.figures.choice --quality $quality --keep 0.99 --by parameter_speedup \
       --baseline results/blipee_${task}_valid_supervised.csv "$valid" ${test:+"$test"} || true
   done | tee results/blipee_${task}_chosen.txt
 done
@@ -107,7 +107,7 @@ done
 draw() {
   local out=$1 split=$2 quality=$3
   shift 3
-  $python -m ofa_exit.evaluation.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
+  $python -m ofa_exit.evaluation.figures.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
 draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv

@@ -11,7 +11,7 @@ checkpoint=${1:?checkpoint} split=${2:?split} out=${3:?folder for results}
 shift 3
 samples=${SAMPLES:-10} ranker=${RANKER:-$out/ranker}
 mkdir -p "$out"
-capfilt() { "$BIN/python" -m ofa_exit.capfilt "$@"; }
+capfilt() { "$BIN/python" -m ofa_exit.prepare.capfilt "$@"; }
 
 if [ -e "$out/caption_synthetic.tsv" ]; then
   echo "$out/caption_synthetic.tsv is there already: remove it to filter again"

@@ -24,5 +24,5 @@ $HERE/generate.sh caption "$OUT/mue/checkpoint_last.pt" "$SPLIT" "$OUT/full_dept
 $HERE/generate.sh caption "$OUT/mue/checkpoint_last.pt" "$SPLIT" "$OUT/exits" "${EXITS[@]}"
 echo
 echo "3/3  captions of $SPLIT ($((SECONDS - started)) s in all)"
-"$BIN/python" -m ofa_exit.evaluation.table "full depth=$OUT/full_depth" "with exits=$OUT/exits" \
+"$BIN/python" -m ofa_exit.evaluation.figures.table "full depth=$OUT/full_depth" "with exits=$OUT/exits" \
   --csv "$OUT/table.csv"

@@ -14,8 +14,8 @@ mkdir -p "$out"
 rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
 further=()
 [ ! -e "$DATA/references_train.tsv" ] || further=(--references "$DATA/references_train.tsv")
-[ -e "$rows" ] || "$BIN/python" -m ofa_exit.data.references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
-[ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.document_frequencies "$rows" "$frequencies"
+[ -e "$rows" ] || "$BIN/python" -m ofa_exit.prepare.references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
+[ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.cli.document_frequencies "$rows" "$frequencies"
 # No dropout and a stem that stays as it is, so that the loss sees the probabilities that the captions
 # were sampled by.
 # shellcheck disable=SC2046

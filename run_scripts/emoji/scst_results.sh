@@ -8,7 +8,7 @@
 source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1 PROCESSES=1 CURVE=
-[ -e "$DATA/references_train.tsv" ] || { echo "$DATA/references_train.tsv is not there: python -m ofa_exit.data.emoji build" >&2; exit 1; }
+[ -e "$DATA/references_train.tsv" ] || { echo "$DATA/references_train.tsv is not there: python -m examples.emoji.builder build" >&2; exit 1; }
 here=run_scripts/emoji runs=runs/scst
 quiet=(--log-interval 5 --num-workers 0 --disable-validation --no-save-optimizer-state)
 set -e

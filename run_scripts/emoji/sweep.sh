@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Many exit settings over one checkpoint: a CSV, and its accuracy-time curve beside it, OUT.png and OUT.svg.
 #   run_scripts/emoji/sweep.sh caption|entailment CHECKPOINT SPLIT GRID.json OUT.csv [fairseq-generate arguments…]
-# DATA (default examples/emoji), DEVICE: see common.sh. The grid's form: python -m ofa_exit.sweep --help
+# DATA (default examples/emoji), DEVICE: see common.sh. The grid's form: python -m ofa_exit.cli.sweep --help
 # CURVE    where to draw, without ending (default: OUT); CURVE= draws nothing
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split}
@@ -13,7 +13,7 @@ case $task in
 esac
 [ "$DEVICE" = cuda ] || options+=(--cpu)
 # shellcheck disable=SC2046
-"$BIN/python" -m ofa_exit.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
+"$BIN/python" -m ofa_exit.cli.sweep "$grid" "$out" "$DATA/${task}_$split.tsv" --user-dir "$USER_DIR" $(task_options "$task") \
   --path "$checkpoint" --gen-subset "$split" --batch-size 32 --num-workers 0 "${options[@]}" "$@"
 curve=${CURVE-${out%.csv}}
 [ -z "$curve" ] || draw "$out" "$quality" "$curve" "$grid" "$@"

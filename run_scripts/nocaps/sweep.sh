@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # NoCaps validation captions: many exit settings over one checkpoint, as OUT.csv and curves, OUT.png and OUT.svg.
 #   run_scripts/nocaps/sweep.sh DATA CHECKPOINT SPLIT OUT [fairseq-generate arguments…]
-# GRID names other settings than the default ones (python -m ofa_exit.sweep --help); for what train_blipee.sh made:
+# GRID names other settings than the default ones (python -m ofa_exit.cli.sweep --help); for what train_blipee.sh made:
 #   GRID=run_scripts/grids/blipee.json.
 # MuE: NoCaps is not in the paper. On BLIP-2 (BLIPEE, Table 1), CIDEr and SPICE: in-domain 118.1, 15.4; near-domain 115.3, 14.8;
 # out-domain 118.7, 14.8; all 114.8, 14.9; 1.44 x.

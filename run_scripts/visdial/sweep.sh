@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # VisDial 1.0: many exit settings over one checkpoint, as OUT.csv and curves, OUT.png and OUT.svg.
 #   run_scripts/visdial/sweep.sh DATA CHECKPOINT SPLIT OUT [fairseq-generate arguments…]
-# GRID names other settings than the default ones (python -m ofa_exit.sweep --help); for what train_blipee.sh made:
+# GRID names other settings than the default ones (python -m ofa_exit.cli.sweep --help); for what train_blipee.sh made:
 #   GRID=run_scripts/grids/blipee.json BPE_DIR=… run_scripts/visdial/sweep.sh TRAINED/rows TRAINED/exits/checkpoint_last.pt valid OUT
 # on the rows held out, where the paper chooses α.
 # MuE: VisDial is not in the paper. On BLIP-2, without labels (BLIPEE, Table 3): MRR 36.6 at 1.36 x.

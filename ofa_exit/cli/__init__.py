@@ -1,0 +1,1 @@
+"""The commands of ofa-exit, one file per verb."""

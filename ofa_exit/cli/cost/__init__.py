@@ -1,0 +1,1 @@
+"""What training and answering cost before they are run: ``ofa-exit cost``."""

@@ -1,0 +1,165 @@
+"""Operations and memory of a training step and of an answer, counted without computing them.
+
+A training step of ``mue_loss`` on tensors without values gives the operations (a multiply-add is 2)
+and the bytes that the backward pass keeps, for batches of 1 and 2, whose difference is the cost of
+a sample. An answer costs the FLOPs of ``evaluation.efficiency.flops`` at full depth.
+"""
+
+import dataclasses
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from ofa_exit.cli.verify import dictionary_of
+from ofa_exit.evaluation.efficiency.flops import (
+    DecoderCall,
+    ModelShape,
+    SentenceCall,
+    StemCost,
+    batch_flops,
+    stem_cost,
+)
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.criterions.mue import MuELoss
+
+VOCABULARY = 59_457  # OFA's: words, 8,192 image codes, 1,000 position bins
+CAPACITY = 16  # positions that the decoder's cache makes room for at first
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step over a batch."""
+
+    forward: int  # operations
+    training: int  # operations, forward and backward
+    kept: int  # bytes kept for the backward pass, parameters left out
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What a sample is made of: pixels of a picture's side, words of source and target.
+
+    prompt: of the target, words that are fed but not learnt. captions: targets of one picture, of
+    which the encoder is run once.
+    """
+
+    size: int
+    source: int
+    target: int
+    prompt: int = 0
+    captions: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a row is answered: by beam search, or by scoring candidates.
+
+    beam, steps: of the search. candidates: tokens of all candidates that are run, those that the
+    candidates share once; 0 = a search. words: scored at a time; None = the whole vocabulary.
+    """
+
+    beam: int = 5
+    steps: int = 17
+    candidates: int = 0
+    words: int | None = None
+
+
+def build(arch: str, device: str = "meta", **options: Any) -> OFAModel:
+    """The model, split, with OFA's vocabulary; without weights, or with random ones on a device."""
+    task = Namespace(target_dictionary=dictionary_of(VOCABULARY))
+    arguments = {**ARCHS[arch], "split_modalities": True, **options}
+    with torch.device(device):
+        return OFAModel.build_model(Namespace(**arguments), task)
+
+
+def training_step(model: OFAModel, rows: int, lengths: Lengths, layer_weights: str) -> Tensor:
+    """The loss of ``mue_loss`` over ``rows`` samples, on the model's device."""
+    device = next(model.parameters()).device
+    words = torch.full((rows * lengths.captions, lengths.target), 5, device=device)
+    target = words.clone()
+    target[:, : lengths.prompt] = model.decoder.padding_idx
+    net_input = {
+        "src_tokens": torch.full((rows, lengths.source), 5, device=device),
+        "src_lengths": torch.full((rows,), lengths.source, device=device),
+        "patch_images": torch.zeros(rows, 3, lengths.size, lengths.size, device=device),
+        "patch_masks": torch.ones(rows, dtype=torch.bool, device=device),
+        "prev_output_tokens": words,
+    }
+    learnt = words.size(0) * (lengths.target - lengths.prompt)
+    sample = {"net_input": net_input, "target": target, "ntokens": learnt, "nsentences": rows}
+    task = Namespace(target_dictionary=model.decoder.dictionary)
+    criterion = MuELoss(task, 0.1, layer_weights, 0.0, 0, False, False)
+    loss, _, _ = criterion(model, sample)
+    return loss
+
+
+def step_cost(model: OFAModel, rows: int, lengths: Lengths, layer_weights: str) -> StepCost:
+    """Counts one training step over ``rows`` samples, on the model's device."""
+    weights = {_storage(tensor) for tensor in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor  # alive, so that no other takes its address
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = training_step(model, rows, lengths, layer_weights)
+        forward = counter.get_total_flops()
+        held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        loss.backward()
+    model.zero_grad()
+    return StepCost(forward, counter.get_total_flops(), held)
+
+
+def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform") -> StepCost:
+    """What one more sample adds to a batch, without the position biases, which a batch shares."""
+    one, two = (step_cost(model.train(), rows, lengths, layer_weights) for rows in (1, 2))
+    return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
+
+
+def picture_cost(model: OFAModel, size: int) -> StemCost:
+    """The stem's part: operations, and tokens of the picture."""
+    return stem_cost(model.encoder.embed_images, (size, size))
+
+
+def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
+    """Operations of answering one row at full depth, without the position biases."""
+    shape = ModelShape.from_model(model)
+    if answer.words is not None:
+        shape = dataclasses.replace(shape, vocabulary=answer.words)
+    layers = shape.decoder_layers
+    if answer.candidates:
+        fed = lengths.prompt + answer.candidates
+        call = SentenceCall(1, layers, asked=answer.candidates)
+        calls = [DecoderCall(fed, fed, {0: call})]
+    else:
+        call = SentenceCall(answer.beam, layers, asked=answer.beam)
+        steps = range(1, answer.steps + 1)
+        calls = [DecoderCall(step, 1, {0: call}, keys=_room(step)) for step in steps]
+    stem, depth = picture_cost(model, lengths.size), [shape.encoder_layers]
+    return sum(batch_flops(shape, stem, depth, depth, [lengths.source], calls).full.values())
+
+
+def _room(positions: int) -> int:
+    """Positions that the decoder's cache has room for: it doubles where it is full."""
+    room = CAPACITY
+    while room < positions:
+        room *= 2
+    return room
+
+
+def hours(operations: float, rows: int, epochs: float, tflops: float, gpus: int) -> float:
+    """Time of ``rows`` samples ``epochs`` times, at ``tflops`` sustained by each of ``gpus``."""
+    return operations * rows * epochs / (tflops * 1e12 * 3600 * gpus)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

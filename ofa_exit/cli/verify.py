@@ -1,0 +1,244 @@
+"""``ofa-exit verify FIXTURE.json…``: is this model the official one, number by number?
+
+A fixture is a pair NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
+(arrays that the official model produced). Weights and inputs are not stored: every one of them is
+drawn from numpy's frozen legacy generator, seeded by a checksum of its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zlib
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAModel
+
+TOLERANCE = 1e-4
+NORM_NAMES = (
+    "layer_norm", "layernorm", "_ln.", "attn_ln", "bn1", "bn2", "bn3", "downsample.1"
+)  # fmt: skip
+
+
+def _generator(text: str) -> np.random.RandomState:
+    return np.random.RandomState(zlib.crc32(text.encode()))
+
+
+def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Value of the state-dict entry ``name``: normal draws at a scale fit for its kind."""
+    draw: Any = _generator(name).standard_normal(shape).astype(np.float32)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "running_var":
+        value = 0.5 + np.abs(draw)
+    elif leaf == "c_attn":
+        value = 1.0 + 0.2 * draw
+    elif leaf == "weight" and any(part in name for part in NORM_NAMES):
+        value = 1.0 + 0.1 * draw
+    elif len(shape) == 4:
+        value = draw * np.float32(np.sqrt(2.0 / np.prod(shape[1:])))
+    elif "rel_pos_table" in name:
+        value = 0.5 * draw
+    elif "embed" in name:
+        value = 0.3 * draw
+    elif len(shape) == 2:
+        value = draw * np.float32(1.0 / np.sqrt(shape[1]))
+    else:
+        value = 0.1 * draw
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def random_tokens(name: str, shape: tuple[int, int], vocab: int) -> Tensor:
+    """Words of the vocabulary: neither special symbols nor the mask."""
+    return torch.from_numpy(_generator("tokens:" + name).randint(4, vocab - 2, shape)).long()
+
+
+def random_images(name: str, shape: tuple[int, ...]) -> Tensor:
+    draw = _generator("input:" + name).standard_normal(shape)
+    return torch.from_numpy(draw.astype(np.float32))
+
+
+def dictionary_of(size: int) -> Dictionary:
+    """A dictionary of ``size`` symbols, of which only the special ones mean anything."""
+    dictionary = Dictionary()
+    while len(dictionary) < size:
+        dictionary.add_symbol(f"w{len(dictionary)}")
+    return dictionary
+
+
+def build_with_weights(options: dict[str, Any], vocab: int, **arguments: Any) -> OFAModel:
+    """A model in eval mode whose weights are drawn from the names of its state dict."""
+    dictionary = dictionary_of(vocab)
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    model = OFAModel.build_model(Namespace(**{**options, **arguments}), task)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            shared = name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+            if value.is_floating_point() and not shared and not name.endswith("version"):
+                value.copy_(weight(name, tuple(value.shape)))
+        model.encoder.embed_tokens.weight[dictionary.pad()] = 0.0
+    return model.eval()
+
+
+def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
+    """The fixture's model with the fixture's weights, in eval mode.
+
+    Raises ValueError if names or shapes of its state dict differ from the fixture's.
+    """
+    options = {**ARCHS[fixture["arch"]], **fixture["overrides"], **fixture["flags"]}
+    model = build_with_weights(options, fixture["vocab"], split_modalities=split)
+    own = {k: list(v.shape) for k, v in model.state_dict().items()}
+    wanted = {k: list(v) for k, v in fixture["state_dict"].items()}
+    if own != wanted:
+        wrong = [k for k in own.keys() | wanted.keys() if own.get(k) != wanted.get(k)]
+        raise ValueError(f"state dict differs from the fixture in {sorted(wrong)[:10]}")
+    return model
+
+
+def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
+    """The fixture's net input: 9 source tokens; row 1 is shorter, row 2 has no image."""
+    batch, vocab, size = fixture["batch"], fixture["vocab"], fixture["image_size"]
+    source = random_tokens("src", (batch, 9), vocab)
+    source[:, 0], source[:, 8] = 0, 2
+    if batch > 1:
+        source[1, 6], source[1, 7:] = 2, 1
+    masks = torch.ones(batch, dtype=torch.bool)
+    if batch > 2:
+        masks[2] = False
+    prev = random_tokens("prev", (batch, target_length), vocab)
+    prev[:, 0] = 0
+    return {
+        "src_tokens": source,
+        "src_lengths": source.ne(1).sum(dim=1),
+        "patch_images": random_images("image", (batch, 3, size, size)),
+        "patch_masks": masks,
+        "prev_output_tokens": prev,
+    }
+
+
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    """Large arrays are stored thinned out."""
+    if array.size < 60_000:
+        return array
+    return array.reshape(-1)[:: max(1, array.size // 20_000)][:20_000]
+
+
+def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> float:
+    """Largest difference relative to the stored array's own scale.
+
+    padding: Bool [B, T], where set the official numbers are undefined.
+    """
+    mine, valid = ours.float().numpy(), np.ones(tuple(ours.shape), dtype=bool)
+    if padding is not None:
+        valid = np.broadcast_to(~padding.numpy()[:, :, None], mine.shape)
+    mine, valid = _as_stored(mine), _as_stored(np.ascontiguousarray(valid))
+    if mine.shape != stored.shape:
+        return float("inf")
+    difference = np.abs(mine - stored)[valid]
+    return float(difference.max() / max(np.abs(stored[valid]).max(), 1e-12))
+
+
+@torch.no_grad()
+def compare_arrays(
+    fixture: dict[str, Any], arrays: dict[str, np.ndarray], split: bool
+) -> Iterator[tuple[str, float]]:
+    """(name, largest relative deviation) of every array of the joint or the split encoder."""
+    prefix = "split_" if split else ""
+    model = build(fixture, split)
+    net_input = inputs(fixture, arrays["prev_output_tokens"].shape[1])
+    for name in ("src_tokens", "prev_output_tokens", "patch_masks"):
+        if not np.array_equal(net_input[name].numpy(), arrays[name]):
+            raise ValueError(f"rebuilt {name} differ from the fixture's")
+    logits, extra = model(**net_input, return_layers=True)
+    out = extra["encoder_out"]
+    padding = out.padding_mask
+    ours: dict[str, tuple[Tensor, Tensor | None]] = {
+        "encoder_out": (out.states, padding),
+        "logits": (logits, None),
+        "logits_argmax": (logits.argmax(-1), None),
+    }
+    if not split:
+        batch = logits.size(0)
+        ours["image_features"] = (model.encoder.embed_images(net_input["patch_images"]), None)
+        ours["position_embeddings"] = (out.positions.expand(batch, -1, -1), padding)
+        ours["encoder_padding_mask"] = (padding, None)
+    for i, state in enumerate(out.layer_states):
+        ours[f"encoder_state_{i}"] = (state, padding)
+    for i, state in enumerate(extra["layer_states"]):
+        ours[f"decoder_state_{i}"] = (state, None)
+    for name, (value, mask) in ours.items():
+        if prefix + name in arrays:
+            stored = arrays[prefix + name]
+            if name == "image_features" and stored.ndim == 3 and value.dim() == 4:
+                value = value.flatten(2).transpose(1, 2)
+            yield prefix + name, _deviation(value, stored.astype(np.float32), mask)
+
+
+def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bool]]:
+    """(setting, largest deviation of scores, tokens equal) for every setting of the fixture."""
+    model = build(fixture)
+    net_input = inputs(fixture, 1)
+    del net_input["prev_output_tokens"]
+    dictionary = model.decoder.dictionary
+    for setting, stored in fixture["generation"].items():
+        generator = SequenceGenerator([model], dictionary, **json.loads(setting))
+        sample = {"net_input": net_input, "id": torch.arange(fixture["batch"])}
+        hypotheses = generator.generate([model], sample, bos_token=dictionary.bos())
+        worst, same = 0.0, True
+        for mine, theirs in zip(hypotheses, stored):
+            same &= [h["tokens"].tolist() for h in mine] == [h["tokens"] for h in theirs]
+            for a, b in zip(mine, theirs):
+                worst = max(worst, abs(float(a["score"]) - b["score"]))
+                if len(a["positional_scores"]) == len(b["positional_scores"]):
+                    per_token = torch.tensor(b["positional_scores"])
+                    worst = max(worst, float((a["positional_scores"] - per_token).abs().max()))
+        yield setting, worst, same
+
+
+def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
+    """Prints every deviation of one fixture; True if all are within ``tolerance``."""
+    fixture = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz")) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    fine = True
+    print(f"{path}: {fixture['arch']}, vocabulary {fixture['vocab']}")
+    for split in (False, True):
+        for name, deviation in compare_arrays(fixture, arrays, split):
+            limit = 0.0 if name.endswith(("argmax", "padding_mask")) else tolerance
+            fine &= deviation <= limit
+            print(f"  {name:28} {deviation:9.2e}{'' if deviation <= limit else '  TOO LARGE'}")
+    for setting, deviation, same in compare_generation(fixture):
+        good = same and deviation <= tolerance
+        fine &= good
+        words = "tokens equal" if same else "TOKENS DIFFER"
+        print(f"  {setting}: {words}, scores {deviation:.2e}{'' if good else '  TOO LARGE'}")
+    return fine
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ofa-exit verify", description=__doc__)
+    parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE.json")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="largest deviation (default %(default)s)"
+    )
+    options = parser.parse_args()
+    missing = [str(path) for path in options.fixtures if not path.is_file()]
+    if missing:
+        parser.error(f"no such fixture: {', '.join(missing)}")
+    results = [verify(path, options.tolerance) for path in options.fixtures]
+    print("all within tolerance" if all(results) else "FAILED: see above")
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

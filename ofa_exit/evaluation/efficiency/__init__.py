@@ -1,0 +1,1 @@
+"""Layers, FLOPs and time of a generation."""

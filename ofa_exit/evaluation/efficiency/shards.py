@@ -1,0 +1,215 @@
+"""The shards of one generation: what each left in its folder, and all of it in one order.
+
+A folder holds what ``fairseq-generate --num-shards N --shard-id I --results-path FOLDER`` wrote
+and, as ``log.txt``, what it printed.
+"""
+
+import heapq
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ofa_exit.evaluation.efficiency.totals import RunTotals
+from ofa_exit.evaluation.metrics.results import member
+
+_RECORD = re.compile(r"Exit shard(?: of model (\d+) of \d+)?: (.*)")
+_RESULT = re.compile(r"(Generate .* with beam=\d+): ")
+_LINE = re.compile(r"[A-Z]-(\d+)(?:_\d+)?\t")
+_NUMBERS = ("shard", "of", "rows", "all_rows")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Number ``shard`` of ``of``, from 0, with ``rows`` of the data set's ``all_rows``."""
+
+    folder: Path
+    generated: Path  # generate-SPLIT.txt
+    head: str  # Generate SPLIT with beam=B
+    shard: int
+    of: int
+    rows: int
+    all_rows: int
+    run: dict[str, Any]  # what it was generated with, by name: files, models, options given
+    totals: list[RunTotals]  # one a model
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder} (shard {self.shard} of {self.of})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was generated for one row of the data: its lines as they were written."""
+
+    number: int
+    shard: Shard
+    lines: list[str]
+
+    def text(self, kind: str) -> str:
+        """The text of its first T- line (the references) or D- line (the best hypothesis).
+
+        Raises ValueError where there is none.
+        """
+        for line in self.lines:
+            if line.startswith(f"{kind}-"):
+                return line.rstrip("\n").split("\t", 1 if kind == "T" else 2)[-1]
+        raise ValueError(f"{self.shard.generated}: row {self.number} has no line {kind}-…")
+
+
+def read_shard(folder: Path) -> Shard:
+    """The shard in ``folder``; ValueError, with the remedy, where it is not there to its end."""
+    files = sorted(folder.glob("generate-*.txt"))
+    if len(files) != 1:
+        raise ValueError(
+            f"{folder} holds {len(files)} files generate-*.txt: give the folder of one shard, its "
+            "--results-path (shards that share one overwrite each other)"
+        )
+    heads = [result[1] for line in _lines(files[0]) if (result := _RESULT.match(line))]
+    if len(heads) != 1:
+        raise ValueError(f"{files[0]} ends before its result: generate that shard again")
+    log = folder / "log.txt"
+    if not log.is_file():
+        raise ValueError(
+            f"{folder} has no log.txt. Keep there what fairseq-generate prints: "
+            f"2>&1 | tee {folder}/log.txt"
+        )
+    found = [_RECORD.match(line) for line in _lines(log)]
+    records = [(int(one[1] or 1), one[2]) for one in found if one]
+    if [number for number, _ in records] != [*range(1, len(records) + 1)] or not records:
+        raise ValueError(
+            f"{log}: no line 'Exit shard: …', or more than one. It should be all that one complete "
+            "fairseq-generate with --num-shards printed"
+        )
+    try:
+        values = [json.loads(text) for _, text in records]
+        totals = [RunTotals.from_dict(member(one, "totals", "the record")) for one in values]
+        shard, of, rows, all_rows = (
+            member(values[0], name, "the record", int) for name in _NUMBERS
+        )
+        run = member(values[0], "run", "the record", dict)
+    except ValueError as error:
+        raise ValueError(f"{log}, line 'Exit shard': {error}") from None
+    return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, run, totals)
+
+
+def refuse_misfits(shards: Sequence[Shard]) -> None:
+    """Raises ValueError, by name, unless these are all shards of one generation, each once."""
+    first = shards[0]
+    for other in shards[1:]:
+        for what, ours, theirs in (
+            ("are parts of different numbers of shards", first.of, other.of),
+            ("are of different splits or beams", first.head, other.head),
+            ("are of data sets of different length", first.all_rows, other.all_rows),
+            ("ran different numbers of models", len(first.totals), len(other.totals)),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{first.name} and {other.name} {what}: {ours} and {theirs}")
+        if different := _differences(first.run, other.run):
+            raise ValueError(
+                f"{first.name} and {other.name} are of different generations. "
+                f"{'; '.join(different)}. Generate one of them again"
+            )
+    by_number: dict[int, Shard] = {}
+    for shard in shards:
+        if shard.shard in by_number:
+            raise ValueError(
+                f"{by_number[shard.shard].folder} and {shard.folder} are both shard {shard.shard} "
+                f"of {shard.of}"
+            )
+        by_number[shard.shard] = shard
+    missing = [str(number) for number in range(first.of) if number not in by_number]
+    if missing:
+        raise ValueError(
+            f"of {first.of} shards (from 0) there is no {', no '.join(missing)}: generate with "
+            f"--num-shards {first.of} --shard-id {missing[0]}, or name its folder"
+        )
+    rows = sum(shard.rows for shard in shards)
+    if rows != first.all_rows:
+        raise ValueError(
+            f"the shards have {rows} rows together, the data set {first.all_rows}: batches are "
+            "dealt out, so all shards need the same --batch-size (or --max-tokens)"
+        )
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """What two shards were not generated alike with, and how."""
+    return [
+        f"{name}: {_shown(ours.get(name))} and {_shown(theirs.get(name))}"
+        for name in {**ours, **theirs}
+        if _content(ours.get(name)) != _content(theirs.get(name))
+    ]
+
+
+def _content(value: Any) -> Any:
+    """Of a file what it holds, wherever it lies; its path where no more is known."""
+    if isinstance(value, list):
+        return [_content(one) for one in value]
+    if isinstance(value, dict):
+        return {name: of for name, of in value.items() if name != "path"} or value
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        parts = (f"{of}" if name == "path" else f"({name} {of})" for name, of in value.items())
+        return " ".join(parts)
+    return f"{value}"
+
+
+def merged_rows(shards: Sequence[Shard]) -> Iterator[Row]:
+    """The rows of all shards, in the order of the data file, one of each shard in memory.
+
+    Raises ValueError, by name, for a row in two shards, and where a file has more or fewer rows
+    than its report tells of.
+    """
+    last: Row | None = None
+    seen: Counter[int] = Counter()
+    for row in heapq.merge(*map(_rows, shards), key=lambda row: row.number):
+        if last is not None and row.number == last.number:
+            raise ValueError(
+                f"row {row.number} is in {last.shard.generated} and in {row.shard.generated}: the "
+                "shards overlap. Generate them with the same --batch-size"
+            )
+        seen[row.shard.shard] += 1
+        yield (last := row)
+    for shard in shards:
+        told = shard.totals[0].sentences
+        if seen[shard.shard] != told:
+            raise ValueError(
+                f"{shard.generated} has {seen[shard.shard]} rows, its report tells of {told}: "
+                "generate it again, without --quiet"
+            )
+
+
+def _rows(shard: Shard) -> Iterator[Row]:
+    row: Row | None = None
+    for line in _lines(shard.generated):
+        found = _LINE.match(line)
+        if not found:
+            continue
+        number = int(found[1])
+        if row is None or number != row.number:
+            if row is not None:
+                yield row
+                if number < row.number:
+                    raise ValueError(
+                        f"{shard.generated}: row {number} comes after row {row.number}. Rows of a "
+                        "generation are in the data's order: generate it again"
+                    )
+            row = Row(number, shard, [])
+        row.lines.append(line)
+    if row is not None:
+        yield row
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        yield from file

@@ -1,0 +1,178 @@
+"""The sums of a run: what its report is made of, and what those of a run's parts add up to."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ofa_exit.evaluation.efficiency import flops
+from ofa_exit.evaluation.efficiency.depth import (
+    SampleDepth,
+    expected_time_reduction,
+    mean_layers,
+    parameters_used,
+)
+
+GIGA = 1e9
+
+
+@dataclass
+class RunTotals:
+    """Sums over the sentences of a run, or of one of its parts.
+
+    executed, full: operations by part (`flops.PARTS`), position biases left out. biases: those of
+    each shape met; a shape is made once, however many parts met it.
+    """
+
+    encoder_layers: int
+    decoder_layers: int
+    exits: list[int]  # layers with a BLIPEE exit that may be taken
+    sentences: int
+    words: int  # of the best hypotheses
+    pictures: int  # sentences with image layers
+    image_layers: int
+    texts: int  # sentences with text layers
+    text_layers: int
+    decoder_depth: float  # of each sentence's mean over its words
+    expected_time_reduction: float
+    words_run: int  # words that a layer was run for
+    parameters: int  # BLIPEE's: layers behind these words, and exits taken
+    seconds: float
+    counted: int  # sentences whose operations are counted
+    executed: dict[str, int]
+    full: dict[str, int]
+    biases: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        samples: Sequence[SampleDepth],
+        encoder_layers: int,
+        decoder_layers: int,
+        exits: Collection[int],
+        **rest: Any,
+    ) -> "RunTotals":
+        """Sums the depths of ``samples``; ``rest``: seconds, counted, executed, full, biases.
+
+        Raises ValueError for samples that cannot be, see `expected_time_reduction`.
+        """
+        used = [parameters_used(sample, exits) for sample in samples]
+        layers = (encoder_layers, decoder_layers)
+        return cls(
+            *layers,
+            sorted(exits),
+            sentences=len(samples),
+            words=sum(len(sample.word_layers) for sample in samples),
+            pictures=sum(sample.image_layers > 0 for sample in samples),
+            image_layers=sum(sample.image_layers for sample in samples),
+            texts=sum(sample.text_layers > 0 for sample in samples),
+            text_layers=sum(sample.text_layers for sample in samples),
+            decoder_depth=sum(mean_layers([sample]).decoder for sample in samples),
+            expected_time_reduction=sum(
+                expected_time_reduction([sample], *layers) for sample in samples
+            ),
+            words_run=sum(map(len, used)),
+            parameters=sum(map(sum, used)),
+            **rest,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "RunTotals":
+        """What `dataclasses.asdict` made; ValueError for anything else."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            raise ValueError("these are no totals of this version's reports")
+        return cls(**values)
+
+    @classmethod
+    def merged(cls, parts: Sequence["RunTotals"]) -> "RunTotals":
+        """The totals of a run by those of its parts; ValueError where models differ."""
+        first, *others = parts
+        for other in others:
+            for name in ("encoder_layers", "decoder_layers", "exits"):
+                if getattr(other, name) != getattr(first, name):
+                    raise ValueError(
+                        f"{name} {getattr(first, name)} and {getattr(other, name)}: the parts come "
+                        "from different models"
+                    )
+        biases: dict[str, int] = {}
+        for part in parts:
+            for shape, cost in part.biases.items():
+                if biases.setdefault(shape, cost) != cost:
+                    raise ValueError("position biases differ: the parts come from different models")
+        values: dict[str, Any] = {"biases": biases}
+        for name in ("encoder_layers", "decoder_layers", "exits"):
+            values[name] = getattr(first, name)
+        for field in dataclasses.fields(cls):
+            if field.name in ("executed", "full"):
+                operations = [getattr(part, field.name) for part in parts]
+                values[field.name] = {
+                    name: sum(part[name] for part in operations) for name in flops.PARTS
+                }
+            elif field.name not in values:
+                values[field.name] = sum(getattr(part, field.name) for part in parts)
+        return cls(**values)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Numbers of the whole run; None where there is nothing to count.
+
+        Layers and expected_time_reduction as in `depth`; flop_reduction is 1 - executed / full
+        operations, each summed over the run (0 without a trace); seconds_per_sentence is the
+        measured time, which depends on the machine and the batch size.
+        """
+        count, biases = self.sentences, {"biases": sum(self.biases.values())}
+        parts, all_parts = {**self.executed, **biases}, {**self.full, **biases}
+        executed, full = sum(parts.values()), sum(all_parts.values())
+        per_sentence = GIGA * self.counted
+        reduction = flops.flop_reduction(parts, all_parts) if self.counted else 0.0
+        return {
+            "sentences": count,
+            "words": self.words,
+            "image_layers": self.image_layers / self.pictures if self.pictures else None,
+            "text_layers": self.text_layers / self.texts if self.texts else None,
+            "decoder_layers": self.decoder_depth / count if count else None,
+            "encoder_layers_full": self.encoder_layers,
+            "decoder_layers_full": self.decoder_layers,
+            "expected_time_reduction": self.expected_time_reduction / count if count else None,
+            "flop_reduction": reduction if count else None,
+            # BLIPEE's measure; without exits the decoder's layers alone count (k = 0).
+            "parameter_speedup": (
+                self.decoder_layers * self.words_run / self.parameters if self.parameters else None
+            ),
+            "gflops_per_sentence": executed / per_sentence if self.counted else None,
+            "gflops_full_per_sentence": full / per_sentence if self.counted else None,
+            "seconds_per_sentence": self.seconds / count if count else None,
+            "seconds": self.seconds,
+        }
+
+    def table(self) -> str:
+        """The summary for people."""
+        values = self.summary()
+        if not values["sentences"]:
+            return "exits: no sentence was generated, so there is nothing to report"
+        encoder, decoder = values["encoder_layers_full"], values["decoder_layers_full"]
+        rows = [
+            ("sentences", f"{values['sentences']}"),
+            ("words of the best hypotheses", f"{values['words']}"),
+        ]
+        for name, total in (("image", encoder), ("text", encoder), ("decoder", decoder)):
+            layers = values[f"{name}_layers"]
+            shown = "none in this run" if layers is None else f"{layers:.2f} of {total}"
+            rows.append((f"mean {name} layers", shown))
+        rows.append(
+            ("expected_time_reduction", f"{100 * (values['expected_time_reduction'] or 0):.1f} %")
+        )
+        reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
+        if values["gflops_per_sentence"] is not None:
+            reduction += (
+                f" ({values['gflops_per_sentence']:.3f} of "
+                f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
+            )
+        rows.append(("flop_reduction", reduction))
+        if self.exits:
+            exits = ",".join(map(str, self.exits))
+            shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
+            rows.append(("parameter_speedup", shown))
+        rows.append(("measured time a sentence", f"{values['seconds_per_sentence']:.4f} s"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

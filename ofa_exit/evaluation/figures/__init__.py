@@ -1,0 +1,1 @@
+"""Plots and tables of sweeps and layer curves."""

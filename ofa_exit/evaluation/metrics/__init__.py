@@ -1,0 +1,1 @@
+"""Quality metrics, as the data sets' own evaluations define them."""

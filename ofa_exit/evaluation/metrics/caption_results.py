@@ -1,0 +1,143 @@
+"""Result files of COCO captions and NoCaps: the caption metrics, NoCaps' by domain too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ofa_exit.evaluation.metrics.captions import CaptionScores, score_captions
+from ofa_exit.evaluation.metrics.results import (
+    ResultPath,
+    Scores,
+    indexed,
+    matched,
+    member,
+    missing_note,
+    read_json,
+    read_results,
+)
+
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+ENTIRE = "entire"
+
+
+def score_coco(
+    results: ResultPath,
+    annotations: ResultPath,
+    split: str = "test",
+    tokenizer: str = "auto",
+    allow_missing: bool = False,
+) -> Scores:
+    """Caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
+
+    annotations: captions_val2014.json, or another file of its form, or Karpathy's
+    dataset_coco.json, of which ``split`` is scored. tokenizer: see `score_captions`. Raises
+    ValueError, with file and image, for anything that does not fit.
+    """
+    references, _ = _read_annotations(annotations, split)
+    captions = read_results(results, ("image_id",), "caption", str)
+    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    found = _score(scored, captions, references, tokenizer)
+    notes = [f"{found.tokenizer} tokenizer", *found.notes]
+    return Scores(
+        found.values,
+        len(scored),
+        "images",
+        notes=[*missing_note(len(scored), len(references)), *notes],
+    )
+
+
+def score_nocaps(
+    results: ResultPath,
+    annotations: ResultPath,
+    tokenizer: str = "auto",
+    allow_missing: bool = False,
+) -> Scores:
+    """``score_coco`` for NoCaps, over the entire set and each of its domains.
+
+    annotations: nocaps_val_4500_captions.json, whose images have a domain. A domain is scored as a
+    set of its own, with its own document frequencies for CIDEr; so the entire set's CIDEr is no
+    mean of the domains'.
+    """
+    references, domains = _read_annotations(annotations, None)
+    if not domains:
+        raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
+    captions = read_results(results, ("image_id",), "caption", str)
+    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    entire = _score(scored, captions, references, tokenizer)
+    parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
+    for domain in DOMAINS:
+        images = [image for image in scored if domains[image] == domain]
+        if not images:
+            continue
+        found = _score(images, captions, references, tokenizer)
+        for name in parts.keys() & found.values.keys():
+            parts[name][domain] = (found.values[name], len(images))
+    for name, by_domain in parts.items():
+        by_domain[ENTIRE] = (entire.values[name], len(scored))
+    notes = [f"{entire.tokenizer} tokenizer", *entire.notes]
+    return Scores(
+        entire.values,
+        len(scored),
+        "images",
+        parts,
+        [*missing_note(len(scored), len(references)), *notes],
+    )
+
+
+def _score(
+    images: list[str],
+    captions: Mapping[str, str],
+    references: Mapping[str, list[str]],
+    tokenizer: str,
+) -> CaptionScores:
+    return score_captions(
+        [captions[image] for image in images], [references[image] for image in images], tokenizer
+    )
+
+
+def _read_annotations(
+    path: ResultPath, split: str | None
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Image → captions, and image → domain where the file has domains."""
+    content = read_json(path)
+    images = member(content, "images", str(path), list)
+    if images and "sentences" in images[0]:
+        return _karpathy(images, split, path), {}
+    entries = indexed(images, ("id",), path, "its images")
+    references: dict[str, list[str]] = {image: [] for image in entries}
+    for number, caption in enumerate(member(content, "annotations", str(path), list), start=1):
+        where = f"{path}, annotation {number}"
+        image = str(member(caption, "image_id", where, (str, int)))
+        if image not in references:
+            raise ValueError(f"{where}: the file has no image {image}")
+        references[image].append(member(caption, "caption", where, str))
+    bare = [image for image, captions in references.items() if not captions]
+    if bare:
+        raise ValueError(
+            f"{path}: {len(bare)} images have no caption, among them {bare[0]}. The captions of "
+            "test splits are not published: score a validation split"
+        )
+    domains = {}
+    if any("domain" in entry for entry in entries.values()):
+        for image, entry in entries.items():
+            domains[image] = member(entry, "domain", f"{path}, image {image}", str)
+            if domains[image] not in DOMAINS:
+                raise ValueError(
+                    f"{path}, image {image}: domain {domains[image]!r} is none of "
+                    f"{', '.join(DOMAINS)}"
+                )
+    return references, domains
+
+
+def _karpathy(images: list[Any], split: str | None, path: ResultPath) -> dict[str, list[str]]:
+    chosen = [entry for entry in images if entry.get("split") == split]
+    if not chosen:
+        there = sorted({str(entry.get("split")) for entry in images})
+        raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(there)}")
+    entries = indexed(chosen, ("cocoid",), path, "its images")
+    return {
+        image: [
+            member(sentence, "raw", f"{path}, image {image}", str)
+            for sentence in member(entry, "sentences", f"{path}, image {image}", list)
+        ]
+        for image, entry in entries.items()
+    }

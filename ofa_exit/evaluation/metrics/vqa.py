@@ -1,0 +1,127 @@
+"""Result files of VQA v2, OK-VQA and VizWiz: VQA accuracy, by type of question and answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ofa_exit.evaluation.metrics.results import (
+    Means,
+    ResultPath,
+    Scores,
+    indexed,
+    matched,
+    member,
+    missing_note,
+    read_json,
+    read_results,
+)
+from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
+
+ANNOTATORS = 10
+
+
+def score_vqa(
+    results: ResultPath,
+    annotations: ResultPath,
+    questions: ResultPath | None = None,
+    allow_missing: bool = False,
+) -> Scores:
+    """VQA accuracy of ``[{"question_id": 1, "answer": "yes"}, …]``, for VQA v2 and OK-VQA.
+
+    annotations: v2_mscoco_SPLIT_annotations.json, or OK-VQA's mscoco_SPLIT_annotations.json, of
+    which the stemmed ``answer`` counts and ``raw_answer`` does not, as published. questions: the
+    questions file, optional, only checked to be that of the annotations. Raises ValueError, with
+    file and question, for anything that does not fit.
+    """
+    content = read_json(annotations)
+    entries = indexed(
+        member(content, "annotations", str(annotations)), ("question_id",), annotations, "its list"
+    )
+    if questions is not None:
+        _same_questions(entries, questions, annotations)
+    # OK-VQA's types are codes that its file explains.
+    names = content.get("question_types")
+    return _score(
+        read_results(results, ("question_id",), "answer", str),
+        entries,
+        answer_accuracy,
+        {"answer type": "answer_type", "question type": "question_type"},
+        names if isinstance(names, Mapping) else {},
+        (results, annotations, "question", allow_missing),
+    )
+
+
+def score_vizwiz(
+    results: ResultPath, annotations: ResultPath, allow_missing: bool = False
+) -> Scores:
+    """VizWiz's accuracy of ``[{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]``.
+
+    annotations: val.json, a list with image, answers and answer_type. Raises ValueError, with file
+    and image, for anything that does not fit. The average precision and F1 of VizWiz's second
+    task, answerability, need a confidence that these results do not have.
+    """
+    return _score(
+        read_results(results, ("image",), "answer", str),
+        indexed(read_json(annotations), ("image",), annotations, "the annotations"),
+        vizwiz_answer_accuracy,
+        {"answer type": "answer_type"},
+        {},
+        (results, annotations, "image", allow_missing),
+    )
+
+
+def ten_answers(answers: Sequence[str], where: str) -> Sequence[str]:
+    """The answers, if there are the ten that VQA accuracy is defined on; else ValueError."""
+    if len(answers) != ANNOTATORS:
+        raise ValueError(
+            f"{where}: {len(answers)} answers. VQA accuracy is defined on those of {ANNOTATORS} "
+            "annotators: give all of them, also where they are the same"
+        )
+    return answers
+
+
+def _score(
+    predictions: Mapping[str, str],
+    entries: Mapping[str, Mapping[str, Any]],
+    accuracy: Callable[[str, Sequence[str]], float],
+    types: Mapping[str, str],
+    type_names: Mapping[str, str],
+    source: tuple[ResultPath, ResultPath, str, bool],
+) -> Scores:
+    results, annotations, what, allow_missing = source
+    scored = matched(
+        predictions, entries, entries, results, annotations, what, allow_missing=allow_missing
+    )
+    total = 0.0
+    parts = {title: Means() for title in types}
+    for name in scored:
+        where = f"{annotations}, {what} {name}"
+        answers = [
+            member(answer, "answer", where, str)
+            for answer in member(entries[name], "answers", where, list)
+        ]
+        value = accuracy(predictions[name], ten_answers(answers, where))
+        total += value
+        for title, key in types.items():
+            part = entries[name].get(key)
+            if part is not None:
+                parts[title].add(type_names.get(part, part), value)
+    return Scores(
+        {"VQA accuracy": 100 * total / len(scored)},
+        len(scored),
+        "questions",
+        {title: means.percent() for title, means in parts.items() if means.percent()},
+        missing_note(len(scored), len(entries)),
+    )
+
+
+def _same_questions(
+    entries: Mapping[str, Any], questions: ResultPath, annotations: ResultPath
+) -> None:
+    listed = member(read_json(questions), "questions", str(questions))
+    asked = indexed(listed, ("question_id",), questions, "its list")
+    different = sorted(set(asked) ^ set(entries))
+    if different:
+        raise ValueError(
+            f"{questions} and {annotations} are not of one split: {len(different)} questions are "
+            f"in one of them alone, among them {different[0]}"
+        )

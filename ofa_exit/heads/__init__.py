@@ -1,0 +1,1 @@
+"""What a layer can answer with before the last."""

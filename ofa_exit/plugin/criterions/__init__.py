@@ -1,0 +1,1 @@
+"""The training criterions that fairseq knows, one file each."""

@@ -1,0 +1,315 @@
+"""The criterion ``blipee_adversarial``: exits learn from labels or the final layer, and a GAN."""
+
+import functools
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from omegaconf import II
+from torch import Tensor
+
+from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
+from ofa_exit.objectives.adversarial import (
+    feature_classifier_loss,
+    frozen_scores,
+    generator_loss,
+    relative_spread,
+    told_apart,
+)
+from ofa_exit.objectives.cross_entropy import token_cross_entropy, token_rows
+from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
+from ofa_exit.objectives.layerwise import score_layers
+from ofa_exit.plugin.criterions.mue import refuse_empty
+from ofa_exit.plugin.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+MODES = ("supervised", "distill")
+COLLAPSED = 0.05
+"""Share of the final layer's variance over the tokens below which an exit has collapsed."""
+
+
+@dataclass
+class BlipeeConfig(FairseqDataclass):
+    blipee_mode: str = field(
+        default="supervised",
+        metadata={
+            "help": "what exits learn the words from: supervised, the labels (BLIPEE Eq. 4), or "
+            "distill, the final layer (Eq. 5)"
+        },
+    )
+    kl_direction: str = field(
+        default="exit_to_final",
+        metadata={
+            "help": "of distillation: exit_to_final, KL(exit, final) as Eq. 5 is printed, or "
+            "final_to_exit, the usual KL(final, exit)"
+        },
+    )
+    adversarial_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "weight of the adversarial loss (Eq. 3); 0 switches feature classifiers off"
+        },
+    )
+    word_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of the loss on words (Eq. 4 or 5); 0 leaves it out"},
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the probability that goes to the other words"}
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+class ExitScore(NamedTuple):
+    """Sums over a batch's tokens for one exit, each a tensor of one number."""
+
+    word: Tensor
+    correct: Tensor
+
+
+@register_criterion("blipee_adversarial", dataclass=BlipeeConfig)
+class BlipeeAdversarial(FairseqCriterion):
+    """Trains the exits of a frozen model (BLIPEE Section 3.3, and 3.4 with ``distill``).
+
+    Updates alternate: even ones train the feature classifiers on Eq. 2, odd ones the exit
+    transformers on Eq. 3 plus Eq. 4 or 5, each summed over the exits, as sums over the tokens. The
+    feature of a token is its state after the final norm, which is what the vocabulary projection
+    reads.
+
+    Logged per token: ``loss``, the exit transformers' in bits; ``word_loss``, ``gen_loss`` and
+    ``fc_loss``, summed over the exits, in bits; for each exit i ``acc_exit_i`` (words) and
+    ``fc_acc_exit_i`` (features told apart) in percent, and ``spread_exit_i``, the variance of its
+    features over tokens as a share of the final layer's. Validation computes all of them.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        blipee_mode: str,
+        kl_direction: str,
+        adversarial_weight: float,
+        word_weight: float,
+        label_smoothing: float,
+        sentence_avg: bool,
+    ) -> None:
+        super().__init__(task)
+        for flag, value, choices in (
+            ("--blipee-mode", blipee_mode, MODES),
+            ("--kl-direction", kl_direction, DIRECTIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{flag} {value!r} is none of {', '.join(choices)}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"--label-smoothing is {label_smoothing}; give 0 or more, below 1")
+        if label_smoothing and blipee_mode == "distill":
+            raise ValueError("--label-smoothing is for labels: leave it out of distillation")
+        for flag, weight in (
+            ("--adversarial-weight", adversarial_weight),
+            ("--word-weight", word_weight),
+        ):
+            if not math.isfinite(weight) or weight < 0:
+                raise ValueError(f"{flag} is {weight}; give a finite number of at least 0")
+        if adversarial_weight == word_weight == 0:
+            raise ValueError("--adversarial-weight and --word-weight are both 0: nothing to train")
+        self.distill = blipee_mode == "distill"
+        self.kl_direction = kl_direction
+        self.adversarial_weight = adversarial_weight
+        self.word_weight = word_weight
+        self.label_smoothing = label_smoothing
+        self.sentence_avg = sentence_avg
+        self._told = False
+
+    def get_groups_for_update(self, num_updates: int) -> set[str]:
+        """The parameter groups that the update after ``num_updates`` others trains."""
+        if self.adversarial_weight == 0 or num_updates % 2:
+            return {TRANSFORMER_GROUP}
+        return {CLASSIFIER_GROUP}
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The summed loss of the group that is being trained, the number fairseq divides it by, and
+        what to log. In validation the loss is the exit transformers'."""
+        refuse_empty(sample)
+        if not model.decoder.exits:
+            raise UsageError(
+                "blipee_adversarial trains exits, and this model has none: add --exit-layers"
+            )
+        if not (model.from_checkpoint or self._told):
+            self._told = True
+            logger.warning(
+                "the frozen backbone is untrained: give its checkpoint by --finetune-from-model"
+            )
+        adversarial = self.adversarial_weight > 0
+        if adversarial and not model.feature_classifiers:
+            raise ValueError("the model has no feature classifiers: call add_feature_classifiers()")
+        target, ntokens = sample["target"], sample["ntokens"]
+        rows = token_rows(target, self.padding_idx, ntokens)
+
+        def at_tokens(x: Tensor) -> Tensor:
+            return x.flatten(0, 1).index_select(0, rows)
+
+        final, extra = model(**sample["net_input"], exit_features=True)
+        final = at_tokens(final)
+        features = {layer: at_tokens(x) for layer, x in extra["exit_features"].items()}
+
+        groups = self.get_groups_for_update(model.num_updates)
+        trains_classifiers = self.training and CLASSIFIER_GROUP in groups
+        loss = final.new_zeros((), dtype=torch.float32)
+        log: dict[str, Any] = {
+            "ntokens": ntokens,
+            "nsentences": sample["nsentences"],
+            "sample_size": sample["nsentences"] if self.sentence_avg else ntokens,
+        }
+        if adversarial and (trains_classifiers or not self.training):
+            fc_loss = self.classifier_losses(model, final, features, log)
+            log["fc_loss"], log["fc_tokens"] = fc_loss.detach(), ntokens
+            if trains_classifiers:
+                loss = fc_loss
+        if not trains_classifiers:
+            loss = self.transformer_losses(model, sample, rows, final, features, log)
+            log["loss_size"] = log["sample_size"]
+            log["exit_tokens"] = ntokens
+        log["loss"] = loss.detach()
+        if self.training:
+            # Data-parallel training waits for a gradient of every parameter; the task's
+            # optimizer_step leaves the parameters of the other group alone.
+            idle = [p for p in model.parameters() if p.requires_grad]
+            idle = [p for p in idle if p.param_group not in groups]
+            loss = loss + 0.0 * sum(p.float().sum() for p in idle)
+        return loss, log["sample_size"], log
+
+    def classifier_losses(
+        self, model: Any, final: Tensor, features: dict[int, Tensor], log: dict[str, Any]
+    ) -> Tensor:
+        """Eq. 2 summed over exits and tokens; features [M, C], taken as they are."""
+        losses = []
+        for layer, x in features.items():
+            classifier = model.feature_classifiers[str(layer)]
+            scores = classifier(final), classifier(x.detach())
+            losses.append(feature_classifier_loss(*scores).sum())
+            log[f"told_apart_exit_{layer}"] = told_apart(*scores)
+        return torch.stack(losses).sum()
+
+    def transformer_losses(
+        self,
+        model: Any,
+        sample: dict[str, Any],
+        rows: Tensor,
+        final: Tensor,
+        features: dict[int, Tensor],
+        log: dict[str, Any],
+    ) -> Tensor:
+        """Eq. 3 and Eq. 4 or 5, weighted and summed over exits and tokens; ``rows``: of the M
+        tokens in the flattened batch."""
+        allowed, conf = sample.get("constraint_masks"), sample.get("conf")
+        final_logits = None
+        if self.distill and self.word_weight > 0:
+            with torch.no_grad():
+                final_logits = model.output_layer(final)
+        score = functools.partial(
+            self.score_words,
+            model,
+            target=sample["target"].flatten().index_select(0, rows),
+            final_logits=final_logits,
+            allowed=None if allowed is None else allowed.flatten(0, 1).index_select(0, rows),
+            confidence=(
+                None if conf is None else conf.index_select(0, rows // sample["target"].size(1))
+            ),
+        )
+        scores = score_layers(list(features.values()), [1.0] * len(features), score)
+        word = torch.stack([s.word for s in scores.values()]).sum()
+        generator = word.new_zeros(())
+        for index, (layer, x) in enumerate(features.items()):
+            log[f"correct_exit_{layer}"] = scores[index].correct
+            if x.size(0) > 1:
+                log[f"spread_exit_{layer}"] = relative_spread(x.detach(), final) * x.size(0)
+                log["spread_tokens"] = x.size(0)
+            if self.adversarial_weight > 0:
+                classifier = model.feature_classifiers[str(layer)]
+                generator = generator + generator_loss(frozen_scores(classifier, x)).sum()
+        log["word_loss"], log["gen_loss"] = word.detach(), generator.detach()
+        return self.word_weight * word + self.adversarial_weight * generator
+
+    def score_words(
+        self,
+        model: Any,
+        features: Tensor,
+        target: Tensor,
+        final_logits: Optional[Tensor],
+        allowed: Optional[Tensor],
+        confidence: Optional[Tensor],
+    ) -> ExitScore:
+        """One exit's loss on words and how many it has right; features [M, C], target [M]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.word_weight > 0):
+            logits = model.output_layer(features)
+            if final_logits is None:
+                losses, _ = token_cross_entropy(
+                    logits, target, self.label_smoothing, allowed, confidence
+                )
+            else:
+                losses = distillation_loss(logits, final_logits, self.kl_direction, allowed)
+        with torch.no_grad():
+            if allowed is not None:
+                logits = logits.masked_fill(~allowed, -torch.inf)
+            correct = logits.argmax(-1).eq(target).sum()
+        return ExitScore(losses.sum(), correct)
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the means over all workers' batches; updates of one group log that group's."""
+
+        def total(key: str) -> Any:
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        if not total("sample_size"):  # only placeholders of workers that had run out of batches
+            return
+        # An update of the classifiers has no loss of the exits: its own is shown, and not counted.
+        size = total("loss_size")
+        shown = total("loss") / (size or total("sample_size")) / math.log(2)
+        metrics.log_scalar("loss", shown, size, round=3)
+        exit_tokens, fc_tokens = total("exit_tokens"), total("fc_tokens")
+        spread_tokens = total("spread_tokens")
+        if exit_tokens:
+            for key in ("word_loss", "gen_loss"):
+                value = total(key) / exit_tokens / math.log(2)
+                metrics.log_scalar(key, value, exit_tokens, round=3)
+        if fc_tokens:
+            value = total("fc_loss") / fc_tokens / math.log(2)
+            metrics.log_scalar("fc_loss", value, fc_tokens, round=3)
+        for key in dict.fromkeys(key for log in logging_outputs for key in log):
+            name, _, layer = key.rpartition("_")
+            if name == "correct_exit":
+                value = 100 * total(key) / exit_tokens
+                metrics.log_scalar(f"acc_exit_{layer}", value, exit_tokens, 1001, round=2)
+            elif name == "told_apart_exit":
+                value = 50 * total(key) / fc_tokens
+                metrics.log_scalar(f"fc_acc_exit_{layer}", value, fc_tokens, 1002, round=2)
+            elif name == "spread_exit":
+                value = total(key) / spread_tokens
+                metrics.log_scalar(f"spread_exit_{layer}", value, spread_tokens, 1003, round=3)
+                if value < COLLAPSED:
+                    warn_of_collapse(layer)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+@functools.cache
+def warn_of_collapse(layer: str) -> None:
+    """Once an exit and process."""
+    logger.warning(
+        "the exit behind layer %s has collapsed: its features are nearly the same for every token "
+        "(below %g of the final layer's variance). Give the words more weight (--word-weight, "
+        "--blipee-mode), lower --adversarial-weight or --lr, or train longer from a checkpoint "
+        "before it",
+        layer,
+        COLLAPSED,
+    )

@@ -1,0 +1,1 @@
+"""Beam search and candidate search around fairseq's generators."""

@@ -1,0 +1,1 @@
+"""The tasks that fairseq knows, one file each."""

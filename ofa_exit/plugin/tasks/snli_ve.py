@@ -1,0 +1,109 @@
+"""Task ``mue_snli_ve``: does an image (and a premise) entail a hypothesis?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional
+
+from fairseq.tasks import register_task
+from torch import Tensor
+
+from ofa_exit.data.example import PROMPT_TYPES
+from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
+from ofa_exit.data.trie import AnswerTrie
+from ofa_exit.evaluation.metrics.accuracy import is_correct
+from ofa_exit.plugin.search.candidates import AllCandidateGenerator, refuse_search
+from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.validation import log_mean
+from ofa_exit.runtime.trace import ExitTrace
+
+ACCURACY = ("_acc_correct", "_acc_sentences")
+
+
+@dataclass
+class SnliVeConfig(OFATaskConfig):
+    """Options of ``mue_snli_ve``."""
+
+    prompt_type: str = field(
+        default="none",
+        metadata={
+            "help": "what the decoder is fed before the answer: nothing but its start (none), the "
+            "source (src), or the source without its end (prev_output)"
+        },
+    )
+    add_caption: bool = field(
+        default=False, metadata={"help": "put the premise, a caption, into the question"}
+    )
+    eval_acc: bool = field(
+        default=False, metadata={"help": "answer in validation and report accuracy"}
+    )
+
+
+@register_task("mue_snli_ve", dataclass=SnliVeConfig)
+class MuESnliVeTask(OFATask):
+    """Entailment in OFA's format, answered yes, maybe or no by scoring all three."""
+
+    prefix = "snli_ve"
+    same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
+    similarity_defaults: ClassVar[dict[str, Any]] = {
+        "decoder_threshold": 0.95,
+        "schedule": "static",
+    }
+    eval_options = ("eval_acc",)
+    cfg: SnliVeConfig
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.trie = AnswerTrie(answer_tokens(self.encoder).values(), self.dictionary.eos())
+
+    @classmethod
+    def refuse_nonsense(cls, cfg: Any) -> None:
+        super().refuse_nonsense(cfg)
+        if cfg.prompt_type not in PROMPT_TYPES:
+            raise ValueError(
+                f"--prompt-type {cfg.prompt_type!r} is none of {', '.join(PROMPT_TYPES)}"
+            )
+
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> EntailmentExamples:
+        return EntailmentExamples(
+            path,
+            self.encoder,
+            load_image,
+            selected_cols=self.cfg.selected_cols,
+            max_src_length=self.cfg.max_src_length,
+            add_caption=self.cfg.add_caption,
+            prompt_type=self.cfg.prompt_type,
+            trie=self.trie,
+        )
+
+    # ------------------------------------------------------------------ generation
+
+    def make_generator(
+        self, models: Sequence[Any], args: Any, **options: Any
+    ) -> AllCandidateGenerator:
+        refuse_search(args, len(self.trie.answers))
+        return AllCandidateGenerator(models, self.trie, self.dictionary.pad())
+
+    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
+        return generator.step_limits(sample["prompt_lengths"])
+
+    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
+        return generator.traces()
+
+    def scored_words(self) -> Optional[int]:
+        return len(self.trie.choices())
+
+    # ------------------------------------------------------------------ validation
+
+    def validation_generator(self, model: Any) -> AllCandidateGenerator:
+        return AllCandidateGenerator([model], self.trie, self.dictionary.pad())
+
+    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
+        correct = [is_correct(*pair) for pair in zip(hypotheses, sample["references"])]
+        return dict(zip(ACCURACY, (float(sum(correct)), float(len(correct)))))
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Adds ``acc``, in percent, of the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        log_mean("acc", logging_outputs, ACCURACY, scale=100)

@@ -1,0 +1,165 @@
+"""``ofa-exit holdout KIND VALID.tsv OUT``: a validation split, parted to train on.
+
+BLIPEE trains on 80 % of each validation split and develops on the rest (Section 4, Training).
+OUT/train.tsv gets the rows of those pictures in the form of training data, OUT/valid.tsv the others
+as they are. All rows of a picture go to one side: the paper does not say so, but a picture on both
+would be no test. Which pictures train follows from their ids alone, so runs agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ofa_exit.data.answers import join_answers, parse_answers
+from ofa_exit.data.caption import SEPARATOR
+from ofa_exit.data.files import atomic_write, write_bytes
+from ofa_exit.data.tsv import TsvError, TsvFile
+from ofa_exit.prepare.answers import ANNOTATORS, training_answers
+
+# Columns of prepared files; the image's id is at the same place in all of them.
+_IMAGE_ID = "1"
+_CAPTION, _ANSWERS = 2, 3
+_CANDIDATES, _TRUE, _RELEVANCE = 4, 5, 6
+
+
+def caption_rows(fields: list[str], candidates: frozenset[str] | None) -> Iterator[list[str]]:
+    """A row for each caption."""
+    for caption in fields[_CAPTION].split(SEPARATOR):
+        yield [*fields[:_CAPTION], caption.strip(), *fields[_CAPTION + 1 :]]
+
+
+def question_rows(fields: list[str], candidates: frozenset[str] | None) -> Iterator[list[str]]:
+    """A row for each distinct answer of the ten annotators, weighed as in training files; GQA's
+    one answer stays. Raises ValueError for malformed answers."""
+    pairs = parse_answers(fields[_ANSWERS])
+    if not pairs:
+        raise ValueError("no answers: this is a test split")
+    if len(pairs) == ANNOTATORS:
+        pairs = training_answers([answer for _, answer in pairs], candidates)
+    for pair in pairs:
+        yield [*fields[:_ANSWERS], join_answers([pair]), *fields[_ANSWERS + 1 :]]
+
+
+def dialogue_rows(fields: list[str], candidates: frozenset[str] | None) -> Iterator[list[str]]:
+    """The row with the true answer alone. Raises ValueError where it is not told."""
+    answers, number = fields[_CANDIDATES].split(SEPARATOR), fields[_TRUE]
+    if not (number.isdecimal() and int(number) < len(answers)):
+        raise ValueError(f"gt_index {number!r} is none of {len(answers)} candidates")
+    row = list(fields)
+    row[_CANDIDATES], row[_TRUE], row[_RELEVANCE] = answers[int(number)], "0", ""
+    yield row
+
+
+# Kind of data → columns of its prepared files, and the training rows of one of its rows.
+Rows = Callable[[list[str], "frozenset[str] | None"], Iterator[list[str]]]
+KINDS: dict[str, tuple[int, Rows]] = {
+    "caption": (5, caption_rows),
+    "question": (6, question_rows),
+    "dialogue": (8, dialogue_rows),
+}
+
+
+def pictures_to_train_on(images: Sequence[str], share: float) -> set[str]:
+    """``share`` of the different ``images``, at least one, by the SHA-256 of their names.
+
+    Raises ValueError for a share that leaves a side empty by itself, and for fewer than two images.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"--share {share}: give a number between 0 and 1, as in 0.8")
+    different = sorted(set(images), key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(different) < 2:
+        raise ValueError("all rows are of one picture: there is nothing to hold out")
+    return set(different[: min(max(1, round(share * len(different))), len(different) - 1)])
+
+
+def part(
+    kind: str, source: Path, out: Path, share: float = 0.8, candidates: Path | None = None
+) -> str:
+    """Writes OUT/train.tsv, then OUT/valid.tsv, each whole or not at all; what was done, in words.
+
+    candidates: answers.txt, to which training answers are restricted; it is copied to OUT. Raises
+    TsvError and ValueError with file, line and remedy.
+    """
+    width, training_rows = KINDS[kind]
+    file = TsvFile(source, _IMAGE_ID, ("image_id",))
+    if file.width != width:
+        raise TsvError(
+            source,
+            message=f"{file.width} columns, and prepared files of the kind {kind} have {width}",
+            remedy="Give the valid.tsv that ofa_exit.prepare wrote, and its kind",
+        )
+    known = None
+    if candidates is not None:
+        known = frozenset(candidates.read_text(encoding="utf-8").splitlines())
+        write_bytes(out / candidates.name, candidates.read_bytes())
+    images = [file.row(at)["image_id"] for at in _shown(range(len(file)), source.name)]
+    try:
+        trained = pictures_to_train_on(images, share)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    rows, left_out = 0, 0
+    with atomic_write(out / "train.tsv") as stream:
+        kept = [at for at, image in enumerate(images) if image in trained]
+        for at in _shown(kept, "train.tsv"):
+            try:
+                made = list(training_rows(file.fields(at), known))
+            except TsvError:
+                raise
+            except ValueError as error:
+                remedy = f"Give a split with answers, of the kind {kind}"
+                raise file.error(at, None, str(error), remedy) from None
+            rows, left_out = rows + len(made), left_out + (not made)
+            stream.writelines(_line(row) for row in made)
+    held = [at for at, image in enumerate(images) if image not in trained]
+    with atomic_write(out / "valid.tsv") as stream:
+        stream.writelines(_line(file.fields(at)) for at in _shown(held, "valid.tsv"))
+    done = f"{out}: train.tsv {rows} rows of {len(trained)} pictures, "
+    done += f"valid.tsv {len(held)} rows of {len(set(images)) - len(trained)}"
+    if left_out:
+        done += f"; left out: {left_out} questions without an answer to train on"
+    return done
+
+
+def _shown(rows: Sequence[int], name: str) -> Iterable[int]:
+    """The rows under a progress bar, which is drawn on a terminal alone."""
+    return tqdm(rows, name, unit="row", disable=None)
+
+
+def _line(fields: list[str]) -> bytes:
+    return ("\t".join(fields) + "\n").encode("utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ofa-exit holdout",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "kind", choices=KINDS, help="of the rows: COCO's, those of the VQA data sets, VisDial's"
+    )
+    parser.add_argument("source", type=Path, metavar="VALID.tsv", help="as prepared")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--share", type=float, default=0.8, help="of the pictures, to train (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--candidates", type=Path, metavar="answers.txt", help="train on these answers alone"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        print(part(given.kind, given.source, given.out, given.share, given.candidates))
+    except (OSError, ValueError) as error:  # a TsvError is a ValueError
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What a training step costs, counted without running it."""
+
+from argparse import Namespace
+from dataclasses import replace
+
+import pytest
+from helpers.flop_counts import counted
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ofa_exit.cli.cost import counted as cost
+from ofa_exit.cli.cost import datasets, measured
+from ofa_exit.cli.cost.__main__ import main
+from ofa_exit.cli.verify import dictionary_of
+from ofa_exit.evaluation.efficiency import flops
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAModel
+from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
+
+LENGTHS = cost.Lengths(size=32, source=6, target=5)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, replace(LENGTHS, prompt=2, captions=3)])
+def test_a_step_is_counted_as_a_real_one(lengths):
+    model = cost.build("ofa_nano")
+    task = Namespace(target_dictionary=dictionary_of(cost.VOCABULARY))
+    arguments = Namespace(**ARCHS["ofa_nano"], split_modalities=True)
+    real = OFAModel.build_model(arguments, task).train()
+    for rows in (1, 2):
+        counted = cost.step_cost(model.train(), rows, lengths, "uniform")
+        # Fused attention kernels compute weights again in the backward pass, which math does not.
+        with sdpa_kernel(SDPBackend.MATH):
+            found = cost.step_cost(real, rows, lengths, "uniform")
+        assert (counted.forward, counted.training) == (found.forward, found.training)
+        # A real convolution may hand out rows of words as the projection wants them; counted is
+        # the copy that it makes of others.
+        assert counted.kept == pytest.approx(found.kept, rel=0.01)
+        assert counted.training > 2 * counted.forward > 0
+    assert all(tensor.grad is None for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("layer_weights", ["uniform", "last"])
+def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
+    model = cost.build("ofa_nano")
+    shape = flops.ModelShape.from_model(model)
+    stem = flops.stem_cost(model.encoder.embed_images, (LENGTHS.size, LENGTHS.size))
+    source, words = stem.tokens + LENGTHS.source, LENGTHS.target
+    scored = words * (shape.decoder_layers if layer_weights == "uniform" else 1)
+    expected = (
+        stem.flops
+        + flops.image_projection(shape, stem.tokens)
+        + shape.encoder_layers
+        * (flops.encoder_layer(shape, stem.tokens) + flops.encoder_layer(shape, LENGTHS.source))
+        + shape.decoder_layers * flops.cross_key_values(shape, source)
+        + shape.decoder_layers * words * flops.decoder_layer(shape, words, source)
+        + scored * flops.vocabulary_projection(shape)
+    )
+    assert cost.sample_cost(model, LENGTHS, layer_weights).forward == expected
+
+
+def test_captions_of_a_picture_share_its_encoding():
+    model = cost.build("ofa_nano")
+    shape = flops.ModelShape.from_model(model)
+    stem = cost.picture_cost(model, LENGTHS.size)
+    one, three = (
+        cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
+    )
+    layer = flops.decoder_layer(shape, LENGTHS.target, stem.tokens + LENGTHS.source)
+    a_word = shape.decoder_layers * (layer + flops.vocabulary_projection(shape))
+    assert three - one == 2 * LENGTHS.target * a_word
+
+
+@pytest.mark.parametrize("steps", [6, 20])  # within the cache's first capacity, and beyond
+def test_an_answer_is_what_torch_counts_of_a_search(steps):
+    model = cost.build("ofa_nano", "cpu").requires_grad_(False)
+    answer = cost.Answer(beam=2, steps=steps)
+    shape = flops.ModelShape.from_model(model)
+    stem = cost.picture_cost(model, LENGTHS.size)
+    source, room = stem.tokens + LENGTHS.source, 16 if steps <= 16 else 32
+    shared = flops.encoder_biases(shape, stem.tokens, LENGTHS.source)
+    for positions in {16, room}:
+        shared += flops.decoder_self_bias(shape, positions)
+        shared += flops.decoder_cross_bias(shape, positions, source)
+    real = counted(measured.search(model, LENGTHS, answer))
+    assert cost.answer_flops(model, LENGTHS, answer) + shared == real
+
+
+def test_candidates_are_run_once_behind_the_prompt():
+    model = cost.build("ofa_nano")
+    lengths = replace(LENGTHS, prompt=2)
+    shape = flops.ModelShape.from_model(model)
+    source = cost.picture_cost(model, LENGTHS.size).tokens + LENGTHS.source
+    few, many = (
+        cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
+        for count in (1, 5)
+    )
+    layers = [n * shape.decoder_layers * flops.decoder_layer(shape, n, source) for n in (3, 7)]
+    assert many - few == layers[1] - layers[0] + 4 * 2 * shape.decoder_dim * 7
+
+
+def test_checkpointed_activations_are_not_kept():
+    plain = cost.sample_cost(cost.build("ofa_nano"), LENGTHS)
+    less = cost.sample_cost(cost.build("ofa_nano", checkpoint_activations=True), LENGTHS)
+    assert less.kept < plain.kept and less.training > plain.training
+
+
+def test_hours():
+    assert cost.hours(3600e9, 1000, 5, tflops=0.5, gpus=2) == pytest.approx(5)
+
+
+def test_command(capsys):
+    arguments = ["--rows", "1000", "--arch", "ofa_nano", "--patch-image-size", "32"]
+    assert main([*arguments, "--tflops", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "training at 7 TFLOP/s" in printed and "estimated" in printed
+    for wrong in (["--tflops", "0"], ["--epochs", "-1"], ["--layer-weights", "1,2"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, *wrong])
+    assert "give one for each" in capsys.readouterr().err
+
+
+def test_data_sets_have_the_rows_that_preparation_expects():
+    rows = {of.name: of for of in datasets.DATA_SETS}
+    for name, published in (
+        ("coco", coco.PUBLISHED),
+        ("snli_ve", snli_ve.PUBLISHED),
+        ("gqa", gqa.PUBLISHED),
+        ("visdial", visdial.PUBLISHED),
+        ("vqa", vqa.PUBLISHED),
+        ("okvqa", okvqa.PUBLISHED),
+        ("vizwiz", {split: {"rows": count} for split, count in vizwiz.PUBLISHED.items()}),
+    ):
+        found = {s: of.get("rows", of.get("questions")) for s, of in published.items()}
+        assert (rows[name].rows, rows[name].valid) == (found["train"], found["valid"])
+        found.pop("trainval", None)  # the same rows once more, on demand
+        assert rows[name].files == sum(found.values())
+    assert rows["coco, CIDEr"].rows == coco.PUBLISHED["train_stage2"]["rows"]
+    assert rows["nocaps"].files == sum(nocaps.PUBLISHED.values())
+    assert rows["nocaps"].valid == nocaps.PUBLISHED[None]
+
+
+def test_plan(capsys, monkeypatch):
+    """Rows times epochs times operations, at the rates given."""
+    few = [of for of in datasets.DATA_SETS if of.name in ("coco, CIDEr", "nocaps")]
+    small = [replace(of, lengths=replace(of.lengths, size=32)) for of in few]
+    monkeypatch.setattr(datasets, "DATA_SETS", small)
+    assert main(["--plan", "--arch", "ofa_nano", "--tflops", "0.001", "2"]) == 0
+    head, cider, nocaps = capsys.readouterr().out.splitlines()
+    assert "h at 0.001" in head and nocaps.split()[:2] == ["nocaps", "4,500"]
+    model = cost.build("ofa_nano", freeze_resnet=True)
+    answer = cost.answer_flops(model, small[0].lengths, small[0].answer)
+    step = answer + cost.sample_cost(model, small[0].lengths).training
+    assert f"{cost.hours(step, 113_287, 3, 0.001, 1):.1f}" in cider.split()
+    assert f"{cost.hours(answer, 15_000, 1, 0.001, 1):.1f}" in cider.split()
+
+
+def test_a_sample_is_timed(capsys):
+    arguments = ["--measure", "--arch", "ofa_nano", "--patch-image-size", "32", "--repeats", "1"]
+    assert main([*arguments, "--source-length", "5", "--target-length", "4", "--steps", "3"]) == 0
+    head, _, picture, step, update, search = capsys.readouterr().out.splitlines()
+    assert head == "ofa_nano on cpu (threads: 1), batches of 1"
+    assert 100 < int(picture.split()[4]) < 250  # KB, as of a photograph of COCO
+    assert all(float(line.split()[-1]) > 0 for line in (picture, update))
+    for line in (step, search):
+        seconds, rate = map(float, line.split()[-2:])
+        assert seconds > 0 and rate > 0

@@ -1,0 +1,299 @@
+"""Shards of a generation by fairseq-generate, merged, equal the single run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import fairseq_cli.generate
+import pytest
+import torch
+from fairseq import options
+from helpers import task_files as files
+
+from ofa_exit.cli import merge
+from ofa_exit.evaluation.figures.table import SUMMARY, read_run
+
+# 11 rows in batches of 4: no multiple of the batch, nor of the shards.
+CAPTION = "--beam 3 --scoring coco_caption --coco-tokenizer plain"
+SIMILARITY = (
+    "--exit-policy similarity --exit-image-threshold 0.9 --exit-text-threshold 0.9 "
+    "--exit-decoder-threshold 0.9"
+)
+# Task → shards, options of search and scoring, and of exits.
+RUNS = {
+    "mue_caption": (2, CAPTION.split(), SIMILARITY.split()),
+    "mue_snli_ve": (
+        3,
+        ["--scoring", "accuracy"],
+        ["--exit-policy", "static", "--exit-depths", "3,2,4"],
+    ),
+}
+
+
+def generate(task, data, checkpoint, folder: Path, *more: str) -> Path:
+    """fairseq-generate with its results, trace and all that it prints in ``folder``."""
+    folder.mkdir(parents=True)
+    arguments = files.generate_arguments(task, data, checkpoint, "--results-path", str(folder))
+    arguments += ["--exit-trace", str(folder / "trace.jsonl"), *more]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        files.run(options.get_generation_parser(), fairseq_cli.generate.main, arguments)
+    (folder / "log.txt").write_text(printed.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def made(request, tmp_path_factory):
+    """Task, data and checkpoint."""
+    task, tmp_path = request.param, tmp_path_factory.mktemp("made")
+    make = files.caption_folder if task == "mue_caption" else files.entailment_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        data = make(tmp_path / "data")
+        return task, data, files.train(task, data, tmp_path / "model", updates=2)
+
+
+def generate_shard(task, data, checkpoint, folder: Path, shard: int, *more: str) -> Path:
+    count, scoring, exits = RUNS[task]
+    return generate(
+        *(task, data, checkpoint, folder, *scoring, *exits),
+        *("--num-shards", str(count), "--shard-id", str(shard), *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(made, tmp_path_factory):
+    """Task, the folder of a single run, and those of its shards."""
+    tmp_path = tmp_path_factory.mktemp("merge")
+    count, scoring, exits = RUNS[made[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        single = generate(*made, tmp_path / "single", *scoring, *exits)
+        shards = [generate_shard(*made, tmp_path / f"shard{n}", n) for n in range(count)]
+    return made[0], single, shards
+
+
+def scoring(task: str) -> list[str]:
+    """The scorer's options alone."""
+    given = RUNS[task][1]
+    return given[given.index("--scoring") :]
+
+
+def lines(folder: Path) -> list[str]:
+    """What was generated, without what fairseq logs into the same file."""
+    text = (folder / "generate-test.txt").read_text().splitlines()
+    return [line for line in text if line[1:2] == "-" or line.startswith("Generate ")]
+
+
+def summary(folder: Path) -> dict[str, float]:
+    log = (folder / "log.txt").read_text().splitlines()
+    (found,) = [json.loads(one[1]) for line in log if (one := SUMMARY.match(line))]
+    return {name: value for name, value in found.items() if not name.startswith("seconds")}
+
+
+def test_shards_merged_are_the_single_run(runs, tmp_path, capsys):
+    task, single, shards = runs
+    folders = list(map(str, reversed(shards)))
+    out = tmp_path / "whole"
+    arguments = [str(out), *folders, *scoring(task), "--trace", "trace.jsonl"]
+    assert merge.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert lines(out) == lines(single)
+    assert len([line for line in lines(out) if line.startswith("D-")]) == 11
+    assert (out / "trace.jsonl").read_bytes() == (single / "trace.jsonl").read_bytes()
+    assert summary(out) == pytest.approx(summary(single), rel=1e-12)
+    assert 0 < summary(out)["expected_time_reduction"] < 1
+    assert lines(out)[-1] in printed and "mean decoder layers" in printed
+    # What reads a single run's folder reads this one.
+    values, expected = read_run(out), read_run(single)
+    quality = "CIDEr" if task == "mue_caption" else "accuracy"
+    assert values[quality] == expected[quality]
+    assert values["seconds"] == pytest.approx(sum(read_run(one)["seconds"] for one in shards))
+    # A mean of the shards' scores would be another number: document frequencies, sizes.
+    parts = [read_run(folder)[quality] for folder in shards]
+    assert values[quality] != pytest.approx(sum(parts) / len(parts), abs=1e-3)
+
+    assert merge.main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_without_a_scorer_nothing_is_scored(runs, tmp_path, capsys):
+    _, single, shards = runs
+    assert merge.main([str(tmp_path / "whole"), *map(str, shards)]) == 0
+    assert lines(tmp_path / "whole")[:-1] == lines(single)[:-1]
+    assert lines(tmp_path / "whole")[-1].endswith(": not scored")
+
+
+@pytest.fixture
+def copies(runs, tmp_path):
+    """Shards to spoil."""
+    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in runs[2]]
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def missing(folders):
+    del folders[0]
+    return "there is no 0: generate with --num-shards"
+
+
+def repeated(folders):
+    folders[1] = folders[0]
+    return "are both shard 0"
+
+
+def overlapping(folders):
+    """Row 4 is the first of shard 1; it says that it is row 3, which is in shard 0."""
+    path = folders[1] / "generate-test.txt"
+    text, changed = re.subn(r"^([A-Z])-4\t", r"\1-3\t", path.read_text(), flags=re.MULTILINE)
+    assert changed == 5
+    path.write_text(text)
+    return "row 3 is in"
+
+
+def other_batches(folders):
+    replace(folders[0] / "log.txt", '"rows": ', '"rows": 1')
+    return "need the same --batch-size"
+
+
+def other_exits(folders):
+    replace(folders[1] / "log.txt", '"--exit-policy": "s', '"--exit-policy": "a s')
+    return "--exit-policy: s"
+
+
+def older(folders):
+    replace(folders[1] / "log.txt", '"run": ', '"exits": ')
+    return "log.txt, line 'Exit shard'"
+
+
+def other_number(folders):
+    replace(folders[1] / "log.txt", '"of": ', '"of": 1')
+    return "different numbers of shards"
+
+
+def torn(folders):
+    text = (folders[1] / "generate-test.txt").read_text()
+    (folders[1] / "generate-test.txt").write_text(text[: text.index("Generate ")])
+    return "ends before its result"
+
+
+def quiet(folders):
+    text = (folders[1] / "generate-test.txt").read_text().splitlines(keepends=True)
+    (folders[1] / "generate-test.txt").write_text("".join(one for one in text if one[1:2] != "-"))
+    return "without --quiet"
+
+
+def no_log(folders):
+    (folders[1] / "log.txt").unlink()
+    return "tee"
+
+
+def one_folder(folders):
+    shutil.copy(folders[1] / "generate-test.txt", folders[1] / "generate-valid.txt")
+    return "overwrite each other"
+
+
+def short_trace(folders):
+    text = (folders[0] / "trace.jsonl").read_bytes()
+    (folders[0] / "trace.jsonl").write_bytes(text[: text.rindex(b"\n{") + 1])
+    return "does not have a line for each row"
+
+
+SPOILED = [missing, repeated, overlapping, other_batches, other_exits, other_number, torn, quiet]
+SPOILED += [no_log, one_folder, short_trace, older]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_what_is_no_whole_is_refused_by_name(copies, spoil, tmp_path, capsys):
+    message = spoil(copies)
+    folders = list(map(str, copies))
+    out = tmp_path / "out"
+    assert merge.main([str(out), *folders, "--trace", "trace.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    if spoil not in (missing, other_batches):  # which have no one folder to name
+        assert any(folder in error for folder in folders)
+    assert not list(out.glob("*"))
+
+
+def other_checkpoint(data, checkpoint, folder):
+    """The same file but for one weight."""
+    state = torch.load(checkpoint)
+    state["model"]["decoder.layer_norm.weight"][0] += 1e-3
+    torch.save(state, folder / "other.pt")
+    return data, folder / "other.pt"
+
+
+def other_data(data, checkpoint, folder):
+    """As many bytes in lines as long, another word."""
+    copied = Path(shutil.copytree(data, folder / "copied"))
+    replace(copied / "test.tsv", "red", "tan")
+    return copied, checkpoint
+
+
+def other_words(data, checkpoint, folder):
+    """The same data read by a dictionary in another order, as long as the model's."""
+    words = files.write_dictionary(folder / "words", files.WORDS[::-1])
+    return data, checkpoint, "--bpe-dir", str(words)
+
+
+def with_options(*given):
+    return lambda data, checkpoint, folder: (data, checkpoint, *given)
+
+
+DIFFERENT = {
+    "checkpoints: ": other_checkpoint,
+    "data: ": other_data,
+    "vocabulary: ": other_words,
+    "--model-overrides: {} and {'attn_scale_factor': 3.0}": with_options(
+        "--model-overrides", "{'attn_scale_factor': 3.0}"
+    ),
+    "--lenpen: not given and 2.0": with_options("--lenpen", "2"),
+    "--no-repeat-ngram-size: not given and 2": with_options("--no-repeat-ngram-size", "2"),
+    "--exit-decoder-threshold: 0.9 and 0.8": with_options("--exit-decoder-threshold", "0.8"),
+    "--seed: not given and 7": with_options("--sampling", "--nbest", "3", "--seed", "7"),
+    "different splits or beams": with_options("--beam", "2"),
+    "--patch-image-size: 32 and 48": with_options(
+        *("--patch-image-size", "48", "--model-overrides", "{'patch_image_size': 48}")
+    ),
+}
+
+
+@pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
+@pytest.mark.parametrize("told", DIFFERENT)
+def test_shards_of_different_generations_are_refused(told, made, runs, tmp_path, capsys):
+    task, data, checkpoint = made
+    given = DIFFERENT[told](data, checkpoint, tmp_path)
+    folder = generate_shard(task, *given[:2], tmp_path / "shard1", 1, *given[2:])
+    assert merge.main([str(tmp_path / "out"), str(runs[2][0]), str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and str(folder) in error
+    if told == "checkpoints: ":
+        assert f"{checkpoint} (sha256 " in error and f"{given[1]} (sha256 " in error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
+def test_copies_are_the_same_checkpoint_and_data(made, runs, tmp_path):
+    """Machines may keep their own under other paths."""
+    task, data, checkpoint = made
+    copied = Path(shutil.copytree(data, tmp_path / "copied"))  # keeps times
+    shutil.copy(checkpoint, tmp_path / "copy.pt")
+    folder = generate_shard(task, copied, tmp_path / "copy.pt", tmp_path / "shard1", 1)
+    assert merge.main([str(tmp_path / "out"), str(runs[2][0]), str(folder)]) == 0
+    assert lines(tmp_path / "out")[:-1] == lines(runs[1])[:-1]
+
+
+def test_a_shard_without_rows_is_refused(tmp_path):
+    data = files.caption_folder(tmp_path / "data")
+    task = files.setup("mue_caption", data, num_shards=5, shard_id=4)
+    with pytest.raises(ValueError, match="gets none of the 3 batches"):
+        files.generate_rows(task, [])

@@ -1,0 +1,391 @@
+"""TSV files: offsets, their index file, and everything that may be wrong with a line."""
+
+import errno
+import fcntl
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.data_samples import write_tsv
+
+from ofa_exit.data import row_index
+from ofa_exit.data.row_index import index_path, row_offsets
+from ofa_exit.data.tsv import TsvError, TsvFile
+
+COLUMNS = ("uniq_id", "text")
+
+
+def texts(file: TsvFile) -> list[str]:
+    return [file.row(index)["text"] for index in range(len(file))]
+
+
+def test_selects_columns_in_the_order_of_their_names(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "x", "eins"], ["2", "y", "zwei"]])
+    file = TsvFile(path, "2,0", ("text", "uniq_id"))
+    assert [file.row(0), file.row(1)] == [
+        {"text": "eins", "uniq_id": "1"},
+        {"text": "zwei", "uniq_id": "2"},
+    ]
+    assert TsvFile(path, None, ("uniq_id", "image_id")).row(1) == {"uniq_id": "2", "image_id": "y"}
+    assert file.fields(1) == ["2", "y", "zwei"]
+    assert file.column_of("text") == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1\tone\n2\ttwo\n",
+        b"1\tone\n2\ttwo",
+        b"1\tone\r\n2\ttwo\r\n",
+        b"1\tone\n2\ttwo\n\n",
+        b"1\tone\r\n2\ttwo\r\n\r\n\n",
+        b"\xef\xbb\xbf1\tone\n2\ttwo\n",
+    ],
+    ids=["plain", "no end", "crlf", "empty end", "empty ends", "byte order mark"],
+)
+def test_line_ends(tmp_path, content):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(content)
+    for _ in range(2):  # built, then read from the index
+        file = TsvFile(path, None, COLUMNS)
+        assert [file.row(0)["uniq_id"], *texts(file)] == ["1", "one", "two"]
+
+
+def test_short_last_lines_are_kept(tmp_path):
+    path = tmp_path / "a.tsv"
+    for content in (b"a\nb\n", b"a\nb", b"a\nb\n\n", b"a\n\tb\nc"):
+        path.write_bytes(content)
+        _, offsets = row_offsets(path)
+        lines = [content[a:b].rstrip() for a, b in zip(offsets, offsets[1:], strict=False)]
+        assert lines == content.rstrip().split(b"\n")
+
+
+def test_lines_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_index, "_CHUNK", 7)
+    rows = [[str(number), "w" * length] for number, length in enumerate((0, 5, 40, 4, 3, 200, 1))]
+    path = write_tsv(tmp_path / "a.tsv", rows)
+    assert texts(TsvFile(path, None, COLUMNS)) == [row[1] for row in rows]
+
+
+def test_a_line_of_many_megabytes(tmp_path):
+    rows = [["1", "short"], ["2", "x" * (9 << 20)], ["3", "end"]]
+    file = TsvFile(write_tsv(tmp_path / "a.tsv", rows), None, COLUMNS)
+    assert len(file.row(1)["text"]) == 9 << 20
+    assert file.row(2)["text"] == "end"
+
+
+def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    TsvFile(path, None, COLUMNS)
+    assert [p.name for p in tmp_path.iterdir() if p != path] == [index_path(path).name]
+
+    counted = []
+    count = row_index._count
+    monkeypatch.setattr(row_index, "_count", lambda file: counted.append(1) or count(file))
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
+    assert counted == []
+
+    status = path.stat()
+    write_tsv(path, [["1", "other"], ["2", "x"], ["3", "y"]])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 5))
+    assert texts(TsvFile(path, None, COLUMNS)) == ["other", "x", "y"]
+    # The same size at another time is another file.
+    write_tsv(path, [["1", "o"], ["2", "xxxxx"], ["3", "y"]])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10))
+    assert texts(TsvFile(path, None, COLUMNS)) == ["o", "xxxxx", "y"]
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "odd"])
+def test_damaged_index_is_built_again(tmp_path, damage):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    TsvFile(path, None, COLUMNS)
+    index = index_path(path)
+    good = index.read_bytes()
+    changed = {"cut": good[:-8], "empty": b"", "foreign": b"x" * len(good), "odd": good[:-3]}
+    index.write_bytes(changed[damage])
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
+    assert index.read_bytes() == good
+
+
+def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    file = TsvFile(path, None, COLUMNS)
+    assert texts(pickle.loads(pickle.dumps(file))) == texts(file) == ["one", "two"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_readers_at_once_build_one_index(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [[str(n), f"row {n}"] for n in range(3000)])
+    seen = []
+    threads = [
+        threading.Thread(target=lambda: seen.append(texts(TsvFile(path, None, COLUMNS))))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 6
+    assert all(rows == [f"row {n}" for n in range(3000)] for rows in seen)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+
+
+def lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.offsets.lock")
+
+
+def _read_together(path: Path, barrier, queue) -> None:
+    barrier.wait()
+    queue.put(texts(TsvFile(path, None, COLUMNS)))
+
+
+def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    count, log = row_index._count, tmp_path / "log"
+
+    def count_slowly(file):
+        with log.open("ab") as told:
+            told.write(b".")
+        time.sleep(1)
+        return count(file)
+
+    monkeypatch.setattr(row_index, "_count", count_slowly)
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(4), context.Queue()
+    children = [
+        context.Process(target=_read_together, args=(path, barrier, queue)) for _ in range(4)
+    ]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [["one", "two"]] * 4
+    for child in children:
+        child.join()
+    assert log.read_bytes() == b"."
+    assert not lock_path(path).exists()
+
+
+def _die_with_the_lock(path: Path) -> None:
+    with row_index._alone(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_lock_of_a_killed_process_locks_nobody_out(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    child = multiprocessing.get_context("fork").Process(target=_die_with_the_lock, args=(path,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and lock_path(path).exists()
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert not lock_path(path).exists() and index_path(path).exists()
+
+
+def test_waiting_for_another_process_is_told(tmp_path, caplog):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    caplog.set_level(logging.INFO, row_index.__name__)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(texts(TsvFile(path, None, COLUMNS))))
+    with row_index._alone(path):
+        reader.start()
+        for _ in range(200):
+            if caplog.records:
+                break
+            time.sleep(0.05)
+        assert f"{path}: waiting for another process to index it" in caplog.text
+        assert not read
+    reader.join(timeout=60)
+    assert read == [["one"]]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks(tmp_path, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+
+
+def test_a_folder_in_which_no_file_can_be_made(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    original = Path.open
+
+    def reading_only(self, mode="r", *args, **kwargs):
+        if "r" not in mode:
+            raise PermissionError(errno.EROFS, "read-only")
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", reading_only)
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pickled_file_reopens_and_holds_no_handle(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    file = TsvFile(path, None, COLUMNS)
+    assert file.row(1)["text"] == "two"
+    state = file.__getstate__()
+    assert state["_file"] is None
+    assert not any(hasattr(value, "fileno") for value in state.values())
+    assert texts(pickle.loads(pickle.dumps(file))) == ["one", "two"]
+
+
+def _read_in_child(file: TsvFile, start: int, queue) -> None:
+    parents_handle = file._file
+    rows = [(index, file.row(index)["text"]) for index in range(start, len(file), 2)]
+    queue.put((rows, file._file is not parents_handle))
+
+
+@pytest.mark.parametrize(("method", "starts"), [("fork", (0, 1)), ("spawn", (0,))])
+def test_processes_read_side_by_side(tmp_path, method, starts):
+    path = write_tsv(tmp_path / "a.tsv", [[str(n), f"row {n}"] for n in range(200)])
+    file = TsvFile(path, None, COLUMNS)
+    assert file.row(0)["text"] == "row 0"  # the parent's handle is open
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    children = [
+        context.Process(target=_read_in_child, args=(file, start, queue)) for start in starts
+    ]
+    for child in children:
+        child.start()
+    rows = [file.row(index)["text"] for index in range(200)]
+    answers = [queue.get(timeout=120) for _ in children]
+    for child in children:
+        child.join()
+    assert rows == [f"row {n}" for n in range(200)]
+    assert all(reopened for _, reopened in answers)
+    read = sorted(row for answer, _ in answers for row in answer)
+    assert read == [(n, row) for n, row in enumerate(rows) if n % 2 in starts]
+
+
+def failure(path: Path, index: int = 0, selected: str | None = None) -> TsvError:
+    with pytest.raises(TsvError) as caught:
+        TsvFile(path, selected, COLUMNS).row(index)
+    return caught.value
+
+
+def test_empty_line_in_the_middle(tmp_path):
+    for blank in (b"\n", b"\r\n"):
+        path = tmp_path / "a.tsv"
+        path.write_bytes(b"1\tone\n" + blank + b"3\tthree\n")
+        assert TsvFile(path, None, COLUMNS).row(2)["text"] == "three"
+        error = failure(path, 1)
+        assert (error.line, error.path) == (2, str(path))
+        assert "empty" in error.message
+    path.write_bytes(b"\n1\tone\n")
+    assert failure(path, 1).line == 1
+
+
+def test_missing_file_and_no_rows(tmp_path):
+    error = failure(tmp_path / "none.tsv")
+    assert error.line is None
+    assert "no such file" in str(error)
+    assert "none.tsv" in str(error)
+    for content in (b"", b"\n\r\n\n"):
+        (tmp_path / "a.tsv").write_bytes(content)
+        assert "no rows" in str(failure(tmp_path / "a.tsv"))
+    assert "cannot be read" in str(failure(tmp_path))
+
+
+def test_missing_column_is_refused_before_any_row_is_read(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    with pytest.raises(TsvError) as caught:
+        TsvFile(path, "0,4", COLUMNS)
+    error = caught.value
+    assert (error.line, error.field) == (1, "text")
+    assert "column 4" in error.message
+    assert "has 2" in error.message
+    assert "--selected-cols" in error.remedy
+
+
+def test_ragged_lines_name_both_counts(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one", "x"], ["2", "two"], ["3", "th", "ree", "y"]])
+    for index, columns in ((1, 2), (2, 4)):
+        error = failure(path, index)
+        assert error.line == index + 1
+        assert f"{columns} columns" in error.message
+        assert "first line 3" in error.message
+
+
+@pytest.mark.parametrize("selected", ["0", "0,1,2", "0,x", "0,-1", "0;1", "0,", "0,²"])
+def test_nonsense_column_choices(tmp_path, selected):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one", "x"]])
+    error = failure(path, 0, selected)
+    assert error.line is None
+    assert selected in error.message
+    assert "uniq_id, text" in error.remedy
+
+
+def test_bytes_that_are_not_utf8_name_the_field(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"1\tone\n2\tcaf\xe9\n")
+    error = failure(path, 1)
+    assert (error.line, error.field) == (2, "text")
+    assert "UTF-8" in error.message
+
+
+def test_file_that_changes_while_in_use(tmp_path):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    file = TsvFile(path, None, COLUMNS)
+    write_tsv(path, [["1", "one"], ["2", "two"], ["3", "three"]])
+    with pytest.raises(TsvError, match="changed") as caught:
+        file.row(0)
+    assert caught.value.line is None
+    file = TsvFile(path, None, COLUMNS)
+    file.row(0)
+    os.truncate(path, 8)
+    with pytest.raises(TsvError, match="changed"):
+        file.row(1)
+    file = TsvFile(path, None, COLUMNS)
+    path.unlink()
+    with pytest.raises(TsvError, match="changed"):
+        pickle.loads(pickle.dumps(file)).row(0)
+
+
+def test_file_that_is_still_being_written(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    count = row_index._count
+
+    def count_and_grow(file):
+        offsets = count(file)
+        with path.open("ab") as more:
+            more.write(b"2\ttwo\n")
+        return offsets
+
+    monkeypatch.setattr(row_index, "_count", count_and_grow)
+    with pytest.raises(TsvError, match="being written"):
+        TsvFile(path, None, COLUMNS)
+
+
+def test_rows_outside_the_file(tmp_path):
+    file = TsvFile(write_tsv(tmp_path / "a.tsv", [["1", "one"]]), None, COLUMNS)
+    for index in (-1, 1):
+        with pytest.raises(IndexError):
+            file.row(index)
+
+
+def test_error_text_and_its_way_through_processes():
+    error = TsvError("a.tsv", 3, "image", "it is broken", "Mend it")
+    assert str(error) == "a.tsv, line 3, field 'image': it is broken. Mend it"
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.line, copy.field) == (str(error), 3, "image")
+    # How torch's data loader raises an error of a worker again.
+    try:
+        raise error
+    except TsvError:
+        wrapped = torch._utils.ExceptionWrapper(where="in worker 1")
+    with pytest.raises(TsvError, match=r"a\.tsv, line 3, field 'image': it is broken\. Mend it"):
+        wrapped.reraise()

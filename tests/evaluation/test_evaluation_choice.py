@@ -1,0 +1,56 @@
+"""Settings are chosen on one file and read on another."""
+
+import csv
+import sys
+
+import pytest
+
+from ofa_exit.evaluation.figures import choice
+
+
+def write(path, *rows):
+    """rows: setting, CIDEr, share of time saved."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["run", "setting", "CIDEr", "expected_time_reduction"])
+        writer.writeheader()
+        for setting, cider, saved in rows:
+            line = {"run": "MuE", "setting": setting}
+            writer.writerow({**line, "CIDEr": cider, "expected_time_reduction": saved})
+    return str(path)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["choice", *arguments])
+    return choice.main()
+
+
+def test_the_deepest_saving_that_keeps_enough(tmp_path, monkeypatch, capsys):
+    valid = write(
+        tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3), ("b", 96.5, 0.4), ("c", 90, 0.6)
+    )
+    # On the test split c happens to be good: it must not be taken for that.
+    test = write(
+        tmp_path / "t.csv", ("full", 50, 0), ("a", 50, 0.3), ("b", 45, 0.4), ("c", 55, 0.6)
+    )
+    assert run(monkeypatch, valid, test, "--keep", "0.96") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("b: at least 96.0 CIDEr")
+    assert lines[2].split("\t") == [valid, "MuE", "96.5", "96.5 %", "0.4"]
+    assert lines[3].split("\t") == [test, "MuE", "45.0", "90.0 %", "0.4"]
+
+
+def test_no_exits_where_nothing_keeps_enough(tmp_path, monkeypatch, capsys):
+    baseline = write(tmp_path / "b.csv", ("full", 200, 0))
+    valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
+    run(monkeypatch, valid, "--baseline", baseline)
+    assert capsys.readouterr().out.startswith("full: at least 192.0")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [((("full", 1, 0),), "has no line"), ((), "is no table")]
+)
+def test_files_that_do_not_belong_together(tmp_path, monkeypatch, capsys, rows, message):
+    valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, valid, write(tmp_path / "t.csv", *rows))
+    assert message in capsys.readouterr().err

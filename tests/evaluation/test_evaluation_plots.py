@@ -1,0 +1,97 @@
+"""The accuracy–time curve: what it reads, draws and refuses."""
+
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from ofa_exit.evaluation.figures.plots import best, main, plot_curve, read_points
+
+HEADER = "run,cider,expected_time_reduction,flop_reduction,measured_time_reduction,seed\n"
+ROWS = "MuE,120.5,0.4,0.3,0.25,1\nMuE,130,0.1,0.05,,1\nOFA,128,0,0,0,1\n"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / "sweep.csv"
+    path.write_text(HEADER + ROWS)
+    return path
+
+
+def test_points(sweep):
+    points = read_points(sweep, "cider")
+    assert [point.run for point in points] == ["MuE", "MuE", "OFA"]
+    assert points[0].quality == 120.5
+    assert points[1].savings["measured_time_reduction"] is None
+
+
+def test_files_are_the_same_every_time(sweep, tmp_path):
+    points = read_points(sweep, "cider")
+    first = [path.read_bytes() for path in plot_curve(points, "cider", tmp_path / "one")]
+    again = [path.read_bytes() for path in plot_curve(points, "cider", tmp_path / "two")]
+    assert first == again
+    assert first[0].startswith(b"\x89PNG")
+    assert first[1].find(b"<dc:date>") == -1
+    ET.fromstring(first[1])
+    fewer = [path.read_bytes() for path in plot_curve(points[:2], "cider", tmp_path / "three")]
+    assert fewer[1] != first[1]
+
+
+def test_a_point_is_drawn_where_its_reduction_is_known(sweep):
+    from ofa_exit.evaluation.figures.plots import _figure
+
+    figure = _figure(read_points(sweep, "cider"), "cider")
+    drawn = [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
+    assert drawn[0] == [[10, 130], [40, 120.5]]
+    assert drawn[2] == [[25, 120.5]]
+
+
+def test_only_settings_that_no_other_beats_are_joined():
+    points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
+    assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
+
+
+def test_other_axes(tmp_path, capsys):
+    """As in BLIPEE's Figure 4b; a reduction is drawn in percent, a speed-up as it is."""
+    from ofa_exit.evaluation.figures.plots import _figure
+
+    path = tmp_path / "sweep.csv"
+    path.write_text("run,cider,parameter_speedup,flop_reduction\nsupervised,80,1.5,-0.4\n")
+    axes = ["parameter_speedup", "flop_reduction"]
+    figure = _figure(read_points(path, "cider", axes), "cider")
+    drawn = [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
+    assert drawn == [[[1.5, 80]], [[-40, 80]]]
+    command = [str(path), "--quality", "cider", "--out", str(tmp_path / "curve"), "--axes"]
+    assert main([*command, "parameter_speedup"]) == 0
+    with pytest.raises(SystemExit):
+        main([*command, "parameters"])
+    assert "--axes parameters: choose from" in capsys.readouterr().err
+
+
+def test_command(sweep, tmp_path, capsys):
+    out = tmp_path / "curve"
+    assert main([str(sweep), "--quality", "cider", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [f"{out}.png", f"{out}.svg"]
+    assert main([str(sweep), "--quality", "accuracy", "--out", str(out)]) == 2
+    assert "line 1: no column accuracy" in capsys.readouterr().err
+    assert main([str(tmp_path / "absent.csv"), "--quality", "cider", "--out", str(out)]) == 2
+    assert "absent.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["much", "nan", ""])
+def test_a_number_that_is_none_is_named(sweep, value):
+    sweep.write_text(f"{HEADER}{ROWS}MuE,{value},0,0,0,1\n")
+    with pytest.raises(ValueError, match=r"sweep\.csv, line 5, column cider"):
+        read_points(sweep, "cider")
+
+
+def test_an_empty_sweep_is_refused(sweep):
+    sweep.write_text(HEADER)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        read_points(sweep, "cider")
+
+
+def test_without_matplotlib(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([str(sweep), "--quality", "cider", "--out", str(tmp_path / "curve")]) == 2
+    assert "needs matplotlib" in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""A model with exits, its loss and a batch to train them on, shared by the tests of BLIPEE."""
+
+from types import SimpleNamespace
+
+import torch
+from fairseq.data import Dictionary
+
+from helpers import small_models as helpers
+from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
+from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
+
+TASK = SimpleNamespace(target_dictionary=Dictionary())
+GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
+
+
+def model(exits: str | None = "1,3", **options):
+    built = helpers.nano(exit_layers=exits, feature_classifier_dim=24, **options)
+    if exits:
+        built.add_feature_classifiers()
+    return built
+
+
+def criterion(**options) -> BlipeeAdversarial:
+    config = BlipeeConfig(**{"sentence_avg": False, **options})
+    return BlipeeAdversarial.build_criterion(config, TASK).train()
+
+
+def gradients(built) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in built.named_parameters() if p.grad is not None and p.grad.any()}

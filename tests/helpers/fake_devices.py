@@ -1,0 +1,57 @@
+"""Models and batches of fake CUDA tensors."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ofa_exit.cli.verify import dictionary_of
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.ofa import OFAModel
+
+
+def fake_batch(device: str = "cuda", sentences: int = 3) -> dict[str, torch.Tensor]:
+    """Inputs as fairseq moves them to the GPU; only shapes and devices mean anything here."""
+    return {
+        "src_tokens": torch.full((sentences, 7), 5, device=device),
+        "src_lengths": torch.full((sentences,), 7, device=device),
+        "patch_images": torch.randn(sentences, 3, 32, 32, device=device),
+        "patch_masks": torch.ones(sentences, dtype=torch.bool, device=device),
+        "prev_output_tokens": torch.full((sentences, 5), 6, device=device),
+    }
+
+
+@pytest.fixture
+def fake():
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        yield mode
+
+
+def fake_model(
+    split: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cuda",
+    exits: str | None = None,
+) -> OFAModel:
+    options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
+    options.update(encoder_layers=2, decoder_layers=4, exit_layers=exits)
+    task = Namespace(target_dictionary=dictionary_of(60))
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):  # fake parameters cannot be moved there afterwards
+            return OFAModel.build_model(Namespace(**options, split_modalities=split), task)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def encode(model, dtype) -> tuple[EncoderOut, dict]:
+    net_input = fake_batch()
+    del net_input["prev_output_tokens"]
+    net_input["patch_images"] = net_input["patch_images"].to(dtype)
+    with torch.no_grad():
+        out = model.encoder(**net_input, step_limit=torch.full((3,), 8, device="cuda"))
+    return model.encoder.reorder_encoder_out(out, torch.arange(6, device="cuda")), {}

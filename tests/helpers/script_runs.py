@@ -1,0 +1,104 @@
+"""Runs of the published data sets' scripts, for real or with stand-ins for the commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from helpers import task_files as files
+from helpers.paths import ROOT
+
+SMALL = [*files.SMALL, "--num-workers", "0"]
+TASKS = {
+    "snli_ve": "mue_snli_ve",
+    "coco": "mue_caption",
+    "nocaps": "mue_caption",
+    "vqa": "mue_vqa",
+    "okvqa": "mue_vqa",
+    "gqa": "mue_vqa",
+    "vizwiz": "mue_vqa",
+    "visdial": "mue_visdial",
+}
+# Data sets that BLIPEE trains exits on, with what its table of each has.
+BLIPEE = {
+    "coco": "supervised",
+    "vqa": "supervised",
+    "okvqa": "distill",
+    "gqa": "distill",
+    "vizwiz": "distill",
+    "visdial": "distill",
+}
+BLIPEE_GRID = {"GRID": str(ROOT / "run_scripts" / "grids" / "blipee.json")}
+# A column that every sweep of the data set has.
+QUALITY = {"coco": "CIDEr", "nocaps": "CIDEr", "visdial": "MRR"}
+# Stands in for the commands, and writes down how it was called.
+RECORD = """\
+#!/usr/bin/env bash
+for last in "$@"; do printf '%q ' "$last" >> CALLS; done
+echo >> CALLS
+"""
+# Python itself, but for the modules that a dry run only writes down.
+PYTHON = """\
+#!/usr/bin/env bash
+case "$2" in
+  ofa_exit.*) for one in "${@:2}"; do printf '%q ' "$one" >> CALLS; done; echo >> CALLS ;;
+  *) exec REAL "$@" ;;
+esac
+"""
+
+
+def run(script: str, *arguments: object, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_scripts" / script), *map(str, arguments)],
+        env={
+            **os.environ,
+            "BIN": os.path.dirname(sys.executable),
+            "OMP_NUM_THREADS": "1",
+            "DEVICE": "cpu",
+            **environment,
+        },
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """A folder of stand-ins for the commands; calls what they were given."""
+    log = tmp_path / "calls"
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("fairseq-train", "fairseq-generate", "python"):
+        text = PYTHON if name == "python" else RECORD
+        text = text.replace("CALLS", shlex.quote(str(log))).replace("REAL", sys.executable)
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+
+    def read() -> list[list[str]]:
+        lines = log.read_text().splitlines()
+        log.unlink()
+        return [shlex.split(line) for line in lines]
+
+    return str(commands), read
+
+
+def failing(script: str, *arguments: object, **environment: str) -> str:
+    """What a script says that ends with an error."""
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_scripts" / script), *map(str, arguments)],
+        env={**os.environ, "DEVICE": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr

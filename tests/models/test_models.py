@@ -1,0 +1,338 @@
+"""The model against the official one's numbers, its invariances, and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import FIXTURES
+from helpers.small_models import VOCAB, batch, nano, select
+
+from ofa_exit.cli import verify
+from ofa_exit.models import encoder
+from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.ofa import OFAModel
+from ofa_exit.models.positions import image_buckets, token_buckets
+from ofa_exit.policies.measures import sample_saturation
+from ofa_exit.policies.similarity import SimilarityExit
+
+FIXTURE = FIXTURES / "small.json"
+
+
+def test_small_fixture_matches():
+    assert verify.verify(FIXTURE)
+
+
+def test_verify_fails_on_other_numbers(tmp_path, capsys):
+    (tmp_path / "small.json").write_bytes(FIXTURE.read_bytes())
+    with np.load(FIXTURE.with_suffix(".npz")) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["logits"] = arrays["logits"] * 1.001
+    np.savez(tmp_path / "small.npz", **arrays)
+    assert not verify.verify(tmp_path / "small.json")
+    assert "TOO LARGE" in capsys.readouterr().out
+
+
+def test_verify_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "ofa_exit.cli.verify", "--help"], capture_output=True
+    )
+    assert done.returncode == 0 and b"FIXTURE.json" in done.stdout
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHS if name not in ("ofa_large", "ofa_huge")])
+def test_architectures_build(arch):
+    task = Namespace(target_dictionary=verify.dictionary_of(VOCAB))
+    with torch.device("meta"):
+        model = OFAModel.build_model(Namespace(**ARCHS[arch]), task)
+    assert len(model.encoder.layers) == ARCHS[arch]["encoder_layers"]
+
+
+def test_token_buckets_keep_near_and_widen_far():
+    buckets = token_buckets(8, 32)
+    row = buckets[16] - 7
+    assert row[12:21].tolist() == [4, 3, 2, 1, 0, -1, -2, -3, -4]
+    assert row[0] <= 7 and row[31] >= -7 and (row.diff() <= 0).all()
+
+
+def test_image_buckets_are_offsets():
+    buckets = image_buckets(3)
+    assert buckets[1, 1] == buckets[5, 5] and buckets[1, 2] == buckets[4, 5] != buckets[2, 1]
+    assert buckets[0, 0] == 27 and buckets[0, 3] == 25 and buckets[3, 0] == 26
+
+
+@pytest.mark.parametrize("split", [False, True])
+@torch.no_grad()
+def test_a_row_never_depends_on_its_batch(split):
+    model, net_input = nano(split), batch(4)
+    whole, _ = model(**net_input)
+    for row in range(4):
+        alone, _ = model(**select(net_input, row))
+        torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_encoder_exits_per_sample_and_modality():
+    """Each sample leaves each pass where its own cosine says, as a loop over samples finds."""
+    model, net_input = nano(), batch(5)
+    inputs = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
+    states = model(**net_input, return_layers=True)[1]["encoder_out"].layer_states
+    image_threshold, text_threshold = (
+        float(torch.stack([sample_saturation(a[:, p], b[:, p]) for a, b in zip(states, states[1:])])
+              [:, :2].median())
+        for p in (slice(0, 4), slice(4, None))
+    )  # fmt: skip
+    model.configure_exits(SimilarityExit(image_threshold, text_threshold, 2.0, 2.0))
+    out = model.encoder(**inputs)
+    trace, states = model.last_trace, out.states
+    model.configure_exits(None)
+    cut = 4  # 32 pixels: 2x2 tokens
+    depths = set()
+    for row in range(5):
+        plain = model.encoder(**select(inputs, row), return_layers=True)
+        length = int(inputs["src_lengths"][row])
+        ends = []
+        for part, threshold in (
+            (slice(0, cut), image_threshold),
+            (slice(cut, None), text_threshold),
+        ):
+            layers = [state[:, part] for state in plain.layer_states]
+            depth = next(
+                (
+                    number
+                    for number in range(1, 6)
+                    if float(sample_saturation(layers[number - 1], layers[number])) > threshold
+                ),
+                6,
+            )
+            ends.append((depth, layers[depth]))
+        (image_depth, image), (text_depth, text) = ends
+        if not bool(inputs["patch_masks"][row]):
+            image_depth = 0
+        assert int(trace.image_layers[row]) == image_depth
+        assert int(trace.text_layers[row]) == text_depth
+        depths |= {image_depth, text_depth}
+        expected = model.encoder.layer_norm(torch.cat([image, text], dim=1))[0]
+        if image_depth:
+            torch.testing.assert_close(states[row, :cut], expected[:cut], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            states[row, cut : cut + length], expected[cut:], rtol=1e-4, atol=1e-4
+        )
+    assert len(depths) > 2
+
+
+@torch.no_grad()
+def test_joint_encoder_exits_with_one_gate():
+    model, net_input = nano(split=False), batch(4)
+    model.configure_exits(SimilarityExit(2.0, 2.0, 0.9, 2.0))
+    model(**net_input)
+    trace = model.last_trace
+    assert torch.equal(trace.image_layers, trace.text_layers * net_input["patch_masks"])
+    assert int(trace.text_layers.min()) < 6
+
+
+@pytest.mark.parametrize("similarity", ["sample", "token_mean"])
+def test_padding_never_moves_a_similarity(similarity):
+    from ofa_exit.policies.similarity import ENCODER_SIMILARITIES
+
+    measure = ENCODER_SIMILARITIES[similarity]
+    before, after = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    padded = measure(before, after, padding)
+    torch.testing.assert_close(padded[0], measure(before[:1], after[:1])[0])
+    torch.testing.assert_close(padded[1], measure(before[1:, :3], after[1:, :3])[0])
+
+
+@torch.no_grad()
+def test_interpolated_positions():
+    model = nano(interpolate_position=True, orig_patch_image_size=32)
+    positions = model.encoder.image_positions((2, 2), torch.device("cpu"))
+    plain = nano(orig_patch_image_size=32).encoder.image_positions((2, 2), torch.device("cpu"))
+    assert torch.equal(positions, plain)
+    fine = model.encoder.image_positions((4, 4), torch.device("cpu"))
+    # Corners of a bilinear resize by two are the corner cells themselves.
+    torch.testing.assert_close(fine[0, 0], positions[0, 0])
+    torch.testing.assert_close(fine[0, -1], positions[0, -1])
+
+
+@torch.no_grad()
+def test_text_without_images():
+    model, net_input = nano(), batch(2)
+    net_input["patch_masks"] = torch.zeros(2, dtype=torch.bool)
+    blind, _ = model(**net_input)
+    net_input.update(patch_images=None, patch_masks=None)
+    text, _ = model(**net_input)
+    torch.testing.assert_close(blind, text, rtol=1e-4, atol=1e-4)
+
+
+def test_image_too_large_is_refused():
+    model = nano()
+    with pytest.raises(ValueError, match="--image-bucket-size 8"):
+        model(**batch(1, size=256))
+
+
+def test_layer_features_end_in_the_logits():
+    model, net_input = nano(), batch(2)
+    logits, extra = model(**net_input, all_layers=True)
+    assert len(extra["layer_features"]) == 6
+    torch.testing.assert_close(model.output_layer(extra["layer_features"][-1]), logits)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_checkpointing_activations_changes_no_gradient(split):
+    net_input = batch(2)
+    gradients = []
+    for checkpoint in (False, True):
+        model = nano(split, checkpoint_activations=checkpoint, dropout=0.0).train()
+        model.encoder.embed_images.eval()
+        model(**net_input)[0].square().mean().backward()
+        gradients.append(model.encoder.layers[0].fc1.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_drop_path_acts_in_training_only():
+    model = nano(encoder_drop_path_rate=0.9, decoder_drop_path_rate=0.9, resnet_drop_path_rate=0.9)
+    net_input = batch(2)
+    with torch.no_grad():
+        reference, _ = nano()(**net_input)
+        assert torch.equal(model(**net_input)[0], reference)
+        assert not torch.equal(model.train()(**net_input)[0], model(**net_input)[0])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_every_trained_parameter_gets_a_gradient(split):
+    """Or plain DistributedDataParallel would stop at the second step."""
+    model = nano(split).train()
+    model(**batch(2))[0].sum().backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+def _state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_larger_vocabulary_adds_rows():
+    small = _state(nano())
+    options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
+    model = verify.build_with_weights({**options, "resnet_width": 8, "split_modalities": True}, 70)
+    model.load_state_dict(dict(small))
+    table = model.encoder.embed_tokens.weight
+    assert torch.equal(table[:VOCAB], small["encoder.embed_tokens.weight"])
+    assert model.decoder.output_projection.weight is table
+
+
+def test_smaller_vocabulary_is_refused():
+    big = _state(verify.build_with_weights({**ARCHS["ofa_nano"]}, 70))
+    model = verify.build_with_weights({**ARCHS["ofa_nano"]}, 60)
+    with pytest.raises(
+        ValueError, match=r"embed_tokens.weight: checkpoint \(70, 128\), model \(60"
+    ):
+        model.load_state_dict(big)
+
+
+@torch.no_grad()
+def test_larger_grid_keeps_every_cell_and_offset():
+    """The same picture gives the same answer after the grid has grown."""
+    small = nano(image_bucket_size=4)
+    large = nano(image_bucket_size=8)
+    large.load_state_dict(_state(small))
+    net_input = batch(2, size=64)
+    torch.testing.assert_close(large(**net_input)[0], small(**net_input)[0])
+
+
+def test_missing_and_foreign_entries_are_named():
+    model, state = nano(), _state(nano())
+    del state["encoder.layers.3.fc1.weight"]
+    state["encoder.prompt.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError) as refused:
+        model.load_state_dict(state)
+    assert "encoder.layers.3.fc1.weight: checkpoint missing, model (64, 32)" in str(refused.value)
+    assert "encoder.prompt.weight: checkpoint (3,), model missing" in str(refused.value)
+
+
+def test_other_bucket_layout_is_refused():
+    model, state = nano(), _state(nano())
+    state["encoder.token_rp_bucket"] += 1
+    with pytest.raises(ValueError, match="token_rp_bucket"):
+        model.load_state_dict(state)
+
+
+def test_other_structures_are_refused():
+    with pytest.raises(ValueError, match="scale_resids=True"):
+        nano(scale_resids=True)
+
+
+@torch.no_grad()
+def test_biases_are_recomputed_when_weights_change():
+    model, net_input = nano(), batch(2)
+    before, _ = model(**net_input)
+    state = _state(model)
+    state["encoder.token_rel_pos_table_list.0.weight"] += 1.0
+    state["encoder.pos_q_linear.weight"] *= 2.0
+    model.load_state_dict(state)
+    after, _ = model(**net_input)
+    fresh = nano()
+    fresh.load_state_dict(state)
+    assert not torch.allclose(before, after)
+    assert torch.equal(after, fresh(**net_input)[0])
+
+
+def test_fixture_shapes_are_the_official_ones():
+    shapes = json.loads(FIXTURE.read_text())["state_dict"]
+    model = verify.build(json.loads(FIXTURE.read_text()))
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == shapes
+
+
+def test_cross_biases_are_made_once_a_shape():
+    """Batches of one shape share the projection of positions; another shape has its own."""
+    model, calls = nano(), []
+    model.decoder.cross_pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
+    inputs = batch(2)
+    wider = {**inputs, "patch_images": torch.rand(2, 3, 32, 64)}
+    with torch.no_grad():
+        expected = [model(**given)[0] for given in (inputs, wider)]
+        model.decoder.forget_shapes()
+        calls.clear()
+        for _ in range(2):
+            for given, logits in zip((inputs, wider), expected):
+                torch.testing.assert_close(model(**given)[0], logits)
+    assert len(calls) == 2
+
+
+def test_joint_biases_serve_every_length_of_text():
+    model, calls = nano(split=False), []
+    model.encoder.pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
+    inputs = batch(2)
+    for length in (7, 5):
+        given = {**inputs, "src_tokens": inputs["src_tokens"][:, :length]}
+        expected = model(**given)[0].detach()
+        calls.clear() if length == 7 else None
+        with torch.no_grad():
+            torch.testing.assert_close(model(**given)[0], expected)
+    assert len(calls) == 2  # without gradients once, and the second length's with
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("split", [True, False])
+def test_no_mask_is_written_where_nothing_is_padded(split, monkeypatch):
+    model, inputs, masked = nano(split), batch(1), []
+    write = encoder._mask_keys
+
+    def watched(bias, padding):
+        masked.append(padding is not None)
+        return write(bias, padding)
+
+    monkeypatch.setattr(encoder, "_mask_keys", watched)
+    logits = [model(**inputs, padded=padded)[0] for padded in (True, False)]
+    torch.testing.assert_close(*logits)
+    layers = len(masked) // 2
+    assert any(masked[:layers]) and not any(masked[layers:])

@@ -1,0 +1,140 @@
+"""Checkpoints as OFA's release writes them, through fairseq's own loading."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from helpers.task_files import NANO, caption_folder, generate, train
+
+from ofa_exit.cli.export import export
+from ofa_exit.models.ofa import OFAModel
+
+RELEASED = dict(
+    encoder_normalize_before=True,
+    decoder_normalize_before=True,
+    layernorm_embedding=True,
+    patch_layernorm_embedding=True,
+    code_layernorm_embedding=True,
+    add_type_embedding=True,
+    scale_attn=True,
+    scale_fc=True,
+    scale_heads=True,
+    disable_entangle=True,
+    scale_resids=False,
+    entangle_position_embedding=False,
+    share_all_embeddings=True,
+    share_decoder_input_output_embed=True,
+    relu_dropout=0.0,
+    pooler_classifier="mlp",
+    sample_patch_num=196,
+    lr=[3e-5],
+)
+# fairseq's own model arguments, which OFA's encoder and decoder took over.
+SHARED = {"share_decoder_input_output_embed"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("official")
+    data = caption_folder(folder / "data")
+    return data, train("mue_caption", data, folder / "run", updates=2)
+
+
+def official(trained_path: Path, path: Path, form: str) -> Path:
+    """The same weights with the arguments an official file has, under ``args`` or ``cfg``."""
+    state = torch.load(trained_path, weights_only=True)
+    own = state["cfg"]["model"]
+    own = vars(own) if isinstance(own, Namespace) else dict(own)
+    sizes = {k: v for k, v in own.items() if k.startswith(("encoder_", "decoder_", "resnet_"))}
+    sizes.update({k: own[k] for k in own if k.startswith(("max_", "token_", "image_", "code_"))})
+    arguments = Namespace(
+        **{**sizes, **RELEASED, "arch": "ofa_nano", "task": "caption", "_name": "ofa_nano"},
+        criterion="adjust_label_smoothed_cross_entropy",
+        optimizer="adam",
+        lr_scheduler="polynomial_decay",
+        split_modalities=True,
+    )
+    new = {"model": state["model"], "args": None, "cfg": None, "extra_state": {}}
+    new["optimizer_history"] = state["optimizer_history"]
+    if form == "args":
+        new["args"] = arguments
+    else:
+        new["cfg"] = {**state["cfg"], "model": arguments, "task": Namespace(task="caption")}
+    torch.save(new, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["args", "cfg"])
+def test_arguments_under_args_and_cfg(trained, tmp_path, form, caplog):
+    data, checkpoint = trained
+    path = official(checkpoint, tmp_path / "official.pt", form)
+    ours = generate("mue_caption", data, checkpoint, "--gen-subset", "test")
+    theirs = generate("mue_caption", data, path, "--gen-subset", "test")
+    assert theirs["H"] == ours["H"] and len(ours["H"]) == 11
+    (line,) = {r.message for r in caplog.records if "without a meaning" in r.message}
+    foreign = {"pooler_classifier", "relu_dropout", "sample_patch_num"}
+    assert foreign <= set(line.split("ignored: ")[1].split(", ")) <= foreign | SHARED
+
+
+def test_finetune_and_restore(trained, tmp_path):
+    """--finetune-from-model and --restore-file start from the official weights."""
+    data, checkpoint = trained
+    path = official(checkpoint, tmp_path / "official.pt", "args")
+    start = torch.load(path, weights_only=True)["model"]
+    for option in (
+        ["--finetune-from-model", str(path)],
+        ["--restore-file", str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters"],
+    ):
+        saved = train(
+            "mue_caption", data, tmp_path / option[0][2:], *option, "--lr", "1e-12", updates=1
+        )
+        weights = torch.load(saved, weights_only=True)["model"]
+        name = "decoder.layers.0.fc1.weight"
+        torch.testing.assert_close(weights[name], start[name], rtol=0, atol=1e-6)
+
+
+def test_a_killed_run_resumes_where_it_was(trained, tmp_path):
+    """From the checkpoint in the middle of an epoch, two more updates are the same as four."""
+    data, _ = trained
+    options = ["--lr-scheduler", "fixed", "--seed", "3", "--save-interval-updates", "2"]
+    whole = train("mue_caption", data, tmp_path / "whole", *options, updates=4, resumable=True)
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "checkpoint_1_2.pt", tmp_path / "resumed/checkpoint_last.pt")
+    resumed = train("mue_caption", data, tmp_path / "resumed", *options, updates=4, resumable=True)
+    one, two = (torch.load(path, weights_only=True) for path in (whole, resumed))
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_exported_checkpoint_generates_the_same(trained, tmp_path):
+    data, checkpoint = trained
+    export(checkpoint, tmp_path / "shipped.pt")
+    shipped = torch.load(tmp_path / "shipped.pt", weights_only=True)
+    assert "last_optimizer_state" not in shipped and not shipped["extra_state"]
+    assert str(data).encode() not in (tmp_path / "shipped.pt").read_bytes()
+    ours = generate("mue_caption", data, checkpoint)
+    assert generate("mue_caption", data, tmp_path / "shipped.pt")["H"] == ours["H"]
+    train(
+        *["mue_caption", data, tmp_path / "tuned", "--finetune-from-model"],
+        str(tmp_path / "shipped.pt"),
+        updates=1,
+    )
+
+
+def test_misfit_names_the_entries(trained, tmp_path):
+    data, checkpoint = trained
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["decoder.layers.0.fc1.weight"] = torch.zeros(7, 32)
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(ValueError, match=r"decoder.layers.0.fc1.weight: checkpoint \(7, 32\)"):
+        generate("mue_caption", data, tmp_path / "broken.pt")
+
+
+def test_loads_into_the_registered_model(trained):
+    (model,), _, task = load_model_ensemble_and_task([str(trained[1])])
+    assert isinstance(model, OFAModel) and len(task.target_dictionary) and NANO

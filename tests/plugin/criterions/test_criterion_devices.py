@@ -1,0 +1,138 @@
+"""mue_loss in other precisions, on devices, over several processes, and on the real model."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
+from helpers.criterion_samples import PAD, Stub, batch, criterion, masks
+from helpers.small_models import nano, training_batch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+
+from ofa_exit.plugin.criterions.mue import MuELoss
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_get_a_float32_loss(dtype):
+    model, sample = Stub(), batch(8)
+    expected = criterion()(model, sample)[0]
+    half = copy.deepcopy(model).to(dtype)
+    loss = criterion()(half, sample)[0]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+    assert half.embed.weight.grad.isfinite().all()
+
+
+def test_autocast_reaches_the_recomputed_layers():
+    model, sample = Stub(), batch(8)
+    expected = criterion()(model, sample)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion()(model, sample)[0]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+
+
+def on(device: str, sample: dict, convert=lambda x: x) -> dict:
+    return {
+        key: on(device, x, convert)
+        if isinstance(x, dict)
+        else convert(x).to(device)
+        if torch.is_tensor(x)
+        else x
+        for key, x in sample.items()
+    }
+
+
+def full_loss(weights: str) -> tuple[MuELoss, dict]:
+    """With every option that makes or reads tensors."""
+    sample = batch()
+    sample.update(constraint_masks=masks(sample), conf=torch.rand(4))
+    loss = criterion(layer_weights=weights, drop_worst_ratio=0.2, report_accuracy=True)
+    return loss, sample
+
+
+@pytest.mark.parametrize("weights", ["uniform", "last"])
+def test_a_gpu_is_never_waited_for(weights):
+    """Fake CUDA tensors have no values: mixing devices or reading one on the host raises."""
+    loss, sample = full_loss(weights)
+    with FakeTensorMode() as mode:
+        with torch.device("cuda"):
+            model = Stub()
+        model.num_updates = 1
+        value, _, log = loss(model, on("cuda", sample, mode.from_tensor))
+    assert value.device.type == log["correct_layer_3"].device.type == "cuda"
+
+
+@pytest.mark.parametrize("weights", ["uniform", "last"])
+def test_nor_in_the_backward_pass(weights):
+    """Tensors without values again; the fake CUDA ones have no backward without a GPU."""
+    loss, sample = full_loss(weights)
+    model = Stub().to("meta")
+    model.num_updates = 1
+    loss(model, on("meta", sample))[0].backward()
+    assert model.embed.weight.grad.device.type == "meta"
+
+
+def distributed(model, backend: str) -> ModuleProxyWrapper:
+    """The wrappers that fairseq makes for the two backends."""
+    if backend == "legacy_ddp":
+        return ModuleProxyWrapper(LegacyDistributedDataParallel(model, dist.group.WORLD))
+    return ModuleProxyWrapper(DistributedDataParallel(model, find_unused_parameters=True))
+
+
+def test_ofa_itself():
+    model, sample = nano(), training_batch(3)
+    target = sample["target"].flatten()
+
+    def summed(logits):
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), target, ignore_index=PAD, reduction="sum"
+        )
+
+    with torch.no_grad():
+        last, _, _ = criterion(layer_weights="last", label_smoothing=0)(model, sample)
+        mean, _, log = criterion(label_smoothing=0)(model, sample)
+        torch.testing.assert_close(last, summed(model(**sample["net_input"])[0]))
+        _, extra = model(**sample["net_input"], features_only=True, all_layers=True)
+        layers = [summed(model.output_layer(x)) for x in extra["layer_features"]]
+    torch.testing.assert_close(mean, torch.stack(layers).mean())
+    for i, layer in enumerate(layers):
+        torch.testing.assert_close(log[f"loss_layer_{i + 1}"], layer)
+    torch.testing.assert_close(log["nll_loss"], last)
+
+
+def worker(rank: int, folder: Path, backend: str, model, samples: list) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(samples))
+    wrapped, loss = distributed(model, backend), criterion()
+    for _ in range(2):  # a second step finds out whether the first left the reducer ready
+        wrapped.zero_grad()
+        loss(wrapped, samples[rank])[0].backward()
+        if backend == "legacy_ddp":
+            wrapped.all_reduce_grads()
+    if rank == 0:
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        torch.save(grads, folder / "grads.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+@pytest.mark.parametrize(
+    ("build", "make_batch"), [(Stub, batch), (nano, training_batch)], ids=["stub", "ofa"]
+)
+def test_two_workers_get_the_gradients_of_one(build, make_batch, backend, tmp_path):
+    model, samples = build(), [make_batch(2), make_batch(4)]
+    arguments = (tmp_path, backend, model, samples)
+    mp.start_processes(worker, arguments, nprocs=2, start_method="fork")
+    grads = torch.load(tmp_path / "grads.pt")
+    sum(criterion()(model, sample)[0] for sample in samples).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:  # the backends average over workers, which fairseq makes good for
+            torch.testing.assert_close(2 * grads[name], p.grad, rtol=1e-4, atol=1e-5)

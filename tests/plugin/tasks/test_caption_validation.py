@@ -1,0 +1,120 @@
+"""Captioning's validation: its metrics, and which rows it is about."""
+
+import gc
+import logging
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from helpers import caption_task
+from helpers import task_files as files
+from helpers.caption_task import NO_IMAGE, TASK
+
+from ofa_exit.evaluation.metrics.captions import score_captions
+
+# Fixtures.
+data, checkpoint, models = caption_task.data, caption_task.checkpoint, caption_task.models
+
+
+def test_validation_metrics_are_those_of_the_split(data, checkpoint, models):
+    task = files.setup(TASK, f"{data}/train.tsv,{data}/valid.tsv")
+    found = files.generate_rows(task, models, beam=2)
+    references = [
+        row.split("\t")[2].split("&&") for row in (data / "valid.tsv").read_text().splitlines()
+    ]
+    hypotheses = [found[number][0]["words"] for number in range(9)]
+    expected = score_captions(hypotheses, references, "plain").values
+    metrics.reset()
+    with metrics.aggregate() as seen:
+        files.validate(
+            *(data, checkpoint, "--task", TASK, "--batch-size", "4", "--eval-cider", "--eval-bleu"),
+            *("--eval-args", '{"beam": 2, "max_len_b": 6}'),
+        )
+    values = seen.get_smoothed_values()
+    assert values["cider"] == pytest.approx(expected["CIDEr"], abs=0.002)
+    assert values["bleu"] == pytest.approx(expected["BLEU-4"], abs=0.002)
+    assert expected["BLEU-1"] > 0
+
+
+def test_the_validation_loss_is_at_full_depth(data, models):
+    plain = files.setup(TASK, data, eval_cider=True)
+    exiting = files.setup(TASK, data, eval_bleu=True, exit_policy="static", exit_depths="1,1,1")
+    logs, texts = [], []
+    for task in (plain, exiting):
+        task.load_dataset("valid")
+        task.eval_generator = task.validation_generator(models[0])
+        task.validation_sums = lambda sample, hypotheses: texts.append(hypotheses) or {}
+        batch = task.dataset("valid").collater([task.dataset("valid")[n] for n in range(4)])
+        criterion = files.criterion(task)
+        logs.append(task.valid_step(batch, models[0], criterion)[2])
+        assert models[0].encoder.exit_policy is None
+    assert logs[0] == logs[1]
+    assert len(texts) == 2
+
+
+def test_metrics_of_workers_add_up(data, models):
+    task = files.setup(TASK, data, eval_cider=True, eval_bleu=True)
+    task.load_dataset("valid")
+    rows = task.dataset("valid")
+    loss = files.criterion(task)
+
+    def outputs(*batches):
+        """What a worker's batches log, with hypotheses that have something in common with them."""
+        logs = []
+        for numbers in batches:
+            batch = rows.collater([rows[number] for number in numbers])
+            words = [f"a square of {('red', 'blue')[number % 2]} paint" for number in numbers]
+            logs.append({"ntokens": 1, **task.validation_sums(batch, words)})
+        return logs
+
+    def reduced(logs):
+        metrics.reset()
+        with metrics.aggregate() as seen:
+            for log in logs:
+                task.reduce_metrics([log], loss)
+        values = seen.get_smoothed_values()
+        return values["cider"], values["bleu"]
+
+    whole = reduced(outputs(range(9)))
+    assert min(whole) > 1
+    parts = outputs(range(4), range(4, 7)), (*outputs(range(7, 9)), {})
+    summed_by_fairseq = [
+        {key: one[key] + other.get(key, 0) for key in one} for one, other in zip(*parts)
+    ]
+    assert reduced(summed_by_fairseq) == pytest.approx(whole)
+
+
+def test_training_validates_shards_and_keeps_the_best(data, tmp_path, caplog):
+    train = f"{data}/train.tsv,{data}/train.tsv,{data}/valid.tsv"
+    save_dir = tmp_path / "checkpoints"
+    with caplog.at_level(logging.INFO):
+        last = files.train(
+            *(TASK, train, save_dir, "--eval-cider", "--eval-args", '{"beam": 1}'),
+            *("--best-checkpoint-metric", "cider", "--maximize-best-checkpoint-metric"),
+            *("--max-epoch", "2", "--num-workers", "1", "--exit-policy", "similarity"),
+            updates=6,
+        )
+    assert "valid_cider" in caplog.text
+    assert "loading train data for epoch 2" in caplog.text
+    state = torch.load(last)
+    best = torch.load(save_dir / "checkpoint_best.pt")
+    assert state["extra_state"]["best"] == best["extra_state"]["best"]
+    assert state["cfg"]["task"]["patch_image_size"] == 32
+
+
+def test_validation_tells_which_rows_it_left_out(tmp_path, checkpoint, caplog):
+    folder = files.write_dictionary(tmp_path / "data")
+    rows = [files.caption_row(number) for number in range(4)]
+    rows[2][4] = rows[3][4] = NO_IMAGE
+    files.write_tsv(folder / "valid.tsv", rows)
+    logger = logging.getLogger("ofa_exit")
+    logger.addHandler(caplog.handler)  # the command takes away those of the root
+    try:
+        files.validate(
+            *(folder, checkpoint, "--task", TASK, "--batch-size", "2", "--skip-bad-rows"),
+            *("--eval-cider", "--eval-args", '{"beam": 1, "max_len_b": 2}'),
+        )
+        gc.collect()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "valid.tsv: 2 of 4 rows were skipped" in caplog.text

@@ -1,0 +1,78 @@
+"""Which file a split is read from, and the vocabulary that prints what it lacks."""
+
+import pickle
+
+import pytest
+import torch
+from helpers.task_files import write_dictionary
+
+from ofa_exit.data.text import TextEncoder, WordCodec
+from ofa_exit.plugin.tasks.files import first_folder, split_files
+from ofa_exit.plugin.vocabulary import OFADictionary
+
+
+def names(files):
+    return [file.name for file in files]
+
+
+def test_ofa_lists_end_with_the_file_for_validation_and_generation():
+    data = "d/a.tsv,d/b.tsv, d/valid.tsv"
+    assert names(split_files(data, "train", "caption")) == ["a.tsv", "b.tsv"]
+    assert names(split_files(data, "valid", "caption")) == ["valid.tsv"]
+    assert names(split_files(data, "test", "caption")) == ["valid.tsv"]
+    assert names(split_files("d/one.tsv", "test", "caption")) == ["one.tsv"]
+    assert first_folder(data) == "d"
+
+
+def test_folders_hold_files_by_split(tmp_path):
+    for name in ("train10", "train2", "caption_valid", "test", "test_artist", "valid1"):
+        (tmp_path / f"{name}.tsv").touch()
+    data = str(tmp_path)
+    assert names(split_files(data, "train", "caption")) == ["train2.tsv", "train10.tsv"]
+    assert names(split_files(data, "valid", "caption")) == ["caption_valid.tsv"]
+    assert names(split_files(data, "test", "caption")) == ["test.tsv"]
+    assert names(split_files(data, "test_artist", "caption")) == ["test_artist.tsv"]
+    assert first_folder(data) == data
+    with pytest.raises(ValueError, match=r"no valid\.tsv and no snli_ve_valid\.tsv.*test\.tsv"):
+        split_files(data, "valid", "snli_ve")
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "message"),
+    [
+        (None, "train", "no data"),
+        (" , ", "train", "no data"),
+        ("one.tsv", "train", r"train\.tsv,valid\.tsv"),
+        ("train.tsv,valid.tsv,test.tsv", "train", r"valid\.tsv does not look so"),
+    ],
+)
+def test_files_that_cannot_be_told_are_refused(data, split, message):
+    with pytest.raises(ValueError, match=message):
+        split_files(data, split, "caption")
+
+
+def test_folders_and_files_do_not_mix(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        split_files(f"{tmp_path},x.tsv", "train", "caption")
+
+
+def test_vocabulary_is_in_ofa_order(tmp_path):
+    folder = write_dictionary(tmp_path / "d", ("zebra", "a"))
+    dictionary = OFADictionary.of_folder(folder, code_dict_size=2, num_bins=1)
+    expected = "<s> <pad> </s> <unk> zebra a <mask> <code_0> <code_1> <bin_0>"
+    assert " ".join(dictionary[i] for i in range(len(dictionary))) == expected
+
+
+def test_references_are_printed_in_their_own_words(tmp_path):
+    dictionary = OFADictionary.of_folder(write_dictionary(tmp_path / "d"), 0, 0)
+    before = len(dictionary)
+    shown = dictionary.shown_references(WordCodec(), ["a giraffe", "A <pad> square, giraffe"])
+    printed = dictionary.string(shown.int(), escape_unk=True)
+    assert printed == "a giraffe && a <pad> square, giraffe"
+    # The model's side of the dictionary does not know the new words.
+    assert len(dictionary) == before
+    assert dictionary.index("giraffe") == dictionary.unk()
+    tokens = TextEncoder(WordCodec(), dictionary).encode("giraffe")
+    assert tokens.tolist() == [dictionary.unk()]
+    assert pickle.loads(pickle.dumps(dictionary)).string(shown) == printed
+    assert torch.equal(dictionary.shown_references(WordCodec(), ["a giraffe"])[:2], shown[:2])

@@ -1,0 +1,369 @@
+"""Resuming, manifests and refusals of the preparation."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import prepare_samples as samples
+from helpers.paths import ROOT
+from helpers.prepare_samples import manifest, prepare, problems, rows
+
+from ofa_exit.data import row_index
+from ofa_exit.prepare import writer
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def large_coco(root: Path, count: int = 30) -> Path:
+    """``count`` training images with two captions each."""
+    source = samples.coco(root)
+    content = json.loads(source.read_text())
+    first = content["images"][0]
+    for at in range(count):
+        image = 100 + at
+        samples.coco_image(root, "train2014", image)
+        sentences = [
+            {"tokens": [], "raw": f"picture {at} {of}", "imgid": image, "sentid": 10 * image + of}
+            for of in range(2)
+        ]
+        name = f"COCO_train2014_{image:012d}.jpg"
+        content["images"].append(
+            {**first, "filename": name, "cocoid": image, "sentences": sentences}
+        )
+    source.write_text(json.dumps(content))
+    return source
+
+
+TRAIN = ("--splits", "train")
+
+# Kills the process at the given image, as nothing can be tidied up then.
+KILLED = """
+import os, signal, sys
+from ofa_exit.prepare import writer
+from ofa_exit.prepare.__main__ import main
+encode, left = writer.encode_image, [int(sys.argv.pop(1))]
+def encode_or_die(path):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(path)
+writer.encode_image = encode_or_die
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch):
+    large_coco(root, 60)
+    # Larger than what Python holds back before it writes.
+    samples.jpeg(root / "train2014" / "COCO_train2014_000000000110.jpg", side=900)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, "50", "coco", str(root), str(out), *TRAIN],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in out.iterdir()}
+    assert left == {"train.tsv.partial", "train.tsv.partial.json"}
+    read = []
+    encode = writer.encode_image
+    monkeypatch.setattr(writer, "encode_image", lambda path: read.append(path) or encode(path))
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert len(rows(out / "train.tsv")) == 123
+    assert 23 < 123 - len(read) <= 50
+    assert f"{123 - len(read)} of them from an earlier run" in capsys.readouterr().err
+    resumed = (out / "train.tsv").read_bytes()
+    names = {"train.tsv", "train.tsv.manifest.json", "train.tsv.offsets"}
+    assert {path.name for path in out.iterdir()} == names
+    assert prepare("coco", root, out / "again", *TRAIN) == 0
+    assert (out / "again" / "train.tsv").read_bytes() == resumed
+    assert manifest(out / "train.tsv")["output"] == {
+        "file": "train.tsv",
+        "rows": 123,
+        "bytes": len(resumed),
+        "sha256": hashlib.sha256(resumed).hexdigest(),
+    }
+
+
+def interrupted(root, out, monkeypatch, after: int = 30, *options: str) -> Path:
+    """A run that stops at the ``after``th image; its partial file."""
+    encode, left = writer.encode_image, [after]
+
+    def encode_or_stop(path):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return encode(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "encode_image", encode_or_stop)
+        assert prepare("coco", root, out, *TRAIN, *options) == 130
+    return out / "train.tsv.partial"
+
+
+@pytest.mark.parametrize("damage", ["torn", "zeros", "other row", "too long", "nothing"])
+def test_what_the_partial_file_lost_is_written_again(root, out, monkeypatch, capsys, damage):
+    large_coco(root)
+    partial = interrupted(root, out, monkeypatch)
+    assert "interrupted" in capsys.readouterr().err
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 30
+    if damage == "torn":
+        partial.write_bytes(b"".join(lines)[:-5])
+        kept = 29
+    elif damage == "zeros":
+        lines[20] = lines[20][:80] + bytes(20) + lines[20][100:]
+        partial.write_bytes(b"".join(lines))
+        kept = 20
+    elif damage == "other row":
+        partial.write_bytes(b"".join([*lines[:10], *lines[11:]]))
+        kept = 10
+    elif damage == "too long":
+        partial.write_bytes(b"".join([*lines, b"x" * 1000]))
+        kept = 30
+    else:
+        kept = 30
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert f"63 rows, {kept} of them from an earlier run" in capsys.readouterr().err
+    assert prepare("coco", root, out / "again", *TRAIN) == 0
+    assert (out / "train.tsv").read_bytes() == (out / "again" / "train.tsv").read_bytes()
+
+
+def test_other_inputs_start_over(root, out, monkeypatch, capsys):
+    source = large_coco(root)
+    interrupted(root, out, monkeypatch)
+    source.write_text(source.read_text().replace("picture 0 0", "portrait 0 0"))
+    assert prepare("coco", root, out, *TRAIN) == 0
+    told = capsys.readouterr().err
+    assert "not from these inputs and options; starting over" in told
+    assert "earlier run" not in told
+    assert rows(out / "train.tsv")[3][2] == "portrait 0 0"
+
+
+def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys):
+    source = large_coco(root)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    stamp = (out / "train.tsv").stat().st_mtime_ns
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert "there already, 63 rows" in capsys.readouterr().err
+    assert (out / "train.tsv").stat().st_mtime_ns == stamp
+    # A file that was cut is not whole, though its manifest is there.
+    content = (out / "train.tsv").read_bytes()
+    (out / "train.tsv").write_bytes(content[:-100])
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert (out / "train.tsv").read_bytes() == content
+    source.write_text(source.read_text().replace("picture 0 0", "portrait 0 0"))
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert rows(out / "train.tsv")[3][2] == "portrait 0 0"
+
+
+def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
+    large_coco(root)
+
+    def killed(path, written):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "publish", killed)
+        assert prepare("coco", root, out, *TRAIN) == 130
+    assert not (out / "train.tsv").exists()
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert "63 rows, 63 of them from an earlier run" in capsys.readouterr().err
+
+
+def test_two_runs_at_once_are_refused(root, out, capsys):
+    large_coco(root)
+    out.mkdir()
+    with (out / "train.tsv.partial").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert prepare("coco", root, out, *TRAIN) == 1
+    assert "being written by another run" in capsys.readouterr().err
+
+
+def test_missing_and_broken_images(root, out, capsys):
+    large_coco(root)
+    folder = root / "train2014"
+    (folder / "COCO_train2014_000000000103.jpg").unlink()
+    assert prepare("coco", root, out, *TRAIN) == 1
+    told = capsys.readouterr().err
+    assert "2 records cannot become rows" in told
+    assert "COCO_train2014_000000000103.jpg, 1030: there is no such image" in told
+    assert [path.name for path in out.iterdir()] == ["train.tsv.problems.txt"]
+    # One that is there and no image is found when it is read.
+    (folder / "COCO_train2014_000000000105.jpg").write_bytes(b"<html>not found</html>")
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
+    assert "59 rows; 4 skipped, see train.tsv.problems.txt" in capsys.readouterr().err
+    assert manifest(out / "train.tsv")["skipped"] == 4
+    assert manifest(out / "train.tsv")["problems"] == "train.tsv.problems.txt"
+    of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
+    assert of == ["103.jpg, 1030", "103.jpg, 1031", "105.jpg, 1050", "105.jpg, 1051"]
+    assert not {"1030", "1031", "1050", "1051"} & {row[0] for row in rows(out / "train.tsv")}
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
+    assert "59 rows; 4 were skipped: remove it to try them again" in capsys.readouterr().err
+    (more := root / "more").mkdir()  # where they may be
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing", "--images", more) == 0
+    assert "starting over" in capsys.readouterr().err
+    samples.coco_image(root, "train2014", 103)
+    assert prepare("coco", root, out / "strict", *TRAIN) == 1
+    assert "1050" in (told := capsys.readouterr().err) and "is no readable image" in told
+    assert len(problems(out / "strict" / "train.tsv")) == 2
+    # Mended, the run goes on.
+    samples.coco_image(root, "train2014", 105)
+    assert prepare("coco", root, out / "strict", *TRAIN) == 0
+    assert "of them from an earlier run" in capsys.readouterr().err
+    assert len(rows(out / "strict" / "train.tsv")) == 63
+    assert not (out / "strict" / "train.tsv.problems.txt").exists()
+    assert manifest(out / "strict" / "train.tsv")["problems"] is None
+
+
+def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
+    large_coco(root)
+    (root / "train2014" / "COCO_train2014_000000000105.jpg").write_bytes(b"")
+    interrupted(root, out, monkeypatch, 40, "--skip-missing")
+    assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
+    assert "61 rows, 38 of them from an earlier run; 2 skipped" in capsys.readouterr().err
+    assert [line.split(":")[0][-4:] for line in problems(out / "train.tsv")] == ["1050", "1051"]
+    assert len(rows(out / "train.tsv")) == 61
+
+
+def test_one_run_tells_of_all_broken_images(root, out, capsys):
+    """Those behind the first, too, though no row can be written after it."""
+    large_coco(root)
+    for image in (105, 120):
+        path = root / "train2014" / f"COCO_train2014_000000000{image}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    assert prepare("coco", root, out, *TRAIN) == 1
+    told = capsys.readouterr().err
+    assert "Looking through the rest for others" in told
+    assert "4 records cannot become rows" in told
+    assert f"All are listed in {out / 'train.tsv.problems.txt'}" in told
+    of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
+    assert of == ["105.jpg, 1050", "105.jpg, 1051", "120.jpg, 1200", "120.jpg, 1201"]
+    assert len(rows(out / "train.tsv.partial")) == 13
+    for image in (105, 120):
+        samples.coco_image(root, "train2014", image)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert "63 rows, 13 of them from an earlier run" in capsys.readouterr().err
+
+
+def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
+    large_coco(root, 8)
+    for path in (root / "train2014").glob("*0001*.jpg"):
+        path.unlink()
+    assert prepare("coco", root, out, *TRAIN) == 1
+    told = capsys.readouterr().err
+    shown = [line.strip() for line in told.splitlines() if "there is no such image" in line]
+    assert len(shown) == 10 and "and 6 more" in told
+    listed = problems(out / "train.tsv")
+    assert len(set(listed)) == 16 and listed[:10] == shown
+
+
+def test_an_interrupted_run_leaves_the_list_of_the_last_whole_one(root, out, monkeypatch):
+    large_coco(root)
+    image = root / "train2014" / "COCO_train2014_000000000103.jpg"
+    image.unlink()
+    assert prepare("coco", root, out, *TRAIN) == 1
+    listed = problems(out / "train.tsv")
+    (root / "train2014" / "COCO_train2014_000000000104.jpg").unlink()
+    interrupted(root, out, monkeypatch, 5, "--skip-missing")
+    assert problems(out / "train.tsv") == listed
+    names = {"train.tsv.partial", "train.tsv.partial.json", "train.tsv.problems.txt"}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_the_index_comes_with_the_file(root, out, monkeypatch):
+    large_coco(root)
+    interrupted(root, out, monkeypatch)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    path = out / "train.tsv"
+    counted = row_index._count(path.open("rb")).tolist()
+    monkeypatch.setattr(row_index, "_count", None)
+    assert row_index.row_offsets(path)[1].tolist() == counted
+    assert len(counted) == 64
+
+
+def test_images_in_further_folders(root, out, tmp_path):
+    samples.coco(root)
+    (root / "train2014").rename(tmp_path / "elsewhere")
+    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN, "--images", tmp_path / "elsewhere") == 0
+
+
+def test_an_id_that_occurs_twice(root, out, capsys):
+    source = samples.coco(root)
+    content = json.loads(source.read_text())
+    content["images"].append(content["images"][0])
+    source.write_text(json.dumps(content))
+    assert prepare("coco", root, out, *TRAIN) == 1
+    assert "dataset_coco.json, 9: the id occurs twice" in capsys.readouterr().err
+
+
+def test_strict_counts_stop_before_anything_is_written(root, out, capsys):
+    samples.coco(root)
+    assert prepare("coco", root, out, "--strict-counts") == 1
+    assert "3 rows, published 566,747; 2 images, published 113,287" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_published_counts_pass(root, out, monkeypatch, capsys):
+    from ofa_exit.prepare import coco
+
+    samples.coco(root)
+    monkeypatch.setitem(coco.PUBLISHED, "train", {"rows": 3, "images": 2})
+    assert prepare("coco", root, out, *TRAIN, "--strict-counts") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert manifest(out / "train.tsv")["counts"]["published"] == {"rows": 3, "images": 2}
+
+
+def test_a_full_disk_is_foretold(root, out, monkeypatch, capsys):
+    samples.coco(root)
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("ofa_exit.prepare.job.shutil.disk_usage", lambda path: usage)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert "GB more and the disk has 0.0 GB" in capsys.readouterr().err
+
+
+def test_splits_that_are_not_there(root, out, capsys):
+    samples.snli_ve(root)
+    (root / "snli_ve_test.jsonl").unlink()
+    assert prepare("snli_ve", root, out) == 0
+    assert "test: left out, for there is no snli_ve_test.jsonl" in capsys.readouterr().err
+    assert {path.name for path in out.glob("*.tsv")} == {"train.tsv", "valid.tsv"}
+    assert prepare("snli_ve", root, out, "--splits", "test") == 1
+    assert "test needs snli_ve_test.jsonl below" in capsys.readouterr().err
+    assert prepare("snli_ve", out, out) == 1
+    assert "nothing to prepare below" in capsys.readouterr().err
+    assert prepare("snli_ve", root / "nowhere", out) == 1
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_an_annotation_file_that_is_there_twice(root, out, capsys):
+    samples.snli_ve(root)
+    (root / "copy").mkdir()
+    (root / "copy" / "snli_ve_dev.jsonl").write_text("{}")
+    assert prepare("snli_ve", root, out) == 1
+    assert "snli_ve_dev.jsonl is there more than once" in capsys.readouterr().err
+
+
+def test_json_lines_that_are_none(root, out, capsys):
+    samples.snli_ve(root)
+    with (root / "snli_ve_dev.jsonl").open("a") as file:
+        file.write('{"pairID": "x", "gold_label": "-"')
+    assert prepare("snli_ve", root, out, "--splits", "valid") == 1
+    assert "snli_ve_dev.jsonl, line 4 is not JSON" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""BLIPEE's script through the real command lines: train exits, then leave through them."""
+
+import json
+
+import pytest
+import torch
+from helpers.emoji_scripts import few_rows, script
+from helpers.paths import ROOT
+
+import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+
+PLAIN = ROOT / "examples" / "checkpoints" / "ofa_nano_caption.pt"
+
+
+@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
+def test_train_in_two_processes_and_generate(backend, tmp_path):
+    data = {"DATA": str(few_rows(tmp_path / "data")), "BATCH": "4", "EXITS": "2,3"}
+    printed = script(
+        *("blipee.sh", "caption", PLAIN, tmp_path / "exits", 4, "--log-interval", 1),
+        **{**data, "PROCESSES": "2", "DDP": backend},
+    )
+    assert "the backbone is frozen" in printed and "fc_acc_exit_2" in printed
+    checkpoint = tmp_path / "exits" / "checkpoint_last.pt"
+    init = torch.load(PLAIN, weights_only=True)["model"]
+    trained = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(value, trained[name]) for name, value in init.items())
+    if backend == "legacy_ddp":
+        return
+    exits = ["--exit-policy", "confidence", "--exit-alpha", "0.3", "--coco-tokenizer", "plain"]
+    printed = script(
+        "generate.sh", "caption", checkpoint, "test_artist", tmp_path / "captions", *exits, **data
+    )
+    assert "parameter_speedup" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("Exit summary: ")]
+    summary = json.loads(line.removeprefix("Exit summary: "))
+    assert summary["parameter_speedup"] > 1 and summary["decoder_layers"] < 6

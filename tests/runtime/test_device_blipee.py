@@ -1,0 +1,68 @@
+"""Exits on CUDA without a GPU: training and leaving never mix devices or wait for one.
+
+Fake CUDA tensors start autograd threads: this file sorts behind those whose tests fork.
+"""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from helpers.fake_devices import encode, fake, fake_batch, fake_model  # noqa: F401
+
+from ofa_exit.cli.verify import dictionary_of
+from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
+from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.runtime import exit_loop as exiting
+
+
+def step(device: str, mode: str, update: int):
+    model = fake_model(device=device, exits="1,3")
+    with torch.device(device):
+        model.add_feature_classifiers()
+    model.train().set_num_updates(update)
+    net_input = fake_batch(device)
+    target = net_input["prev_output_tokens"]
+    sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
+    task = Namespace(target_dictionary=dictionary_of(60))
+    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
+    loss, _, log = BlipeeAdversarial.build_criterion(config, task).train()(model, sample)
+    kinds = {x.device.type for x in log.values() if torch.is_tensor(x)}
+    assert kinds == {loss.device.type} == {device}
+    return model, loss
+
+
+@pytest.mark.parametrize("mode", ["supervised", "distill"])
+@pytest.mark.parametrize("update", [0, 1])
+def test_losses_stay_on_the_device(fake, mode, update):  # noqa: F811
+    step("cuda", mode, update)
+
+
+@pytest.mark.parametrize("update", [0, 1])
+def test_and_so_do_gradients(update):
+    """On tensors without values; fake CUDA ones have no backward without a GPU."""
+    model, loss = step("meta", "distill", update)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_one_host_read_an_exit(fake, kv, monkeypatch):  # noqa: F811
+    model = fake_model(exits="1,3").eval()
+    model.configure_exits(ConfidenceExit(0.9), kv)
+    out, state = encode(model, torch.float32)
+    reads = []
+
+    def nobody_leaves(run, leaving, after, features):
+        assert leaving.device.type == features.device.type == "cuda"
+        reads.append(1)
+        run.go_on(after)
+        return True
+
+    monkeypatch.setattr(exiting._Run, "leave_some", nobody_leaves)
+    with torch.no_grad():
+        for length in range(1, 4):
+            tokens = torch.full((6, length), 6, device="cuda")
+            logits, _ = model.decoder(tokens, out, incremental_state=state)
+            assert logits.device.type == "cuda"
+            model.decoder.reorder_incremental_state_scripting(state, torch.arange(6, device="cuda"))
+    assert len(reads) == 3 * 2

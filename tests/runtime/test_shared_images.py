@@ -1,0 +1,153 @@
+"""Sentences of a batch that share an image: encoded once, and no number changes."""
+
+import pytest
+import torch
+from helpers import small_models as helpers
+from helpers import task_files as files
+
+from ofa_exit.data.collate import collate
+from ofa_exit.data.visdial import DialogExamples
+from ofa_exit.evaluation.efficiency import flops
+from ofa_exit.evaluation.efficiency.flops import StemCost
+from ofa_exit.policies.similarity import SimilarityExit
+
+TASK = "mue_visdial"
+ROWS = torch.tensor([0, 0, 1, 2, 2, 2])
+WORDS = (*files.WORDS, "it", "is", "picture", "square.", "1", "2", "3")
+
+
+def shared() -> tuple[dict, dict]:
+    """Six sentences, three images (the second one absent): each once, and each for itself."""
+    once = helpers.batch(6)
+    once["patch_masks"] = torch.tensor([True, True, False, True, True, True])
+    once["patch_images"] = once["patch_images"][:3]
+    every = {**once, "patch_images": once["patch_images"][ROWS]}
+    return {**once, "image_rows": ROWS}, every
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("exits", [True, False])
+def test_encoding_once_changes_nothing(split, exits):
+    model, (once, every) = helpers.nano(split), shared()
+    if exits:
+        policy = SimilarityExit(0.97, 0.97, 0.97, decoder_threshold=0.9, schedule="static")
+        model.configure_exits(policy)
+    seen = []
+    model.encoder.embed_images.register_forward_hook(lambda *of: seen.append(len(of[2])))
+    in_layers = []
+    for layer in model.encoder.layers:
+        layer.register_forward_hook(lambda *of: in_layers.append(len(of[2])))
+    with torch.no_grad():
+        found = model(**once, return_layers=not exits)
+        ran, in_layers[:] = sum(in_layers), []
+        trace = model.last_trace
+        expected = model(**every, return_layers=not exits)
+    assert seen == [3, 6]
+    assert ran < sum(in_layers) if split else ran == sum(in_layers)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    ours, theirs = found[1].get("encoder_out"), expected[1].get("encoder_out")
+    if not exits:
+        assert len(ours.layer_states) == len(theirs.layer_states) == 7
+        for state, other in zip(ours.layer_states, theirs.layer_states, strict=True):
+            torch.testing.assert_close(state, other, atol=1e-5, rtol=1e-5)
+        return
+    assert torch.equal(trace.image_layers, model.last_trace.image_layers)
+    assert torch.equal(trace.text_layers, model.last_trace.text_layers)
+    assert trace.image_layers[2] == 0 < trace.image_layers[3]
+    assert torch.equal(trace.image_rows, ROWS) and model.last_trace.image_rows is None
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_operations_are_counted_once(split):
+    model = helpers.nano(split)
+    shape, stem = flops.ModelShape.from_model(model), StemCost(1000, 4)
+    depths, texts = ([3, 3, 5], [2, 1, 4]) if split else ([3, 3, 5], [3, 3, 5])
+    found = flops.batch_flops(shape, stem, depths, texts, [5, 6, 7], [], image_rows=[0, 0, 1])
+    every = flops.batch_flops(shape, stem, depths, texts, [5, 6, 7], [])
+    pixels = 1000 + flops.image_projection(shape, 4)
+    assert every.executed["stem"] - found.executed["stem"] == pixels
+    saved = every.executed["encoder"] - found.executed["encoder"]
+    assert saved == (3 * flops.encoder_layer(shape, 4) if split else 0)
+    saved = every.full["encoder"] - found.full["encoder"]
+    assert saved == (6 * flops.encoder_layer(shape, 4) if split else 0)
+
+
+def dialogue(image: int, number: int, picture: str) -> list[str]:
+    """A round; pictures of one colour are the same bytes."""
+    answers = "&&".join(f"it is {colour}" for colour in files.COLOURS)
+    history = "a picture of a square." + " what is it 1?" * (number - 1)
+    return [f"{image}_{number}", str(image), history, f"is it {number}?", answers, "3", "", picture]
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = files.write_dictionary(tmp_path / "data", WORDS)
+    rows = [
+        dialogue(image, number, files.image_field(files.COLOURS[image]) if image != 2 else "")
+        for image in range(4)
+        for number in (1, 2, 3)
+    ]
+    files.write_tsv(
+        folder / "train.tsv", [[*row[:4], "it is red", "0", "", row[7]] for row in rows]
+    )
+    files.write_tsv(folder / "valid.tsv", rows)
+    files.write_tsv(folder / "test.tsv", rows)
+    return folder
+
+
+class CountedLoader:
+    def __init__(self, load):
+        self.load, self.count = load, 0
+
+    def __call__(self, field):
+        self.count += 1
+        return self.load(field)
+
+
+def test_rounds_of_an_image_decode_it_once(data):
+    task = files.setup(TASK, data)
+    for split in ("test", "train"):
+        task.load_dataset(split)
+        rows = task.dataset(split)
+        examples = rows.rows.examples
+        assert isinstance(examples, DialogExamples)
+        loaded = examples.load_image = CountedLoader(examples.load_image)
+        batch = collate([rows[at] for at in range(1, 10)], 1, 32)["net_input"]
+        if split == "train":
+            assert loaded.count == len(batch["patch_images"]) == 9 and "image_rows" not in batch
+            continue
+        assert loaded.count == 4
+        # Rows without an image have each their own zeros.
+        assert batch["image_rows"].tolist() == [0, 0, 1, 1, 1, 2, 3, 4, 5]
+        assert batch["patch_masks"].tolist() == [True] * 5 + [False] * 3 + [True]
+        assert not batch["patch_images"][2:5].any() and batch["patch_images"].size(0) == 6
+
+
+def test_rankings_do_not_depend_on_sharing(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["test"])
+    checkpoint = files.train(TASK, data, tmp_path / "model", "--eval-mrr", updates=2)
+    found = {}
+    for batch_size in (1, 6):
+        exits = {f"exit_{of}_threshold": 0.9 for of in ("image", "text", "decoder")}
+        task = files.setup(TASK, data, exit_policy="similarity", **exits)
+        models = files.load(task, checkpoint)
+        found[batch_size] = files.generate_rows(task, models, batch_size=batch_size)
+        found[f"summary {batch_size}"] = task.exit_report.summary()
+    for number in range(12):
+        (alone,), (together,) = found[1][number], found[6][number]
+        assert alone["words"] == together["words"]
+        torch.testing.assert_close(
+            alone["positional_scores"], together["positional_scores"], atol=1e-4, rtol=1e-4
+        )
+    alone, together = found["summary 1"], found["summary 6"]
+    for name in ("image_layers", "text_layers", "decoder_layers", "expected_time_reduction"):
+        assert alone[name] == together[name]
+    # Of three dialogues' three rounds two need no picture any more.
+    shape = flops.ModelShape.from_model(models[0])
+    stem = flops.stem_cost(models[0].encoder.embed_images, (32, 32))
+    picture = stem.flops + flops.image_projection(shape, stem.tokens)
+    picture += shape.encoder_layers * flops.encoder_layer(shape, stem.tokens)
+    saved = alone["gflops_full_per_sentence"] - together["gflops_full_per_sentence"]
+    # Not to the digit: position biases are of each length of text, and batches pad theirs to one.
+    assert 12e9 * saved == pytest.approx(6 * picture, rel=0.05)
+    assert together["gflops_per_sentence"] < 0.9 * alone["gflops_per_sentence"]
