@@ -1,135 +1,65 @@
-"""BLIPEE's exits: transformer layers behind layers of the backbone, and feature classifiers."""
+"""BLIPEE's heads: one more transformer layer before the shared classifier."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from ofa_exit.heads.base import AttentionContext, ExitHeads, layers_in
 
 logger = logging.getLogger(__name__)
 
-EXITS = "decoder.exits."
-CLASSIFIERS = "feature_classifiers."
-# What a trained parameter belongs to, in the attribute that fairseq's optimizers look at.
-TRANSFORMER_GROUP = "exit_transformers"
-CLASSIFIER_GROUP = "feature_classifiers"
 
-
-def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
-    """The decoder layers, counted from 1, behind which exits are, in order; [] for None.
-
-    Raises ValueError for what is no list of different layers before the last.
-    """
-    if spec is None or not str(spec).strip():
-        return []
-    try:
-        exits = [int(part) for part in str(spec).strip("()[]").split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--exit-layers {spec!r}: give numbers of decoder layers separated by commas, as in 2,4"
-        ) from None
-    if not all(1 <= layer < layers for layer in exits) or len(set(exits)) != len(exits):
-        raise ValueError(
-            f"--exit-layers {spec!r}: each a different one of 1 to {layers - 1} (of {layers} "
-            "decoder layers the last needs no exit)"
-        )
-    return sorted(exits)
-
-
-class FeatureClassifier(nn.Sequential):
-    """D of BLIPEE Eqs. 2 and 3: is a feature the final layer's (> 0) or an exit's (< 0)?
-
-    An MLP with one hidden layer and LeakyReLU (Section 4). features [..., C] -> scores [...],
-    the logits of D.
-    """
-
-    def __init__(self, dim: int, hidden: int = 3072) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features).squeeze(-1)
-
-
-def build_exits(
-    new_layer: Callable[[], nn.Module], layers: nn.ModuleList, exits: list[int]
-) -> nn.ModuleDict:
-    """Exit transformers by layer number, each a copy of the layer that follows in the backbone.
+class TransformerHeads(ExitHeads):
+    """E_i of BLIPEE Section 3.2: a decoder layer with K/V of its own, biased as the next layer.
 
     "A replica of the layers in the LM" (BLIPEE Section 1); the paper does not say of which. A copy
-    of the next layer, under that layer's position biases, makes an untrained exit at layer i the
+    of the next layer, under that layer's position biases, makes an untrained head after layer i the
     backbone after i + 1 layers. Copies of the last layer or of layer i start worse and stay worse
     on the shipped checkpoint.
     """
-    built = nn.ModuleDict({str(layer): new_layer() for layer in exits})
-    for layer, module in built.items():
-        module.load_state_dict(layers[int(layer)].state_dict())
-    return built
 
+    caches_kv = True
 
-def train_exits_only(model: nn.Module) -> None:
-    """Freezes the backbone, names the two groups of what is left, and logs how much that is."""
-    sizes = {TRANSFORMER_GROUP: 0, CLASSIFIER_GROUP: 0}
-    total = 0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        group = TRANSFORMER_GROUP if name.startswith(EXITS) else CLASSIFIER_GROUP
-        trained = name.startswith((EXITS, CLASSIFIERS))
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.param_group = group  # type: ignore[attr-defined]
-            sizes[group] += parameter.numel()
-    logger.info(
-        "exits are trained, the backbone is frozen: %s of %s parameters (%.1f %%): exit "
-        "transformers %s, feature classifiers %s",
-        *(f"{sum(sizes.values()):,}", f"{total:,}", 100 * sum(sizes.values()) / total),
-        *(f"{size:,}" for size in sizes.values()),
-    )
+    @classmethod
+    def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> TransformerHeads:
+        modules = {str(layer): backbone.new_layer() for layer in layers}
+        for layer, module in modules.items():
+            module.load_state_dict(backbone.layers[int(layer)].state_dict())
+        return cls(layers, modules)
 
+    def features(self, layer: int, hidden: Tensor, context: AttentionContext) -> Tensor:
+        module = self[str(layer)]
+        return module(hidden, *context.attention_inputs(layer, module))
 
-def fit_exits(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Makes a checkpoint's exits those of the model, in place.
+    def flops(self, keys: int, source: int) -> int:
+        return self._any.flops(keys, source)
 
-    own, state: state dicts of model and checkpoint. Exits that the checkpoint lacks start as in
-    ``build_exits`` from its backbone; feature classifiers that it lacks start anew; those that the
-    model lacks, because it is not going to be trained, are left out.
+    def cache_flops(self) -> int:
+        return self._any.self_kv_flops()
 
-    Raises ValueError if the checkpoint has exits that the model lacks.
-    """
-    kept, there = _exits_of(own), _exits_of(state)
-    if there - kept:
-        names = ",".join(map(str, sorted(there)))
-        raise ValueError(
-            f"the checkpoint has exits behind decoder layers {names}, the model has "
-            f"{'them behind ' + ','.join(map(str, sorted(kept))) if kept else 'none'}: add "
-            f"--exit-layers {names}"
-        )
-    missing = sorted(kept - there)
-    for name in [name for name in own if name.startswith(EXITS)]:
-        layer, _, rest = name.removeprefix(EXITS).partition(".")
-        source = f"decoder.layers.{layer}.{rest}"  # counted from 0: the layer behind the exit
-        if int(layer) in missing and source in state:
-            state[name] = state[source].clone()
-    if missing:
-        logger.info(
-            "missing exit parameters initialised: exits behind decoder layers %s start as copies "
-            "of the layers that follow",
-            ",".join(map(str, missing)),
-        )
-    classifiers = [name for name in own if name.startswith(CLASSIFIERS)]
-    if any(name not in state for name in classifiers):
-        logger.info("missing feature classifiers initialised at random")
-    for name in classifiers:
-        state.setdefault(name, own[name])
-    for name in [name for name in state if name.startswith(CLASSIFIERS) and name not in own]:
-        del state[name]
+    def source_flops(self, source: int) -> int:
+        return self._any.cross_kv_flops(source)
 
+    @property
+    def _any(self) -> Any:
+        return next(iter(self.values()))
 
-def _exits_of(state: dict[str, Any]) -> set[int]:
-    return {int(name.removeprefix(EXITS).split(".")[0]) for name in state if name.startswith(EXITS)}
-
-
-def without_classifiers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for inference, which needs no feature classifiers."""
-    return {name: value for name, value in state.items() if not name.startswith(CLASSIFIERS)}
+    def init_from(self, own: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> None:
+        """Fit a checkpoint; missing heads start as copies of the checkpoint's next layers."""
+        missing = sorted(layers_in(own, prefix) - layers_in(state, prefix))
+        for name in [name for name in own if name.startswith(prefix)]:
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            source = f"decoder.layers.{layer}.{rest}"  # counted from 0: the layer after the head's
+            if int(layer) in missing and source in state:
+                state[name] = state[source].clone()
+        if missing:
+            logger.info(
+                "missing exit heads initialised: heads after decoder layers %s start as copies of "
+                "the layers that follow",
+                ",".join(map(str, missing)),
+            )
+        super().init_from(own, state, prefix)

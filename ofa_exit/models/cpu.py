@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ofa_exit.runtime.rows import to_slices
 
 FEW_ROWS = (5, 80)
 LARGE_WEIGHT = 2**19
@@ -57,3 +60,25 @@ def in_portions(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     for done, portion in zip(result.view(rows, -1).split(PORTION), portions):
         done.copy_(f(portion))
     return result
+
+
+MIN_ELEMENTS_TO_COPY = 2**15
+"""Elements copied in about the time that one more attention over few rows takes."""
+
+
+def row_slices(sentences: list[int], states: Tensor) -> Optional[list[slice]]:
+    """Return sentences as slices, if attention should read their K/V slice by slice, in place.
+
+    Args:
+        sentences: places of the active sentences, increasing.
+        states: the encoder's [S, T, C]; the K/V of a sentence are as large.
+
+    Returns:
+        None where copying the K/V together costs less.
+    """
+    if not states.is_cpu:
+        return None
+    slices = to_slices(sentences)
+    if len(slices) * MIN_ELEMENTS_TO_COPY > len(sentences) * states[0].numel():
+        return None
+    return slices

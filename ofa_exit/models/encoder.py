@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.layers import EncoderLayer
-from ofa_exit.models.pictures import Pictures
 from ofa_exit.models.positions import (
     ShapeCache,
     grid_ids,
@@ -21,7 +20,8 @@ from ofa_exit.models.positions import (
 )
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
-from ofa_exit.runtime.rows import surviving_rows
+from ofa_exit.runtime.active_rows import ActiveRows
+from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop
 from ofa_exit.runtime.trace import ExitTrace
 
 
@@ -222,93 +222,61 @@ class Encoder(ShapeCache):
         patch_masks: Optional[Tensor] = None,
         step_limit: Optional[Tensor] = None,
         padded: bool = True,
-        return_layers: bool = False,
         image_rows: Optional[Tensor] = None,
-        pictured: Optional[Tensor] = None,
     ) -> EncoderOut:
-        """Encodes S sentences.
+        """Encode S sentences.
 
-        src_tokens: Long [S, Tt], right-padded; src_lengths is not needed and accepted for fairseq.
-        patch_images: [S, 3, H, W], or None for text alone; patch_masks: Bool [S], False for a
-            sample without image. step_limit: Long [S], handed on to the decoder's gate.
-        padded: False where the caller knows that every text is as long as the longest and every
-            image there. Then no mask is written, which for image and text together is one bias
-            of [S, heads, T, T] a layer.
-        image_rows: Long [S], which of the images each sentence has; None: its own. An image that
-            several have passes the stem once, and with ``split_modalities`` the layers too.
-        pictured: Long [I], which of patch_images are images, where not all are: the others are left
-            out (in a joint pass: padding). Training runs all, as batch norms see them at home.
+        Args:
+            src_tokens: Long [S, Tt], right-padded. src_lengths is accepted for fairseq.
+            patch_images: [I, 3, H, W], I = S without ``image_rows``; None for text alone.
+            patch_masks: Bool [S], False for a sample without an image.
+            step_limit: Long [S], for the decoder's gate (N of MuE Eq. 11).
+            padded: False where the caller knows that every text is as long as the longest and
+                every image is there. Then no mask is written, which for image and text together is
+                one bias of [S, heads, T, T] per layer.
+            image_rows: Long [S], the image of each sentence where sentences share some. A shared
+                image passes the stem once, and with ``split_modalities`` the layers too.
         """
         sentences = src_tokens.size(0)
-        if self.training:
-            pictured = None
-        if pictured is not None and not len(pictured):
-            patch_images = None
         text_padding = src_tokens.eq(self.padding_idx)
         text = self.embed_text(src_tokens).masked_fill(text_padding.unsqueeze(-1), 0.0)
-        if patch_images is None:
-            image, grid = text[:, :0], None
-        else:
+        split, grid, present = self.cfg.split_modalities, None, None
+        image = text[:, :0]
+        if patch_images is not None:
             if patch_masks is None:
                 patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
-            pictures = Pictures.of(patch_images, patch_masks, image_rows, pictured)
-            image, grid = self.embed_image(pictures.images)
-            image = image.masked_fill(~pictures.present[:, None, None], 0.0)
-            if not self.cfg.split_modalities:
-                image = pictures.spread(image)
-        cut = image.size(1)
-        image_padding = (
-            ~patch_masks[:, None].expand(-1, cut)
-            if patch_masks is not None and cut
-            else text_padding[:, :0]
-        )
-        padding = torch.cat([image_padding, text_padding], dim=1)
+            present = _per_image(patch_masks, len(patch_images), image_rows)  # Bool [I]
+            image, grid = self.embed_image(patch_images)  # [I, Ti, C]
+            image = image.masked_fill(~present[:, None, None], 0.0)
+            if not split:
+                image = _per_sentence(image, image_rows)
+        padding = text_padding
+        if patch_masks is not None and grid is not None:
+            cells = grid[0] * grid[1]
+            padding = torch.cat([~patch_masks[:, None].expand(-1, cells), text_padding], dim=1)
         biases = self._biases(grid, src_tokens.size(1))
-        policy = None if self.training else self.exit_policy
-        kept: list[list[Tensor]] = [[], []]
 
-        if self.cfg.split_modalities or grid is None:
-            if grid is not None:
-                assert biases.image is not None
-                image, image_depth = self._run(
-                    image,
-                    biases.image,
-                    None,
-                    policy.image_gate() if policy else None,
-                    pictures.present,
-                    kept[0] if return_layers else None,
-                )
-                image, image_depth, *kept[0] = map(pictures.spread, (image, image_depth, *kept[0]))
-            else:
-                image_depth = src_tokens.new_zeros(sentences)
-            assert biases.text is not None
-            gate = None
-            if policy:
-                gate = policy.text_gate() if self.cfg.split_modalities else policy.joint_gate()
-            text, text_depth = self._run(
-                text,
-                biases.text,
-                text_padding if padded else None,
-                gate,
-                None,
-                kept[1] if return_layers else None,
-            )
-            x = torch.cat([image, text], dim=1)
+        if split and grid is not None:
+            assert biases.image is not None and biases.text is not None
+            image, image_layers = self._run(image, biases.image, None, "image", present)
+            image = _per_sentence(image, image_rows)
+            image_layers = _per_sentence(image_layers, image_rows)
+            text_mask = text_padding if padded else None
+            text, text_layers = self._run(text, biases.text, text_mask, "text")
+            x = torch.cat([image, text], dim=1)  # [S, Ti + Tt, C]
         else:
-            assert biases.joint is not None
-            x, text_depth = self._run(
-                torch.cat([image, text], dim=1),
-                biases.joint,
-                padding if padded else None,
-                policy.joint_gate() if policy else None,
-                None,
-                kept[1] if return_layers else None,
-            )
-            image_depth = text_depth * patch_masks if patch_masks is not None else text_depth
-        layer_states = [torch.cat(pair, dim=1) for pair in zip(*kept)] if kept[0] else kept[1]
+            both = biases.joint if grid is not None else biases.text
+            assert both is not None
+            part = "text" if split else "joint"
+            x = torch.cat([image, text], dim=1)
+            x, text_layers = self._run(x, both, padding if padded else None, part)
+            image_layers = text_layers * (patch_masks if patch_masks is not None else 1)
+            if grid is None:
+                image_layers = torch.zeros_like(text_layers)
+
         self.last_trace = None
-        if policy is not None:
-            self.last_trace = ExitTrace(image_depth, text_depth, image_rows=image_rows)
+        if self.exit_policy is not None and not self.training:
+            self.last_trace = ExitTrace(image_layers, text_layers, image_rows=image_rows)
         return EncoderOut(
             states=self.layer_norm(x),
             padding_mask=padding,
@@ -316,7 +284,6 @@ class Encoder(ShapeCache):
             sentences=torch.arange(sentences, device=x.device),
             step_limit=step_limit,
             trace=self.last_trace,
-            layer_states=layer_states,
         )
 
     def _run(
@@ -324,52 +291,34 @@ class Encoder(ShapeCache):
         x: Tensor,
         biases: list[Tensor],
         padding: Optional[Tensor],
-        gate: Optional[Gate],
-        present: Optional[Tensor],
-        kept: Optional[list[Tensor]],
+        part: str,
+        present: Optional[Tensor] = None,
     ) -> tuple[Tensor, Tensor]:
-        """One pass of the layers over x [S, T, C]; a row whose gate opens leaves the computation.
+        """Run the layers over x [S, T, C]; rows leave where the policy's gate of ``part`` says.
 
-        present: Bool [S], False for rows that have nothing to pass (no image).
-        Returns the states at exit [S, T, C] and the layers executed, Long [S].
+        Args:
+            biases: of every layer, [1, heads, T, T] each.
+            padding: Bool [S, T], True on padding; None if there is none.
+            part: "image", "text" or "joint".
+            present: Bool [S], False for rows that have nothing to run (no image).
+
+        Returns:
+            States at exit [S, T, C] and the layers executed, Long [S].
         """
-        if kept is not None:
-            kept.append(x)
+        policy = None if self.training else self.exit_policy
+        gate: Optional[Gate] = None if policy is None else policy.gate(part)
         if gate is None:
             for layer, bias in zip(self.layers, biases):
                 x = self._layer(layer, x, _mask_keys(bias, padding))
-                if kept is not None:
-                    kept.append(x)
-            depth = torch.full((x.size(0),), len(self.layers), device=x.device)
-            return x, depth if present is None else depth * present
-
-        out = x.clone()
-        depth = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
-        rows = torch.arange(x.size(0), device=x.device)
+            layers = torch.full((x.size(0),), len(self.layers), device=x.device)
+            return x, layers if present is None else layers * present
+        absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
         if present is not None:
-            order, staying = surviving_rows(~present)
-            rows, x = rows[order[:staying]], x[order[:staying]]
-        for number, (layer, bias) in enumerate(zip(self.layers, biases), start=1):
-            if not len(rows):
-                break
-            row_padding = None if padding is None else padding[rows]
-            previous, x = x, layer(x, _mask_keys(bias, row_padding))
-            depth[rows] = number
-            if number == len(self.layers):
-                out[rows] = x
-                break
-            leave = gate(GateInput(previous, x, number, padding_mask=row_padding))
-            if leave is False:
-                continue
-            if leave is True:
-                out[rows] = x
-                break
-            order, staying = surviving_rows(leave)
-            if staying < len(rows):
-                gone, stay = order[staying:], order[:staying]
-                out[rows[gone]] = x[gone]
-                rows, x = rows[stay], x[stay]
-        return out, depth
+            absent = ~present.unsqueeze(1)
+        state = ExitState(x, absent, heads=False, known=True)
+        encoder_pass = EncoderPass(self.layers, biases, padding, x)
+        exit_loop(encoder_pass, gate, state, drop_first=present is not None)
+        return state.output, state.layers_used.squeeze(1)
 
     def _layer(self, layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
         if self.training and self.cfg.checkpoint_activations:
@@ -377,8 +326,34 @@ class Encoder(ShapeCache):
         return layer(x, bias)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """fairseq's name for ``EncoderOut.reordered``."""
+        """Follow beam search, see ``EncoderOut.reordered``."""
         return encoder_out.reordered(new_order)
+
+
+class EncoderPass(LayerPass):
+    """A pass of the encoder's layers over image, text or both, a sample per row."""
+
+    def __init__(
+        self, layers: nn.ModuleList, biases: list[Tensor], padding: Optional[Tensor], x: Tensor
+    ) -> None:
+        self.layers, self.biases, self.padding = layers, biases, padding
+        self.depth = len(layers)
+        self.rows = ActiveRows(x.size(0), 1, x.device)
+
+    def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """Run an encoder layer over hidden states [R, T, C]."""
+        bias = _mask_keys(self.biases[layer - 1], self._row_padding())
+        return self.layers[layer - 1](hidden, bias)
+
+    def gate_input(
+        self, layer: int, previous: Tensor, current: Tensor, features: Optional[Tensor]
+    ) -> GateInput:
+        """Return what the gate may look at after a layer."""
+        mask, memory = self._row_padding(), self.rows.memory
+        return GateInput(previous, current, layer, padding_mask=mask, memory=memory)
+
+    def _row_padding(self) -> Optional[Tensor]:
+        return None if self.padding is None else self.rows.select(self.padding)
 
 
 @dataclass
@@ -387,6 +362,16 @@ class _Biases:
     image: Optional[list[Tensor]]
     text: Optional[list[Tensor]]
     joint: Optional[list[Tensor]]
+
+
+def _per_image(masks: Tensor, images: int, image_rows: Optional[Tensor]) -> Tensor:
+    """Return masks [S] of sentences as masks [I] of images."""
+    return masks if image_rows is None else masks.new_zeros(images).scatter(0, image_rows, masks)
+
+
+def _per_sentence(values: Tensor, image_rows: Optional[Tensor]) -> Tensor:
+    """Return values [I, …] of images as values [S, …] of the sentences that have them."""
+    return values if image_rows is None else values[image_rows]
 
 
 def _mask_keys(bias: Tensor, padding: Optional[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
-"""What the decoder is given of the encoder, and how it follows beam search."""
+"""What the encoder hands to the decoder, and how it follows beam search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import torch
@@ -16,12 +16,13 @@ from ofa_exit.runtime.trace import ExitTrace
 class EncoderOut:
     """What the decoder needs of S sentences; nothing is repeated for beams.
 
-    states: [S, T, C] after the final norm, image tokens first; padding_mask: Bool [S, T].
-    positions: [1, T, C], the same for every sentence of a batch.
-    sentences: Long [S], place of each sentence in the batch that was encoded.
-    step_limit: Long [S], N of MuE Eq. 11.
-    group: hypotheses a sentence, known after the first ``reordered``.
-    layer_states: with ``return_layers``, the input of layer 1 and the output of every layer.
+    Attributes:
+        states: [S, T, C] after the final norm, image tokens first.
+        padding_mask: Bool [S, T].
+        positions: [1, T, C], the same for every sentence of a batch.
+        sentences: Long [S], number of each sentence in the batch that was encoded.
+        step_limit: Long [S], N of MuE Eq. 11.
+        group: hypotheses per sentence, known after the first ``reordered``.
     """
 
     states: Tensor
@@ -31,16 +32,18 @@ class EncoderOut:
     step_limit: Optional[Tensor] = None
     group: Optional[int] = None
     trace: Optional[ExitTrace] = None
-    layer_states: list[Tensor] = field(default_factory=list)
 
     def limits(self, hypotheses: int, length: int) -> Tensor:
-        """Step limit of each, Long [N, 1]; ``length``, the sequence's own, where none was given."""
+        """Return the step limit of each hypothesis, Long [N, 1].
+
+        ``length``, that of the sequence, holds where none was given.
+        """
         if self.step_limit is None:
             return torch.full((hypotheses, 1), length, device=self.states.device)
         return self.step_limit.repeat_interleave(self.group or 1).unsqueeze(1)
 
     def reordered(self, new_order: Tensor) -> EncoderOut:
-        """Keeps the sentences that ``new_order`` [rows] still has hypotheses for.
+        """Keep the sentences that ``new_order`` [rows] still has hypotheses for.
 
         Contract of fairseq's beam search: the first call expands every sentence to its hypotheses
         (row i·group + j belongs to sentence i); every later call permutes hypotheses within their
@@ -56,13 +59,12 @@ class EncoderOut:
             return replace(self, group=new_order.numel() // sentences)
         if new_order.numel() == sentences * self.group:
             return self
-        alive = surviving_sentences(new_order, self.group)
+        surviving = surviving_sentences(new_order, self.group)
         limit = self.step_limit
         return replace(
             self,
-            states=self.states.index_select(0, alive),
-            padding_mask=self.padding_mask.index_select(0, alive),
-            sentences=self.sentences.index_select(0, alive),
-            step_limit=None if limit is None else limit.index_select(0, alive),
-            layer_states=[],
+            states=self.states.index_select(0, surviving),
+            padding_mask=self.padding_mask.index_select(0, surviving),
+            sentences=self.sentences.index_select(0, surviving),
+            step_limit=None if limit is None else limit.index_select(0, surviving),
         )

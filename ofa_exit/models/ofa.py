@@ -19,6 +19,7 @@ from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.runtime.kv_cache import KV_MODES
 from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,23 @@ class OFAConfig(FairseqDataclass):
     exit_layers: Optional[str] = field(
         default=None,
         metadata={
-            "help": "decoder layers, counted from 1 and separated by commas, behind which BLIPEE's "
-            "exits are; only they are trained then, the rest is frozen (default: no exits)"
+            "help": "decoder layers, counted from 1 and separated by commas, that exit heads follow "
+            "(default: no heads to train)"
+        },
+    )
+    exit_head: str = field(
+        default="transformer",
+        metadata={
+            "help": "kind of the heads of --exit-layers: transformer, a decoder layer before the "
+            "shared classifier (BLIPEE); shared, the final norm and projection alone; or any other "
+            "that is registered"
+        },
+    )
+    no_image_relative_bias: bool = field(
+        default=False,
+        metadata={
+            "help": "leave the image's 2-D relative bias out of a --split-modalities encoder, for "
+            "checkpoints trained by MuE's released code, which overwrites it"
         },
     )
     feature_classifier_dim: int = field(
@@ -207,15 +223,23 @@ class OFAModel(FairseqEncoderDecoderModel):
         return cls(config, encoder, OFADecoder(config, dictionary, embed_tokens))
 
     def configure_exits(self, policy: Optional[ExitPolicy], kv: str = "propagate") -> None:
-        """Sets the exit policy for eval mode; None runs the plain stack.
+        """Set the exit policy for eval mode; None runs the plain stack.
 
-        kv: what skipped layers owe to later tokens, "propagate" or "recompute" (see
-        ``models/exiting.py``). Raises ValueError for another name.
+        Args:
+            kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``.
+
+        Raises:
+            ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses.
         """
-        if kv not in ("propagate", "recompute"):
-            raise ValueError(f"unknown K/V mode {kv!r}; choose propagate or recompute")
+        if kv not in KV_MODES:
+            raise ValueError(f"unknown K/V mode {kv!r}; choose one of {', '.join(KV_MODES)}")
+        if kv == "copy" and self.decoder.active_heads(policy):
+            raise ValueError(
+                "--exit-kv copy is that of MuE's released code, which has no exit heads: use "
+                "propagate or recompute"
+            )
         self.encoder.exit_policy = self.decoder.exit_policy = policy
-        self.decoder.recompute = kv == "recompute"
+        self.decoder.kv_mode = kv
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq tells the model how far training is; criterions read it here."""
@@ -234,56 +258,38 @@ class OFAModel(FairseqEncoderDecoderModel):
         patch_images: Optional[Tensor] = None,
         patch_masks: Optional[Tensor] = None,
         prev_output_tokens: Optional[Tensor] = None,
-        padded: bool = True,
         features_only: bool = False,
         all_layers: bool = False,
         return_layers: bool = False,
         exit_features: bool = False,
-        image_rows: Optional[Tensor] = None,
-        pictured: Optional[Tensor] = None,
+        **encoder_options: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
+        """Run a teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
 
-        exit_features: run the backbone without gradients and its exits behind it; returns the
-        final layer's normed features and in "exit_features" those of the exits, by layer number.
+        Args:
+            exit_features: run the backbone without gradients and its exit heads after it. Returns
+                the final layer's normed features. The extras get "head_features", those of each
+                head by layer number, and "exit_features", the same after the final norm.
+            return_layers: add "layer_states" of the decoder and "encoder_out" to the extras.
+            encoder_options: ``padded`` and ``image_rows``.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not exit_features):
+            encoder_out = self.encoder(
+                src_tokens, src_lengths, patch_images, patch_masks, **encoder_options
+            )
+            x, extra = self.decoder(
+                prev_output_tokens,
+                encoder_out=encoder_out,
+                features_only=features_only or exit_features,
+                all_layers=all_layers,
+                return_layers=return_layers or exit_features,
+            )
         if exit_features:
-            with torch.no_grad():
-                encoder_out = self.encoder(
-                    src_tokens,
-                    src_lengths,
-                    patch_images,
-                    patch_masks,
-                    padded=padded,
-                    image_rows=image_rows,
-                    pictured=pictured,
-                )
-                features, extra = self.decoder(
-                    prev_output_tokens,
-                    encoder_out=encoder_out,
-                    features_only=True,
-                    return_layers=True,
-                )
             states = extra.pop("layer_states")
-            extra["exit_features"] = dict(self.decoder.exit_features(states, encoder_out))
-            return features, extra
-        encoder_out = self.encoder(
-            src_tokens,
-            src_lengths,
-            patch_images,
-            patch_masks,
-            padded=padded,
-            return_layers=return_layers,
-            image_rows=image_rows,
-            pictured=pictured,
-        )
-        x, extra = self.decoder(
-            prev_output_tokens,
-            encoder_out=encoder_out,
-            features_only=features_only,
-            all_layers=all_layers,
-            return_layers=return_layers,
-        )
+            heads = dict(self.decoder.head_features(states, encoder_out))
+            extra["head_features"] = heads
+            norm = self.decoder.layer_norm
+            extra["exit_features"] = {layer: norm(x) for layer, x in heads.items()}
         if return_layers:
             extra["encoder_out"] = encoder_out
         return x, extra

@@ -1,30 +1,38 @@
-"""What a policy is: for each part of the model, a gate that says after a layer who may leave."""
+"""What an exit policy is: a dataclass whose fields are its options, and a gate per model part."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Optional, Union
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional, Union
 
 from torch import Tensor
+
+PARTS = ("image", "text", "joint", "decoder")
 
 
 @dataclass
 class GateInput:
     """What a gate may look at after one layer has run.
 
-    previous, current: hidden states before and after the layer, [B, T, C] in the encoder (one row
-        a sample) and [N, P, C] in the decoder (one row a hypothesis, P positions).
-    layer: 1-based number of the layer that has just run; ``previous`` of layer 1 is its input.
-    padding_mask: Bool [B, T], True on padding; None where nothing is padded. Encoder only.
-    step: Long [P], or [N, P] where rows differ: time step of each position, 0 for the first token.
-        Decoder only.
-    step_limit: Long [N, 1], number of steps the generation of each row may take (N of MuE Eq. 11).
-        Decoder only.
-    exit_scores: behind a layer whose exit the policy uses, calls a function with the scores that
-        this exit gives to the words, [M, V] of M rows and positions, over a closed set of answers
-        [M, W], -inf on words not allowed; as often as memory wants it. What the function makes of
-        them, [M], comes back as [N, P]. Decoder only.
+    N rows are active: one per sample in the encoder, one per hypothesis in the decoder.
+
+    Attributes:
+        previous, current: hidden states before and after the layer, [N, T, C] in the encoder and
+            [N, P, C] in the decoder (P positions).
+        layer: 1-based number of the layer that has just run.
+        padding_mask: Bool [N, T], True on padding; None where nothing is padded. Encoder only.
+        step: Long [P], or [N, P] where rows differ: time step of each position, 0 for the first
+            token. Decoder only.
+        step_limit: Long [N, 1], steps that the generation of each row may take (N of MuE Eq. 11).
+            Decoder only.
+        memory: tensors of the policy's own, by name, whose first dimension is the active rows. The
+            runtime compacts them with the rows. It clears them before each decoder step and each
+            encoder pass.
+        has_head: whether word scores exist after this layer. Decoder only.
+        score_words: what ``scores`` calls; set by the runtime.
     """
 
     previous: Tensor
@@ -33,43 +41,192 @@ class GateInput:
     padding_mask: Optional[Tensor] = None
     step: Optional[Tensor] = None
     step_limit: Optional[Tensor] = None
-    exit_scores: Optional[Callable[[Callable[[Tensor], Tensor]], Tensor]] = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    score_words: Optional[Callable[[Callable[[Tensor], Tensor]], Tensor]] = None
+
+    @property
+    def has_head(self) -> bool:
+        return self.score_words is not None
+
+    def scores(self, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply ``fn`` to the word scores that this layer's head gives.
+
+        Args:
+            fn: maps logits [M, V] of M rows and positions to [M]. Over a closed set of W answers
+                the logits are [M, W], -inf on words that are not allowed. It is called as often as
+                chunks of bounded memory need.
+
+        Returns:
+            [N, P]: the results.
+
+        Raises:
+            RuntimeError: no head follows this layer (see ``has_head``).
+        """
+        if self.score_words is None:
+            raise RuntimeError(f"no exit head follows layer {self.layer}: ask has_head first")
+        return self.score_words(fn)
 
 
 GateAnswer = Union[Tensor, bool]
 Gate = Callable[[GateInput], GateAnswer]
-"""True where a row may leave: Bool [B] in the encoder, Bool [N, P] in the decoder.
+"""True where a row may exit: Bool [N] in the encoder, Bool [N, P] in the decoder.
 
-A plain ``bool`` answers for every row at once; then nothing is read back from the device.
+A plain ``bool`` answers for every row at once, and then nothing is read back from the device.
 """
 
 
-class ExitPolicy:
-    """Decides when to stop. A method that returns None never stops that part, at no cost.
+class OptionError(ValueError):
+    """An option of a policy that makes no sense: its field's name, and what is wrong with it."""
 
-    Subclass it, return gates, and add the class to the registry (``ofa_exit.policies.registry``).
-    Gates see each row by itself: an answer must not depend on the other rows of the batch.
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name, self.problem = name, problem
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: Optional[float] = None,
+    at_most: Optional[float] = None,
+    choices: Optional[Collection[str]] = None,
+    parse: Optional[Callable[[Any], Any]] = None,
+    flag: Optional[str] = None,
+    metavar: Optional[str] = None,
+) -> Any:
+    """Declare a field of a policy, which is also the command-line flag ``--exit-NAME``.
+
+    Args:
+        default: value without the flag; ``dataclasses.MISSING`` if the flag is required.
+        help: text of ``--help``.
+        at_least, at_most: bounds of a number.
+        choices: names that a text must be one of.
+        parse: turns a text of the command line into the value. ValueError says what is wrong.
+        flag: name of the flag, if not the field's.
+        metavar: what stands for the value in messages, as IMAGE,TEXT,DECODER.
+    """
+    metadata = {
+        "help": help,
+        "at_least": at_least,
+        "at_most": at_most,
+        "choices": choices,
+        "parse": parse,
+        "flag": flag,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=metadata)
+
+
+class ExitPolicy:
+    """Decides when to exit. Subclass it as a dataclass, and register it by name.
+
+    Override the gates of the parts whose rows may exit. A gate that is not overridden costs
+    nothing. Gates see each row by itself: an answer must not depend on other rows of the batch.
     """
 
-    def image_gate(self) -> Optional[Gate]:
-        """Gate of the image pass of a split encoder."""
-        return None
+    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    """``--exit-preset`` name -> kind of task (caption, answer) -> values of fields."""
+    given: Collection[str] = ()
+    """Fields that the user set, where the policy was built from options."""
 
-    def text_gate(self) -> Optional[Gate]:
-        """Gate of the text pass of a split encoder."""
-        return None
+    def __post_init__(self) -> None:
+        """Check every field against its declaration. Raises OptionError."""
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
+            if declared.metadata:
+                value = _checked(declared, getattr(self, declared.name))
+                setattr(self, declared.name, value)
 
-    def joint_gate(self) -> Optional[Gate]:
-        """Gate of an encoder that runs image and text together."""
-        return None
+    @classmethod
+    def defaults(cls, task: str) -> dict[str, Any]:
+        """Return defaults of fields for a kind of task, where they differ from the declared."""
+        return {}
 
-    def decoder_gate(self) -> Optional[Gate]:
-        """Gate of the decoder, asked for every hypothesis and token."""
-        return None
+    def check(self, model: Any) -> None:
+        """Raise ValueError if a model cannot follow this policy.
 
-    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
-        """Which of a model's exits (decoder layers, from 1) to run whenever their layer is reached.
-
-        What leaves there takes the features of the exit; elsewhere the backbone's.
+        Args:
+            model: the model's arguments (encoder_layers, decoder_layers, split_modalities,
+                exit_layers, …), known before any weight is read.
         """
-        return ()
+
+    def image_gate(self, seen: GateInput) -> GateAnswer:
+        """Gate of the image pass of a split encoder: Bool [N]."""
+        return False
+
+    def text_gate(self, seen: GateInput) -> GateAnswer:
+        """Gate of the text pass of a split encoder: Bool [N]."""
+        return False
+
+    def joint_gate(self, seen: GateInput) -> GateAnswer:
+        """Gate of an encoder that runs image and text together: Bool [N]."""
+        return False
+
+    def decoder_gate(self, seen: GateInput) -> GateAnswer:
+        """Gate of the decoder, for every hypothesis and position: Bool [N, P]."""
+        return False
+
+    def gate(self, part: str) -> Optional[Gate]:
+        """Return the gate of a part (``PARTS``); None if no row ever exits there."""
+        name = f"{part}_gate"
+        overridden = getattr(type(self), name) is not getattr(ExitPolicy, name)
+        return getattr(self, name) if overridden else None
+
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
+        """Select which of a model's trained heads run whenever their layer is reached.
+
+        Args:
+            layers: decoder layers, from 1, that a head follows.
+
+        Returns:
+            Layers whose head runs. What exits there leaves as the head's features, and elsewhere
+            as the backbone's state.
+        """
+        return layers
+
+
+def check_threshold(name: str, value: Any) -> float:
+    """Return a threshold as float; 1 or more is allowed and means never. Raises OptionError."""
+    return _checked_number(name, value, at_least=0.0)
+
+
+def _checked(declared: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of a field, parsed and checked as ``option`` declares."""
+    name, rules = declared.name, declared.metadata
+    if value is None and declared.default is None:
+        return None
+    if rules.get("parse") is not None:
+        try:
+            return rules["parse"](value)
+        except (TypeError, ValueError) as error:
+            raise OptionError(name, str(error)) from None
+    if rules.get("choices") is not None:
+        if value not in rules["choices"]:
+            raise OptionError(name, f"{value!r} is none of {', '.join(rules['choices'])}")
+        return value
+    if isinstance(declared.default, bool) or not isinstance(declared.default, (int, float)):
+        return value
+    number = _checked_number(name, value, rules.get("at_least"), rules.get("at_most"))
+    if isinstance(declared.default, int):
+        if number != int(number):
+            raise OptionError(name, f"must be a whole number, got {value!r}")
+        return int(number)
+    return number
+
+
+def _checked_number(
+    name: str, value: Any, at_least: Optional[float] = None, at_most: Optional[float] = None
+) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(name, f"must be a number, got {value!r}")
+    low = at_least is not None and value < at_least
+    high = at_most is not None and value > at_most
+    if not math.isfinite(value) or low or high:
+        limits = [f"at least {at_least:g}"] if at_least is not None else []
+        limits += [f"at most {at_most:g}"] if at_most is not None else []
+        raise OptionError(name, f"must be a finite number of {' and '.join(limits)}, got {value}")
+    return float(value)
+
+
+def per_row(values: Tensor, rows: int) -> Tensor:
+    """Expand values [P] or [N, P] to [N, P], as ``GateInput.memory`` keeps them."""
+    return values if values.dim() == 2 and values.size(0) == rows else values.expand(rows, -1)

@@ -1,52 +1,70 @@
-"""BLIPEE's policy: leave at the first exit that is sure of its word."""
+"""BLIPEE's policy: exit at the first head that is confident of its word."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
-from torch import Tensor
-
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.base import ExitPolicy, Gate, GateAnswer, GateInput, option
 from ofa_exit.policies.measures import softmax_confidence
-from ofa_exit.policies.schedules import check_threshold
+
+
+def parse_layers(value: Any) -> list[int]:
+    """Return decoder layers of a list or of a text such as ``2,4``. Raises ValueError."""
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    try:
+        layers = [int(part) for part in parts if not isinstance(part, bool)]
+    except (TypeError, ValueError):
+        layers = []
+    if not layers or len(layers) != len(parts) or min(layers) < 1 or isinstance(value, dict):
+        raise ValueError(f"must be a list of decoder layers, got {value!r}")
+    return layers
 
 
 @dataclass
 class ConfidenceExit(ExitPolicy):
-    """Leaves at the first exit whose largest softmax probability is above α (BLIPEE Section 3.5).
+    """Exit at the first head whose largest softmax probability exceeds α (BLIPEE Section 3.5).
 
-    S_i = max over words of C_N(E_i(h^i)), over the words allowed where a task has a closed set of
-    them. The encoder runs in full. alpha: finite and at least 0; 1 or more means never. layers:
-    decoder layers, from 1, whose exits are tried; None tries all that the model has. An exit that
-    is not tried costs nothing.
+    S_i = max over words of C_N(E_i(h^i)), over the allowed words where a task has a closed set.
+    The encoder runs in full. A head that is not tried costs nothing.
     """
 
-    alpha: float = 0.8
-    layers: Optional[Sequence[int]] = None
+    alpha: float = option(
+        0.8,
+        "exit if a head's top-1 probability exceeds alpha (the model needs --exit-layers); "
+        "1 or more: never",
+        at_least=0,
+    )
+    layers: Optional[Sequence[int]] = option(
+        None,
+        "decoder layers whose heads are tried, as 2,4 (default: all that the model has)",
+        parse=parse_layers,
+        flag="active-layers",
+    )
 
-    def __post_init__(self) -> None:
-        self.alpha = check_threshold("alpha", self.alpha)
-        if self.layers is not None and not (
-            isinstance(self.layers, (list, tuple))
-            and self.layers
-            and all(type(layer) is int and layer >= 1 for layer in self.layers)
-        ):
-            raise ValueError(f"layers must be a list of decoder layers, got {self.layers!r}")
+    def check(self, model: Any) -> None:
+        heads = getattr(model, "exit_layers", None)
+        if not heads:
+            raise ValueError(
+                "--exit-policy confidence needs a model with exit heads: train them with "
+                "--exit-layers and --criterion blipee_adversarial, or use --exit-policy similarity"
+            )
+        available = parse_layers(heads)
+        missing = sorted(set(self.layers or ()) - set(available))
+        if missing:
+            raise ValueError(
+                f"--exit-active-layers {','.join(map(str, missing))}: the model has heads after "
+                f"layers {','.join(map(str, available))}"
+            )
 
-    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
         if self.alpha >= 1:
             return ()
-        return exits if self.layers is None else [e for e in exits if e in self.layers]
+        return layers if self.layers is None else [one for one in layers if one in self.layers]
 
-    def decoder_gate(self) -> Optional[Gate]:
-        if self.alpha >= 1:
-            return None
+    def gate(self, part: str) -> Optional[Gate]:
+        return None if self.alpha >= 1 else super().gate(part)
 
-        def gate(seen: GateInput) -> Tensor | bool:
-            if seen.exit_scores is None:  # no exit behind this layer
-                return False
-            return seen.exit_scores(softmax_confidence) > self.alpha
-
-        return gate
+    def decoder_gate(self, seen: GateInput) -> GateAnswer:
+        return seen.has_head and seen.scores(softmax_confidence) > self.alpha

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 
 
 def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]:
-    """Class decorator that makes a policy available as ``--exit-policy NAME``.
+    """Make a policy available as ``--exit-policy NAME``; a class decorator above ``@dataclass``.
 
-    Raises ValueError if the name is taken or the class is no ExitPolicy.
+    Raises:
+        ValueError: the name is taken, or the class is no dataclass that extends ExitPolicy.
     """
 
     def add(cls: type[ExitPolicy]) -> type[ExitPolicy]:
@@ -28,16 +30,25 @@ def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]
             raise ValueError(f"an exit policy named {name!r} exists already")
         if not issubclass(cls, ExitPolicy):
             raise ValueError(f"{cls.__name__} must extend ExitPolicy")
+        if "__dataclass_fields__" not in vars(cls):
+            raise ValueError(f"{cls.__name__} must be a dataclass: add @dataclass below the name")
         POLICIES[name] = cls
         return cls
 
     return add
 
 
-def build_policy(name: str, **options: Any) -> ExitPolicy:
-    """The policy registered under ``name``; ``options`` go to its constructor.
+def policy_options(cls: type[ExitPolicy]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a policy that are options, by name, in their order."""
+    declared = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return {one.name: one for one in declared if one.metadata}
 
-    Raises ValueError for an unknown name or options that the policy refuses.
+
+def build_policy(name: str, **options: Any) -> ExitPolicy:
+    """Return the policy registered under ``name`` with these values of its fields.
+
+    Raises:
+        ValueError: the name is unknown, or the policy rejects an option.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown exit policy {name!r}; choose from {['none', *POLICIES]}")

@@ -1,97 +1,143 @@
-"""MuE's policy: stop where successive layers' states have saturated."""
+"""MuE's policy: exit where the states of consecutive layers have saturated."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 from torch import Tensor
 
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.base import ExitPolicy, Gate, GateInput, option, per_row
 from ofa_exit.policies.measures import (
     hidden_saturation,
     sample_saturation,
     token_mean_saturation,
 )
-from ofa_exit.policies.schedules import NEVER, THRESHOLD_SCHEDULES, check_threshold
+from ofa_exit.policies.schedules import NEVER, THRESHOLD_SCHEDULES
 
 ENCODER_SIMILARITIES = {"sample": sample_saturation, "token_mean": token_mean_saturation}
 
 
 @dataclass
 class SimilarityExit(ExitPolicy):
-    """Leaves after a layer whose output has a cosine above a threshold with its input.
+    """Exit after a layer if the cosine of its input and output exceeds a threshold.
 
-    MuE Eqs. 7-11 and Algorithm 1. Thresholds are finite and at least 0; 1 or more means never,
-    since the cosine of equal vectors may round to a little over 1.
-
-    image_threshold, text_threshold: for the two passes of a split encoder.
-    encoder_threshold: for an encoder that runs both modalities together.
-    decoder_threshold: θ of Eq. 11; schedule, beta, tau: how it decays over the steps.
-    encoder_similarity: one cosine over a sample's states ("sample") or the mean of its tokens'
-        cosines ("token_mean").
-
-    Raises ValueError on numbers or names that make no sense.
+    MuE Eqs. 7-11 and Algorithm 1. A threshold of 1 or more means never, since the cosine of equal
+    vectors may round to a little over 1.
     """
 
-    image_threshold: float = 0.9
-    text_threshold: float = 0.95
-    encoder_threshold: float = NEVER
-    decoder_threshold: float = 0.99
-    schedule: str = "decay"
-    beta: float = 0.95
-    tau: float = 1.0
-    encoder_similarity: str = "sample"
+    image_threshold: float = option(
+        0.9,
+        "exit the image pass of a --split-modalities model once the cosine similarity of "
+        "consecutive layers exceeds this threshold; 1 or more: never (default: 0.9)",
+        at_least=0,
+    )
+    text_threshold: float = option(
+        0.95,
+        "the same for the text pass of a --split-modalities model (default: 0.95)",
+        at_least=0,
+    )
+    encoder_threshold: float = option(
+        NEVER,
+        "the same for the one pass of a model without --split-modalities (default: never)",
+        at_least=0,
+    )
+    decoder_threshold: float = option(
+        0.99,
+        "the same for each word in the decoder (default: captioning 0.99, answers 0.95)",
+        at_least=0,
+    )
+    schedule: str = option(
+        "decay",
+        "how the decoder's threshold changes over the words: "
+        f"{', '.join(THRESHOLD_SCHEDULES)} (default: captioning decay, answers static)",
+        choices=THRESHOLD_SCHEDULES,
+    )
+    beta: float = option(0.95, "beta of the decay, 0 to 1 (default: 0.95)", at_least=0, at_most=1)
+    tau: float = option(1.0, "tau of the decay (default: 1)", at_least=0)
+    encoder_similarity: str = option(
+        "sample",
+        "what the encoder compares: one cosine over all states of a sample, or the mean over its "
+        f"tokens: {', '.join(ENCODER_SIMILARITIES)} (default: sample)",
+        choices=ENCODER_SIMILARITIES,
+    )
 
-    def __post_init__(self) -> None:
-        for part in ("image", "text", "encoder", "decoder"):
-            name = f"{part}_threshold"
-            setattr(self, name, check_threshold(name, getattr(self, name)))
-        self.beta = check_threshold("beta", self.beta)
-        if self.beta > 1:
-            raise ValueError(f"beta must lie between 0 and 1, got {self.beta}")
-        self.tau = check_threshold("tau", self.tau)
-        for value, choices, what in (
-            (self.schedule, THRESHOLD_SCHEDULES, "schedule"),
-            (self.encoder_similarity, ENCODER_SIMILARITIES, "encoder similarity"),
-        ):
-            if value not in choices:
-                raise ValueError(f"unknown {what} {value!r}; choose from {sorted(choices)}")
+    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        # Appendix of the paper.
+        "mue-paper": {
+            "caption": dict(
+                image_threshold=0.9, text_threshold=0.95, decoder_threshold=0.99, schedule="decay"
+            ),
+            "answer": dict(
+                image_threshold=0.9, text_threshold=0.95, decoder_threshold=0.95, schedule="static"
+            ),
+        },
+        # Evaluation scripts of the released code.
+        "mue-released": {
+            "caption": dict(
+                image_threshold=0.99, text_threshold=0.7, decoder_threshold=0.9, schedule="official"
+            ),
+            "answer": dict(
+                image_threshold=0.7, text_threshold=0.99, decoder_threshold=0.7, schedule="static"
+            ),
+        },
+    }
 
-    def image_gate(self) -> Optional[Gate]:
-        return self._encoder_gate(self.image_threshold)
+    @classmethod
+    def defaults(cls, task: str) -> dict[str, Any]:
+        return cls.presets["mue-paper"].get(task, {})
 
-    def text_gate(self) -> Optional[Gate]:
-        return self._encoder_gate(self.text_threshold)
-
-    def joint_gate(self) -> Optional[Gate]:
-        return self._encoder_gate(self.encoder_threshold)
-
-    def _encoder_gate(self, threshold: float) -> Optional[Gate]:
-        if threshold >= 1:
-            return None
-        similarity = ENCODER_SIMILARITIES[self.encoder_similarity]
-
-        def gate(seen: GateInput) -> Tensor:
-            return similarity(seen.previous, seen.current, seen.padding_mask) > threshold
-
-        return gate
-
-    def decoder_gate(self) -> Optional[Gate]:
-        if self.decoder_threshold >= 1:
-            return None
-        schedule = THRESHOLD_SCHEDULES[self.schedule]
-        known: list[Tensor] = []  # step, step limit and their thresholds: the same for all layers
-
-        def gate(seen: GateInput) -> Tensor:
-            assert seen.step is not None and seen.step_limit is not None
-            if not known or known[0] is not seen.step or known[1] is not seen.step_limit:
-                threshold = schedule(
-                    self.decoder_threshold, seen.step, seen.step_limit, self.beta, self.tau
+    def check(self, model: Any) -> None:
+        if model.split_modalities and "encoder_threshold" in self.given:
+            raise ValueError(
+                "--exit-encoder-threshold is for a joint encoder; this model has "
+                "--split-modalities: use --exit-image-threshold and --exit-text-threshold"
+            )
+        for part in ("image", "text"):
+            if not model.split_modalities and f"{part}_threshold" in self.given:
+                raise ValueError(
+                    f"--exit-{part}-threshold needs a model with --split-modalities; this one runs "
+                    "image and text together: use --exit-encoder-threshold"
                 )
-                threshold = torch.where(threshold < 1, threshold, NEVER)
-                known[:] = [seen.step, seen.step_limit, threshold]
-            return hidden_saturation(seen.previous, seen.current) > known[2]
+        unused = [f"--exit-{name}" for name in ("beta", "tau") if name in self.given]
+        if unused and self.schedule != "decay":
+            raise ValueError(
+                f"{', '.join(unused)} belongs to --exit-schedule decay; the schedule is "
+                f"{self.schedule}"
+            )
 
-        return gate
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
+        return ()
+
+    def gate(self, part: str) -> Optional[Gate]:
+        name = "encoder" if part == "joint" else part
+        never = getattr(self, f"{name}_threshold") >= 1
+        return None if never else super().gate(part)
+
+    def image_gate(self, seen: GateInput) -> Tensor:
+        return self._saturation(seen) > self.image_threshold
+
+    def text_gate(self, seen: GateInput) -> Tensor:
+        return self._saturation(seen) > self.text_threshold
+
+    def joint_gate(self, seen: GateInput) -> Tensor:
+        return self._saturation(seen) > self.encoder_threshold
+
+    def _saturation(self, seen: GateInput) -> Tensor:
+        """Cosine of each sample's states before and after the layer, [N]."""
+        similarity = ENCODER_SIMILARITIES[self.encoder_similarity]
+        return similarity(seen.previous, seen.current, seen.padding_mask)
+
+    def decoder_gate(self, seen: GateInput) -> Tensor:
+        threshold = seen.memory.get("threshold")
+        if threshold is None:  # the first layer of a step: all others have the same
+            assert seen.step is not None and seen.step_limit is not None
+            schedule = THRESHOLD_SCHEDULES[self.schedule]
+            threshold = schedule(
+                self.decoder_threshold, seen.step, seen.step_limit, self.beta, self.tau
+            )
+            threshold = torch.where(threshold < 1, threshold, NEVER)
+            seen.memory["threshold"] = threshold = per_row(threshold, len(seen.current))
+        return hidden_saturation(seen.previous, seen.current) > threshold

@@ -2,61 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any
 
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.base import ExitPolicy, GateInput, option
+
+
+def parse_depths(value: Any) -> tuple[int, ...]:
+    """Return (image, text, decoder) of a sequence or of a text such as ``3,3,2``."""
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        depths = tuple(int(part) for part in parts if not isinstance(part, (bool, float)))
+    except (TypeError, ValueError):
+        depths = ()
+    if len(depths) != 3 or len(parts) != 3 or min(depths) < 1:
+        raise ValueError(f"{value!r}: give three whole numbers of at least 1, IMAGE,TEXT,DECODER")
+    return depths
+
+
+def parse_switch(value: Any) -> bool:
+    """Return a boolean of ``true`` or ``false``. Raises ValueError."""
+    known = {"true": True, "false": False, True: True, False: False}
+    key = value.lower() if isinstance(value, str) else value
+    if not isinstance(key, (str, bool)) or key not in known:
+        raise ValueError(f"must be true or false, got {value!r}")
+    return known[key]
 
 
 @dataclass
 class StaticExit(ExitPolicy):
-    """Every row leaves after a fixed number of layers.
+    """Exit every row after a fixed number of layers.
 
-    depths: layers to run for (image, text, decoder), each at least 1; a number at or above the
-        layer count never exits. In an encoder that runs both modalities together, image and text
-        must be equal. In a model with an exit behind the decoder's layer, words leave through it.
-
-    Raises ValueError on other depths.
+    A number at or above the layer count never exits. Where a head follows the decoder's layer,
+    words exit through it.
     """
 
-    depths: tuple[int, int, int]
-    use_exits: bool = True
+    depths: Sequence[int] = option(
+        dataclasses.MISSING,
+        "layers to run: IMAGE,TEXT,DECODER",
+        parse=parse_depths,
+        metavar="IMAGE,TEXT,DECODER",
+    )
+    use_exits: bool = option(
+        True,
+        "whether words exit through the head of the decoder's layer (true or false; default: true)",
+        parse=parse_switch,
+    )
 
-    def __post_init__(self) -> None:
-        if len(self.depths) != 3 or any(
-            isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in self.depths
-        ):
+    def check(self, model: Any) -> None:
+        image, text, words = self.depths
+        encoder, decoder = model.encoder_layers, model.decoder_layers
+        given = f"--exit-depths {image},{text},{words}"
+        if max(image, text) > encoder or words > decoder:
             raise ValueError(
-                "depths must be three whole numbers of at least 1 (image, text, decoder), "
-                f"got {self.depths!r}"
+                f"{given}: the model has {encoder} encoder and {decoder} decoder layers"
             )
-        if not isinstance(self.use_exits, bool):
-            raise ValueError(f"use_exits must be true or false, got {self.use_exits!r}")
+        if not model.split_modalities and image != text:
+            raise ValueError(
+                f"{given}: a model without --split-modalities runs image and text together, so "
+                "their depths must be equal"
+            )
 
-    def image_gate(self) -> Optional[Gate]:
-        return _at(self.depths[0])
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
+        return [layer for layer in layers if self.use_exits and layer == self.depths[2]]
 
-    def text_gate(self) -> Optional[Gate]:
-        return _at(self.depths[1])
+    def image_gate(self, seen: GateInput) -> bool:
+        return seen.layer >= self.depths[0]
 
-    def joint_gate(self) -> Optional[Gate]:
+    def text_gate(self, seen: GateInput) -> bool:
+        return seen.layer >= self.depths[1]
+
+    def joint_gate(self, seen: GateInput) -> bool:
         if self.depths[0] != self.depths[1]:
             raise ValueError(
                 "a joint encoder runs image and text through the same layers: their depths must "
                 f"be equal, got {self.depths[0]} and {self.depths[1]}"
             )
-        return _at(self.depths[0])
+        return seen.layer >= self.depths[0]
 
-    def decoder_gate(self) -> Optional[Gate]:
-        return _at(self.depths[2])
-
-    def exits_used(self, exits: Sequence[int]) -> Collection[int]:
-        return [layer for layer in exits if self.use_exits and layer == self.depths[2]]
-
-
-def _at(depth: int) -> Gate:
-    def gate(seen: GateInput) -> bool:
-        return seen.layer >= depth
-
-    return gate
+    def decoder_gate(self, seen: GateInput) -> bool:
+        return seen.layer >= self.depths[2]

@@ -1,4 +1,4 @@
-"""What the decoder remembers between steps, exits included."""
+"""What the decoder remembers between steps, and how skipped layers get their keys and values."""
 
 from __future__ import annotations
 
@@ -13,147 +13,178 @@ from torch import Tensor
 
 from ofa_exit.runtime.rows import from_host, surviving_sentences
 
+KV_MODES = ("propagate", "recompute", "copy")
+"""How the K/V cache of skipped layers is filled.
+
+* propagate: later tokens project the state at exit by the skipped layer's own weights (CALM's
+  state propagation). Rows that ride along with their sentence do the same at once.
+* recompute: the token's own state goes on through the skipped layer once a later token needs it,
+  so that K/V are those of the full stack (FREE's parallel decoding).
+* copy: after each step the whole self- and cross-attention cache of the exit layer is copied into
+  every deeper layer, as MuE's released code does. Worse than both.
+"""
+Project = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 @dataclass
-class Pending:
-    """Earlier positions of some sentences that a layer has not seen yet.
+class MissingKV:
+    """Earlier positions of some sentences whose K/V a layer lacks.
 
-    positions: Long [Q], the union over the sentences. owed: Bool [A·group, Q, 1], True where the
-    hypothesis' sentence really owes that position; None where all do.
+    Attributes:
+        positions: Long [Q], the union over the sentences.
+        mask: Bool [R, Q, 1], True where the row's sentence lacks that position; None where all do.
     """
 
     positions: Tensor
-    owed: Optional[Tensor]
+    mask: Optional[Tensor]
 
 
-class DecoderCache:
-    """Self-attention K/V of N hypotheses, cross-attention K/V of their S sentences.
+class KVCache:
+    """Self-attention K/V of N hypotheses, and cross-attention K/V of their S sentences.
 
     Hypotheses of a sentence sit side by side and share everything that depends on the sentence
-    alone. All hypotheses of a sentence run the same layers, so how deep the K/V of a position go is
-    one number a sentence, which beam reordering does not change. Finished sentences change only
-    which sentences are left: ``stale`` until their names are read together with the next gate.
+    alone. All of them run the same layers, so one number per sentence says how deep the K/V of a
+    position go, and beam reordering does not change it. Finished sentences only change which
+    sentences are left: ``stale`` until their numbers are read together with the next gate.
 
-    kv: [layers, 2, N, heads, capacity, C / heads]. states: [N, capacity, C], for every position the
-    state that its missing layers start from; allocated when the first gate is met.
+    A slot is a decoder layer, from 0. Heads that cache K/V have the slots after the layers'.
+
+    Attributes:
+        kv: [slots, 2, N, heads, capacity, C / heads].
+        states: [N, capacity, C], for every position the state that its missing layers start from;
+            allocated when the first gate is met.
+        sentences: numbers, in the batch that was encoded, of the sentences present.
     """
 
-    def __init__(self, layers: int, group: int, max_length: int) -> None:
-        self.layers = layers
+    def __init__(self, slots: int, group: int, max_length: int) -> None:
+        self.slots = slots
         self.group = group
         self.max_length = max_length
         self.length = 0
-        self.deepest = 0  # layers that anything was stored for
+        self.deepest = 0  # slots that anything was stored for
         self.kv: Optional[Tensor] = None
-        self.cross: list[Optional[tuple[Tensor, Tensor]]] = [None] * layers
-        # Sentences (original numbers) whose cross-attention K/V of a layer are there; None: all.
-        self._crossed: list[Optional[set[int]]] = [None] * layers
+        self.cross: list[Optional[tuple[Tensor, Tensor]]] = [None] * slots
+        # Sentences whose cross-attention K/V of a slot exist; None: all.
+        self._cross_known: list[Optional[set[int]]] = [None] * slots
         self.cross_bias: Optional[Tensor] = None
         self.states: Optional[Tensor] = None
         self.sentences: list[int] = []
         self.stale = False
-        # For each layer and sentence (original number) the positions whose K/V it lacks, as bits.
-        self._owed: list[list[int]] = []
+        # Per slot and sentence: the positions whose K/V it lacks, as bits.
+        self._missing: list[list[int]] = []
 
     @property
     def capacity(self) -> int:
         return 0 if self.kv is None else self.kv.size(4)
 
-    # ------------------------------------------------------------------ plain decoding
+    # ------------------------------------------------------------------ self-attention
 
     def reserve(self, rows: int, heads: int, head_dim: int, like: Tensor) -> None:
-        """Room for one more position; capacity doubles when it runs out."""
+        """Make room for one more position; capacity doubles when it runs out."""
         capacity = self.capacity
         if self.length < capacity:
             return
         room = min(max(16, 2 * capacity), self.max_length)
         self.cross_bias = None  # made for the old capacity
-        grown = like.new_zeros(self.layers, 2, rows, heads, room, head_dim)
+        grown = like.new_zeros(self.slots, 2, rows, heads, room, head_dim)
         if self.kv is not None:
             grown[..., :capacity, :] = self.kv
         self.kv = grown
         if self.states is not None:
-            states = self.states.new_zeros(rows, grown.size(4), self.states.size(2))
+            states = self.states.new_zeros(rows, room, self.states.size(2))
             states[:, :capacity] = self.states
             self.states = states
 
     def store(
         self,
-        layer: int,
+        slot: int,
         rows: Optional[Tensor],
         positions: Tensor | slice,
         key: Tensor,
         value: Tensor,
-        owed: Optional[Tensor] = None,
+        mask: Optional[Tensor] = None,
     ) -> None:
-        """Writes K/V [R, heads, Q, C / heads] of ``rows`` (None: all) at ``positions`` [Q].
+        """Write K/V [R, heads, Q, C / heads] of ``rows`` (None: all) at ``positions`` [Q].
 
-        owed: Bool [R, Q, 1], False where what is stored already must stay.
+        Args:
+            mask: Bool [R, Q, 1], False where what is stored already stays.
         """
         assert self.kv is not None
         key, value = key.to(self.kv.dtype), value.to(self.kv.dtype)  # autocast's may differ
-        self.deepest = max(self.deepest, layer + 1)
-        for kept, new in zip(self.kv[layer], (key, value)):
+        self.deepest = max(self.deepest, slot + 1)
+        for stored, new in zip(self.kv[slot], (key, value)):
             if rows is None:
-                if owed is not None:
-                    new = torch.where(owed.unsqueeze(1), new, kept[:, :, positions])
-                kept[:, :, positions] = new
+                if mask is not None:
+                    new = torch.where(mask.unsqueeze(1), new, stored[:, :, positions])
+                stored[:, :, positions] = new
             elif isinstance(positions, slice):
-                kept[rows, :, positions] = new
+                stored[rows, :, positions] = new
             else:  # two index tensors around a slice come first: [R, Q, heads, d]
                 new, index = new.transpose(1, 2), (rows[:, None], slice(None), positions)
-                kept[index] = (
-                    new if owed is None else torch.where(owed.unsqueeze(-1), new, kept[index])
+                stored[index] = (
+                    new if mask is None else torch.where(mask.unsqueeze(-1), new, stored[index])
                 )
 
-    def load(self, layer: int, rows: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        """K/V of all positions there is room for, [R, heads, capacity, C / heads] each.
+    def load(self, slot: int, rows: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return K/V of ``rows`` (None: all), [R, heads, capacity, C / heads] each.
 
-        Those to come are hidden by the bias: so the shapes of a step stay those of the last, which
-        a compiled or captured layer needs, and a few keys more cost nothing beside its weights.
+        They include positions to come, which the bias hides: the shapes of a step stay those of
+        the last, and a few keys more cost nothing beside a layer's weights.
         """
         assert self.kv is not None
-        key, value = self.kv[layer]
+        key, value = self.kv[slot]
         if rows is None:
             return key, value
         return key.index_select(0, rows), value.index_select(0, rows)
 
+    # ------------------------------------------------------------------ cross-attention
+
     def cross_kv(
-        self,
-        layer: int,
-        states: Tensor,
-        project: Callable[[Tensor], tuple[Tensor, Tensor]],
-        places: Optional[list[int]],
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-attention K/V of all S sentences present, [S, heads, T, C / heads] each, of which
-        those at ``places`` (None: all) can be used: what they lack is projected from ``states``."""
-        kept = self.cross[layer]
-        if kept is None:
-            if places is None:
-                # Head by head in a row: every step reads all of it, 0.6 of the time this way.
+        self, slot: int, states: Tensor, project: Project, sentences: Optional[list[int]]
+    ) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """Return cross-attention K/V of all S sentences present, [S, heads, T, C / heads] each.
+
+        Args:
+            states: the encoder's, [S, T, C].
+            project: makes K/V of states.
+            sentences: places of those whose K/V are used now (None: all). What they lack is made.
+
+        Returns:
+            The K/V, and the places of the sentences whose K/V were made now.
+        """
+        stored = self.cross[slot]
+        wanted = list(range(states.size(0))) if sentences is None else sentences
+        if stored is None:
+            if sentences is None:
+                # Contiguous per head: every step reads all of it, in 0.6 of the time this way.
                 key, value = project(states)
-                kept = self.cross[layer] = key.contiguous(), value.contiguous()
-                return kept
-            assert self.kv is not None
-            shape = (states.size(0), self.kv.size(3), states.size(1), self.kv.size(5))
-            kept = self.cross[layer] = states.new_empty(shape), states.new_empty(shape)
-            self._crossed[layer] = set()
-        there = self._crossed[layer]
-        if there is not None:
-            wanted = range(states.size(0)) if places is None else places
-            missing = [place for place in wanted if self.sentences[place] not in there]
-            if missing:
-                there.update(self.sentences[place] for place in missing)
-                at = from_host(missing, states.device)
-                for all_of_them, new in zip(kept, project(states[at])):
-                    all_of_them[at] = new.to(all_of_them.dtype)
-        return kept
+                stored = self.cross[slot] = key.contiguous(), value.contiguous()
+                return stored, wanted
+            stored = self._allocate_cross(slot, states)
+        known = self._cross_known[slot]
+        if known is None:
+            return stored, []
+        missing = [place for place in wanted if self.sentences[place] not in known]
+        if missing:
+            known.update(self.sentences[place] for place in missing)
+            index = from_host(missing, states.device)
+            for kv, new in zip(stored, project(states[index])):
+                kv[index] = new.to(kv.dtype)
+        return stored, missing
+
+    def _allocate_cross(self, slot: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.kv is not None
+        shape = (states.size(0), self.kv.size(3), states.size(1), self.kv.size(5))
+        empty = states.new_empty(shape), states.new_empty(shape)
+        self.cross[slot], self._cross_known[slot] = empty, set()
+        return empty
+
+    # ------------------------------------------------------------------ beam search
 
     def reorder(self, new_order: Tensor) -> None:
-        """Follows beam search; see ``Encoder.reorder_encoder_out`` for the contract."""
+        """Follow beam search; see ``EncoderOut.reordered`` for the contract."""
         assert self.kv is not None
-        rows = self.kv.size(2)
-        if new_order.numel() == rows:
+        if new_order.numel() == self.kv.size(2):
             if self.group > 1:
                 used = self.kv[: self.deepest, ..., : self.length, :]
                 used.copy_(used.index_select(2, new_order))
@@ -164,51 +195,111 @@ class DecoderCache:
         self.kv = self.kv.index_select(2, new_order)
         if self.states is not None:
             self.states = self.states.index_select(0, new_order)
-        alive = surviving_sentences(new_order, self.group)
-        for layer, kv in enumerate(self.cross):  # one after the other: they are large
+        surviving = surviving_sentences(new_order, self.group)
+        for slot, kv in enumerate(self.cross):  # one after the other: they are large
             if kv is not None:
-                self.cross[layer] = kv[0].index_select(0, alive), kv[1].index_select(0, alive)
+                self.cross[slot] = (
+                    kv[0].index_select(0, surviving),
+                    kv[1].index_select(0, surviving),
+                )
         if self.cross_bias is not None:
-            self.cross_bias = self.cross_bias.index_select(0, alive)
+            self.cross_bias = self.cross_bias.index_select(0, surviving)
         self.stale = True
 
-    # ------------------------------------------------------------------ decoding with exits
+    # ------------------------------------------------------------------ skipped layers
 
     def begin_step(self, x: Tensor) -> None:
-        """Prepares the record of depths for one more position of x [N, 1, C]."""
+        """Prepare the record of missing K/V for one more position of x [N, 1, C]."""
         if self.states is None:
             self.sentences = list(range(x.size(0) // self.group))
-            self._owed = [[0] * len(self.sentences) for _ in range(self.layers)]
+            self._missing = [[0] * len(self.sentences) for _ in range(self.slots)]
             self.states = x.new_zeros(x.size(0), self.capacity, x.size(2))
 
-    def pending(
-        self, layer: int, sentences: list[int], rows: Optional[Tensor]
-    ) -> Optional[Pending]:
-        """Earlier positions that ``layer`` (0-based) owes to ``sentences``; None if none. From now
-        on they are paid.
+    def rename(self, sentences: list[int]) -> None:
+        """Take over which sentences are left after beam search dropped the finished ones."""
+        self.sentences, self.stale = sentences, False
 
-        sentences: original numbers of the sentences still running; rows: their hypotheses.
+    def missing(
+        self, slot: int, sentences: list[int], rows: Optional[Tensor]
+    ) -> Optional[MissingKV]:
+        """Return the earlier positions whose K/V a layer lacks, and count them as filled.
+
+        Args:
+            slot: decoder layer, from 0.
+            sentences: places of the active sentences.
+            rows: their hypotheses.
         """
-        owed = self._owed[layer]
-        owing = [owed[s] for s in sentences]
-        union = reduce(or_, owing, 0)
+        bits_of = self._missing[slot]
+        numbers = [self.sentences[place] for place in sentences]
+        each = [bits_of[number] for number in numbers]
+        union = reduce(or_, each, 0)
         if not union:
             return None
         assert self.states is not None
         device = self.states.device
-        for s in sentences:
-            owed[s] = 0
+        for number in numbers:
+            bits_of[number] = 0
         found = [p for p in range(union.bit_length()) if union >> p & 1]
-        positions = from_host(found, device)
-        if all(of == union for of in owing):
-            return Pending(positions, None)
-        which = from_host([[of >> p & 1 for p in found] for of in owing], device)
-        which = which.bool().repeat_interleave(self.group, dim=0).unsqueeze(-1)
-        return Pending(positions, which)
+        positions = from_host(found, device)  # Long [Q]
+        if all(bits == union for bits in each):
+            return MissingKV(positions, None)
+        mask = from_host([[bits >> p & 1 for p in found] for bits in each], device)  # [A, Q]
+        return MissingKV(positions, mask.bool().repeat_interleave(self.group, dim=0).unsqueeze(-1))
 
-    def end_step(self, ran: dict[int, int]) -> None:
-        """Closes a step: layers run by the newest position of each sentence (original number)."""
-        for sentence, layers in ran.items():
-            for owed in self._owed[layers:]:
-                owed[sentence] |= 1 << self.length
+    def states_at(self, missing: MissingKV, rows: Optional[Tensor]) -> Tensor:
+        """Return the states [R, Q, C] that the missing K/V of ``rows`` are made from."""
+        assert self.states is not None
+        if rows is None:
+            return self.states[:, missing.positions]
+        return self.states[rows[:, None], missing.positions]
+
+    def backfill(
+        self,
+        slot: int,
+        rows: Optional[Tensor],
+        missing: MissingKV,
+        states: Tensor,
+        project: Project,
+    ) -> None:
+        """Fill the missing K/V of a slot, projected from ``states`` [R, Q, C]."""
+        key, value = project(states)
+        self.store(slot, rows, missing.positions, key, value, missing.mask)
+
+    def end_step(self, layers_run: dict[int, int]) -> None:
+        """Close a step.
+
+        Args:
+            layers_run: by sentence number, the layers that its newest position went through.
+        """
+        for number, layers in layers_run.items():
+            for bits_of in self._missing[layers:]:
+                bits_of[number] |= 1 << self.length
         self.length += 1
+
+    def end_step_by_copy(self, layers_run: dict[int, int], layers: int) -> None:
+        """Close a step: copy the cache of each sentence's exit layer into every deeper layer.
+
+        Differs from MuE's released code, where one exit holds for the whole batch: here each
+        sentence exits by itself. With one sentence and one hypothesis both are the same.
+        """
+        assert self.kv is not None
+        self.length += 1
+        for place, number in enumerate(self.sentences):
+            run = layers_run[number]
+            rows = slice(place * self.group, (place + 1) * self.group)
+            source = self.kv[run - 1, :, rows, :, : self.length]  # [2, group, heads, L, d]
+            self.kv[run:layers, :, rows, :, : self.length] = source
+            cross = self.cross[run - 1]
+            assert cross is not None
+            for slot in range(run, layers):
+                stored, known = self.cross[slot], self._cross_known[slot]
+                if stored is None:
+                    stored = torch.empty_like(cross[0]), torch.empty_like(cross[1])
+                    known = set()
+                    self.cross[slot], self._cross_known[slot] = stored, known
+                for kv, exited in zip(stored, cross):
+                    kv[place] = exited[place]
+                if known is not None:
+                    known.add(number)
+            if run < layers:
+                self.deepest = max(self.deepest, layers)

@@ -1,4 +1,4 @@
-"""Which rows go on: the only places of the runtime that look at data to decide shapes."""
+"""Row selection: the only functions that read tensor values on the host."""
 
 from __future__ import annotations
 
@@ -7,46 +7,41 @@ from torch import Tensor
 
 
 def to_host(values: Tensor) -> list:
-    """Reads a small tensor back: the one place where the runtime waits for its device."""
+    """Read a small tensor back: the one place where the runtime waits for its device."""
     return values.tolist()
 
 
 def from_host(values: list, device: torch.device) -> Tensor:
-    """A small tensor on the device, which is not waited for: torch.tensor(…, device=…) would be."""
+    """Return a small tensor on the device without waiting for it, as torch.tensor would."""
     return torch.tensor(values).to(device, non_blocking=True)
 
 
 def rows_of(sentences: list[int], group: int, device: torch.device) -> Tensor:
-    """Rows of sentences whose ``group`` hypotheses sit side by side, Long [group·sentences]."""
+    """Return the rows of sentences with ``group`` hypotheses side by side, Long [S·group]."""
     return from_host([group * s + i for s in sentences for i in range(group)], device)
 
 
-def stretches(places: list[int]) -> list[slice]:
-    """Neighbours among increasing numbers as slices: [1, 2, 5] -> 1:3, 5:6."""
-    found: list[slice] = []
-    for place in places:
-        if found and found[-1].stop == place:
-            found[-1] = slice(found[-1].start, place + 1)
+def to_slices(indices: list[int]) -> list[slice]:
+    """Return increasing numbers as slices of neighbours: [1, 2, 5] -> 1:3, 5:6."""
+    slices: list[slice] = []
+    for index in indices:
+        if slices and slices[-1].stop == index:
+            slices[-1] = slice(slices[-1].start, index + 1)
         else:
-            found.append(slice(place, place + 1))
-    return found
-
-
-def surviving_rows(leaving: Tensor) -> tuple[Tensor, int]:
-    """Splits rows into those that stay and those that leave, with one host read.
-
-    leaving: Bool [B]. Returns an order Long [B] with the staying rows first (both parts in their
-    old order) and the number that stay.
-    """
-    order = torch.sort(leaving.to(torch.uint8), stable=True).indices
-    (gone,) = to_host(leaving.sum().unsqueeze(0))
-    return order, leaving.numel() - gone
+            slices.append(slice(index, index + 1))
+    return slices
 
 
 def surviving_sentences(new_order: Tensor, group: int) -> Tensor:
-    """Sentences that still have hypotheses after beam search dropped the finished ones.
+    """Return the sentences that still have hypotheses after beam search dropped finished ones.
 
-    new_order: Long [rows], indices of the hypotheses kept, ``group`` a sentence and those of a
-    sentence side by side. Returns Long [rows / group]; reads nothing back from the device.
+    Nothing is read back from the device.
+
+    Args:
+        new_order: Long [rows], the hypotheses kept, those of a sentence side by side.
+        group: hypotheses per sentence.
+
+    Returns:
+        Long [rows / group].
     """
     return torch.div(new_order.view(-1, group)[:, 0], group, rounding_mode="floor")

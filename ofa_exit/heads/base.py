@@ -1,0 +1,147 @@
+"""What an exit head is: the part that answers after a layer before the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, Protocol
+
+from torch import Tensor, nn
+
+
+class AttentionContext(Protocol):
+    """What a head that attends is given beside the hidden states, by the decoder's pass."""
+
+    def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
+        """Return what a decoder layer takes after its hidden states: self-attention bias,
+        cross-attention K/V and bias, and where earlier positions' K/V are.
+
+        Args:
+            layer: decoder layer, from 1, that the head follows.
+            module: the decoder layer inside the head; its projections make the K/V.
+        """
+
+
+class ExitHeads(nn.ModuleDict):
+    """The exit heads of a decoder, all of one kind. Keys: decoder layers, from 1, they follow.
+
+    A head turns the hidden states after its layer into features, and features into word scores.
+    Subclass it, build its modules in ``build`` and register it with ``register_head``.
+    """
+
+    caches_kv = False
+    """Whether a head keeps keys and values of earlier positions."""
+    scores_words = False
+    """Whether word scores are the head's own instead of the shared final norm and projection's."""
+
+    def __init__(self, layers: Sequence[int], modules: Optional[dict[str, nn.Module]] = None):
+        super().__init__(modules or {})
+        self.layers = list(layers)
+
+    @classmethod
+    def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> ExitHeads:
+        """Return the heads of a new model.
+
+        Args:
+            layers: decoder layers, from 1, in increasing order.
+            cfg: the model's arguments.
+            backbone: the decoder stack: ``layers``, ``layer_norm``, ``output_projection`` and
+                ``new_layer()``.
+        """
+        raise NotImplementedError
+
+    def features(self, layer: int, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """Turn hidden states [N, P, C] after ``layer`` into features [N, P, C]."""
+        return hidden
+
+    def scores(
+        self,
+        layer: int,
+        features: Tensor,
+        words: Optional[Tensor],
+        shared: Callable[[Tensor, Optional[Tensor]], Tensor],
+    ) -> Tensor:
+        """Turn features [..., C] after ``layer`` into word scores [..., V].
+
+        Args:
+            words: Long [W], the words to score; None for the whole vocabulary.
+            shared: the final norm and tied projection of the decoder, of features and words.
+        """
+        return shared(features, words)
+
+    def flops(self, keys: int, source: int) -> int:
+        """Return the FLOPs of one head's features for one token.
+
+        Args:
+            keys: positions that self-attention covers.
+            source: source tokens that cross-attention covers.
+        """
+        return 0
+
+    def score_flops(self, shared: int) -> int:
+        """Return the FLOPs of scoring one token; ``shared``: those of the shared projection."""
+        return shared
+
+    def cache_flops(self) -> int:
+        """Return the FLOPs of one token's self-attention K/V in a head that was not reached."""
+        return 0
+
+    def source_flops(self, source: int) -> int:
+        """Return the FLOPs of a sentence's cross-attention K/V, made once per head."""
+        return 0
+
+    def init_from(self, own: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> None:
+        """Fit the heads of a checkpoint to these, in place; missing ones start as when built.
+
+        Args:
+            own, state: state dicts of the model and of the checkpoint.
+            prefix: of the heads' names in both.
+
+        Raises:
+            ValueError: the checkpoint has heads that the model lacks.
+        """
+        mine, saved = (layers_in(one, prefix) for one in (own, state))
+        if saved - mine:
+            names = ",".join(map(str, sorted(saved)))
+            built = "after " + ",".join(map(str, sorted(mine))) if mine else "none"
+            raise ValueError(
+                f"the checkpoint has exit heads after decoder layers {names}, the model has "
+                f"{built}: add --exit-layers {names}"
+            )
+        for name, value in own.items():
+            if (
+                name.startswith(prefix)
+                and name not in state
+                and _layer_of(name, prefix) not in saved
+            ):
+                state[name] = value
+
+
+def layers_in(state: dict[str, Any], prefix: str) -> set[int]:
+    """Return the layers that the heads in a state dict follow."""
+    return {_layer_of(name, prefix) for name in state if name.startswith(prefix)}
+
+
+def _layer_of(name: str, prefix: str) -> int:
+    return int(name.removeprefix(prefix).split(".")[0])
+
+
+def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
+    """Return the decoder layers, from 1, that heads follow, in order; [] for None.
+
+    Raises:
+        ValueError: ``spec`` is no list of different layers before the last.
+    """
+    if spec is None or not str(spec).strip():
+        return []
+    try:
+        heads = [int(part) for part in str(spec).strip("()[]").split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--exit-layers {spec!r}: give numbers of decoder layers separated by commas, as in 2,4"
+        ) from None
+    if not all(1 <= layer < layers for layer in heads) or len(set(heads)) != len(heads):
+        raise ValueError(
+            f"--exit-layers {spec!r}: give different numbers from 1 to {layers - 1} (the last of "
+            f"{layers} decoder layers needs no head)"
+        )
+    return sorted(heads)

@@ -1,0 +1,46 @@
+"""Kinds of exit heads by name: the choices of ``--exit-head``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ofa_exit.heads.base import ExitHeads, parse_exit_layers
+from ofa_exit.heads.shared import SharedHeads
+from ofa_exit.heads.transformer import TransformerHeads
+
+HEADS: dict[str, type[ExitHeads]] = {"shared": SharedHeads, "transformer": TransformerHeads}
+
+
+def register_head(name: str) -> Callable[[type[ExitHeads]], type[ExitHeads]]:
+    """Make a kind of head available as ``--exit-head NAME``; a class decorator.
+
+    Raises:
+        ValueError: the name is taken, or the class does not extend ExitHeads.
+    """
+
+    def add(cls: type[ExitHeads]) -> type[ExitHeads]:
+        if name in HEADS:
+            raise ValueError(f"a kind of exit head named {name!r} exists already")
+        if not issubclass(cls, ExitHeads):
+            raise ValueError(f"{cls.__name__} must extend ExitHeads")
+        HEADS[name] = cls
+        return cls
+
+    return add
+
+
+def build_heads(cfg: Any, backbone: Any) -> ExitHeads:
+    """Return the heads that the model's arguments ask for.
+
+    Without ``--exit-layers`` every layer before the last has the shared head.
+
+    Raises:
+        ValueError: ``--exit-head`` is unknown, or ``--exit-layers`` makes no sense.
+    """
+    layers = parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
+    if cfg.exit_head not in HEADS:
+        raise ValueError(f"--exit-head {cfg.exit_head!r} is none of {', '.join(HEADS)}")
+    if not layers:
+        return SharedHeads(range(1, cfg.decoder_layers))
+    return HEADS[cfg.exit_head].build(layers, cfg, backbone)

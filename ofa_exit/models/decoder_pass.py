@@ -1,0 +1,376 @@
+"""One call of the decoder under a gate: what the exit loop drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ofa_exit.models.cpu import row_slices
+from ofa_exit.models.decoder_stack import DecoderStack
+from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.policies.base import GateInput
+from ofa_exit.runtime.active_rows import ActiveRows
+from ofa_exit.runtime.exit_loop import ExitState, LayerPass
+from ofa_exit.runtime.flops import Work
+from ofa_exit.runtime.kv_cache import KVCache, MissingKV
+from ofa_exit.runtime.rows import to_host
+from ofa_exit.runtime.token_tree import TokenTree
+from ofa_exit.runtime.trace import DecoderStep
+
+COUNTS = ("layers_run", "kv_backfilled", "heads_run", "head_kv_backfilled")
+
+
+class DecoderPass(LayerPass):
+    """The last P of L positions of N hypotheses, layer by layer.
+
+    A layer runs for a sentence while any of its hypotheses is active; the others ride along
+    unchanged. Of a token tree, only the tokens that are asked for keep a sentence active.
+
+    Layers that a token skips lack its keys and values when a later token reaches them. They are
+    filled then, from ``KVCache.states``, in one of the modes of ``kv_cache.KV_MODES``. Without a
+    cache whole sequences run at once and nothing is missing later.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        x: Tensor,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        cache: Optional[KVCache],
+        tree: Optional[TokenTree],
+    ) -> None:
+        """Prepare a pass over x [N, P, C], the embedded last positions of Long [N, L] tokens."""
+        length, positions = prev_output_tokens.size(1), x.size(1)
+        start = length - positions
+        self.decoder: DecoderStack = decoder
+        self.depth = len(decoder.layers)
+        self.encoder_out, self.cache, self.tree = encoder_out, cache, tree
+        self.tokens, self.positions = prev_output_tokens, positions
+        self.mode = decoder.kv_mode
+        self.rides_frozen = self.mode != "recompute"
+        self.heads = decoder.active_heads(decoder.exit_policy)
+        group = encoder_out.group or 1
+        self.rows = ActiveRows(x.size(0) // group, group, x.device)
+        self.steps = torch.arange(start, length, device=x.device)  # Long [P]
+        # Where the P positions stand among those that the biases are made for.
+        self.position_slice = slice(None) if cache is None else slice(start, length)
+        self.self_biases, self.cross_bias = decoder.biases(length, encoder_out, cache, tree)
+        self.step_limit = encoder_out.limits(x.size(0), length)  # Long [N, 1]
+        # K/V that the layer in progress was missing, and the states [R, Q, C] they came from.
+        self.filled: Optional[tuple[MissingKV, Tensor]] = None
+        self.counter = WorkCounter(decoder, self.rows, positions, self.keys)
+        if cache is not None:
+            cache.begin_step(x)
+
+    @property
+    def keys(self) -> int:
+        """Positions that self-attention covers, those to come included."""
+        return self.tokens.size(1) if self.cache is None else self.cache.capacity
+
+    def start(self, x: Tensor) -> ExitState:
+        """Return the state of the exit loop for x [N, P, C]. Padding needs no layer."""
+        if self.cache is None:
+            mask = self.tokens.eq(self.decoder.padding_idx)
+        else:
+            mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        return ExitState(x, mask, heads=bool(self.heads), known=self.cache is not None)
+
+    # ------------------------------------------------------------------ layers
+
+    def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """Run a decoder layer over hidden states [R, P, C]."""
+        module, slot = self.decoder.layers[layer - 1], layer - 1
+        self.counter.add("layers_run")
+        self.filled = None
+        # Every token runs layer 1, so nothing is missing there.
+        if self.cache is not None and slot > 0 and self.cache.length > 0:
+            missing = self.cache.missing(slot, self.rows.sentences, self.rows.index)
+            if missing is not None:
+                states = self.cache.states_at(missing, self.rows.index)  # [R, Q, C]
+                filled = missing.positions.numel()
+                self.counter.add("kv_backfilled", filled)
+                if self.mode == "recompute":
+                    return self._recompute(layer, hidden, missing, states)
+                self.filled = missing, states
+                self.cache.backfill(slot, self.rows.index, missing, states, module.self_kv)
+        inputs = self._attention_inputs(slot, layer, module, self.position_slice, None)
+        return module(hidden, *inputs)
+
+    def _recompute(self, layer: int, hidden: Tensor, missing: MissingKV, states: Tensor) -> Tensor:
+        """Run a layer for the missing positions, too, so that their K/V are the full stack's."""
+        assert self.cache is not None and self.cache.states is not None
+        module, filled = self.decoder.layers[layer - 1], missing.positions.numel()
+        positions = torch.cat([missing.positions, self.steps])  # Long [Q + P]
+        mask = missing.mask
+        if mask is not None:  # the new positions are stored for every row
+            mask = torch.cat([mask, mask.new_ones(mask.size(0), self.positions, 1)], dim=1)
+        inputs = self._attention_inputs(layer - 1, layer, module, positions, mask)
+        current = module(torch.cat([states, hidden], dim=1), *inputs)  # [R, Q + P, C]
+        deeper = current[:, :filled]
+        if missing.mask is not None:
+            deeper = torch.where(missing.mask, deeper, states)
+        rows = slice(None) if self.rows.index is None else self.rows.index[:, None]
+        self.cache.states[rows, missing.positions] = deeper
+        self.filled = missing, deeper
+        return current[:, filled:]
+
+    def run_head(self, layer: int, hidden: Tensor) -> Optional[Tensor]:
+        """Run the head after a layer over hidden states [R, P, C], if the policy uses one."""
+        if layer not in self.heads:
+            return None
+        self.counter.add("heads_run")
+        return self.decoder.exits.features(layer, hidden, self)
+
+    def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
+        """Return what the transformer layer of a head takes, see ``heads.AttentionContext``.
+
+        A head runs whenever its layer does. So the earlier positions whose K/V it lacks are those
+        that its layer has just filled, and the states are the same.
+        """
+        slot = self.depth + self.heads.index(layer)
+        if self.cache is not None and self.filled is not None:
+            missing, states = self.filled
+            self.cache.backfill(slot, self.rows.index, missing, states, module.self_kv)
+            filled = missing.positions.numel()
+            self.counter.add("head_kv_backfilled", filled)
+        return self._attention_inputs(slot, layer + 1, module, self.position_slice, None)
+
+    def _attention_inputs(
+        self,
+        slot: int,
+        biased_as: int,
+        module: Any,
+        positions: Tensor | slice,
+        mask: Optional[Tensor],
+    ) -> tuple[Any, ...]:
+        """Return what a decoder layer takes after its hidden states.
+
+        Args:
+            slot: place of its K/V in the cache.
+            biased_as: the layer, from 1, whose self-attention bias it has.
+            module: the layer.
+            positions: those of its hidden states.
+            mask: Bool [R, Q, 1], where new K/V are stored; None for everywhere.
+        """
+        rows, cache = self.rows, self.cache
+        # Biases of the positions: [1, heads, P, K] and [S, heads, P, T].
+        self_bias = self.self_biases[biased_as - 1][:, :, positions]
+        cross_bias = self.cross_bias[:, :, positions]
+        states, sentences = self.encoder_out.states, None
+        if rows.sentence_index is not None:
+            if self.tree is None:
+                cross_bias = cross_bias[rows.sentence_index]
+            else:  # every row of a tree has biases of its own
+                self_bias, cross_bias = rows.select(self_bias), rows.select(cross_bias)
+            sentences = rows.sentences
+            if cache is None:
+                states = states[rows.sentence_index]
+        # K/V of the sentences: those of the active ones are there, [S, heads, T, C / heads].
+        (key, value), made = self.decoder.cross_kv(slot, module, states, cache, sentences)
+        self.counter.add_cross(slot, rows.sentences if cache is None else made)
+        extend: Optional[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = None
+        if cache is not None:
+            if rows.sentence_index is not None and rows.sentence_slices is None:
+                key, value = key[rows.sentence_index], value[rows.sentence_index]
+
+            def extend(new_key: Tensor, new_value: Tensor) -> tuple[Tensor, Tensor]:
+                cache.store(slot, rows.index, positions, new_key, new_value, mask)
+                return cache.load(slot, rows.index if rows.row_slices is None else None)
+
+        return (
+            self_bias,
+            (key, value),
+            cross_bias,
+            extend,
+            (rows.row_slices, rows.sentence_slices),
+        )
+
+    # ------------------------------------------------------------------ gate
+
+    def gate_input(
+        self, layer: int, previous: Tensor, current: Tensor, features: Optional[Tensor]
+    ) -> GateInput:
+        """Return what the gate may look at after a layer."""
+        step = self.steps if self.tree is None else self.rows.select(self.tree.depth)
+        score_words = None
+        if features is None and not self.decoder.exits:
+            features = current if layer in self.decoder.exits.layers else None  # shared heads
+        if features is not None:
+            score_words = partial(self._score_words, layer, features)
+        return GateInput(
+            previous,
+            current,
+            layer,
+            step=step,
+            step_limit=self.rows.select(self.step_limit),
+            memory=self.rows.memory,
+            score_words=score_words,
+        )
+
+    def _score_words(self, layer: int, features: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply ``fn`` to the scores of this layer's head, over the allowed words if some are."""
+        words, allowed = None, None
+        if self.tree is not None and self.tree.allowed is not None:
+            words, allowed = self.tree.words, self.rows.select(self.tree.allowed)
+        self.counter.add_scores(words)
+        return self.decoder.head_scores(layer, features, words, allowed, fn)
+
+    def done(self, exit_mask: Tensor) -> Tensor:
+        """Return where no layer is needed: exited, or of a tree not asked for."""
+        return exit_mask if self.tree is None else exit_mask | ~self.rows.select(self.tree.asked)
+
+    def read_flags(self, done: Tensor) -> list[bool]:
+        """Read ``done``, and with it which sentences beam search has left, in one host read."""
+        if self.cache is None or not self.cache.stale:
+            return to_host(done.flatten())
+        values = to_host(torch.cat([done.flatten().long(), self.encoder_out.sentences]))
+        self.cache.rename(values[done.numel() :])
+        return values[: done.numel()]
+
+    def refresh(self) -> None:
+        """Read which sentences are left, if beam search dropped some."""
+        if self.cache is not None and self.cache.stale:
+            self.cache.rename(to_host(self.encoder_out.sentences))
+
+    # ------------------------------------------------------------------ leaving
+
+    def slices(self, sentences: list[int]) -> Optional[list[slice]]:
+        """Return sentences as slices if their K/V are attended to in place, without a copy."""
+        if self.cache is None:
+            return None
+        return row_slices(sentences, self.encoder_out.states)
+
+    def can_drop(self, staying: int, active: int, slices: Optional[list[slice]]) -> bool:
+        """Return whether done sentences leave now: copying K/V costs about what riding along costs,
+        so with copies they leave once half of the sentences are done."""
+        return self.cache is None or slices is not None or staying <= active / 2
+
+    def leave(self, hidden: Tensor, index: Tensor | slice, sentences: list[int]) -> None:
+        """Keep the states [L, 1, C] that the K/V of skipped layers will be made from."""
+        self.counter.close(sentences)
+        if self.cache is not None:
+            assert self.cache.states is not None
+            self.cache.states[index, self.cache.length] = hidden[:, 0]
+
+    def end_step(self) -> None:
+        """Tell the cache how deep each sentence went."""
+        if self.cache is None:
+            return
+        layers_run = self.counter.closed["layers_run"]
+        if self.cache.stale:  # nobody read the numbers: a plain bool let all exit at layer 1
+            layers_run = [1] * len(self.cache.sentences)
+        by_number = dict(zip(self.cache.sentences, layers_run, strict=True))
+        if self.mode == "copy":
+            self.cache.end_step_by_copy(by_number, self.depth)
+        else:
+            self.cache.end_step(by_number)
+
+    def trace_step(self, layers_used: Tensor) -> DecoderStep:
+        """Return the record of this call; ``layers_used``: Long [N, P]."""
+        group = self.rows.group
+        rows = {
+            name: torch.tensor(counts).repeat_interleave(group)
+            for name, counts in self.counter.closed.items()
+        }
+        first = self.cache is None or self.cache.length == 1
+        return DecoderStep(
+            tokens=self.tokens.clone(),
+            sentence=self.encoder_out.sentences.repeat_interleave(group),
+            layers_used=layers_used,
+            work=self.counter.work(recomputed=self.mode == "recompute"),
+            full_work=full_work(
+                self.decoder,
+                len(rows["layers_run"]) // group,
+                self.counter.tokens,
+                self.keys,
+                first,
+            ),
+            **rows,
+        )
+
+
+class WorkCounter:
+    """What each sentence of a decoder call went through, counted on the host."""
+
+    def __init__(self, decoder: DecoderStack, rows: ActiveRows, positions: int, keys: int) -> None:
+        self.decoder, self.rows, self.keys = decoder, rows, keys
+        self.tokens = rows.group * positions  # of all hypotheses of a sentence
+        sentences = len(rows.sentences)
+        self.closed = {name: [0] * sentences for name in COUNTS}
+        self._open = dict.fromkeys(COUNTS, 0)  # of every active sentence
+        self._cross = [0] * sentences  # layers whose cross-attention K/V were made
+        self._head_cross = [0] * sentences
+        self._scores: list[Work] = []
+
+    def add(self, name: str, units: int = 1) -> None:
+        """Count ``units`` for every active sentence."""
+        self._open[name] += units
+
+    def add_cross(self, slot: int, sentences: list[int]) -> None:
+        """Count cross-attention K/V of a slot, made for these sentences."""
+        made = self._cross if slot < len(self.decoder.layers) else self._head_cross
+        for place in sentences:
+            made[place] += 1
+
+    def add_scores(self, words: Optional[Tensor]) -> None:
+        """Count the scoring of every active position by a head."""
+        shared = self.decoder.word_flops(None if words is None else len(words))
+        price = self.decoder.exits.score_flops(shared)
+        units = [0] * len(self._cross)
+        for place in self.rows.sentences:
+            units[place] = self.tokens
+        self._scores.append(Work("exits", lambda source: price, units))
+
+    def close(self, sentences: list[int]) -> None:
+        """Note the counts of sentences that leave the computation."""
+        for name, total in self._open.items():
+            for place in sentences:
+                self.closed[name][place] = total
+
+    def work(self, recomputed: bool) -> list[Work]:
+        """Return what was done; ``recomputed``: skipped layers ran in full for their K/V."""
+        layer, heads, rows = self.decoder.layers[0], self.decoder.exits, self.rows.group
+        layer_price = partial(layer.flops, self.keys)
+        filled = layer_price if recomputed else lambda source: layer.self_kv_flops()
+
+        def units(name: str, per_unit: int) -> list[int]:
+            return [count * per_unit for count in self.closed[name]]
+
+        work = [
+            Work("decoder", layer_price, units("layers_run", self.tokens)),
+            Work("cross_kv", layer.cross_kv_flops, self._cross),
+            Work("skipped_kv", filled, units("kv_backfilled", rows)),
+            *self._scores,
+        ]
+        if heads:
+            work += [
+                Work("exits", partial(heads.flops, self.keys), units("heads_run", self.tokens)),
+                Work("exits", heads.source_flops, self._head_cross),
+                Work(
+                    "exits", lambda source: heads.cache_flops(), units("head_kv_backfilled", rows)
+                ),
+            ]
+        return work
+
+
+def full_work(
+    decoder: DecoderStack, sentences: int, tokens: int, keys: int, first: bool
+) -> list[Work]:
+    """Return the work of one call of the decoder at full depth.
+
+    Args:
+        sentences: present.
+        tokens: positions that each sentence's hypotheses run in all.
+        keys: positions that self-attention covers.
+        first: whether cross-attention K/V are made in this call.
+    """
+    layer, depth = decoder.layers[0], len(decoder.layers)
+    work = [Work("decoder", partial(layer.flops, keys), [tokens * depth] * sentences)]
+    if first:
+        work.append(Work("cross_kv", layer.cross_kv_flops, [depth] * sentences))
+    return work

@@ -1,0 +1,358 @@
+"""The decoder's stack: embeddings, layers, exit heads, position biases and word scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Optional, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa_exit.heads.base import ExitHeads
+from ofa_exit.heads.registry import build_heads
+from ofa_exit.models.cpu import Linear
+from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.layers import DecoderLayer
+from ofa_exit.models.positions import (
+    ShapeCache,
+    code_position_ids,
+    image_buckets,
+    relative_bias,
+    token_buckets,
+)
+from ofa_exit.models.stem import rising_rates
+from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.runtime.kv_cache import KVCache
+from ofa_exit.runtime.token_tree import TokenTree
+
+MAX_SCORES_AT_ONCE = 2**26
+"""Word scores that are held at a time, whatever the batch: 256 MB in float32."""
+
+
+class DecoderStack(ShapeCache):
+    """OFA's decoder layers for text; names and shapes are those of its checkpoints.
+
+    ``code_layernorm_embedding``, ``embed_image_positions``, ``image_rel_pos_table_list`` and
+    ``image_position_idx`` serve image generation; they are kept for the checkpoints' sake.
+    """
+
+    version: Tensor
+    token_rp_bucket: Tensor
+    image_rp_bucket: Tensor
+    image_position_idx: Tensor
+    exits: ExitHeads
+
+    def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
+        nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
+        dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
+        self.cfg = cfg
+        self.padding_idx = int(embed_tokens.padding_idx or 0)
+        self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
+        self.register_buffer("version", torch.tensor([3.0]))
+        self.register_buffer(
+            "token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_target_positions)
+        )
+        self.register_buffer("image_rp_bucket", image_buckets(cfg.image_bucket_size))
+        self.register_buffer(
+            "image_position_idx", code_position_ids(cfg.code_image_size, cfg.image_bucket_size)
+        )
+
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(dim)
+        self.embed_positions = nn.Embedding(cfg.max_target_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(cfg.image_bucket_size**2 + 1, dim)
+        self.pos_ln = nn.LayerNorm(dim)
+        self.image_pos_ln = nn.LayerNorm(dim)
+        self.self_pos_q_linear = nn.Linear(dim, dim)
+        self.self_pos_k_linear = nn.Linear(dim, dim)
+        self.cross_pos_q_linear = nn.Linear(dim, dim)
+        self.cross_pos_k_linear = nn.Linear(dim, dim)
+        self.code_layernorm_embedding = nn.LayerNorm(dim)
+
+        rates = rising_rates(cfg.decoder_drop_path_rate, cfg.decoder_layers)
+        self.layers = nn.ModuleList(self.new_layer(rate) for rate in rates)
+        self.layer_norm = nn.LayerNorm(dim)
+        self.output_projection = Linear(dim, embed_tokens.num_embeddings, bias=False)
+        self.output_projection.weight = embed_tokens.weight
+        self.token_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(2 * cfg.token_bucket_size - 1, heads) for _ in rates
+        )
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+        )
+        self.exits = build_heads(cfg, self)  # the name that checkpoints know; see exit_heads
+        self.dropout = nn.Dropout(cfg.dropout)
+        for embedding in (self.embed_positions, self.embed_image_positions):
+            nn.init.normal_(embedding.weight, mean=0.0, std=0.02)
+        for table in (*self.token_rel_pos_table_list, *self.image_rel_pos_table_list):
+            nn.init.zeros_(table.weight)
+        # Never reached by text: without a gradient, data-parallel training would wait for one.
+        for unused in (
+            self.embed_image_positions,
+            self.image_pos_ln,
+            self.code_layernorm_embedding,
+            self.image_rel_pos_table_list,
+        ):
+            unused.requires_grad_(False)
+
+    def new_layer(self, drop_path: float = 0.0) -> DecoderLayer:
+        """Return a decoder layer of this model's sizes, with new weights."""
+        cfg = self.cfg
+        return DecoderLayer(
+            cfg.decoder_embed_dim,
+            cfg.decoder_ffn_embed_dim,
+            cfg.decoder_attention_heads,
+            cfg.attn_scale_factor,
+            cfg.dropout,
+            cfg.attention_dropout,
+            cfg.activation_dropout,
+            drop_path,
+        )
+
+    @property
+    def exit_heads(self) -> ExitHeads:
+        return self.exits
+
+    def active_heads(self, policy: Optional[ExitPolicy]) -> list[int]:
+        """Return the layers, from 1, whose trained heads run under a policy."""
+        trained = [int(layer) for layer in self.exits]
+        if policy is None or not trained:
+            return []
+        return sorted(set(policy.select_heads(trained)) & set(trained))
+
+    # ------------------------------------------------------------------ biases
+
+    def _heads(self, linear: nn.Linear, positions: Tensor) -> Tensor:
+        heads = self.cfg.decoder_attention_heads
+        return linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def self_biases(self, length: int) -> list[Tensor]:
+        """Causal self-attention bias of every layer, [1, heads, length, length] each."""
+
+        def compute() -> list[Tensor]:
+            positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+            query = self._heads(self.self_pos_q_linear, positions) * self.pos_scaling
+            absolute = query @ self._heads(self.self_pos_k_linear, positions).transpose(2, 3)
+            ones = torch.ones(length, length, dtype=torch.bool, device=absolute.device)
+            absolute = absolute.masked_fill(ones.triu(1), float("-inf"))
+            buckets = self.token_rp_bucket[:length, :length]
+            return [absolute + relative_bias(t, buckets) for t in self.token_rel_pos_table_list]
+
+        return self.once_per_shape("decoder", length, compute)
+
+    def cross_bias(self, length: int, encoder_out: EncoderOut) -> Tensor:
+        """Cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""
+        source = encoder_out.positions
+
+        def compute() -> tuple[Tensor, Tensor]:
+            positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+            query = self._heads(self.cross_pos_q_linear, positions) * self.pos_scaling
+            key = self._heads(self.cross_pos_k_linear, source)
+            return source, query @ key.transpose(2, 3)
+
+        # Positions of one shape are one tensor, kept here too so that nothing else has its id.
+        _, bias = self.once_per_shape("cross", (id(source), length), compute)
+        return bias.masked_fill(encoder_out.padding_mask[:, None, None, :], float("-inf"))
+
+    def biases(
+        self,
+        length: int,
+        encoder_out: EncoderOut,
+        cache: Optional[KVCache],
+        tree: Optional[TokenTree] = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Self-attention biases of all layers and the cross-attention bias.
+
+        For ``length`` positions, for those of ``tree``, or with a cache once a batch for all
+        positions it has room for.
+        """
+        if tree is not None:
+            biases = [tree.self_bias(bias) for bias in self.self_biases(tree.length)]
+            return biases, tree.cross_bias(self.cross_bias(tree.length, encoder_out))
+        if cache is None:
+            return self.self_biases(length), self.cross_bias(length, encoder_out)
+        if cache.cross_bias is None:
+            cache.cross_bias = self.cross_bias(cache.capacity, encoder_out)
+        return self.self_biases(cache.capacity), cache.cross_bias
+
+    # ------------------------------------------------------------------ words
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Project normed features [..., C] to word scores [..., V]."""
+        return self.output_projection(features)
+
+    def shared_scores(self, hidden: Tensor, words: Optional[Tensor] = None) -> Tensor:
+        """Return the word scores [..., V] of hidden states [..., C]: final norm and projection.
+
+        Args:
+            words: Long [W], the words to score; None for the whole vocabulary.
+        """
+        features = self.layer_norm(hidden)
+        if words is None:
+            return self.output_layer(features)
+        return F.linear(features, self.output_projection.weight[words])
+
+    def head_scores(
+        self,
+        layer: int,
+        features: Tensor,
+        words: Optional[Tensor],
+        allowed: Optional[Tensor],
+        fn: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Apply ``fn`` to the word scores that the head after ``layer`` gives, in chunks.
+
+        Args:
+            features: [N, P, C], what the head made.
+            words: Long [W] of a closed set of answers; None for the whole vocabulary.
+            allowed: Bool [N, P, W], the words that can be next.
+            fn: see ``GateInput.scores``.
+
+        Returns:
+            [N, P]: what ``fn`` returns.
+        """
+        shape, flat = features.shape[:2], features.flatten(0, 1)
+        if words is None or allowed is None:
+            words, allowed = None, None
+        columns = self.output_projection.weight.size(0) if words is None else len(words)
+        chunk = max(1, MAX_SCORES_AT_ONCE // columns)
+        results = []
+        for first in range(0, len(flat), chunk):
+            part = flat[first : first + chunk]
+            logits = self.exits.scores(layer, part, words, self.shared_scores)  # [M, V or W]
+            if allowed is not None:
+                mask = ~allowed.flatten(0, 1)[first : first + chunk]
+                logits = logits.masked_fill(mask, float("-inf"))
+            results.append(fn(logits))
+        return torch.cat(results).view(shape)
+
+    def word_scores(
+        self,
+        hidden: Tensor,
+        layers_used: Optional[Tensor],
+        heads: list[int],
+        words: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Return the word scores [M, V] of states at exit [M, C], each by what it left through.
+
+        Args:
+            layers_used: Long [M], the layers that each used; None if nothing left through a head.
+            heads: layers whose heads were active.
+            words: Long [W], the words to score; None for the whole vocabulary.
+        """
+        scores = self.shared_scores(hidden, words)
+        if layers_used is not None and self.exits.scores_words:
+            for layer in heads:
+                rows = layers_used == layer
+                own = self.exits.scores(layer, hidden[rows], words, self.shared_scores)
+                scores[rows] = own.to(scores.dtype)
+        return scores
+
+    def word_flops(self, words: Optional[int] = None) -> int:
+        """Return the FLOPs of scoring one token over ``words`` (None: the vocabulary): 2·C·V."""
+        vocabulary, channels = self.output_projection.weight.shape
+        return 2 * channels * (vocabulary if words is None else words)
+
+    # ------------------------------------------------------------------ layers
+
+    def cross_kv(
+        self,
+        slot: int,
+        module: Any,
+        states: Tensor,
+        cache: Optional[KVCache],
+        sentences: Optional[list[int]] = None,
+    ) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """Return the cross-attention K/V that a layer or head makes of the encoder's states.
+
+        Args:
+            slot: its place in the cache.
+            module: the decoder layer, which projects.
+            states: [S, T, C].
+            cache: where they are kept; made when a sentence first gets there.
+            sentences: places of the active sentences; None for all.
+
+        Returns:
+            Keys and values, [S, heads, T, C / heads] each, and the places of the sentences whose
+            K/V were made now.
+        """
+        project = module.encoder_attn.project_kv
+        if cache is None:
+            active = range(states.size(0)) if sentences is None else sentences
+            return project(states), list(active)
+        return cache.cross_kv(slot, states, project, sentences)
+
+    def run_layers(
+        self,
+        x: Tensor,
+        biases: tuple[list[Tensor], Tensor],
+        encoder_out: EncoderOut,
+        cache: Optional[KVCache],
+        keep: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the plain stack over x [N, P, C].
+
+        Returns:
+            The last hidden states [N, P, C] and, with ``keep``, those before and after each layer.
+        """
+        start = 0 if cache is None else cache.length
+        length = start + x.size(1)
+        self_biases, cross_bias = biases
+        cross_bias = cross_bias[:, :, start:length]
+        states = [x] if keep else []
+        for index, layer in enumerate(self.layers):
+            extend = None
+            if cache is not None:
+
+                def extend(key: Tensor, value: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
+                    cache.store(index, None, slice(start, length), key, value)
+                    return cache.load(index, None)
+
+            cross_kv, _ = self.cross_kv(index, layer, encoder_out.states, cache)
+            arguments = (x, self_biases[index][:, :, start:length], cross_kv, cross_bias, extend)
+            if self.training and self.cfg.checkpoint_activations:
+                x = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+            if keep:
+                states.append(x)
+        if cache is not None:
+            cache.length += 1
+        return x, states
+
+    def head_features(
+        self, states: list[Tensor], encoder_out: EncoderOut
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (layer, features [N, L, C]) of every trained head over whole sequences.
+
+        Gradients reach the heads' own parameters alone where the backbone is frozen. Position
+        biases are constants here.
+
+        Args:
+            states: the backbone's, as ``run_layers`` keeps them.
+        """
+        with torch.no_grad():
+            self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
+        context = _WholeSequence(self_biases, cross_bias, encoder_out.states)
+        for name, module in self.exits.items():
+            layer = int(name)
+            if module.training and self.cfg.checkpoint_activations:
+                features = torch.utils.checkpoint.checkpoint(
+                    self.exits.features, layer, states[layer], context, use_reentrant=False
+                )
+            else:
+                features = self.exits.features(layer, states[layer], context)
+            yield layer, cast(Tensor, features)
+
+
+class _WholeSequence:
+    """What a head attends to in training: whole sequences, no cache."""
+
+    def __init__(self, self_biases: list[Tensor], cross_bias: Tensor, states: Tensor) -> None:
+        self.self_biases, self.cross_bias, self.states = self_biases, cross_bias, states
+
+    def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
+        """A head after layer i is biased as layer i + 1 is."""
+        cross_kv = module.encoder_attn.project_kv(self.states)
+        return self.self_biases[layer], cross_kv, self.cross_bias

@@ -1,0 +1,49 @@
+"""The price list: what was run, how often, and what each unit of it costs.
+
+Modules state their own price beside their forward. The runtime records what it runs, as ``Work``,
+and reports only add. A multiply-add counts as 2 FLOPs. Matrix products, attention and convolutions
+are counted, as torch's FlopCounterMode does; norms, activations, softmax and gates (about 6·C per
+token and layer) are not. Padding is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exits", "vocabulary")
+
+
+class Work(NamedTuple):
+    """Equal units of work of one decoder call.
+
+    Attributes:
+        part: one of ``PARTS``.
+        price: FLOPs of a unit, given the source tokens of its sentence.
+        units: how many units each of the S sentences present had: one number per sentence, Long
+            [S] where only the device knows.
+    """
+
+    part: str
+    price: Callable[[int], int]
+    units: Sequence[int] | Tensor
+
+
+def add_work(total: dict[str, int], work: Sequence[Work], sources: Sequence[int]) -> None:
+    """Add the FLOPs of ``work`` to ``total`` by part, in place.
+
+    Args:
+        sources: source tokens of each sentence present, without padding.
+    """
+    for part, price, units in work:
+        counts = units.tolist() if isinstance(units, Tensor) else units
+        total[part] += sum(
+            count * price(source) for count, source in zip(counts, sources, strict=True) if count
+        )
+
+
+def linear_flops(tokens: int, inputs: int, outputs: int) -> int:
+    """Return the FLOPs of a linear layer over ``tokens``: 2·T·I·O."""
+    return 2 * tokens * inputs * outputs
