@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.layers import DecoderLayer, Runs
+from ofa_exit.models.layers import DecoderLayer
+from ofa_exit.models.layers import RowSlices as Runs
 from ofa_exit.policies.base import Gate, GateInput
 from ofa_exit.runtime.kv_cache import DecoderCache, Pending
 from ofa_exit.runtime.rows import from_host, rows_of, stretches, to_host

@@ -20,6 +20,7 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
 from ofa_exit.policies.measures import sample_saturation
 from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.testing import build_dictionary, build_with_weights
 
 FIXTURE = FIXTURES / "small.json"
 
@@ -47,7 +48,7 @@ def test_verify_is_a_command():
 
 @pytest.mark.parametrize("arch", [name for name in ARCHS if name not in ("ofa_large", "ofa_huge")])
 def test_architectures_build(arch):
-    task = Namespace(target_dictionary=verify.dictionary_of(VOCAB))
+    task = Namespace(target_dictionary=build_dictionary(VOCAB))
     with torch.device("meta"):
         model = OFAModel.build_model(Namespace(**ARCHS[arch]), task)
     assert len(model.encoder.layers) == ARCHS[arch]["encoder_layers"]
@@ -223,7 +224,7 @@ def _state(model):
 def test_larger_vocabulary_adds_rows():
     small = _state(nano())
     options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
-    model = verify.build_with_weights({**options, "resnet_width": 8, "split_modalities": True}, 70)
+    model = build_with_weights({**options, "resnet_width": 8, "split_modalities": True}, 70)
     model.load_state_dict(dict(small))
     table = model.encoder.embed_tokens.weight
     assert torch.equal(table[:VOCAB], small["encoder.embed_tokens.weight"])
@@ -231,8 +232,8 @@ def test_larger_vocabulary_adds_rows():
 
 
 def test_smaller_vocabulary_is_refused():
-    big = _state(verify.build_with_weights({**ARCHS["ofa_nano"]}, 70))
-    model = verify.build_with_weights({**ARCHS["ofa_nano"]}, 60)
+    big = _state(build_with_weights({**ARCHS["ofa_nano"]}, 70))
+    model = build_with_weights({**ARCHS["ofa_nano"]}, 60)
     with pytest.raises(
         ValueError, match=r"embed_tokens.weight: checkpoint \(70, 128\), model \(60"
     ):
