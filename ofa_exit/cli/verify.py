@@ -1,8 +1,8 @@
-"""``ofa-exit verify FIXTURE.json…``: is this model the official one, number by number?
+"""``ofa-exit verify FIXTURE.json…``: compare this model with numbers of the official one.
 
-A fixture is a pair NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
-(arrays that the official model produced). Weights and inputs are not stored: every one of them is
-drawn from numpy's frozen legacy generator, seeded by a checksum of its name.
+A fixture is a pair of files: NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and
+NAME.npz (arrays that the official model produced). Weights and inputs are not stored. They are
+drawn from a generator that is seeded with their names.
 """
 
 from __future__ import annotations
@@ -10,90 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zlib
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.testing import build_with_weights, random_images, random_tokens, record_states
 
 TOLERANCE = 1e-4
-NORM_NAMES = (
-    "layer_norm", "layernorm", "_ln.", "attn_ln", "bn1", "bn2", "bn3", "downsample.1"
-)  # fmt: skip
-
-
-def _generator(text: str) -> np.random.RandomState:
-    return np.random.RandomState(zlib.crc32(text.encode()))
-
-
-def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Value of the state-dict entry ``name``: normal draws at a scale fit for its kind."""
-    draw: Any = _generator(name).standard_normal(shape).astype(np.float32)
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "running_var":
-        value = 0.5 + np.abs(draw)
-    elif leaf == "c_attn":
-        value = 1.0 + 0.2 * draw
-    elif leaf == "weight" and any(part in name for part in NORM_NAMES):
-        value = 1.0 + 0.1 * draw
-    elif len(shape) == 4:
-        value = draw * np.float32(np.sqrt(2.0 / np.prod(shape[1:])))
-    elif "rel_pos_table" in name:
-        value = 0.5 * draw
-    elif "embed" in name:
-        value = 0.3 * draw
-    elif len(shape) == 2:
-        value = draw * np.float32(1.0 / np.sqrt(shape[1]))
-    else:
-        value = 0.1 * draw
-    return torch.from_numpy(np.asarray(value, dtype=np.float32))
-
-
-def random_tokens(name: str, shape: tuple[int, int], vocab: int) -> Tensor:
-    """Words of the vocabulary: neither special symbols nor the mask."""
-    return torch.from_numpy(_generator("tokens:" + name).randint(4, vocab - 2, shape)).long()
-
-
-def random_images(name: str, shape: tuple[int, ...]) -> Tensor:
-    draw = _generator("input:" + name).standard_normal(shape)
-    return torch.from_numpy(draw.astype(np.float32))
-
-
-def dictionary_of(size: int) -> Dictionary:
-    """A dictionary of ``size`` symbols, of which only the special ones mean anything."""
-    dictionary = Dictionary()
-    while len(dictionary) < size:
-        dictionary.add_symbol(f"w{len(dictionary)}")
-    return dictionary
-
-
-def build_with_weights(options: dict[str, Any], vocab: int, **arguments: Any) -> OFAModel:
-    """A model in eval mode whose weights are drawn from the names of its state dict."""
-    dictionary = dictionary_of(vocab)
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    model = OFAModel.build_model(Namespace(**{**options, **arguments}), task)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            shared = name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
-            if value.is_floating_point() and not shared and not name.endswith("version"):
-                value.copy_(weight(name, tuple(value.shape)))
-        model.encoder.embed_tokens.weight[dictionary.pad()] = 0.0
-    return model.eval()
 
 
 def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
-    """The fixture's model with the fixture's weights, in eval mode.
+    """Build the fixture's model with the fixture's weights, in eval mode.
 
-    Raises ValueError if names or shapes of its state dict differ from the fixture's.
+    Raises:
+        ValueError: if names or shapes of its state dict differ from the fixture's.
     """
     options = {**ARCHS[fixture["arch"]], **fixture["overrides"], **fixture["flags"]}
     model = build_with_weights(options, fixture["vocab"], split_modalities=split)
@@ -106,7 +43,7 @@ def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
 
 
 def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
-    """The fixture's net input: 9 source tokens; row 1 is shorter, row 2 has no image."""
+    """Return the fixture's net input: 9 source tokens; row 1 is shorter, row 2 has no image."""
     batch, vocab, size = fixture["batch"], fixture["vocab"], fixture["image_size"]
     source = random_tokens("src", (batch, 9), vocab)
     source[:, 0], source[:, 8] = 0, 2
@@ -127,16 +64,16 @@ def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
-    """Large arrays are stored thinned out."""
+    """Thin out a large array, as the fixture does."""
     if array.size < 60_000:
         return array
     return array.reshape(-1)[:: max(1, array.size // 20_000)][:20_000]
 
 
 def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> float:
-    """Largest difference relative to the stored array's own scale.
+    """Return the largest difference, relative to the largest stored number.
 
-    padding: Bool [B, T], where set the official numbers are undefined.
+    padding: Bool [B, T], True where the official numbers are undefined.
     """
     mine, valid = ours.float().numpy(), np.ones(tuple(ours.shape), dtype=bool)
     if padding is not None:
@@ -152,15 +89,20 @@ def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> floa
 def compare_arrays(
     fixture: dict[str, Any], arrays: dict[str, np.ndarray], split: bool
 ) -> Iterator[tuple[str, float]]:
-    """(name, largest relative deviation) of every array of the joint or the split encoder."""
+    """Yield (name, largest relative deviation) of every array of the joint or split encoder."""
     prefix = "split_" if split else ""
     model = build(fixture, split)
     net_input = inputs(fixture, arrays["prev_output_tokens"].shape[1])
     for name in ("src_tokens", "prev_output_tokens", "patch_masks"):
         if not np.array_equal(net_input[name].numpy(), arrays[name]):
             raise ValueError(f"rebuilt {name} differ from the fixture's")
-    logits, extra = model(**net_input, return_layers=True)
-    out = extra["encoder_out"]
+    with (
+        record_states(model.encoder.layers) as encoder_passes,
+        record_states(model.decoder.layers) as decoder_passes,
+    ):
+        source = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
+        out = model.encoder(**source)
+        logits, _ = model.decoder(net_input["prev_output_tokens"], out)
     padding = out.padding_mask
     ours: dict[str, tuple[Tensor, Tensor | None]] = {
         "encoder_out": (out.states, padding),
@@ -172,9 +114,10 @@ def compare_arrays(
         ours["image_features"] = (model.encoder.embed_images(net_input["patch_images"]), None)
         ours["position_embeddings"] = (out.positions.expand(batch, -1, -1), padding)
         ours["encoder_padding_mask"] = (padding, None)
-    for i, state in enumerate(out.layer_states):
-        ours[f"encoder_state_{i}"] = (state, padding)
-    for i, state in enumerate(extra["layer_states"]):
+    # A split encoder passes its layers twice: image first, then text.
+    for i, states in enumerate(zip(*encoder_passes)):
+        ours[f"encoder_state_{i}"] = (torch.cat(states, dim=1), padding)
+    for i, state in enumerate(decoder_passes[0]):
         ours[f"decoder_state_{i}"] = (state, None)
     for name, (value, mask) in ours.items():
         if prefix + name in arrays:
@@ -185,7 +128,7 @@ def compare_arrays(
 
 
 def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bool]]:
-    """(setting, largest deviation of scores, tokens equal) for every setting of the fixture."""
+    """Yield (setting, largest deviation of scores, tokens equal) for every search setting."""
     model = build(fixture)
     net_input = inputs(fixture, 1)
     del net_input["prev_output_tokens"]
@@ -206,23 +149,23 @@ def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bo
 
 
 def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
-    """Prints every deviation of one fixture; True if all are within ``tolerance``."""
+    """Print every deviation of one fixture; return whether all are within ``tolerance``."""
     fixture = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    fine = True
+    passed = True
     print(f"{path}: {fixture['arch']}, vocabulary {fixture['vocab']}")
     for split in (False, True):
         for name, deviation in compare_arrays(fixture, arrays, split):
             limit = 0.0 if name.endswith(("argmax", "padding_mask")) else tolerance
-            fine &= deviation <= limit
+            passed &= deviation <= limit
             print(f"  {name:28} {deviation:9.2e}{'' if deviation <= limit else '  TOO LARGE'}")
     for setting, deviation, same in compare_generation(fixture):
         good = same and deviation <= tolerance
-        fine &= good
+        passed &= good
         words = "tokens equal" if same else "TOKENS DIFFER"
         print(f"  {setting}: {words}, scores {deviation:.2e}{'' if good else '  TOO LARGE'}")
-    return fine
+    return passed
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Sizes of the named architectures, as overrides of OFAConfig's defaults (those of ofa_base)."""
+"""Sizes of the named architectures: what differs from OFAConfig's defaults (those of ofa_base)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _size(
 
 
 ARCHS: dict[str, dict[str, Any]] = {
-    # For small machines: as deep as ofa_base, with a light stem and buffers of a few hundred KB.
+    # For small machines: as deep as ofa_base, with a light stem and small buffers.
     "ofa_nano": {
         **_size(128, 6, 6, 4, "resnet_nano"),
         "resnet_width": 24,

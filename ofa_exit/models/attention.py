@@ -1,4 +1,4 @@
-"""OFA's multi-head attention: a position bias on the scores and one learnt factor a head."""
+"""OFA's multi-head attention: a position bias on the scores and one learned factor per head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ofa_exit.models.cpu import Linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[B, T, C] -> [B, heads, T, C / heads]."""
+    """Return [B, T, C] as [B, heads, T, C / heads]."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class MultiheadAttention(nn.Module):
-    """softmax(q·kᵀ·scaling + bias)·v, scaled head by head, then projected.
+    """Compute softmax(q·kᵀ·scaling + bias)·v, scale each head, then project.
 
     scaling = (C / heads · scale_factor)^-0.5. The softmax is that of torch's
     scaled_dot_product_attention, which accumulates in float32.
@@ -44,10 +44,14 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of x [B, T, C], each [B, heads, T, C / heads]."""
+        """Return keys and values of x [B, T, C], each [B, heads, T, C / heads]."""
         return split_heads(self.k_proj(x), self.num_heads), split_heads(
             self.v_proj(x), self.num_heads
         )
+
+    def kv_flops(self, tokens: int) -> int:
+        """Return the FLOPs of ``project_kv`` for T tokens: 4·T·C²."""
+        return 4 * tokens * self.k_proj.in_features**2
 
     def forward(
         self,
@@ -55,26 +59,40 @@ class MultiheadAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         bias: Optional[Tensor],
-        runs: Optional[Sequence[slice]] = None,
+        row_slices: Optional[Sequence[slice]] = None,
     ) -> Tensor:
-        """x: queries' input [B, Q, C]; key, value: [B, heads, K, C / heads]; bias: added to the
-        scores, broadcastable to [B, heads, Q, K]. Returns [B, Q, C].
+        """Attend from the positions of x to the given keys and values.
 
-        runs: where x's rows have their keys and values, if these are of more rows than x: stretches
-        that are attended to one by one, where they are.
+        Args:
+            x: input of the queries, [B, Q, C].
+            key, value: [B, heads, K, C / heads], as ``project_kv`` returns them.
+            bias: added to the scores, broadcastable to [B, heads, Q, K], or None.
+            row_slices: the rows of ``key`` and ``value`` that belong to the B rows of x, in order,
+                if those have more rows. Each slice is read in place.
+
+        Returns: [B, Q, C].
         """
-        query = split_heads(self.q_proj(x), self.num_heads)
-        if runs is None:
+        query = split_heads(self.q_proj(x), self.num_heads)  # [B, heads, Q, d], d = C / heads
+        if row_slices is None:
             attended = self._attend(query, key, value, bias)
         else:
+            # One attention per slice costs less than a copy of many keys and values.
             parts, end = [], 0
-            for run in runs:
-                start, end = end, end + run.stop - run.start
-                own = bias if bias is None or bias.size(0) == 1 else bias[start:end]
-                parts.append(self._attend(query[start:end], key[run], value[run], own))
+            for rows in row_slices:
+                start, end = end, end + rows.stop - rows.start
+                own_bias = bias if bias is None or bias.size(0) == 1 else bias[start:end]
+                parts.append(self._attend(query[start:end], key[rows], value[rows], own_bias))
             attended = torch.cat(parts)
-        attended = attended * self.c_attn.view(1, -1, 1, 1)
+        attended = attended * self.c_attn.view(1, -1, 1, 1)  # [B, heads, Q, d]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def flops(self, queries: int, keys: int) -> int:
+        """Return the FLOPs of ``forward`` for Q queries and K keys.
+
+        4·Q·C² (query and output projections) + 4·Q·K·C (scores and weighted sum).
+        """
+        dim = self.q_proj.in_features
+        return 4 * queries * dim**2 + 4 * queries * keys * dim
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Optional[Tensor]) -> Tensor:
         return F.scaled_dot_product_attention(

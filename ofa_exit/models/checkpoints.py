@@ -1,4 +1,4 @@
-"""Fitting OFA checkpoints to the model at hand, or refusing them by name and shape."""
+"""Fit OFA checkpoints to a model, or name the entries that do not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ofa_exit.heads.transformer import fit_exits
 
 logger = logging.getLogger(__name__)
 
-# The structure that every released OFA checkpoint has; the only one built here.
+# The structure of every released OFA checkpoint, and the only supported one.
 REQUIRED_FLAGS = {
     "encoder_normalize_before": True,
     "decoder_normalize_before": True,
@@ -31,11 +31,16 @@ REQUIRED_FLAGS = {
     "decoder_prompt": False,
     "adapter": False,
 }
+# Buffers that follow from the arguments: the model keeps its own.
 COMPUTED = ("token_rp_bucket", "image_rp_bucket", "image_position_idx", "version")
 
 
-def refuse_other_structure(cfg: Any) -> None:
-    """Raises ValueError if ``cfg`` asks for an OFA variant that is not built here."""
+def check_structure(cfg: Any) -> None:
+    """Check that ``cfg`` describes a supported variant of OFA.
+
+    Raises:
+        ValueError: naming the options that differ.
+    """
     wrong = [
         f"{name}={value}"
         for name, wanted in REQUIRED_FLAGS.items()
@@ -43,26 +48,29 @@ def refuse_other_structure(cfg: Any) -> None:
     ]
     if wrong:
         raise ValueError(
-            "only the structure of the released OFA checkpoints is supported; this one differs "
-            f"in: {', '.join(wrong)}"
+            f"unsupported model structure: {', '.join(wrong)}. Only the structure of the released "
+            "OFA checkpoints is supported."
         )
 
 
 def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Adapts ``state`` in place to ``model``, or raises ValueError naming what differs.
+    """Adapt ``state`` in place to ``model``.
 
-    * a larger vocabulary or longer text: rows are added, initialised as the model's own;
-    * a larger image grid: position embeddings and 2-D biases move to their cells of the new grid;
-    * tables that follow from the arguments are the model's own; batch-norm counters may be missing;
-    * exits that are missing start from the backbone (``exits.fit_exits``);
-    * heads for other uses (``classification_heads.``) are left out, with a warning.
+    * If the model has a larger vocabulary or longer texts, its own initial rows are added.
+    * If it has a larger image grid, position embeddings and 2-D biases move to their new cells.
+    * Missing batch-norm counters and buffers that follow from the arguments are the model's own.
+    * Missing exits start from the backbone (``fit_exits``).
+    * Classification heads (``classification_heads.``) are dropped with a warning.
+
+    Raises:
+        ValueError: naming every entry whose shape still differs.
     """
     own = model.state_dict()
     heads = [name for name in state if name.startswith("classification_heads.")]
     for name in heads:
         del state[name]
     if heads:
-        logger.warning("left out of the checkpoint: %s", ", ".join(sorted(heads)))
+        logger.warning("ignored entries of the checkpoint: %s", ", ".join(sorted(heads)))
     for name in own:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
@@ -74,11 +82,11 @@ def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
             state[name] = value
         elif name in state:
             state[name] = _grown(model, name, state[name], value)
-    # One tensor under three names: rows added to each must be the same.
+    # One tensor has three names: all must get the same new rows.
     for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
         if "encoder.embed_tokens.weight" in state:
             state[name] = state["encoder.embed_tokens.weight"]
-    _refuse_differences(own, state)
+    _check_shapes(own, state)
 
 
 def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -88,13 +96,13 @@ def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
             continue
         if state[name].shape == value.shape and not torch.equal(state[name].to(value), value):
             raise ValueError(
-                f"{name} of the checkpoint holds other relative positions than this model computes "
-                "from its arguments: check --token-bucket-size and --image-bucket-size"
+                f"{name}: the relative positions of the checkpoint and of this model differ. "
+                "Check --token-bucket-size and --image-bucket-size."
             )
 
 
 def _grown(model: nn.Module, name: str, loaded: Tensor, own: Tensor) -> Tensor:
-    """``loaded`` with rows added where the model has more of them."""
+    """Return ``loaded`` with new rows if the model has more."""
     if loaded.shape == own.shape or loaded.dim() != 2 or loaded.shape[1] != own.shape[1]:
         return loaded
     if "embed_image_positions" in name or "image_rel_pos_table_list" in name:
@@ -111,34 +119,40 @@ def _grown(model: nn.Module, name: str, loaded: Tensor, own: Tensor) -> Tensor:
 
 
 def _regridded(name: str, loaded: Tensor, own: Tensor) -> Tensor:
-    """Cells (or cell offsets) of a smaller square grid at their places in a larger one."""
-    extra = 1 if "embed_image_positions" in name else 3  # rows that belong to no cell
-    old, new = (round((t.size(0) - extra) ** 0.5) for t in (loaded, own))
+    """Move the rows of a square grid to their cells of a larger one.
+
+    Embeddings [side² + 1, C] have one row per cell, after a row for "no cell". Biases
+    [side² + 3, heads] have one row per offset between cells, before three rows for "no cell".
+    """
+    extra = 1 if "embed_image_positions" in name else 3  # rows for "no cell"
+    old, new = (round((t.size(0) - extra) ** 0.5) for t in (loaded, own))  # sides of both grids
     if old > new:
         return loaded
     first = 0 if extra == 1 else (new - old) // 2  # offsets are centred on zero
     grown = own.clone().to(loaded)
     cells = slice(1, None) if extra == 1 else slice(0, -3)
-    square = grown[cells].view(new, new, -1)
+    square = grown[cells].view(new, new, -1)  # a view: the next line writes into grown
     square[first : first + old, first : first + old] = loaded[cells].view(old, old, -1)
     if extra == 1:
         grown[0] = loaded[0]
     else:
         grown[-3:] = loaded[-3:]
-    logger.info("%s: moved from a grid of side %d to %d", name, old, new)
+    logger.info("%s: moved from a %dx%d grid to %dx%d", name, old, old, new, new)
     return grown
 
 
-def _refuse_differences(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+def _check_shapes(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     lines = []
     for name in sorted(own.keys() | state.keys()):
-        here = "missing" if name not in own else str(tuple(own[name].shape))
-        there = "missing" if name not in state else str(tuple(state[name].shape))
-        if here != there:
-            lines.append(f"  {name}: checkpoint {there}, model {here}")
+        loaded, built = (
+            str(tuple(tensors[name].shape)) if name in tensors else "missing"
+            for tensors in (state, own)
+        )
+        if loaded != built:
+            lines.append(f"  {name}: checkpoint {loaded}, model {built}")
     if lines:
         more = f"\n  … and {len(lines) - 20} more" if len(lines) > 20 else ""
         raise ValueError(
-            "the checkpoint does not fit this model; check --arch, the vocabulary (--bpe-dir, "
+            "the checkpoint does not fit this model. Check --arch, the vocabulary (--bpe-dir, "
             "--code-dict-size, --num-bins) and the sizes below:\n" + "\n".join(lines[:20]) + more
         )

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ofa_exit.models.attention import MultiheadAttention
-from ofa_exit.models.cpu import Linear, in_portions
+from ofa_exit.models.cpu import Linear, in_chunks
 
-Runs = Optional[Sequence[slice]]
+RowSlices = Optional[Sequence[slice]]
 ExtendKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class FeedForward(nn.Module):
-    """fc2(norm(gelu(fc1(norm(x))))): the block that closes both kinds of layer.
+    """fc2(norm(gelu(fc1(norm(x))))): the last block of both kinds of layer.
 
-    A mixin rather than a sub-module, because checkpoints keep its parameters on the layer itself.
+    A base class, not a sub-module: checkpoints keep its parameters on the layer itself.
     """
 
     def add_feed_forward(self, embed_dim: int, ffn_dim: int, activation_dropout: float) -> None:
@@ -33,11 +33,16 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return in_portions(self._feed_forward, x)
+        """Return the output of the block, without the residual: [B, T, C] to [B, T, C]."""
+        return in_chunks(self._feed_forward, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.activation_dropout(F.gelu(self.fc1(self.final_layer_norm(x))))
-        return self.fc2(self.ffn_layernorm(hidden))
+        hidden = F.gelu(self.fc1(self.final_layer_norm(x)))  # [B, T, F]
+        return self.fc2(self.ffn_layernorm(self.activation_dropout(hidden)))
+
+    def feed_forward_flops(self, tokens: int) -> int:
+        """Return the FLOPs of ``feed_forward`` for T tokens: 4·T·C·F."""
+        return 4 * tokens * self.fc1.in_features * self.fc1.out_features
 
 
 class EncoderLayer(FeedForward):
@@ -63,15 +68,30 @@ class EncoderLayer(FeedForward):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """x: [B, T, C]; bias: broadcastable to [B, heads, T, T], -inf on padded keys."""
+        """Run the layer.
+
+        Args:
+            x: [B, T, C].
+            bias: broadcastable to [B, heads, T, T], -inf on padded keys.
+
+        Returns: [B, T, C].
+        """
         h = self.self_attn_layer_norm(x)
         h = self.attn_ln(self.self_attn(h, *self.self_attn.project_kv(h), bias))
         x = x + self.drop_path(self.dropout(h))
         return x + self.drop_path(self.dropout(self.feed_forward(x)))
 
+    def flops(self, tokens: int) -> int:
+        """Return the FLOPs of the layer for one sample of T tokens.
+
+        8·T·C² (q, k, v and output projections) + 4·T²·C (attention) + 4·T·C·F (feed-forward).
+        """
+        attention = self.self_attn.kv_flops(tokens) + self.self_attn.flops(tokens, tokens)
+        return attention + self.feed_forward_flops(tokens)
+
 
 class DecoderLayer(FeedForward):
-    """One layer of the decoder."""
+    """One layer of the decoder; ``drop_path`` is the rate at which a sample skips a branch."""
 
     def __init__(
         self,
@@ -98,7 +118,7 @@ class DecoderLayer(FeedForward):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def self_kv(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Self-attention keys and values that this layer makes of its input [N, P, C]."""
+        """Return the self-attention keys and values of the layer's input [N, P, C]."""
         return self.self_attn.project_kv(self.self_attn_layer_norm(state))
 
     def forward(
@@ -108,65 +128,67 @@ class DecoderLayer(FeedForward):
         cross_kv: tuple[Tensor, Tensor],
         cross_bias: Tensor,
         extend_kv: Optional[ExtendKV] = None,
-        runs: tuple[Runs, Runs] = (None, None),
+        row_slices: tuple[RowSlices, RowSlices] = (None, None),
     ) -> Tensor:
-        """One layer over P positions of N hypotheses; returns [N, P, C].
+        """Run the layer for P positions of N hypotheses of S sentences.
 
-        x: [N, P, C], the hypotheses of a sentence side by side.
-        self_bias: [1, heads, P, K] with -inf on the future.
-        cross_kv: keys and values of the S sentences, [S, heads, T, C / heads]; S divides N, and
-            the N / S hypotheses of a sentence are queries of one attention, so nothing is copied.
-        cross_bias: [S or 1, heads, P, T], or [N, heads, P, T] where hypotheses of a sentence differ
-            in it; -inf on padding.
-        extend_kv: puts the K/V of these positions beside those of earlier steps and returns all;
-            None where the P positions are the whole sequence.
-        runs: where the N rows have theirs among the keys and values that ``extend_kv`` returns, and
-            the S sentences among ``cross_kv``, if these are of more; see MultiheadAttention.
+        Args:
+            x: [N, P, C]; the N / S hypotheses of a sentence are neighbours.
+            self_bias: [1 or N, heads, P, K], -inf on the future.
+            cross_kv: keys and values of the sentences, [S, heads, T, C / heads] each.
+            cross_bias: [S or 1, heads, P, T], or [N, heads, P, T] if it differs between the
+                hypotheses of a sentence; -inf on padding.
+            extend_kv: add the K/V of these positions to those of earlier steps and return all.
+                None if the P positions are the whole sequence.
+            row_slices: the rows of self-attention's K/V that belong to the N hypotheses, and the
+                rows of ``cross_kv`` that belong to the S sentences, if those have more rows. See
+                MultiheadAttention.
+
+        Returns: [N, P, C].
         """
-        h, key, value = self.self_inputs(x)
-        if extend_kv is not None:
-            key, value = extend_kv(key, value)
-        return self.attend(x, h, key, value, self_bias, *cross_kv, cross_bias, *runs)
-
-    def self_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Before earlier positions come in: the normed input, and its keys and values."""
+        self_slices, cross_slices = row_slices
         h = self.self_attn_layer_norm(x)
-        return h, *self.self_attn.project_kv(h)
-
-    def attend(
-        self,
-        x: Tensor,
-        h: Tensor,
-        key: Tensor,
-        value: Tensor,
-        self_bias: Tensor,
-        cross_key: Tensor,
-        cross_value: Tensor,
-        cross_bias: Tensor,
-        self_runs: Runs = None,
-        cross_runs: Runs = None,
-    ) -> Tensor:
-        """The rest of the layer, once the keys and values of all positions are there."""
-        h = self.self_attn_ln(self.self_attn(h, key, value, self_bias, self_runs))
+        key, value = self.self_attn.project_kv(h)  # [N, heads, P, d], d = C / heads
+        if extend_kv is not None:
+            key, value = extend_kv(key, value)  # [N, heads, K, d] with K positions, these included
+        h = self.self_attn_ln(self.self_attn(h, key, value, self_bias, self_slices))
         x = x + self.drop_path(self.dropout(h))
 
         h = self.encoder_attn_layer_norm(x)
-        h = self._cross_attend(h, cross_key, cross_value, cross_bias, cross_runs)
-        h = self.cross_attn_ln(h)
+        key, value = cross_kv
+        sentences = key.size(0)
+        if cross_slices is not None:
+            sentences = sum(rows.stop - rows.start for rows in cross_slices)
+        # The hypotheses of a sentence share its keys and values without a copy: they are G·P
+        # queries of one attention.
+        hyps, positions, channels = h.shape
+        group = hyps // sentences
+        if group > 1:
+            if cross_bias.size(0) == hyps:
+                cross_bias = cross_bias.unflatten(0, (sentences, group)).transpose(1, 2)
+            else:
+                cross_bias = cross_bias.unsqueeze(2).expand(-1, -1, group, -1, -1)
+            cross_bias = cross_bias.flatten(2, 3)  # from [S or 1, heads, G, P, T] to [.., G·P, T]
+        h = h.reshape(sentences, group * positions, channels)
+        h = self.encoder_attn(h, key, value, cross_bias, cross_slices)
+        h = self.cross_attn_ln(h.reshape(hyps, positions, channels))
         x = x + self.drop_path(self.dropout(h))
+
         return x + self.drop_path(self.dropout(self.feed_forward(x)))
 
-    def _cross_attend(
-        self, h: Tensor, key: Tensor, value: Tensor, cross_bias: Tensor, runs: Runs
-    ) -> Tensor:
-        rows, positions, channels = h.shape
-        sentences = key.size(0) if runs is None else sum(run.stop - run.start for run in runs)
-        group = rows // sentences
-        if group > 1 and cross_bias.size(0) == rows:
-            cross_bias = cross_bias.unflatten(0, (sentences, group)).transpose(1, 2).flatten(2, 3)
-        elif group > 1:
-            cross_bias = cross_bias.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(2, 3)
-        h = self.encoder_attn(
-            h.reshape(sentences, group * positions, channels), key, value, cross_bias, runs
-        )
-        return h.reshape(rows, positions, channels)
+    def flops(self, keys: int, source: int) -> int:
+        """Return the FLOPs of the layer for one token, K self-attention keys and T source tokens.
+
+        8·C² (self-attention's projections) + 4·K·C + 4·C² (cross-attention's query and output
+        projections) + 4·T·C + 4·C·F (feed-forward). Cross-attention's K/V are given.
+        """
+        attention = self.self_kv_flops() + self.self_attn.flops(1, keys)
+        return attention + self.encoder_attn.flops(1, source) + self.feed_forward_flops(1)
+
+    def self_kv_flops(self) -> int:
+        """Return the FLOPs of ``self_kv`` for one token: 4·C²."""
+        return self.self_attn.kv_flops(1)
+
+    def cross_kv_flops(self, source: int) -> int:
+        """Return the FLOPs of the cross-attention K/V of one sentence of T tokens: 4·T·C²."""
+        return self.encoder_attn.kv_flops(source)

@@ -13,7 +13,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
 from ofa_exit.heads.transformer import FeatureClassifier, train_exits_only
-from ofa_exit.models.checkpoints import REQUIRED_FLAGS, fit_state_dict, refuse_other_structure
+from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
@@ -206,7 +206,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
         """Builds the model for ``task``'s dictionary from fairseq's arguments."""
-        refuse_other_structure(cfg)
+        check_structure(cfg)
         _warn_unknown(cfg)
         config = OFAConfig.from_namespace(cfg)
         config.decoder_embed_dim = config.decoder_embed_dim or config.encoder_embed_dim

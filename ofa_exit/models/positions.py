@@ -1,4 +1,4 @@
-"""Positions: bucket tables of the relative biases and the cache of biases by shape."""
+"""Positions: bucket tables of the relative biases, and a cache of biases by shape."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 
 def token_buckets(bucket_size: int, max_position: int) -> Tensor:
-    """Bucket of every pair of text positions.
+    """Return the bucket of every pair (i, j) of text positions.
 
-    The signed distance i - j itself up to half the bucket size, logarithmically wider buckets
-    beyond, shifted to start at 0. Returns Long [max_position, max_position].
+    Up to half the bucket size, the bucket is the signed distance i - j. Beyond, buckets widen
+    logarithmically. All are shifted to start at 0.
+
+    Returns: Long [max_position, max_position].
     """
     position = torch.arange(max_position)
-    distance = position[:, None] - position[None, :]
+    distance = position[:, None] - position[None, :]  # [max_position, max_position]
     near = bucket_size // 2
+    # |i - j| = near maps to near, |i - j| = max_position - 1 to 2·near - 1.
     magnitude = distance.abs().clamp(min=near).double()
     far = torch.log(magnitude / near) / math.log((max_position - 1) / near) * (near - 1)
     far = (torch.ceil(far) + near).long() * distance.sign()
@@ -26,17 +29,19 @@ def token_buckets(bucket_size: int, max_position: int) -> Tensor:
 
 
 def image_buckets(bucket_size: int) -> Tensor:
-    """Bucket of every pair of image position ids (2-D offsets, as in Swin).
+    """Return the bucket of every pair of image position ids (2-D offsets, as in Swin).
 
-    Ids 1…bucket_size² are grid cells row by row; id 0 is no cell, and its pairs use the three last
-    of the (2·bucket_size - 1)² + 3 buckets. Returns Long [bucket_size² + 1, bucket_size² + 1].
+    Ids 1 to bucket_size² are grid cells, row by row. Id 0 is no cell: its pairs use the last three
+    of the (2·bucket_size - 1)² + 3 buckets.
+
+    Returns: Long [bucket_size² + 1, bucket_size² + 1].
     """
     side = 2 * bucket_size - 1
     total = side * side + 3
     cells = torch.stack(
         torch.meshgrid(torch.arange(bucket_size), torch.arange(bucket_size), indexing="ij")
-    ).flatten(1)
-    dy, dx = cells[:, :, None] - cells[:, None, :]
+    ).flatten(1)  # [2, bucket_size²]: row and column of every cell
+    dy, dx = cells[:, :, None] - cells[:, None, :]  # [bucket_size², bucket_size²] each
     buckets = torch.empty(bucket_size**2 + 1, bucket_size**2 + 1, dtype=torch.long)
     buckets[1:, 1:] = (dy + bucket_size - 1) * side + (dx + bucket_size - 1)
     buckets[0, :] = total - 3
@@ -46,21 +51,22 @@ def image_buckets(bucket_size: int) -> Tensor:
 
 
 def grid_ids(height: int, width: int, bucket_size: int, device: torch.device) -> Tensor:
-    """Image position ids of a height x width grid, Long [height·width].
+    """Return the image position ids of a height x width grid, Long [height·width].
 
-    Raises ValueError if the grid does not fit into bucket_size x bucket_size.
+    Raises:
+        ValueError: if the grid does not fit into bucket_size x bucket_size.
     """
     if max(height, width) > bucket_size:
         raise ValueError(
-            f"an image of {height}x{width} tokens does not fit --image-bucket-size {bucket_size}: "
-            "use a smaller --patch-image-size or a larger bucket size"
+            f"an image of {height}x{width} tokens exceeds --image-bucket-size {bucket_size}. "
+            "Use a smaller --patch-image-size or a larger bucket size."
         )
     rows = torch.arange(height, device=device)[:, None] * bucket_size
     return (rows + torch.arange(width, device=device)[None, :] + 1).flatten()
 
 
 def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:
-    """Positions of generated image codes: a buffer of every OFA checkpoint, unused for text."""
+    """Return the positions of generated image codes, a buffer that text does not use."""
     window = code_image_size // 8
     cells = (torch.arange(window)[:, None] * bucket_size + torch.arange(window)[None, :] + 1).view(
         -1
@@ -69,11 +75,11 @@ def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:
 
 
 def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
-    """Bias [1, heads, Q, K] that ``table`` [buckets, heads] holds for ``buckets`` Long [Q, K]."""
+    """Look up ``buckets`` Long [Q, K] in ``table`` [buckets, heads]; return [1, heads, Q, K]."""
     return table(buckets).permute(2, 0, 1).unsqueeze(0)
 
 
-# Biases over image tokens take hundreds of megabytes in the large models: one shape of those.
+# Shapes to keep per kind. Biases over image tokens take hundreds of megabytes in large models.
 KEPT_SHAPES = {
     "image": 1,
     "joint": 1,
@@ -87,27 +93,28 @@ KEPT_SHAPES = {
 
 
 class ShapeCache(nn.Module):
-    """A module with terms that depend on its weights and a shape alone, so inference computes them
-    once: position biases, and convolutions with their batch norm folded in.
+    """Module that caches terms which depend on nothing but its weights and a shape.
 
-    Kept only in eval mode without gradients and autocast, and forgotten on ``train()``, on loading
-    a state dict, and on moves between devices or precisions. Who writes into weights otherwise
-    calls ``forget_shapes``.
+    Such terms are position biases, and convolutions with their batch norm folded in. They are
+    cached in eval mode, without gradients and autocast. The cache is cleared on ``train()``, on
+    loading a state dict, and on moves between devices or precisions. Code that changes weights in
+    another way must call ``forget_shapes``.
     """
 
     def forget_shapes(self) -> None:
+        """Clear the cache."""
         self.__dict__["_by_shape"] = {}
 
     def once_per_shape(self, kind: str, shape: Hashable, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns for this shape; the last few shapes of each kind are kept."""
-        if self.training or torch.is_grad_enabled() or _autocast():
+        """Return what ``compute`` returns for this shape, from the cache if possible."""
+        if self.training or torch.is_grad_enabled() or _is_autocast_on():
             return compute()
-        kept = self.__dict__.setdefault("_by_shape", {}).setdefault(kind, {})
-        if shape not in kept:
-            if len(kept) >= KEPT_SHAPES[kind]:
-                kept.pop(next(iter(kept)))
-            kept[shape] = compute()
-        return kept[shape]
+        cached = self.__dict__.setdefault("_by_shape", {}).setdefault(kind, {})
+        if shape not in cached:
+            if len(cached) >= KEPT_SHAPES[kind]:
+                cached.pop(next(iter(cached)))  # the oldest
+            cached[shape] = compute()
+        return cached[shape]
 
     def train(self, mode: bool = True) -> ShapeCache:
         self.forget_shapes()
@@ -125,6 +132,6 @@ class ShapeCache(nn.Module):
         return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}
 
 
-def _autocast() -> bool:
-    """Whether what is computed now may come in another precision than usual."""
+def _is_autocast_on() -> bool:
+    """Return whether results may come in another precision than usual."""
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -1,17 +1,16 @@
-"""The image stem: a ResNet cut after its third stage, stride 16."""
+"""The image stem: a ResNet without its fourth stage, stride 16."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import StochasticDepth
 
-from ofa_exit.models.positions import ShapeCache
+from ofa_exit.models.cpu import FusedConvNorm
 
 RESNET_STAGES: dict[str, tuple[int, int, int]] = {
     "resnet_nano": (2, 2, 2),
@@ -21,131 +20,61 @@ RESNET_STAGES: dict[str, tuple[int, int, int]] = {
 }
 
 
-def conv_sum(x: Tensor, plus: Tensor, weight: Tensor, bias: Tensor, conv: Any) -> Tensor:
-    """conv(x) + plus with another weight and bias, by oneDNN's convolution that adds to what it
-    writes. An operator that torch keeps for itself and may change: see ``SUMS``."""
-    how = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, plus, weight, bias, *how, "add", 1.0, None, [], None
-    )
-
-
-def has_conv_sum() -> bool:
-    """Whether this build of torch has ``conv_sum``, and it adds: tried on a few numbers."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    conv = nn.Conv2d(2, 2, 1, device="meta")  # for stride and padding: draws no random numbers
-    x, weight, bias = (
-        torch.ones(shape, device="cpu") for shape in ((1, 2, 2, 2), (2, 2, 1, 1), (2,))
-    )
-    try:
-        found = conv_sum(x, x, weight, bias, conv)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return bool((found == 4).all())  # two channels, the bias, and what is added
-
-
-SUMS = has_conv_sum()  # at import: a try during a pass would be counted or compiled with it
-
-
 def rising_rates(last: float, count: int) -> list[float]:
-    """Drop-path rates that rise linearly from 0 to ``last``."""
+    """Return drop-path rates that rise linearly from 0 to ``last``."""
     return [last * i / max(count - 1, 1) for i in range(count)]
 
 
-class FoldsNorms(ShapeCache):
-    """A module that at inference runs convolution, batch norm and what follows as one operation."""
-
-    def folds(self) -> bool:
-        return not self.training and not torch.is_grad_enabled()
-
-    def conv_norm(
-        self,
-        x: Tensor,
-        conv: Any,
-        norm: Any,
-        name: str,
-        relu: bool = True,
-        plus: Optional[Tensor] = None,
-    ) -> Tensor:
-        """relu(norm(conv(x)) + plus); without gradients, in eval mode, by weights folded once."""
-        if self.folds():
-            weight, bias = self.once_per_shape("folded", name, lambda: fold(conv, norm))
-            return convolve(x, weight, bias, conv, relu, plus)
-        out = norm(conv(x))
-        out = out if plus is None else plus + out
-        return F.relu(out, inplace=True) if relu else out
+def conv_flops(conv: nn.Conv2d, height: int, width: int) -> int:
+    """Return the FLOPs of a convolution with an output of H x W cells: 2·H·W·C_out·C_in·k²."""
+    return 2 * height * width * conv.weight.numel()
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor, conv: Any, relu: bool, plus: Optional[Tensor]
-) -> Tensor:
-    """relu(conv(x) + plus) with another weight and bias.
+class DropPathBottleneck(FusedConvNorm, Bottleneck):
+    """torchvision's bottleneck block; a sample skips its residual branch at rate ``drop_path``."""
 
-    On a CPU the sum is oneDNN's, made while the convolution is written, as torch.compile would: 0.9
-    of the stem's time. The ReLU is torch's own, since oneDNN's turns NaN into 0.
-    """
-    if plus is None:
-        out = F.conv2d(x, weight, bias, conv.stride, conv.padding)
-    elif _adds_while_writing(x):
-        out = conv_sum(x, plus, weight, bias, conv)
-    else:
-        out = F.conv2d(x, weight, bias, conv.stride, conv.padding) + plus
-    return F.relu(out, inplace=True) if relu else out
-
-
-def _adds_while_writing(x: Tensor) -> bool:
-    # torch.compile cannot trace the operator, and makes such sums by itself.
-    return (
-        SUMS
-        and not torch.compiler.is_compiling()
-        and x.is_cpu
-        and x.dtype == torch.float32
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does ``conv`` and then ``norm`` with its running
-    statistics: w·γ/σ and β - µ·γ/σ, made in float32 and laid out channels last."""
-    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
-    weight = (conv.weight.float() * scale[:, None, None, None]).to(conv.weight.dtype)
-    bias = (norm.bias.float() - norm.running_mean.float() * scale).to(conv.weight.dtype)
-    return weight.contiguous(memory_format=torch.channels_last), bias
-
-
-class DropPathBottleneck(FoldsNorms, Bottleneck):
-    """torchvision's bottleneck block whose residual branch a sample skips at ``drop_path``."""
-
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
     downsample: Any
     relu: nn.Module
+    stride: int
 
     def __init__(self, *args: Any, drop_path: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] -> [B, 4·planes, H / stride, W / stride]."""
         identity = x
         if self.downsample is not None:
             conv, norm = self.downsample
-            identity = self.conv_norm(x, conv, norm, "downsample", relu=False)
-        out = self.conv_norm(x, self.conv1, self.bn1, "1")
-        out = self.conv_norm(out, self.conv2, self.bn2, "2")
-        if self.folds():
-            return self.conv_norm(out, self.conv3, self.bn3, "3", plus=identity)
-        out = self.drop_path(self.conv_norm(out, self.conv3, self.bn3, "3", relu=False))
-        return self.relu(identity + out)
+            identity = self.conv_norm(x, conv, norm, relu=False)
+        out = self.conv_norm(x, self.conv1, self.bn1)  # [B, planes, H, W]
+        out = self.conv_norm(out, self.conv2, self.bn2)  # [B, planes, H / stride, W / stride]
+        out = self.drop_path(self.conv_norm(out, self.conv3, self.bn3, relu=False))
+        out += identity
+        return self.relu(out)
+
+    def flops(self, height: int, width: int) -> int:
+        """Return the FLOPs of the block's convolutions for one image of H x W cells."""
+        out_height, out_width = (-(-side // self.stride) for side in (height, width))
+        total = conv_flops(self.conv1, height, width)
+        for conv in (self.conv2, self.conv3, *(self.downsample or ())[:1]):
+            total += conv_flops(conv, out_height, out_width)
+        return total
 
 
-class ResNetStem(FoldsNorms):
+class ResNetStem(FusedConvNorm):
     """Images [B, 3, H, W] -> features [B, 16·width, H / 16, W / 16].
 
     Parameter names are torchvision's, so its ResNet weights load (without layer4 and fc).
 
-    stages: blocks in layer1, layer2, layer3. width: channels of the first convolution, 64 in every
-    published ResNet. drop_path: stochastic depth, rising linearly from 0 within each stage.
-    sync_bn: batch norm over all processes, with OFA's epsilon of 1e-3 for that case.
+    Args:
+        stages: blocks in layer1, layer2 and layer3.
+        width: channels of the first convolution, 64 in every published ResNet.
+        drop_path: stochastic depth of the last block of a stage; it rises linearly from 0.
+        sync_bn: use the epsilon of 1e-3 that OFA has for batch norms over all processes.
     """
 
     layer1: nn.Sequential
@@ -180,12 +109,38 @@ class ResNetStem(FoldsNorms):
                 module.eps = 1e-3
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channels last is the layout in which convolutions are fastest, on CPU and on CUDA.
+        # Convolutions are fastest on channels-last tensors, on CPU and on CUDA.
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.conv_norm(images, self.conv1, self.bn1, "1"))
+        x = self.conv_norm(images, self.conv1, self.bn1)  # [B, width, H / 2, W / 2]
+        x = self.maxpool(x)  # [B, width, H / 4, W / 4]
         for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
+            x = stage(x)  # the first keeps the size; each of the others halves it
         return x
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the feature map of an image of H x W pixels."""
+        for _ in range(4):
+            height, width = _half(height), _half(width)
+        return height, width
+
+    def flops(self, height: int, width: int) -> int:
+        """Return the FLOPs of one image of H x W pixels: 2·H·W·C_out·C_in·k² per convolution.
+
+        H x W is the size of the convolution's output. Batch norms are not counted.
+        """
+        height, width = _half(height), _half(width)
+        total = conv_flops(self.conv1, height, width)
+        height, width = _half(height), _half(width)  # max pooling
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for block in cast("list[DropPathBottleneck]", stage):
+                total += block.flops(height, width)
+                if block.stride == 2:
+                    height, width = _half(height), _half(width)
+        return total
+
+
+def _half(side: int) -> int:
+    return (side + 1) // 2
 
 
 def _block(channels: int, planes: int, stride: int, drop_path: float) -> DropPathBottleneck:
@@ -199,16 +154,20 @@ def _block(channels: int, planes: int, stride: int, drop_path: float) -> DropPat
 
 
 def load_resnet_weights(stem: nn.Module, path: str) -> None:
-    """Loads torchvision's ResNet weights (a file of them) into the stem.
+    """Load a file of torchvision's ResNet weights into the stem.
 
-    Raises ValueError naming what differs if the file belongs to another depth of ResNet.
+    Raises:
+        ValueError: if the file is no state dict, or belongs to a ResNet of another depth.
     """
     weights = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{path} is not a state dict of torchvision's ResNet")
+        raise ValueError(
+            f"{path} is not a state dict of torchvision's ResNet. "
+            "Save one with torch.save(model.state_dict(), path)."
+        )
     weights = {k: v for k, v in weights.items() if not k.startswith(("layer4.", "fc."))}
     own = stem.state_dict()
-    # Files written before batch norm counted its batches lack the counters.
+    # Old files have no batch counters.
     for name in own:
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, own[name])
@@ -219,7 +178,7 @@ def load_resnet_weights(stem: nn.Module, path: str) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{path} does not fit the stem; check --resnet-type. Differing entries "
-            f"({len(wrong)}): {', '.join(wrong[:8])}"
+            f"{path} does not fit the stem: {len(wrong)} entries differ, among them "
+            f"{', '.join(wrong[:8])}. Check --resnet-type."
         )
     stem.load_state_dict(weights)

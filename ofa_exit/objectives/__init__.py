@@ -1,1 +1,1 @@
-"""What training asks of each layer."""
+"""Training losses."""

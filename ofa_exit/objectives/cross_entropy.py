@@ -5,20 +5,19 @@ from torch import Tensor
 
 
 def token_rows(target: Tensor, padding_idx: int, ntokens: int) -> Tensor:
-    """Which places of a batch hold a target token, as indices into the flattened [B, L].
+    """Return the positions of target tokens in the flattened batch.
 
-    Computing losses only there keeps logits at [M, V] where padding and prompts would make them
-    [B * L, V]. The number of tokens is known on the host from collation, and given it nothing has
-    to be read from the device.
+    Losses at these positions alone need logits [M, V], not [B·L, V] with padding and prompts. The
+    number of tokens is known from collation, so nothing is read from the device.
 
     Args:
-        target: Long [B, L], ``padding_idx`` where no token is asked for.
-        ntokens: M, the number of other places.
+        target: Long [B, L], ``padding_idx`` where there is no target.
+        ntokens: M, the number of targets.
 
-    Returns: Long [M], ascending.
+    Returns: indices into the B·L positions, Long [M], ascending.
     """
-    wanted = target.ne(padding_idx).flatten().int()
-    return wanted.argsort(descending=True, stable=True)[:ntokens]
+    has_target = target.ne(padding_idx).flatten().int()
+    return has_target.argsort(descending=True, stable=True)[:ntokens]
 
 
 def token_cross_entropy(
@@ -28,19 +27,18 @@ def token_cross_entropy(
     allowed: Tensor | None = None,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Label-smoothed cross-entropy of each token, and without smoothing (MuE Eq. 13's summand).
+    """Return the cross-entropy of each token, with label smoothing and without.
 
-    ``(1 - eps - eps_i) * nll + eps_i * sum over words of -log p``, eps_i = eps / (V - 1), so that
-    the target keeps 1 - eps and every other word has eps_i. With ``allowed``, log p is normalised
-    and smoothed over the allowed words alone: eps_i = eps / (allowed words - 1 + 1e-6).
-    ``confidence`` multiplies all log-probabilities of its token.
+    (1 - ε - ε_i)·nll + ε_i·Σ_v -log p(v) with ε_i = ε / (V - 1) (the summand of MuE Eq. 13). The
+    target keeps 1 - ε and every other word gets ε_i.
 
     Args:
         logits: [M, V] of any floating type; everything is computed in float32.
         target: Long [M]. A target outside ``allowed`` gives an infinite loss.
-        epsilon: label smoothing, 0 <= eps < 1.
-        allowed: Bool [M, V] or None.
-        confidence: [M] or None.
+        epsilon: label smoothing, 0 <= ε < 1.
+        allowed: Bool [M, V] or None. Probabilities are normalised and smoothed over the allowed
+            words alone, with ε_i = ε / (allowed words - 1 + 1e-6).
+        confidence: weight of each token's log-probabilities, [M], or None.
 
     Returns: smoothed loss and negative log-likelihood, in nats, float32 [M] each.
     """
@@ -49,8 +47,8 @@ def token_cross_entropy(
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -torch.inf)
         words = allowed.sum(-1)
-    # -log p of a word is log_norm - its logit: no second [M, V] of log-probabilities is kept.
-    log_norm = logits.logsumexp(-1)
+    # -log p(v) = log_norm - logit(v), so no log-probabilities [M, V] are stored.
+    log_norm = logits.logsumexp(-1)  # [M]
     nll = log_norm - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     loss = nll
     if epsilon > 0:
@@ -66,7 +64,7 @@ def token_cross_entropy(
 
 
 def tokens_kept(ntokens: int, drop_ratio: float) -> int:
-    """How many of M tokens the drop-worst rule keeps: the share 1 - ratio, rounded down.
+    """Return how many tokens the drop-worst rule keeps: the share 1 - ratio, rounded down.
 
     Differs from OFA: one token is always kept, where a batch of few tokens would keep none.
     """
@@ -74,5 +72,5 @@ def tokens_kept(ntokens: int, drop_ratio: float) -> int:
 
 
 def drop_worst(loss: Tensor, kept: int) -> Tensor:
-    """The ``kept`` smallest of the tokens' losses [M]: the others are taken for wrong labels."""
+    """Return the ``kept`` smallest of the losses [M]; the others may come from wrong labels."""
     return loss if kept == loss.numel() else loss.topk(kept, largest=False).values

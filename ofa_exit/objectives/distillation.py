@@ -12,24 +12,32 @@ def distillation_loss(
     direction: str = "exit_to_final",
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """KL divergence between the words of an exit and of the final layer, token by token.
+    """Return the KL divergence between an exit's words and the final layer's, per token.
 
-    exit_to_final: KL(p^i, p^N) = sum over words of p^i · log(p^i / p^N), as BLIPEE Eq. 5 prints it.
-    final_to_exit: KL(p^N, p^i), the usual form of distillation, in which the exit has to cover
-        whatever the final layer finds possible.
+    exit_to_final: KL(p^i, p^N) = Σ_v p^i(v)·log(p^i(v) / p^N(v)), as printed in BLIPEE Eq. 5.
+    final_to_exit: KL(p^N, p^i), the usual form of distillation. The exit must cover every word
+        that the final layer finds possible.
 
-    logits: the exit's, [M, V]; final_logits: the final layer's, without gradient, [M, V]; of any
-    floating type. allowed: Bool [M, V] or None; only allowed words have a probability.
-    Returns float32 [M], in nats. Raises ValueError for another direction.
+    Args:
+        logits: of the exit, [M, V], of any floating type.
+        final_logits: of the final layer, [M, V], without gradient.
+        direction: one of ``DIRECTIONS``.
+        allowed: Bool [M, V] or None; other words have no probability.
+
+    Returns: float32 [M], in nats.
+
+    Raises:
+        ValueError: for an unknown direction.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"unknown direction {direction!r}; choose from {', '.join(DIRECTIONS)}")
-    own, final = logits.float(), final_logits.float()
+    logits, final_logits = logits.float(), final_logits.float()
     if allowed is not None:
-        # A finite floor instead of -inf: 0 · (-inf) would be NaN.
+        # A finite floor, since 0·(-inf) would be NaN.
         floor = torch.finfo(torch.float32).min / 2
-        own, final = own.masked_fill(~allowed, floor), final.masked_fill(~allowed, floor)
-    own, final = own.log_softmax(-1), final.log_softmax(-1)
+        logits = logits.masked_fill(~allowed, floor)
+        final_logits = final_logits.masked_fill(~allowed, floor)
+    log_p, log_q = logits.log_softmax(-1), final_logits.log_softmax(-1)
     if direction == "final_to_exit":
-        own, final = final, own
-    return (own.exp() * (own - final)).sum(-1)
+        log_p, log_q = log_q, log_p
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

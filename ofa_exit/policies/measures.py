@@ -1,4 +1,4 @@
-"""Confidence measures: numbers that grow as it becomes safer to stop."""
+"""Confidence measures: the larger the number, the safer the exit."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Least length that a cosine divides by."""
+"""Lower bound of each norm in the denominator of a cosine."""
 
 
 def _token_products(previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Product of every token's two states and their lengths, float32; [..., C] to [...].
+    """Return the dot product of every token's two states, and both norms.
 
-    From these every cosine below is made, with one copy's worth of temporaries where
-    ``F.cosine_similarity`` writes normalised copies. No operation here is one that autocast would
-    do in half precision, as it does ``vecdot``.
+    Every cosine below is computed from these. ``F.cosine_similarity`` would write normalised copies
+    of both states. No operation here runs in half precision under autocast, as ``vecdot`` would.
+
+    Args:
+        previous, current: [..., C], of any floating type.
+
+    Returns: float32 [...] each.
     """
-    before, after = previous.float(), current.float()
-    length = torch.linalg.vector_norm
-    return (before * after).sum(dim=-1), length(before, dim=-1), length(after, dim=-1)
+    previous, current = previous.float(), current.float()
+    norm = torch.linalg.vector_norm
+    return (previous * current).sum(dim=-1), norm(previous, dim=-1), norm(current, dim=-1)
 
 
-def _cosine(product: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """0 where a vector has no length, as in ``F.cosine_similarity``."""
-    return product / (before.clamp_min(EPSILON) * after.clamp_min(EPSILON))
+def _cosine(product: Tensor, previous_norm: Tensor, current_norm: Tensor) -> Tensor:
+    """Divide a dot product by both norms; 0 for a zero vector, as in ``F.cosine_similarity``."""
+    return product / (previous_norm.clamp_min(EPSILON) * current_norm.clamp_min(EPSILON))
 
 
 def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
-    """Cosine between the states before and after a layer, token by token (MuE Eqs. 7 and 10).
+    """Return the cosine between the states before and after a layer, per token.
 
-    previous, current: [..., C]. Returns float32 [...], between -1 and 1 up to rounding.
+    MuE Eqs. 7 and 10.
+
+    Args:
+        previous, current: [..., C].
+
+    Returns: float32 [...], between -1 and 1 up to rounding.
     """
     return _cosine(*_token_products(previous, current))
 
@@ -39,25 +48,30 @@ def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
 def sample_saturation(
     previous: Tensor, current: Tensor, padding_mask: Optional[Tensor] = None
 ) -> Tensor:
-    """One cosine a sample over all its unpadded states, laid end to end (MuE Eqs. 7-9).
+    """Return one cosine per sample, over the concatenated states of its tokens (MuE Eqs. 7-9).
 
-    Differs from the paper: its released code lays the whole batch end to end; here each sample
-    decides for itself, so that a decision never depends on the batch.
+    Differs from the paper: its released code concatenates the whole batch. Here each sample is
+    measured by itself, so a decision never depends on the batch.
 
-    previous, current: [B, T, C]; padding_mask: Bool [B, T]. Returns float32 [B].
+    Args:
+        previous, current: [B, T, C].
+        padding_mask: Bool [B, T], True on padding, which does not count; or None.
+
+    Returns: float32 [B].
     """
-    product, before, after = (
-        of_token if padding_mask is None else of_token.masked_fill(padding_mask, 0.0)
-        for of_token in _token_products(previous, current)
+    products = _token_products(previous, current)  # [B, T] each
+    product, previous_norm, current_norm = (
+        values if padding_mask is None else values.masked_fill(padding_mask, 0.0)
+        for values in products
     )
-    length = torch.linalg.vector_norm
-    return _cosine(product.sum(dim=1), length(before, dim=1), length(after, dim=1))
+    norm = torch.linalg.vector_norm
+    return _cosine(product.sum(dim=1), norm(previous_norm, dim=1), norm(current_norm, dim=1))
 
 
 def token_mean_saturation(
     previous: Tensor, current: Tensor, padding_mask: Optional[Tensor] = None
 ) -> Tensor:
-    """Mean over a sample's unpadded tokens of the token-wise cosine; shapes as above."""
+    """Return the mean cosine of a sample's tokens; shapes as in ``sample_saturation``."""
     cosines = hidden_saturation(previous, current)
     if padding_mask is None:
         return cosines.mean(dim=1)
@@ -66,10 +80,14 @@ def token_mean_saturation(
 
 
 def softmax_confidence(logits: Tensor) -> Tensor:
-    """Largest softmax probability, max over v of p(v) (BLIPEE Section 3.5).
+    """Return the largest softmax probability, max_v p(v) (BLIPEE Section 3.5).
 
-    exp(max - logsumexp): no probabilities of all words are made. logits: [..., V], -inf on words
-    that are not allowed. Returns float32 [...].
+    It is exp(max - logsumexp), so the probabilities of all words are not stored.
+
+    Args:
+        logits: [..., V], -inf on words that are not allowed.
+
+    Returns: float32 [...].
     """
     logits = logits.float()
     return (logits.amax(-1) - logits.logsumexp(-1)).exp()

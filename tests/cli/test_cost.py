@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ofa_exit.cli.cost import counted as cost
 from ofa_exit.cli.cost import datasets, measured
 from ofa_exit.cli.cost.__main__ import main
-from ofa_exit.cli.verify import dictionary_of
 from ofa_exit.evaluation.efficiency import flops
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
+from ofa_exit.testing import build_dictionary
 
 LENGTHS = cost.Lengths(size=32, source=6, target=5)
 
@@ -22,7 +22,7 @@ LENGTHS = cost.Lengths(size=32, source=6, target=5)
 @pytest.mark.parametrize("lengths", [LENGTHS, replace(LENGTHS, prompt=2, captions=3)])
 def test_a_step_is_counted_as_a_real_one(lengths):
     model = cost.build("ofa_nano")
-    task = Namespace(target_dictionary=dictionary_of(cost.VOCABULARY))
+    task = Namespace(target_dictionary=build_dictionary(cost.VOCABULARY))
     arguments = Namespace(**ARCHS["ofa_nano"], split_modalities=True)
     real = OFAModel.build_model(arguments, task).train()
     for rows in (1, 2):

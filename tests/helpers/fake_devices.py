@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ofa_exit.cli.verify import dictionary_of
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.testing import build_dictionary
 
 
 def fake_batch(device: str = "cuda", sentences: int = 3) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def fake_model(
 ) -> OFAModel:
     options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
     options.update(encoder_layers=2, decoder_layers=4, exit_layers=exits)
-    task = Namespace(target_dictionary=dictionary_of(60))
+    task = Namespace(target_dictionary=build_dictionary(60))
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):  # fake parameters cannot be moved there afterwards

@@ -8,11 +8,11 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from ofa_exit.cli.verify import build_with_weights, random_images, random_tokens
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.measures import softmax_confidence
+from ofa_exit.testing import build_with_weights, random_images, random_tokens
 
 VOCAB = 60
 

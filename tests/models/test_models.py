@@ -1,4 +1,4 @@
-"""The model against the official one's numbers, its invariances, and its checkpoints."""
+"""The model against numbers of the official one, its invariances, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
 from ofa_exit.policies.measures import sample_saturation
 from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.testing import build_dictionary, build_with_weights
 
 FIXTURE = FIXTURES / "small.json"
 
@@ -28,7 +29,7 @@ def test_small_fixture_matches():
     assert verify.verify(FIXTURE)
 
 
-def test_verify_fails_on_other_numbers(tmp_path, capsys):
+def test_verify_fails_if_numbers_differ(tmp_path, capsys):
     (tmp_path / "small.json").write_bytes(FIXTURE.read_bytes())
     with np.load(FIXTURE.with_suffix(".npz")) as stored:
         arrays = {name: stored[name] for name in stored.files}
@@ -47,20 +48,20 @@ def test_verify_is_a_command():
 
 @pytest.mark.parametrize("arch", [name for name in ARCHS if name not in ("ofa_large", "ofa_huge")])
 def test_architectures_build(arch):
-    task = Namespace(target_dictionary=verify.dictionary_of(VOCAB))
+    task = Namespace(target_dictionary=build_dictionary(VOCAB))
     with torch.device("meta"):
         model = OFAModel.build_model(Namespace(**ARCHS[arch]), task)
     assert len(model.encoder.layers) == ARCHS[arch]["encoder_layers"]
 
 
-def test_token_buckets_keep_near_and_widen_far():
+def test_token_buckets_are_exact_near_and_logarithmic_far():
     buckets = token_buckets(8, 32)
     row = buckets[16] - 7
     assert row[12:21].tolist() == [4, 3, 2, 1, 0, -1, -2, -3, -4]
     assert row[0] <= 7 and row[31] >= -7 and (row.diff() <= 0).all()
 
 
-def test_image_buckets_are_offsets():
+def test_image_buckets_depend_on_offsets():
     buckets = image_buckets(3)
     assert buckets[1, 1] == buckets[5, 5] and buckets[1, 2] == buckets[4, 5] != buckets[2, 1]
     assert buckets[0, 0] == 27 and buckets[0, 3] == 25 and buckets[3, 0] == 26
@@ -68,7 +69,7 @@ def test_image_buckets_are_offsets():
 
 @pytest.mark.parametrize("split", [False, True])
 @torch.no_grad()
-def test_a_row_never_depends_on_its_batch(split):
+def test_a_row_does_not_depend_on_its_batch(split):
     model, net_input = nano(split), batch(4)
     whole, _ = model(**net_input)
     for row in range(4):
@@ -76,12 +77,19 @@ def test_a_row_never_depends_on_its_batch(split):
         torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-4)
 
 
+def encoder_states(model, inputs):
+    """Return the states before the first and after every encoder layer, image first."""
+    with record_states(model.encoder.layers) as passes:
+        model.encoder(**inputs)
+    return [torch.cat(states, dim=1) for states in zip(*passes, strict=True)]
+
+
 @torch.no_grad()
 def test_encoder_exits_per_sample_and_modality():
-    """Each sample leaves each pass where its own cosine says, as a loop over samples finds."""
+    """Each sample exits each pass where a loop over samples says."""
     model, net_input = nano(), batch(5)
     inputs = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
-    states = model(**net_input, return_layers=True)[1]["encoder_out"].layer_states
+    states = encoder_states(model, inputs)
     image_threshold, text_threshold = (
         float(torch.stack([sample_saturation(a[:, p], b[:, p]) for a, b in zip(states, states[1:])])
               [:, :2].median())
@@ -94,14 +102,14 @@ def test_encoder_exits_per_sample_and_modality():
     cut = 4  # 32 pixels: 2x2 tokens
     depths = set()
     for row in range(5):
-        plain = model.encoder(**select(inputs, row), return_layers=True)
+        plain = encoder_states(model, select(inputs, row))
         length = int(inputs["src_lengths"][row])
         ends = []
         for part, threshold in (
             (slice(0, cut), image_threshold),
             (slice(cut, None), text_threshold),
         ):
-            layers = [state[:, part] for state in plain.layer_states]
+            layers = [state[:, part] for state in plain]
             depth = next(
                 (
                     number
@@ -127,7 +135,7 @@ def test_encoder_exits_per_sample_and_modality():
 
 
 @torch.no_grad()
-def test_joint_encoder_exits_with_one_gate():
+def test_joint_encoder_has_one_gate():
     model, net_input = nano(split=False), batch(4)
     model.configure_exits(SimilarityExit(2.0, 2.0, 0.9, 2.0))
     model(**net_input)
@@ -137,7 +145,7 @@ def test_joint_encoder_exits_with_one_gate():
 
 
 @pytest.mark.parametrize("similarity", ["sample", "token_mean"])
-def test_padding_never_moves_a_similarity(similarity):
+def test_padding_changes_no_similarity(similarity):
     from ofa_exit.policies.similarity import ENCODER_SIMILARITIES
 
     measure = ENCODER_SIMILARITIES[similarity]
@@ -170,13 +178,13 @@ def test_text_without_images():
     torch.testing.assert_close(blind, text, rtol=1e-4, atol=1e-4)
 
 
-def test_image_too_large_is_refused():
+def test_too_large_images_are_rejected():
     model = nano()
-    with pytest.raises(ValueError, match="--image-bucket-size 8"):
+    with pytest.raises(ValueError, match=r"16x16.*--image-bucket-size 8"):
         model(**batch(1, size=256))
 
 
-def test_layer_features_end_in_the_logits():
+def test_features_of_the_last_layer_give_the_logits():
     model, net_input = nano(), batch(2)
     logits, extra = model(**net_input, all_layers=True)
     assert len(extra["layer_features"]) == 6
@@ -184,7 +192,7 @@ def test_layer_features_end_in_the_logits():
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_checkpointing_activations_changes_no_gradient(split):
+def test_activation_checkpointing_changes_no_gradient(split):
     net_input = batch(2)
     gradients = []
     for checkpoint in (False, True):
@@ -195,7 +203,7 @@ def test_checkpointing_activations_changes_no_gradient(split):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_drop_path_acts_in_training_only():
+def test_drop_path_acts_only_in_training():
     model = nano(encoder_drop_path_rate=0.9, decoder_drop_path_rate=0.9, resnet_drop_path_rate=0.9)
     net_input = batch(2)
     with torch.no_grad():
@@ -206,11 +214,11 @@ def test_drop_path_acts_in_training_only():
 
 @pytest.mark.parametrize("split", [False, True])
 def test_every_trained_parameter_gets_a_gradient(split):
-    """Or plain DistributedDataParallel would stop at the second step."""
+    """DistributedDataParallel stops at the second step otherwise."""
     model = nano(split).train()
     model(**batch(2))[0].sum().backward()
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not idle
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -220,19 +228,19 @@ def _state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_larger_vocabulary_adds_rows():
+def test_a_larger_vocabulary_adds_rows():
     small = _state(nano())
     options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
-    model = verify.build_with_weights({**options, "resnet_width": 8, "split_modalities": True}, 70)
+    model = build_with_weights({**options, "resnet_width": 8, "split_modalities": True}, 70)
     model.load_state_dict(dict(small))
     table = model.encoder.embed_tokens.weight
     assert torch.equal(table[:VOCAB], small["encoder.embed_tokens.weight"])
     assert model.decoder.output_projection.weight is table
 
 
-def test_smaller_vocabulary_is_refused():
-    big = _state(verify.build_with_weights({**ARCHS["ofa_nano"]}, 70))
-    model = verify.build_with_weights({**ARCHS["ofa_nano"]}, 60)
+def test_a_smaller_vocabulary_is_rejected():
+    big = _state(build_with_weights({**ARCHS["ofa_nano"]}, 70))
+    model = build_with_weights({**ARCHS["ofa_nano"]}, 60)
     with pytest.raises(
         ValueError, match=r"embed_tokens.weight: checkpoint \(70, 128\), model \(60"
     ):
@@ -240,8 +248,8 @@ def test_smaller_vocabulary_is_refused():
 
 
 @torch.no_grad()
-def test_larger_grid_keeps_every_cell_and_offset():
-    """The same picture gives the same answer after the grid has grown."""
+def test_a_larger_grid_keeps_every_cell_and_offset():
+    """An image gives the same logits with the larger grid."""
     small = nano(image_bucket_size=4)
     large = nano(image_bucket_size=8)
     large.load_state_dict(_state(small))
@@ -249,30 +257,30 @@ def test_larger_grid_keeps_every_cell_and_offset():
     torch.testing.assert_close(large(**net_input)[0], small(**net_input)[0])
 
 
-def test_missing_and_foreign_entries_are_named():
+def test_missing_and_unknown_entries_are_named():
     model, state = nano(), _state(nano())
     del state["encoder.layers.3.fc1.weight"]
     state["encoder.prompt.weight"] = torch.zeros(3)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as error:
         model.load_state_dict(state)
-    assert "encoder.layers.3.fc1.weight: checkpoint missing, model (64, 32)" in str(refused.value)
-    assert "encoder.prompt.weight: checkpoint (3,), model missing" in str(refused.value)
+    assert "encoder.layers.3.fc1.weight: checkpoint missing, model (64, 32)" in str(error.value)
+    assert "encoder.prompt.weight: checkpoint (3,), model missing" in str(error.value)
 
 
-def test_other_bucket_layout_is_refused():
+def test_other_bucket_tables_are_rejected():
     model, state = nano(), _state(nano())
     state["encoder.token_rp_bucket"] += 1
-    with pytest.raises(ValueError, match="token_rp_bucket"):
+    with pytest.raises(ValueError, match=r"encoder\.token_rp_bucket.*--token-bucket-size"):
         model.load_state_dict(state)
 
 
-def test_other_structures_are_refused():
+def test_unsupported_structures_are_rejected():
     with pytest.raises(ValueError, match="scale_resids=True"):
         nano(scale_resids=True)
 
 
 @torch.no_grad()
-def test_biases_are_recomputed_when_weights_change():
+def test_biases_are_computed_again_when_weights_change():
     model, net_input = nano(), batch(2)
     before, _ = model(**net_input)
     state = _state(model)
@@ -286,14 +294,14 @@ def test_biases_are_recomputed_when_weights_change():
     assert torch.equal(after, fresh(**net_input)[0])
 
 
-def test_fixture_shapes_are_the_official_ones():
+def test_state_dict_has_the_official_names_and_shapes():
     shapes = json.loads(FIXTURE.read_text())["state_dict"]
     model = verify.build(json.loads(FIXTURE.read_text()))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == shapes
 
 
-def test_cross_biases_are_made_once_a_shape():
-    """Batches of one shape share the projection of positions; another shape has its own."""
+def test_cross_biases_are_computed_once_per_shape():
+    """Batches of one shape share the projection of positions."""
     model, calls = nano(), []
     model.decoder.cross_pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
     inputs = batch(2)
@@ -308,7 +316,7 @@ def test_cross_biases_are_made_once_a_shape():
     assert len(calls) == 2
 
 
-def test_joint_biases_serve_every_length_of_text():
+def test_joint_biases_serve_texts_of_every_length():
     model, calls = nano(split=False), []
     model.encoder.pos_k_linear.register_forward_hook(lambda *_: calls.append(1))
     inputs = batch(2)
@@ -323,7 +331,7 @@ def test_joint_biases_serve_every_length_of_text():
 
 @torch.no_grad()
 @pytest.mark.parametrize("split", [True, False])
-def test_no_mask_is_written_where_nothing_is_padded(split, monkeypatch):
+def test_no_mask_is_written_without_padding(split, monkeypatch):
     model, inputs, masked = nano(split), batch(1), []
     write = encoder._mask_keys
 

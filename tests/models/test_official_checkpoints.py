@@ -1,4 +1,4 @@
-"""Checkpoints as OFA's release writes them, through fairseq's own loading."""
+"""Checkpoints in the format of OFA's release, loaded by fairseq."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RELEASED = dict(
     sample_patch_num=196,
     lr=[3e-5],
 )
-# fairseq's own model arguments, which OFA's encoder and decoder took over.
+# fairseq's own model arguments, which OFA's encoder and decoder have as well.
 SHARED = {"share_decoder_input_output_embed"}
 
 
@@ -46,7 +46,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def official(trained_path: Path, path: Path, form: str) -> Path:
-    """The same weights with the arguments an official file has, under ``args`` or ``cfg``."""
+    """Save the same weights with an official file's arguments, under ``args`` or ``cfg``."""
     state = torch.load(trained_path, weights_only=True)
     own = state["cfg"]["model"]
     own = vars(own) if isinstance(own, Namespace) else dict(own)
@@ -70,7 +70,7 @@ def official(trained_path: Path, path: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["args", "cfg"])
-def test_arguments_under_args_and_cfg(trained, tmp_path, form, caplog):
+def test_arguments_are_read_from_args_and_cfg(trained, tmp_path, form, caplog):
     data, checkpoint = trained
     path = official(checkpoint, tmp_path / "official.pt", form)
     ours = generate("mue_caption", data, checkpoint, "--gen-subset", "test")
@@ -81,8 +81,8 @@ def test_arguments_under_args_and_cfg(trained, tmp_path, form, caplog):
     assert foreign <= set(line.split("ignored: ")[1].split(", ")) <= foreign | SHARED
 
 
-def test_finetune_and_restore(trained, tmp_path):
-    """--finetune-from-model and --restore-file start from the official weights."""
+def test_finetuning_and_restoring_start_from_official_weights(trained, tmp_path):
+    """With --finetune-from-model and with --restore-file."""
     data, checkpoint = trained
     path = official(checkpoint, tmp_path / "official.pt", "args")
     start = torch.load(path, weights_only=True)["model"]
@@ -98,8 +98,8 @@ def test_finetune_and_restore(trained, tmp_path):
         torch.testing.assert_close(weights[name], start[name], rtol=0, atol=1e-6)
 
 
-def test_a_killed_run_resumes_where_it_was(trained, tmp_path):
-    """From the checkpoint in the middle of an epoch, two more updates are the same as four."""
+def test_an_interrupted_run_resumes_mid_epoch(trained, tmp_path):
+    """Two updates, then two more from the checkpoint, equal four updates."""
     data, _ = trained
     options = ["--lr-scheduler", "fixed", "--seed", "3", "--save-interval-updates", "2"]
     whole = train("mue_caption", data, tmp_path / "whole", *options, updates=4, resumable=True)
@@ -111,7 +111,7 @@ def test_a_killed_run_resumes_where_it_was(trained, tmp_path):
         torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_an_exported_checkpoint_generates_the_same(trained, tmp_path):
+def test_an_exported_checkpoint_generates_the_same_captions(trained, tmp_path):
     data, checkpoint = trained
     export(checkpoint, tmp_path / "shipped.pt")
     shipped = torch.load(tmp_path / "shipped.pt", weights_only=True)
@@ -126,7 +126,7 @@ def test_an_exported_checkpoint_generates_the_same(trained, tmp_path):
     )
 
 
-def test_misfit_names_the_entries(trained, tmp_path):
+def test_a_misfit_names_the_entries(trained, tmp_path):
     data, checkpoint = trained
     state = torch.load(checkpoint, weights_only=True)
     state["model"]["decoder.layers.0.fc1.weight"] = torch.zeros(7, 32)
@@ -135,6 +135,6 @@ def test_misfit_names_the_entries(trained, tmp_path):
         generate("mue_caption", data, tmp_path / "broken.pt")
 
 
-def test_loads_into_the_registered_model(trained):
+def test_a_checkpoint_loads_into_the_registered_model(trained):
     (model,), _, task = load_model_ensemble_and_task([str(trained[1])])
     assert isinstance(model, OFAModel) and len(task.target_dictionary) and NANO

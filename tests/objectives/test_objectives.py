@@ -1,4 +1,4 @@
-"""The losses against loops over tokens and words, and the promise on memory."""
+"""The losses against loops over tokens and words, and the memory of layer-wise scoring."""
 
 import math
 
@@ -17,7 +17,7 @@ from ofa_exit.objectives.layerwise import parse_layer_weights, score_layers
 
 
 def slow_cross_entropy(logits, target, epsilon, allowed=None, confidence=None):
-    """One token after the other, words as Python numbers."""
+    """Compute the loss token by token, in Python numbers."""
     losses = []
     for m, row in enumerate(logits.double().tolist()):
         words = [v for v in range(len(row)) if allowed is None or allowed[m, v]]
@@ -35,7 +35,7 @@ def slow_cross_entropy(logits, target, epsilon, allowed=None, confidence=None):
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_cross_entropy_equals_the_slow_loop(epsilon, masked, weighted):
+def test_cross_entropy_equals_a_slow_loop(epsilon, masked, weighted):
     logits, target = torch.randn(7, 11) * 3, torch.randint(11, (7,))
     allowed = (torch.rand(7, 11) < 0.4).scatter(1, target[:, None], True) if masked else None
     confidence = torch.rand(7) if weighted else None
@@ -48,8 +48,8 @@ def test_cross_entropy_equals_the_slow_loop(epsilon, masked, weighted):
     )
 
 
-def test_smoothing_is_what_torch_calls_it():
-    """The target keeps 1 - eps and the others share eps: torch spreads its own over all words."""
+def test_label_smoothing_equals_torch():
+    """Here the target keeps 1 - ε and the others share ε; torch spreads its ε over all words."""
     logits, target = torch.randn(5, 9, requires_grad=True), torch.randint(9, (5,))
     loss, _ = token_cross_entropy(logits, target, 0.2)
     expected = torch.nn.functional.cross_entropy(
@@ -61,7 +61,7 @@ def test_smoothing_is_what_torch_calls_it():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_gradients_of_masked_answers_are_finite_and_stay_inside():
+def test_gradients_are_finite_and_reach_allowed_words_alone():
     logits = torch.randn(3, 8, requires_grad=True)
     target = torch.tensor([1, 2, 5])
     allowed = torch.zeros(3, 8, dtype=torch.bool)
@@ -73,14 +73,14 @@ def test_gradients_of_masked_answers_are_finite_and_stay_inside():
     assert nll[2].item() == 0
 
 
-def test_half_precision_is_computed_in_float32():
+def test_half_precision_logits_are_computed_in_float32():
     logits, target = torch.randn(4, 50).half(), torch.randint(50, (4,))
     loss, nll = token_cross_entropy(logits, target, 0.1)
     assert loss.dtype == nll.dtype == torch.float32
     torch.testing.assert_close(loss, token_cross_entropy(logits.float(), target, 0.1)[0])
 
 
-def test_large_vocabulary_keeps_its_precision():
+def test_large_vocabularies_keep_their_precision():
     logits, target = torch.randn(3, 59457) * 4, torch.randint(59457, (3,))
     loss, _ = token_cross_entropy(logits, target, 0.1)
     exact, _ = token_cross_entropy(logits, target, 0.0)
@@ -90,12 +90,12 @@ def test_large_vocabulary_keeps_its_precision():
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_token_rows_are_the_places_without_padding():
+def test_token_rows_are_the_positions_without_padding():
     target = torch.tensor([[1, 7, 2, 1], [1, 1, 1, 1], [5, 6, 2, 1], [1, 1, 9, 2]])
     assert token_rows(target, 1, 7).tolist() == [1, 2, 8, 9, 10, 14, 15]
 
 
-def test_drop_worst_keeps_the_smallest():
+def test_drop_worst_keeps_the_smallest_losses():
     loss = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0], requires_grad=True)
     kept = drop_worst(loss, tokens_kept(5, 0.4))
     assert sorted(kept.tolist()) == [1, 2, 3]
@@ -106,11 +106,11 @@ def test_drop_worst_keeps_the_smallest():
 @pytest.mark.parametrize(
     ("tokens", "ratio", "kept"), [(10, 0, 10), (10, 0.2, 8), (7, 0.2, 5), (1, 0.5, 1), (3, 0.9, 1)]
 )
-def test_tokens_kept(tokens, ratio, kept):
+def test_number_of_tokens_that_drop_worst_keeps(tokens, ratio, kept):
     assert tokens_kept(tokens, ratio) == kept
 
 
-def test_weights_have_sum_one():
+def test_layer_weights_sum_to_one():
     assert parse_layer_weights("uniform", 4) == [0.25] * 4
     assert parse_layer_weights("last", 3) == [0, 0, 1]
     assert parse_layer_weights("1,2, 5", 3) == [0.125, 0.25, 0.625]
@@ -120,25 +120,25 @@ def test_weights_have_sum_one():
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ("linear", "'uniform', 'last' or numbers"),
-        ("", "'uniform', 'last' or numbers"),
-        ("1,2", "2 numbers, but the decoder has 3 layers"),
-        ("1,-1,1", "not negative"),
-        ("1,nan,1", "finite"),
-        ("inf,1,1", "finite"),
-        ("1,1,0", "the last positive"),
+        ("linear", r"'linear'.*uniform.*last"),
+        ("", r"''.*uniform.*last"),
+        ("1,2", r"'1,2'.*\b2\b.*\b3 layers"),
+        ("1,-1,1", r"'1,-1,1'.*at least 0"),
+        ("1,nan,1", r"'1,nan,1'.*finite"),
+        ("inf,1,1", r"'inf,1,1'.*finite"),
+        ("1,1,0", r"'1,1,0'.*last above 0"),
     ],
 )
-def test_nonsense_weights_are_refused(spec, problem):
+def test_invalid_layer_weights_are_rejected(spec, problem):
     with pytest.raises(ValueError, match=problem):
         parse_layer_weights(spec, 3)
 
 
-V = 997  # no other size in these tests
+V = 997  # no other dimension in these tests has this size
 
 
 class LiveLogits(TorchDispatchMode):
-    """Counts the [.., V] storages alive at the same time, forward and backward."""
+    """Count the logits [16, V] that are in memory at the same time, forward and backward."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ def backward(weight, features, score, weights):
     return loss.item()
 
 
-def test_logits_of_one_layer_at_a_time():
+def test_logits_of_one_layer_at_a_time_are_in_memory():
     peaks = []
     for layers in (1, 6):
         case = scored(layers, [1 / layers] * layers)
@@ -182,14 +182,14 @@ def test_logits_of_one_layer_at_a_time():
         peaks.append(live.peak)
     assert peaks[1] <= peaks[0]
 
-    # The measure sees the difference: all layers at once hold many times as much.
+    # The counter sees the difference: with all layers at once, more logits are in memory.
     _, features, score, weights = scored(6, [1 / 6] * 6)
     with LiveLogits() as live:
         sum(w * score(x) for w, x in zip(weights, features, strict=True)).backward()
     assert live.peak >= peaks[0] + 5
 
 
-def test_scores_and_gradients_are_those_of_all_layers_at_once():
+def test_scores_and_gradients_equal_those_of_all_layers_at_once():
     weight, features, score, weights = scored(4, [0.1, 0.2, 0.3, 0.4])
     loss = backward(weight, features, score, weights)
     ours = [weight.grad.clone(), *(x.grad.clone() for x in features)]
@@ -202,14 +202,14 @@ def test_scores_and_gradients_are_those_of_all_layers_at_once():
         torch.testing.assert_close(mine, reference)
 
 
-def test_layers_without_weight_are_not_scored():
+def test_layers_of_weight_zero_are_not_scored():
     calls = []
     scores = score_layers([torch.ones(1)] * 3, [0.0, 0.5, 0.5], lambda x: calls.append(1) or x)
     assert sorted(scores) == [1, 2]
     assert len(calls) == 2
 
 
-def test_the_last_layer_alone_is_projected_once():
+def test_a_loss_of_the_last_layer_projects_once():
     calls = []
 
     def score(x):

@@ -9,7 +9,6 @@ import torch
 from helpers.fake_devices import encode, fake_batch, fake_model
 from helpers.small_models import batch, generate, nano
 
-from ofa_exit.cli.verify import dictionary_of
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.policies.measures import hidden_saturation
@@ -17,6 +16,7 @@ from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 from ofa_exit.runtime import exit_loop as exiting
 from ofa_exit.runtime import rows
+from ofa_exit.testing import build_dictionary
 
 
 def training_step(split: bool, device: str) -> tuple[OFAModel, torch.Tensor]:
@@ -25,7 +25,7 @@ def training_step(split: bool, device: str) -> tuple[OFAModel, torch.Tensor]:
     net_input = fake_batch(device)
     target = net_input["prev_output_tokens"]
     sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
-    task = Namespace(target_dictionary=dictionary_of(60))
+    task = Namespace(target_dictionary=build_dictionary(60))
     loss, _, log = MuELoss(task, 0.1, "uniform", 0.0, 0, True, False)(model, sample)
     assert loss.device.type == device
     assert all(v.device.type == device for v in log.values() if torch.is_tensor(v))

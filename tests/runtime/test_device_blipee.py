@@ -9,10 +9,10 @@ import pytest
 import torch
 from helpers.fake_devices import encode, fake, fake_batch, fake_model  # noqa: F401
 
-from ofa_exit.cli.verify import dictionary_of
 from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.runtime import exit_loop as exiting
+from ofa_exit.testing import build_dictionary
 
 
 def step(device: str, mode: str, update: int):
@@ -23,7 +23,7 @@ def step(device: str, mode: str, update: int):
     net_input = fake_batch(device)
     target = net_input["prev_output_tokens"]
     sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
-    task = Namespace(target_dictionary=dictionary_of(60))
+    task = Namespace(target_dictionary=build_dictionary(60))
     config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
     loss, _, log = BlipeeAdversarial.build_criterion(config, task).train()(model, sample)
     kinds = {x.device.type for x in log.values() if torch.is_tensor(x)}

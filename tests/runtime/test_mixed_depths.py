@@ -11,9 +11,9 @@ from fairseq.sequence_generator import SequenceGenerator
 from helpers.flop_counts import counted
 from helpers.small_models import VOCAB, TriesExits, generate, nano, select
 
-from ofa_exit.cli.verify import random_images, random_tokens
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.runtime import exit_loop as exiting
+from ofa_exit.testing import random_images, random_tokens
 
 KV_MODES = ["propagate", "recompute"]
 STEPS = 10

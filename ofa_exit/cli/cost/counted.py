@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.cli.verify import dictionary_of
 from ofa_exit.evaluation.efficiency.flops import (
     DecoderCall,
     ModelShape,
@@ -27,6 +26,7 @@ from ofa_exit.evaluation.efficiency.flops import (
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
+from ofa_exit.testing import build_dictionary
 
 VOCABULARY = 59_457  # OFA's: words, 8,192 image codes, 1,000 position bins
 CAPACITY = 16  # positions that the decoder's cache makes room for at first
@@ -72,7 +72,7 @@ class Answer:
 
 def build(arch: str, device: str = "meta", **options: Any) -> OFAModel:
     """The model, split, with OFA's vocabulary; without weights, or with random ones on a device."""
-    task = Namespace(target_dictionary=dictionary_of(VOCABULARY))
+    task = Namespace(target_dictionary=build_dictionary(VOCABULARY))
     arguments = {**ARCHS[arch], "split_modalities": True, **options}
     with torch.device(device):
         return OFAModel.build_model(Namespace(**arguments), task)

@@ -6,29 +6,16 @@ token and layer) are not. Padding is not counted. C is the embedding dimension, 
 feed-forward block, S the source tokens, V the vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exits", "vocabulary")
 KV_MODES = ("propagate", "recompute")
-
-# Convolutions with a sum, which the stem runs on a CPU and torch's counter overlooks.
-if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-    FUSED = torch.ops.mkldnn._convolution_pointwise
-
-    def _fused_convolution(*shapes: Any, out_shape: Any, **unused: Any) -> int:
-        """shapes: of the arguments, the weight's [O, I, h, w] behind those of the inputs."""
-        weight = shapes[2] if shapes[2] is not None and len(shapes[2]) == 4 else shapes[1]
-        return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-    if FUSED not in flop_registry:
-        register_flop_formula(FUSED)(_fused_convolution)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
 from ofa_exit.objectives.adversarial import (
+    count_correct,
     feature_classifier_loss,
     frozen_scores,
     generator_loss,
     relative_spread,
-    told_apart,
 )
 from ofa_exit.objectives.cross_entropy import token_cross_entropy, token_rows
 from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
@@ -194,7 +194,7 @@ class BlipeeAdversarial(FairseqCriterion):
             classifier = model.feature_classifiers[str(layer)]
             scores = classifier(final), classifier(x.detach())
             losses.append(feature_classifier_loss(*scores).sum())
-            log[f"told_apart_exit_{layer}"] = told_apart(*scores)
+            log[f"told_apart_exit_{layer}"] = count_correct(*scores)
         return torch.stack(losses).sum()
 
     def transformer_losses(

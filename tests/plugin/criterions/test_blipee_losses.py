@@ -8,11 +8,11 @@ from torch.nn.functional import kl_div
 
 from ofa_exit.heads.transformer import FeatureClassifier, parse_exit_layers
 from ofa_exit.objectives.adversarial import (
+    count_correct,
     feature_classifier_loss,
     frozen_scores,
     generator_loss,
     relative_spread,
-    told_apart,
 )
 from ofa_exit.objectives.distillation import distillation_loss
 
@@ -25,7 +25,7 @@ def test_adversarial_losses_are_the_papers():
     gen = [-math.log(b) for b in d_exit]
     assert generator_loss(leaving).tolist() == pytest.approx(gen, rel=1e-5)
     right = sum(a > 0.5 for a in d_final) + sum(b <= 0.5 for b in d_exit)
-    assert told_apart(final, leaving) == right
+    assert count_correct(final, leaving) == right
 
 
 def test_extreme_scores_stay_finite():
