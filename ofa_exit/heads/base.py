@@ -107,13 +107,9 @@ class ExitHeads(nn.ModuleDict):
                 f"the checkpoint has exit heads after decoder layers {names}, the model has "
                 f"{built}: add --exit-layers {names}"
             )
-        for name, value in own.items():
-            if (
-                name.startswith(prefix)
-                and name not in state
-                and _layer_of(name, prefix) not in saved
-            ):
-                state[name] = value
+        for name in [name for name in own if name.startswith(prefix)]:
+            if _layer_of(name, prefix) not in saved:
+                state.setdefault(name, own[name])
 
 
 def layers_in(state: dict[str, Any], prefix: str) -> set[int]:

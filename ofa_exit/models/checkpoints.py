@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofa_exit.heads.transformer import fit_exits
-
 logger = logging.getLogger(__name__)
 
 # The structure of every released OFA checkpoint, and the only supported one.
@@ -33,6 +31,10 @@ REQUIRED_FLAGS = {
 }
 # Buffers that follow from the arguments: the model keeps its own.
 COMPUTED = ("token_rp_bucket", "image_rp_bucket", "image_position_idx", "version")
+
+HEADS = "decoder.exits."
+# Modules that only a training uses: BLIPEE's feature classifiers.
+TRAINING_PARTS = "feature_classifiers."
 
 
 def check_structure(cfg: Any) -> None:
@@ -74,7 +76,8 @@ def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name in own:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
-    fit_exits(own, state)
+    model.decoder.exit_heads.init_from(own, state, HEADS)
+    _fit_training_parts(own, state)
     _check_buckets(own, state)
     for name, value in own.items():
         leaf = name.rsplit(".", 1)[-1]
@@ -87,6 +90,21 @@ def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
         if "encoder.embed_tokens.weight" in state:
             state[name] = state["encoder.embed_tokens.weight"]
     _check_shapes(own, state)
+
+
+def _fit_training_parts(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Start modules of training anew where the checkpoint lacks them; drop unused ones."""
+    missing = [name for name in own if name.startswith(TRAINING_PARTS) and name not in state]
+    if missing:
+        logger.info("missing feature classifiers initialised at random")
+    state.update({name: own[name] for name in missing})
+    for name in [n for n in state if n.startswith(TRAINING_PARTS) and n not in own]:
+        del state[name]
+
+
+def without_training_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict for inference, without modules that only a training uses."""
+    return {name: value for name, value in state.items() if not name.startswith(TRAINING_PARTS)}
 
 
 def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -84,7 +84,7 @@ class DecoderPass(LayerPass):
 
     def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Run a decoder layer over hidden states [R, P, C]."""
-        module, slot = self.decoder.layers[layer - 1], layer - 1
+        module, slot = self.decoder.layer(layer), layer - 1
         self.counter.add("layers_run")
         self.filled = None
         # Every token runs layer 1, so nothing is missing there.
@@ -104,7 +104,7 @@ class DecoderPass(LayerPass):
     def _recompute(self, layer: int, hidden: Tensor, missing: MissingKV, states: Tensor) -> Tensor:
         """Run a layer for the missing positions, too, so that their K/V are the full stack's."""
         assert self.cache is not None and self.cache.states is not None
-        module, filled = self.decoder.layers[layer - 1], missing.positions.numel()
+        module, filled = self.decoder.layer(layer), missing.positions.numel()
         positions = torch.cat([missing.positions, self.steps])  # Long [Q + P]
         mask = missing.mask
         if mask is not None:  # the new positions are stored for every row
@@ -278,18 +278,14 @@ class DecoderPass(LayerPass):
             for name, counts in self.counter.closed.items()
         }
         first = self.cache is None or self.cache.length == 1
+        sentences = len(self.counter.closed["layers_run"])
+        full = full_work(self.decoder, sentences, self.counter.tokens, self.keys, first)
         return DecoderStep(
             tokens=self.tokens.clone(),
             sentence=self.encoder_out.sentences.repeat_interleave(group),
             layers_used=layers_used,
             work=self.counter.work(recomputed=self.mode == "recompute"),
-            full_work=full_work(
-                self.decoder,
-                len(rows["layers_run"]) // group,
-                self.counter.tokens,
-                self.keys,
-                first,
-            ),
+            full_work=full,
             **rows,
         )
 
@@ -334,7 +330,7 @@ class WorkCounter:
 
     def work(self, recomputed: bool) -> list[Work]:
         """Return what was done; ``recomputed``: skipped layers ran in full for their K/V."""
-        layer, heads, rows = self.decoder.layers[0], self.decoder.exits, self.rows.group
+        layer, heads, rows = self.decoder.layer(1), self.decoder.exits, self.rows.group
         layer_price = partial(layer.flops, self.keys)
         filled = layer_price if recomputed else lambda source: layer.self_kv_flops()
 
@@ -369,7 +365,7 @@ def full_work(
         keys: positions that self-attention covers.
         first: whether cross-attention K/V are made in this call.
     """
-    layer, depth = decoder.layers[0], len(decoder.layers)
+    layer, depth = decoder.layer(1), len(decoder.layers)
     work = [Work("decoder", partial(layer.flops, keys), [tokens * depth] * sentences)]
     if first:
         work.append(Work("cross_kv", layer.cross_kv_flops, [depth] * sentences))

@@ -110,6 +110,10 @@ class DecoderStack(ShapeCache):
             drop_path,
         )
 
+    def layer(self, number: int) -> DecoderLayer:
+        """Return a layer by its number, from 1."""
+        return cast(DecoderLayer, self.layers[number - 1])
+
     @property
     def exit_heads(self) -> ExitHeads:
         return self.exits

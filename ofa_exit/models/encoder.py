@@ -172,6 +172,8 @@ class Encoder(ShapeCache):
             assert grid is not None
             positions = self.image_positions(grid, self.image_rp_bucket.device)
             absolute = self.absolute_bias(positions)
+            if self.cfg.no_image_relative_bias:
+                return positions, [absolute for _ in layers]
             return positions, [absolute + self.image_bias(i, grid) for i in layers]
 
         def text_terms() -> tuple[Tensor, list[Tensor]]:

@@ -97,8 +97,8 @@ class OFAConfig(FairseqDataclass):
     exit_layers: Optional[str] = field(
         default=None,
         metadata={
-            "help": "decoder layers, counted from 1 and separated by commas, that exit heads follow "
-            "(default: no heads to train)"
+            "help": "decoder layers, counted from 1 and separated by commas, that exit heads "
+            "follow (default: no heads to train)"
         },
     )
     exit_head: str = field(
