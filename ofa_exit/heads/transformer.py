@@ -12,9 +12,6 @@ logger = logging.getLogger(__name__)
 
 EXITS = "decoder.exits."
 CLASSIFIERS = "feature_classifiers."
-# What a trained parameter belongs to, in the attribute that fairseq's optimizers look at.
-TRANSFORMER_GROUP = "exit_transformers"
-CLASSIFIER_GROUP = "feature_classifiers"
 
 
 def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
@@ -38,20 +35,6 @@ def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
     return sorted(exits)
 
 
-class FeatureClassifier(nn.Sequential):
-    """D of BLIPEE Eqs. 2 and 3: is a feature the final layer's (> 0) or an exit's (< 0)?
-
-    An MLP with one hidden layer and LeakyReLU (Section 4). features [..., C] -> scores [...],
-    the logits of D.
-    """
-
-    def __init__(self, dim: int, hidden: int = 3072) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.LeakyReLU(), nn.Linear(hidden, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features).squeeze(-1)
-
-
 def build_exits(
     new_layer: Callable[[], nn.Module], layers: nn.ModuleList, exits: list[int]
 ) -> nn.ModuleDict:
@@ -66,26 +49,6 @@ def build_exits(
     for layer, module in built.items():
         module.load_state_dict(layers[int(layer)].state_dict())
     return built
-
-
-def train_exits_only(model: nn.Module) -> None:
-    """Freezes the backbone, names the two groups of what is left, and logs how much that is."""
-    sizes = {TRANSFORMER_GROUP: 0, CLASSIFIER_GROUP: 0}
-    total = 0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        group = TRANSFORMER_GROUP if name.startswith(EXITS) else CLASSIFIER_GROUP
-        trained = name.startswith((EXITS, CLASSIFIERS))
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.param_group = group  # type: ignore[attr-defined]
-            sizes[group] += parameter.numel()
-    logger.info(
-        "exits are trained, the backbone is frozen: %s of %s parameters (%.1f %%): exit "
-        "transformers %s, feature classifiers %s",
-        *(f"{sum(sizes.values()):,}", f"{total:,}", 100 * sum(sizes.values()) / total),
-        *(f"{size:,}" for size in sizes.values()),
-    )
 
 
 def fit_exits(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -12,34 +12,47 @@ Scores = TypeVar("Scores")
 
 
 def parse_layer_weights(spec: str, layers: int) -> list[float]:
-    """The weights of the decoder layers' losses, first to last, with sum 1.
+    """Return the weights of the decoder layers' losses, first to last, with sum 1.
 
-    ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits, numbers
-    separated by commas are any other mixture, one for each layer.
+    ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits. Numbers
+    separated by commas, one per layer, are any other mixture.
 
-    Raises ValueError where the numbers do not make weights for that many layers. The last layer's
-    may not be 0, since parameters that get no gradient break data-parallel training.
+    Raises:
+        ValueError: the numbers are no weights for that many layers.
     """
     if spec == "uniform":
         return [1 / layers] * layers
     if spec == "last":
         return [0.0] * (layers - 1) + [1.0]
+    weights = _numbers(spec)
+    if len(weights) != layers:
+        raise ValueError(
+            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
+            "layers: give one for each"
+        )
+    return [w / sum(weights) for w in weights]
+
+
+def check_layer_weights(spec: str) -> None:
+    """Raise ValueError if ``spec`` is invalid for any number of layers."""
+    if spec not in ("uniform", "last"):
+        _numbers(spec)
+
+
+def _numbers(spec: str) -> list[float]:
     try:
         weights = [float(number) for number in spec.split(",")]
     except ValueError:
         raise ValueError(
             f"layer weights {spec!r}: give 'uniform', 'last' or numbers separated by commas"
         ) from None
-    if len(weights) != layers:
-        raise ValueError(
-            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
-            "layers: give one for each"
-        )
+    # A last weight of 0 would leave parameters without a gradient, and data-parallel training waits
+    # for one.
     if not all(math.isfinite(w) and w >= 0 for w in weights) or weights[-1] == 0:
         raise ValueError(
             f"layer weights {spec!r}: each must be finite and not negative, and the last positive"
         )
-    return [w / sum(weights) for w in weights]
+    return weights
 
 
 def score_layers(

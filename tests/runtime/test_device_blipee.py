@@ -17,15 +17,16 @@ from ofa_exit.runtime import exit_loop as exiting
 
 def step(device: str, mode: str, update: int):
     model = fake_model(device=device, exits="1,3")
+    task = Namespace(target_dictionary=dictionary_of(60))
+    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
+    criterion = BlipeeAdversarial.build_criterion(config, task).train()
     with torch.device(device):
-        model.add_feature_classifiers()
+        criterion.prepare_training(model)
     model.train().set_num_updates(update)
     net_input = fake_batch(device)
     target = net_input["prev_output_tokens"]
     sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
-    task = Namespace(target_dictionary=dictionary_of(60))
-    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
-    loss, _, log = BlipeeAdversarial.build_criterion(config, task).train()(model, sample)
+    loss, _, log = criterion(model, sample)
     kinds = {x.device.type for x in log.values() if torch.is_tensor(x)}
     assert kinds == {loss.device.type} == {device}
     return model, loss

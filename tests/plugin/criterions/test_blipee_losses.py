@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from ofa_exit.heads.transformer import FeatureClassifier, parse_exit_layers
+from ofa_exit.heads.transformer import parse_exit_layers
 from ofa_exit.objectives.adversarial import (
     feature_classifier_loss,
     frozen_scores,
@@ -15,6 +15,7 @@ from ofa_exit.objectives.adversarial import (
     told_apart,
 )
 from ofa_exit.objectives.distillation import distillation_loss
+from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 
 
 def test_adversarial_losses_are_the_papers():
