@@ -23,14 +23,14 @@ from benchmarks.plot import GROWING, draw
 from benchmarks.report import Result, aligned, heading, parts_table, table, verdict, write_csv
 from benchmarks.setting import Setting
 from benchmarks.timing import CLOCKS, interleaved
-from benchmarks.variants import KINDS, USUAL, Bench, Depths, Models, deviation, name_of
+from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, name_of
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
 
 TARGET = "target (for ofa_base, 480 px, two cores)"
 TOLERANCE = 1e-4
-UNSPLIT = ("compiled", "floor")  # no timers around their parts, and no memory of their own
+UNSPLIT = ("floor",)  # no timers around their parts, and no memory of their own
 FIELDS = set(Setting.__dataclass_fields__)
 DEPTHS = ((6, 2, 3), (3, 3, 3), (2, 3, 2), (1, 1, 1))
 JOINT_DEPTHS = ((6, 6, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1))
@@ -186,9 +186,9 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         nargs="+",
         choices=list(KINDS),
-        default=USUAL,
+        default=list(KINDS),
         metavar="VARIANT",
-        help="see below (default: all but compiled)",
+        help="see below (default: all)",
     )
     add("--rounds", type=int, default=9, help=f"timed runs of each variant {shown}")
     add("--warm-up", type=int, default=2, help=f"runs of each before that {shown}")

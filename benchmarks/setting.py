@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.search.generation import WatchedEnsemble
+from ofa_exit.plugin.search.ensemble import WatchedEnsemble
 from ofa_exit.testing import build_with_weights, random_images, random_tokens
 
 Hypotheses = list[list[dict[str, Tensor]]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -14,7 +12,6 @@ from benchmarks.floor import Floor
 from benchmarks.reference import Reference
 from benchmarks.setting import Hypotheses, Setting, build, generate, generator, prepare, sample
 from ofa_exit.evaluation.efficiency.report import GenerationReport
-from ofa_exit.models.compiling import compile_parts
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
@@ -25,10 +22,8 @@ KINDS = {
     "exits": "this package, the first layers of each part (--depths)",
     "mixed": "this package, sentence i leaving the decoder behind its layer 1 + i % layers",
     "gated": "this package, every layer, the gates of similarity computed and never open",
-    "compiled": "full by torch.compile, which takes a minute or more first; only if asked for",
     "floor": "the convolutions and matrix products of full alone, each done once",
 }
-USUAL = [kind for kind in KINDS if kind != "compiled"]
 Depths = tuple[int, int, int]
 
 # A cosine of states that a layer changed stays below; 1 would switch the gates off.
@@ -67,13 +62,6 @@ class Models:
         self.reference: Any = prepare(Reference.of(self.ours), setting) if reference else None
         prepare(self.ours, setting)
 
-    @functools.cached_property
-    def compiled(self) -> Any:
-        """A copy of ours as ``--compile`` makes it."""
-        model = copy.deepcopy(self.ours)
-        compile_parts(model)
-        return model
-
 
 class Bench:
     """One batch and everything that generates from it."""
@@ -90,12 +78,6 @@ class Bench:
             return generate(self.search, self.batch)
 
         return run
-
-    def compiled(self) -> Callable[[], Hypotheses]:
-        model = self.models.compiled
-        model.configure_exits(None)
-        search = generator(model, self.setting)
-        return lambda: generate(search, self.batch)
 
     def reference(self) -> Hypotheses:
         return generate(self.reference_search, self.batch)
@@ -138,8 +120,6 @@ class Bench:
             runs["mixed"] = self.ours(self.mixed())
         if "gated" in kinds:
             runs["gated"] = self.gated()
-        if "compiled" in kinds:
-            runs["compiled"] = self.compiled()
         if "floor" in kinds:
             stem = self.models.ours.encoder.embed_images
             runs["floor"] = Floor(stem, self.models.reference, self.batch, self.decoder_calls())
@@ -167,7 +147,7 @@ class Bench:
         Of a batch of a shape that was met before, as all the timed ones are: the encoder's
         position biases are there already. That is the second of two equal batches in the report.
         """
-        report = GenerationReport.for_model(self.models.ours)
+        report = GenerationReport(self.models.ours)
         executed, full = [], []
         for _ in range(2):
             hypotheses = self.ours(policy)()

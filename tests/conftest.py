@@ -36,8 +36,17 @@ def seed() -> None:
 
 @pytest.fixture(params=["in place", "copied"])
 def reading(request, monkeypatch):
-    """How keys and values of sentences that still run are read: small models would copy them."""
-    from ofa_exit.runtime import exit_loop as exiting
+    """How K/V of active sentences are read: small models would copy them."""
+    from ofa_exit.models import cpu
 
-    monkeypatch.setattr(exiting, "STRETCH", 0 if request.param == "in place" else 2**62)
+    monkeypatch.setattr(cpu, "MIN_ELEMENTS_TO_COPY", 0 if request.param == "in place" else 2**62)
     return request.param
+
+
+@pytest.fixture
+def fake():
+    """CUDA without a GPU: tensors that have shapes and devices, and no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        yield mode

@@ -15,7 +15,7 @@ import torch
 
 import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
 from ofa_exit.data.files import atomic_write
-from ofa_exit.heads.transformer import without_classifiers
+from ofa_exit.models.checkpoints import without_training_parts
 
 FOLDERS = {"user_dir": None, "data": None, "bpe_dir": None, "save_dir": "checkpoints"}
 NO_FILE = (
@@ -48,7 +48,7 @@ def export(checkpoint: Path, out: Path) -> None:
     kept = {
         "args": _without_folders(state.get("args")),
         "cfg": _without_folders(state.get("cfg")),
-        "model": without_classifiers(state["model"]),
+        "model": without_training_parts(state["model"]),
         "optimizer_history": state["optimizer_history"][-1:],
         "task_state": state.get("task_state", {}),
         "extra_state": {},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import ExitFlags, exit_policy, refuse_misfit_arguments
+from ofa_exit.plugin.options import ExitFlags, build_exit_policy, reject_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
 Grid = list[dict[str, Any]]
@@ -42,11 +42,11 @@ class ExitSetting:
         """How keys and values of skipped layers are made."""
         return self.options.exit_kv or "propagate"
 
-    def refuse_misfit(self, arguments: Any) -> None:
+    def reject_misfit(self, arguments: Any) -> None:
         """Raises UsageError where an OFA model of these arguments cannot follow the setting."""
         if self.policy is not None:
             with errors_of(self.where):
-                refuse_misfit_arguments(self.options, self.policy, arguments)
+                reject_misfit_arguments(self.options, self.policy, arguments)
 
 
 def read_grid(path: Path) -> Grid:
@@ -63,7 +63,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def exit_settings(
-    grid: Sequence[Any], cfg: Any, similarity_defaults: dict[str, Any], where: str, run: str
+    grid: Sequence[Any], cfg: Any, task: str, where: str, run: str
 ) -> list[ExitSetting]:
     """The settings of a grid with their policies.
 
@@ -84,7 +84,7 @@ def exit_settings(
         if exits and "exit_policy" not in exits:
             options.exit_policy = "similarity"
         with errors_of(name):
-            policy = exit_policy(options, similarity_defaults)
+            policy = build_exit_policy(options, task)
         settings.append(ExitSetting(name, given.get("run", run), exits, options, policy))
     return settings
 

@@ -40,9 +40,10 @@ from ofa_exit.cli.grid import ExitSetting, Grid, errors_of, exit_settings, read_
 from ofa_exit.data.files import write_bytes
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.options import refuse_misfit
-from ofa_exit.plugin.saved_arguments import overrides_of, saved_arguments
-from ofa_exit.plugin.search.generation import UNSUPPORTED, refuse_options
+from ofa_exit.plugin.options import reject_misfit
+from ofa_exit.plugin.reporting import log_rows
+from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
+from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.dataset import RowDataset
 
@@ -59,9 +60,9 @@ class Setting:
     def __init__(self, setting: ExitSetting, task: Any, model: Any, scorer: Any) -> None:
         self.setting = setting
         with errors_of(setting.where):
-            refuse_misfit(setting.options, setting.policy, model)
+            reject_misfit(setting.options, setting.policy, model)
             self.switch_on(model)  # the report asks which exits are used
-        self.report = GenerationReport.for_model(model, setting.kv, words=task.scored_words())
+        self.report = GenerationReport(model)
         self.scorer = scorer
         self.seconds: list[float] = []
 
@@ -86,7 +87,7 @@ class Setting:
             text_tokens=sample["net_input"]["src_lengths"].tolist(),
             image_size=tuple(sample["net_input"]["patch_images"].shape[-2:]),
             seconds=seconds,
-            pictures=sample["net_input"]["patch_masks"].tolist(),
+            has_image=sample["net_input"]["patch_masks"].tolist(),
         )
         if self.scorer is not None:
             for references, of_sentence in zip(sample["references"], hypotheses):
@@ -175,17 +176,17 @@ def sweep(
     path, task_class = _one_checkpoint(cfg), TASK_REGISTRY[cfg.task._name]
     if not issubclass(task_class, OFATask):
         raise UsageError(f"--task {cfg.task._name} has no exits: give one of this package's tasks")
-    refuse_options(cfg.generation, {**UNSUPPORTED, "score_reference": "a sweep generates"})
+    reject_options(cfg.generation, {**UNSUPPORTED, "score_reference": "a sweep generates"})
 
     def prepared(given: Grid, model_arguments: Any) -> list[ExitSetting]:
-        found = exit_settings(given, cfg.task, task_class.similarity_defaults, where, run)
+        found = exit_settings(given, cfg.task, task_class.exit_defaults, where, run)
         for setting in found if model_arguments is not None else ():
-            setting.refuse_misfit(model_arguments)
+            setting.reject_misfit(model_arguments)
         return found
 
     with usage_errors():
         saved_model = saved_arguments(path, cfg.common_eval.model_overrides)
-        overrides = overrides_of(cfg.common_eval.model_overrides)
+        overrides = parse_overrides(cfg.common_eval.model_overrides)
     settings = [] if callable(grid) else prepared(grid, saved_model)
     scorer = None if time_only else _scorer(cfg)
     cuda = torch.cuda.is_available() and not cfg.common.cpu
@@ -227,6 +228,7 @@ def sweep(
                     setting.generate(task, model, generator, sample)
                 setting.take(task, model, generator, sample)
             unfinished.write_when_due()
+        log_rows(task.dataset(subset).rows)
         if not on_model[0].seconds:
             raise UsageError(f"no row of {subset} could be used: nothing was generated")
         return [setting.row(on_model[0]) for setting in on_model]

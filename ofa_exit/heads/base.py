@@ -30,6 +30,8 @@ class ExitHeads(nn.ModuleDict):
 
     caches_kv = False
     """Whether a head keeps keys and values of earlier positions."""
+    depth = 0
+    """Decoder layers that a head has of its own, for MuE's Eq. 14 and BLIPEE's i + k."""
     scores_words = False
     """Whether word scores are the head's own instead of the shared final norm and projection's."""
 

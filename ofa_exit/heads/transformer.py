@@ -23,6 +23,7 @@ class TransformerHeads(ExitHeads):
     """
 
     caches_kv = True
+    depth = 1
 
     @classmethod
     def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> TransformerHeads:

@@ -55,7 +55,7 @@ def check_structure(cfg: Any) -> None:
         )
 
 
-def fit_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
+def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     """Adapt ``state`` in place to ``model``.
 
     * If the model has a larger vocabulary or longer texts, its own initial rows are added.

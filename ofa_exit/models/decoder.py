@@ -138,6 +138,7 @@ class Decoder(DecoderStack):
             layers_used=torch.full(x.shape[:2], depth, device=x.device),
             layers_run=rows,
             kv_backfilled=torch.zeros_like(rows),
+            keys=keys,
             work=list(work),
             full_work=work,
         )

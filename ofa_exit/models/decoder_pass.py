@@ -284,6 +284,7 @@ class DecoderPass(LayerPass):
             tokens=self.tokens.clone(),
             sentence=self.encoder_out.sentences.repeat_interleave(group),
             layers_used=layers_used,
+            keys=self.keys,
             work=self.counter.work(recomputed=self.mode == "recompute"),
             full_work=full,
             **rows,

@@ -125,6 +125,11 @@ class DecoderStack(ShapeCache):
             return []
         return sorted(set(policy.select_heads(trained)) & set(trained))
 
+    def scores_at_gates(self, policy: Optional[ExitPolicy] = None) -> bool:
+        """Return whether a policy may ask for word scores after layers before the last."""
+        policy = policy if policy is not None else getattr(self, "exit_policy", None)
+        return policy is not None and (not self.exits or bool(self.active_heads(policy)))
+
     # ------------------------------------------------------------------ biases
 
     def _heads(self, linear: nn.Linear, positions: Tensor) -> Tensor:
@@ -179,6 +184,16 @@ class DecoderStack(ShapeCache):
         if cache.cross_bias is None:
             cache.cross_bias = self.cross_bias(cache.capacity, encoder_out)
         return self.self_biases(cache.capacity), cache.cross_bias
+
+    def self_bias_flops(self, positions: int) -> int:
+        """Return the FLOPs of the self-attention bias over L positions: 4·L·C² + 2·L²·C."""
+        dim = self.cfg.decoder_embed_dim
+        return 4 * positions * dim**2 + 2 * positions**2 * dim
+
+    def cross_bias_flops(self, positions: int, source: int) -> int:
+        """Return the FLOPs of the cross-attention bias, L·T pairs: 2·(L + T)·C² + 2·L·T·C."""
+        dim = self.cfg.decoder_embed_dim
+        return 2 * (positions + source) * dim**2 + 2 * positions * source * dim
 
     # ------------------------------------------------------------------ words
 

@@ -22,6 +22,7 @@ from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop
+from ofa_exit.runtime.flops import linear_flops
 from ofa_exit.runtime.trace import ExitTrace
 
 
@@ -213,6 +214,24 @@ class Encoder(ShapeCache):
             "source", (grid, length), lambda: torch.cat([image_positions, positions], dim=1)
         )
         return _Biases(both, image, text, None)
+
+    def bias_flops(self, image: int, text: int) -> dict[str, int]:
+        """Return the FLOPs of the position biases of one shape of batch, by shape.
+
+        4·T·C² + 2·pairs·C over T = image + text positions. The pairs are T², or those within each
+        pass of a split encoder. Joint biases are made for multiples of ``text_room`` text tokens.
+        """
+        dim, room = self.cfg.encoder_embed_dim, 1
+        if image and not self.cfg.split_modalities:
+            room = self.text_room
+        text = min(-(-text // room) * room, self.cfg.max_source_positions)
+        tokens = image + text
+        pairs = image**2 + text**2 if self.cfg.split_modalities else tokens**2
+        return {f"encoder {image} {text}": 4 * tokens * dim**2 + 2 * pairs * dim}
+
+    def projection_flops(self, tokens: int) -> int:
+        """Return the FLOPs of ``image_proj`` over the T tokens of one image: 2·T·channels·C."""
+        return linear_flops(tokens, self.image_proj.in_features, self.image_proj.out_features)
 
     # ------------------------------------------------------------------ passes
 

@@ -12,7 +12,6 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
-from ofa_exit.heads.transformer import FeatureClassifier, train_exits_only
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
@@ -182,25 +181,16 @@ class OFAModel(FairseqEncoderDecoderModel):
         super().__init__(encoder, decoder)
         self.cfg = cfg
         self.num_updates = 0
-        self.feature_classifiers = nn.ModuleDict()
-
-    def add_feature_classifiers(self) -> None:
-        """Makes a model with exits ready to train them: D for each, and a frozen backbone."""
-        dim, hidden = self.cfg.encoder_embed_dim, self.cfg.feature_classifier_dim
-        if hidden < 1:
-            raise ValueError(f"--feature-classifier-dim {hidden}: give at least 1")
-        for layer in self.decoder.exits:
-            self.feature_classifiers[layer] = FeatureClassifier(dim, hidden)
-        train_exits_only(self)
-        self.train(self.training)
+        self.trained_modules: Optional[list[nn.Module]] = None  # set by criterions that freeze
 
     def train(self, mode: bool = True) -> "OFAModel":
-        """Training mode; a backbone with exits stays in eval mode, batch norm included."""
-        super().train(mode)
-        if self.decoder.exits:
-            self.encoder.eval()
-            self.decoder.eval()
-            self.decoder.exits.train(mode)
+        """Set training mode. With ``trained_modules``, all other modules stay in eval mode."""
+        if self.trained_modules is None:
+            return super().train(mode)
+        super().train(False)
+        self.training = mode
+        for module in self.trained_modules:
+            module.train(mode)
         return self
 
     @classmethod

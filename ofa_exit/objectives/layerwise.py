@@ -1,4 +1,4 @@
-"""MuE's layer-wise task loss: every decoder layer predicts the words (Eqs. 12 and 13)."""
+"""MuE's layer-wise task loss: every decoder layer is asked for the words (Eqs. 12 and 13)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,52 +14,62 @@ Scores = TypeVar("Scores")
 def parse_layer_weights(spec: str, layers: int) -> list[float]:
     """Return the weights of the decoder layers' losses, first to last, with sum 1.
 
-    Args:
-        spec: ``uniform`` (the mean of Eq. 12), ``last`` (the plain loss of a model without exits),
-            or one number per layer, separated by commas.
-        layers: number of decoder layers.
+    ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits. Numbers
+    separated by commas, one per layer, are any other mixture.
 
     Raises:
-        ValueError: if ``spec`` gives no weights for that many layers. The last weight must not
-            be 0: parameters without a gradient break data-parallel training.
+        ValueError: the numbers are no weights for that many layers.
     """
     if spec == "uniform":
         return [1 / layers] * layers
     if spec == "last":
         return [0.0] * (layers - 1) + [1.0]
+    weights = _numbers(spec)
+    if len(weights) != layers:
+        raise ValueError(
+            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
+            "layers: give one for each"
+        )
+    return [w / sum(weights) for w in weights]
+
+
+def check_layer_weights(spec: str) -> None:
+    """Raise ValueError if ``spec`` is invalid for any number of layers."""
+    if spec not in ("uniform", "last"):
+        _numbers(spec)
+
+
+def _numbers(spec: str) -> list[float]:
     try:
         weights = [float(number) for number in spec.split(",")]
     except ValueError:
         raise ValueError(
-            f"layer weights {spec!r}: use 'uniform', 'last' or numbers separated by commas"
+            f"layer weights {spec!r}: give 'uniform', 'last' or numbers separated by commas"
         ) from None
-    if len(weights) != layers:
-        raise ValueError(
-            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
-            "layers. Give one per layer."
-        )
+    # A last weight of 0 would leave parameters without a gradient, and data-parallel training waits
+    # for one.
     if not all(math.isfinite(w) and w >= 0 for w in weights) or weights[-1] == 0:
         raise ValueError(
-            f"layer weights {spec!r}: each must be finite and at least 0, and the last above 0"
+            f"layer weights {spec!r}: each must be finite and not negative, and the last positive"
         )
-    return [w / sum(weights) for w in weights]
+    return weights
 
 
 def score_layers(
     features: Sequence[Tensor], weights: Sequence[float], score: Callable[[Tensor], Scores]
 ) -> dict[int, Scores]:
-    """Score the layers one by one, with the logits of one layer in memory at a time.
+    """Score the layers one after the other, keeping the logits of one at a time in memory.
 
-    All layers but the last are checkpointed: their logits are freed after the forward pass and
-    computed again in the backward pass. This costs one more projection per layer. A loss of the
-    last layer alone costs nothing more.
+    ``score`` projects a layer's features to logits and reduces those to numbers. All layers but
+    the last are checkpointed: their logits are dropped after the forward pass and made again when
+    the backward pass, which goes from the last layer to the first, comes to them. The price is
+    one more projection for each; a loss of the last layer alone pays nothing.
 
     Args:
-        features: hidden states of each decoder layer after the final norm, [M, C] each.
-        weights: one per layer; layers of weight 0 are not scored.
-        score: project features [M, C] to logits and reduce those to numbers.
+        features: a decoder layer's states each, [M, C], after the final norm.
+        weights: as many; layers of weight 0 are not scored.
 
-    Returns: the results of ``score`` by layer, counted from 0.
+    Returns: what ``score`` returned, by layer number from 0.
     """
     scored = [layer for layer, weight in enumerate(weights) if weight]
     scores = {}

@@ -1,6 +1,6 @@
-"""Everything that fairseq has to know: importing this package registers it."""
+"""The fairseq plugin: importing this package registers tasks, criterions, scorers and models."""
 
-from . import compat  # isort: skip  # first: the other modules import the mended fairseq
+from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import archs
 from .criterions import blipee, mue, scst
 from .scorers import captions as caption_scorers

@@ -1,4 +1,4 @@
-"""Registers model ``ofa`` and its architectures."""
+"""Register the model ``ofa`` and its architectures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ofa_exit.plugin.errors import usage_errors
 
 @register_model("ofa")
 class RegisteredOFAModel(OFAModel):
-    """Model ``ofa``: its arguments are OFAConfig's, with defaults from the architecture."""
+    """Model ``ofa``, with the arguments of OFAConfig and the architecture's defaults."""
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
@@ -26,7 +26,7 @@ class RegisteredOFAModel(OFAModel):
 
     @usage_errors()
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """A checkpoint that does not fit was made with other options than these."""
+        """Fit a checkpoint. One that does not fit was trained with other options."""
         super().upgrade_state_dict_named(state_dict, name)
 
 

@@ -1,26 +1,21 @@
-"""What fairseq 0.12 needs under current torch and numpy, applied once when the plugin is imported.
+"""Repair fairseq 0.12 under current torch and numpy. Importing this module applies all repairs.
 
-Ten mends, and nothing else of fairseq is touched:
-
-1. ``batch_by_size`` loses sentences. Its last batch is thrown away when its size is not a multiple
-   of ``--required-batch-size-multiple`` (8 by default), in training, validation and generation.
-2. ``torch.load`` refuses fairseq's checkpoints. Since torch 2.6 it builds only objects of classes
-   that were allowed by name (``weights_only``); the classes which fairseq and the official OFA
-   release store, and those that processes send each other when one loads for all, are allowed
-   here. ``weights_only`` itself stays on.
-3. A checkpoint that keeps its arguments as ``args`` cannot be read where the task or criterion it
-   was trained with is not registered, though neither is needed to load a model into another task.
-4. ``fairseq-train`` lists the task's data as a folder to find validation sets that were forgotten,
-   and crashes on OFA's ``train.tsv,valid.tsv``.
-5. ``--ddp-backend pytorch_ddp`` names a GPU for a model on the CPU, which torch refuses.
-6. ``--help`` ends before the options of the chosen task, model, criterion and scorer are known.
-7. A module of fairseq turns everybody's debug messages on, of which hydra and pillow have many.
-8. The trainer takes all parameters that are None for a shared one, a line each.
-9. Every command warns of what fairseq itself should call otherwise in hydra, omegaconf and torch.
-10. ``--optimizer composite`` ends in a KeyError where a group of parameters has no settings, and
-   ``fairseq-train`` has no way to give them.
-
-The eleventh is Python's: errors of the command line's making are told in one line (``errors.py``).
+1. ``batch_by_size`` drops sentences: it discards its last batch if the batch's size is not a
+   multiple of ``--required-batch-size-multiple`` (default 8), in generation too.
+2. ``torch.load`` rejects fairseq's checkpoints. Since torch 2.6 it builds only objects of allowed
+   classes (``weights_only``). Allow those that fairseq and the official OFA release store, and
+   those that processes exchange when one of them reads for all. ``weights_only`` stays on.
+3. A checkpoint with ``args`` cannot be read if its task or criterion is not registered, although
+   loading the model into another task needs neither.
+4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets, and fails on
+   OFA's ``train.tsv,valid.tsv``.
+5. ``--ddp-backend pytorch_ddp`` passes a GPU's number for a model on the CPU, which torch rejects.
+6. ``--help`` prints before the options of the chosen task, model, criterion and scorer are added.
+7. The trainer reports all parameters that are None as shared, one log line each.
+8. ``--optimizer composite`` fails with a KeyError if a parameter group has no settings, and the
+   command line of ``fairseq-train`` cannot give any.
+9. Every command prints deprecation warnings about fairseq's own calls to hydra and omegaconf.
+10. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -33,7 +28,7 @@ import os
 import sys
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -48,44 +43,56 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
-from ofa_exit.plugin.errors import UsageError, tell_in_a_line
+from ofa_exit.plugin.errors import UsageError
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
-def keep_last_batch() -> None:
-    """Wrap ``fairseq.data.data_utils.batch_by_size`` so that every index lands in a batch.
+def patch(owner: Any, name: str) -> Callable[[Callable], Callable]:
+    """Replace ``owner.name`` by a function that gets the original as its first argument.
 
-    All of fairseq looks the function up in its module when it batches, so replacing the attribute
-    reaches every caller. A fairseq that loses nothing is left with the batches that it made.
+    ``owner`` is the module in which fairseq looks the name up when it calls it, so that all callers
+    are reached. Patching twice changes nothing.
     """
-    original = data_utils.batch_by_size
-    if getattr(original, "keeps_last_batch", False):
-        return
 
-    @functools.wraps(original)
-    def batch_by_size(indices: Iterable[int], *args: Any, **kwargs: Any) -> list:
-        if not isinstance(indices, np.ndarray):
-            indices = np.fromiter(indices, dtype=np.int64, count=-1)
-        if len(indices) == 0:  # fairseq would look at the size of a last batch that is not there
-            return []
-        batches = original(indices, *args, **kwargs)
-        kept = sum(len(batch) for batch in batches)
-        # Batches cut the indices in order, hence what is missing is the end.
-        return batches if kept == len(indices) else [*batches, indices[kept:]]
+    def decorate(replacement: Callable) -> Callable:
+        original = getattr(owner, name)
+        if getattr(original, "is_patched", False):
+            return original
 
-    batch_by_size.keeps_last_batch = True  # type: ignore[attr-defined]
-    data_utils.batch_by_size = batch_by_size
+        @functools.wraps(original)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs)
+
+        patched.is_patched = True  # type: ignore[attr-defined]
+        setattr(owner, name, patched)
+        return patched
+
+    return decorate
+
+
+@patch(data_utils, "batch_by_size")
+def keep_last_batch(
+    batch_by_size: Callable, indices: Iterable[int], *args: Any, **kwargs: Any
+) -> list:
+    if not isinstance(indices, np.ndarray):
+        indices = np.fromiter(indices, dtype=np.int64, count=-1)
+    if len(indices) == 0:  # fairseq would read the size of a last batch that does not exist
+        return []
+    batches = batch_by_size(indices, *args, **kwargs)
+    batched = sum(len(batch) for batch in batches)
+    # Batches follow the order of the indices, so the missing ones are the last.
+    return batches if batched == len(indices) else [*batches, indices[batched:]]
 
 
 def checkpoint_classes() -> list:
-    """The classes and functions that checkpoints of fairseq and OFA name, for torch's allow list.
+    """Return the classes and functions in checkpoints of fairseq and OFA, for torch's allow list.
 
-    ``Namespace``: the model's and the task's arguments, in every checkpoint. numpy: best scores and
-    meters. omegaconf: the whole configuration, as early releases stored it, always untyped
-    (typed ones hold enums that cannot be pickled). ``_TensorPlaceholder``: stands for a tensor in
-    a checkpoint that one process read and broadcasts to the others. Each only holds data.
+    ``Namespace``: arguments of model and task, in every checkpoint. numpy: best scores and meters.
+    omegaconf: the configuration as early releases stored it, always untyped (typed ones hold enums
+    that cannot be pickled). ``_TensorPlaceholder``: a tensor in a checkpoint that one process reads
+    and broadcasts. All of them only hold data.
     """
     numpy_dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
     numpy_functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
@@ -109,169 +116,101 @@ def checkpoint_classes() -> list:
     ]
 
 
-def forget_unknown_parts() -> None:
-    """Wrap the reading of a checkpoint's ``args``: names that are not registered are left out.
+@patch(checkpoint_utils, "convert_namespace_to_omegaconf")
+def drop_unknown_parts(convert: Callable, args: argparse.Namespace) -> omegaconf.DictConfig:
+    """Drop names of a checkpoint's ``args`` that are not registered, but never the architecture."""
+    known = {"task": TASK_REGISTRY, **{k: v["registry"] for k, v in REGISTRIES.items()}}
+    kept = {k: v for k, v in vars(args).items() if k not in known or v in known[k]}
+    config = convert(argparse.Namespace(**kept))
+    if config.task is None:  # fairseq reads its fields
+        config.task = {"_name": getattr(args, "task", None)}
+    return config
 
-    ``fairseq.checkpoint_utils`` holds the function by its own name, where it is replaced. The
-    architecture is not touched, a checkpoint of an unknown one stays an error.
+
+@patch(data_utils, "_find_extra_valid_paths")
+def search_folders_only(find: Callable, dataset_path: str) -> set[str]:
+    folders = filter(os.path.isdir, utils.split_paths(dataset_path))
+    return {name for folder in folders for name in find(folder)}
+
+
+@patch(distributed_fairseq_model, "DistributedDataParallel")
+def no_device_ids_on_cpu(
+    data_parallel: Callable, module: torch.nn.Module, **kwargs: Any
+) -> torch.nn.Module:
+    if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+        kwargs.update(device_ids=None, output_device=None)
+    return data_parallel(module=module, **kwargs)
+
+
+@patch(options, "parse_args_and_arch")
+def help_with_all_options(
+    parse: Callable, parser: argparse.ArgumentParser, input_args: Any = None, **kwargs: Any
+) -> Any:
+    """Print the help in the second of fairseq's two parses, when all options have been added.
+
+    fairseq calls ``modify_parser`` before each parse. If the first fails, for example because the
+    task is missing, print the general help.
     """
-    original = checkpoint_utils.convert_namespace_to_omegaconf
-    if getattr(original, "forgets_unknown_parts", False):
-        return
+    given = sys.argv[1:] if input_args is None else list(input_args)
+    if not {"-h", "--help"} & set(given):
+        return parse(parser, input_args, **kwargs)
+    parses = itertools.count(1)
 
-    @functools.wraps(original)
-    def convert_namespace_to_omegaconf(args: argparse.Namespace) -> omegaconf.DictConfig:
-        known = {"task": TASK_REGISTRY, **{k: v["registry"] for k, v in REGISTRIES.items()}}
-        kept = {k: v for k, v in vars(args).items() if k not in known or v in known[k]}
-        config = original(argparse.Namespace(**kept))
-        if config.task is None:  # fairseq looks into it
-            config.task = {"_name": getattr(args, "task", None)}
-        return config
+    def print_second_time(complete: argparse.ArgumentParser) -> None:
+        if next(parses) == 2:
+            complete.print_help()
+            raise SystemExit(0)
 
-    convert_namespace_to_omegaconf.forgets_unknown_parts = True  # type: ignore[attr-defined]
-    checkpoint_utils.convert_namespace_to_omegaconf = convert_namespace_to_omegaconf
-
-
-def look_into_folders_only() -> None:
-    """Wrap the search for forgotten validation sets, so that data which is no folder has none."""
-    original = data_utils._find_extra_valid_paths
-    if getattr(original, "looks_into_folders_only", False):
-        return
-
-    @functools.wraps(original)
-    def find_extra_valid_paths(dataset_path: str) -> set[str]:
-        folders = filter(os.path.isdir, utils.split_paths(dataset_path))
-        return {name for folder in folders for name in original(folder)}
-
-    find_extra_valid_paths.looks_into_folders_only = True  # type: ignore[attr-defined]
-    data_utils._find_extra_valid_paths = find_extra_valid_paths
+    rest = [argument for argument in given if argument not in ("-h", "--help")]
+    try:
+        return parse(parser, rest, **{**kwargs, "modify_parser": print_second_time})
+    except SystemExit as stop:
+        if stop.code:
+            parser.print_help()
+        raise SystemExit(0) from None
 
 
-def name_no_gpu_on_cpu() -> None:
-    """Wrap torch's DistributedDataParallel where fairseq makes one: no device ids on the CPU."""
-    original = distributed_fairseq_model.DistributedDataParallel
-    if getattr(original, "names_no_gpu_on_cpu", False):
-        return
-
-    @functools.wraps(original)
-    def data_parallel(module: torch.nn.Module, **options: Any) -> torch.nn.Module:
-        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
-            options.update(device_ids=None, output_device=None)
-        return original(module=module, **options)
-
-    data_parallel.names_no_gpu_on_cpu = True  # type: ignore[attr-defined]
-    distributed_fairseq_model.DistributedDataParallel = data_parallel
+@patch(trainer, "_catalog_shared_params")
+def list_shared_parameters_only(
+    catalog: Callable, module: torch.nn.Module, memo: Any = None, prefix: str = ""
+) -> Any:
+    # The original calls itself by its name, that is, through here, once for each submodule. Only
+    # the outermost call, the one without a memo, returns a list.
+    found = catalog(module, memo, prefix)
+    if found is None:
+        return None
+    return [names for names in found if operator.attrgetter(names[0])(module) is not None]
 
 
-def help_with_all_options() -> None:
-    """Wrap the parsing of command lines: ``--help`` waits for the options of what was chosen.
-
-    fairseq parses twice, and asks ``modify_parser`` before each time; by the second all options are
-    there. Where the first already fails, for want of a task, say, the help is the general one.
-    """
-    original = options.parse_args_and_arch
-    if getattr(original, "helps_with_all_options", False):
-        return
-
-    @functools.wraps(original)
-    def parse_args_and_arch(
-        parser: argparse.ArgumentParser, input_args: Any = None, **kwargs: Any
-    ) -> Any:
-        given = sys.argv[1:] if input_args is None else list(input_args)
-        if not {"-h", "--help"} & set(given):
-            return original(parser, input_args, **kwargs)
-        times = itertools.count(1)
-
-        def second_time(complete: argparse.ArgumentParser) -> None:
-            if next(times) == 2:
-                complete.print_help()
-                raise SystemExit(0)
-
-        rest = [argument for argument in given if argument not in ("-h", "--help")]
-        try:
-            return original(parser, rest, **{**kwargs, "modify_parser": second_time})
-        except SystemExit as stop:
-            if stop.code:
-                parser.print_help()
-            raise SystemExit(0) from None
-
-    parse_args_and_arch.helps_with_all_options = True  # type: ignore[attr-defined]
-    options.parse_args_and_arch = parse_args_and_arch
+@patch(FairseqCompositeOptimizer, "__init__")
+def require_settings_of_groups(
+    init: Callable, self: FairseqCompositeOptimizer, cfg: Any, params: Iterable[Any]
+) -> None:
+    params = list(params)
+    if not cfg.dynamic_groups:
+        groups = {getattr(parameter, "param_group", "default") for parameter in params}
+        missing = ", ".join(sorted(groups - set(cfg.groups)))
+        if missing:
+            raise UsageError(
+                f"--optimizer composite: settings are missing for the parameter groups {missing}. "
+                "Give optimizer.groups in a YAML configuration to fairseq-hydra-train, or use "
+                "--optimizer adam, which also updates groups in turn"
+            )
+    init(self, cfg, params)
 
 
-def list_shared_parameters_only() -> None:
-    """Wrap the trainer's search for shared parameters, which compares those that are None, too.
-
-    The search calls itself by its name in the module, once for each submodule; only the outermost
-    call, the one without a ``memo``, has a result.
-    """
-    original = trainer._catalog_shared_params
-    if getattr(original, "lists_shared_parameters_only", False):
-        return
-
-    @functools.wraps(original)
-    def catalog_shared_params(module: torch.nn.Module, memo: Any = None, prefix: str = "") -> Any:
-        found = original(module, memo, prefix)
-        if found is None:
-            return None
-        return [names for names in found if operator.attrgetter(names[0])(module) is not None]
-
-    catalog_shared_params.lists_shared_parameters_only = True  # type: ignore[attr-defined]
-    trainer._catalog_shared_params = catalog_shared_params
-
-
-def ask_for_settings_of_groups() -> None:
-    """Wrap the making of a composite optimizer: groups without settings are named, with the remedy.
-
-    The settings of groups are mappings, which only a YAML configuration can hold.
-    """
-    original = FairseqCompositeOptimizer.__init__
-    if getattr(original, "asks_for_settings_of_groups", False):
-        return
-
-    @functools.wraps(original)
-    def __init__(self: FairseqCompositeOptimizer, cfg: Any, params: Iterable[Any]) -> None:
-        params = list(params)
-        if not cfg.dynamic_groups:
-            there = {getattr(parameter, "param_group", "default") for parameter in params}
-            absent = ", ".join(sorted(there - set(cfg.groups)))
-            if absent:
-                raise UsageError(
-                    f"--optimizer composite: no settings for the parameters of {absent}. Give "
-                    "optimizer.groups in a YAML configuration to fairseq-hydra-train, or use "
-                    "--optimizer adam, which trains groups in turn as well"
-                )
-        original(self, cfg, params)
-
-    __init__.asks_for_settings_of_groups = True  # type: ignore[attr-defined]
-    FairseqCompositeOptimizer.__init__ = __init__
-
-
-def hide_others_warnings() -> None:
-    """Leave out warnings that only fairseq's authors could follow; -W and PYTHONWARNINGS rule."""
+def hide_warnings_about_fairseq() -> None:
+    """Hide warnings that only fairseq's authors could act on. -W and PYTHONWARNINGS override."""
     if sys.warnoptions:
         return
     warnings.filterwarnings("ignore", module="hydra")
-    # Told of whoever called hydra, not of hydra.
+    # Attributed to hydra's caller.
     warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore")
-    # fairseq pins without asking whether there is an accelerator.
+    # fairseq pins memory without checking for an accelerator.
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no acc")
 
 
-def apply() -> None:
-    """Apply the mends; a second call changes nothing."""
-    keep_last_batch()
-    forget_unknown_parts()
-    look_into_folders_only()
-    name_no_gpu_on_cpu()
-    help_with_all_options()
-    list_shared_parameters_only()
-    ask_for_settings_of_groups()
-    hide_others_warnings()
-    tell_in_a_line()
-    for noisy in ("PIL", "hydra"):
-        logging.getLogger(noisy).setLevel(logging.INFO)
-    torch.serialization.add_safe_globals(checkpoint_classes())
-
-
-apply()
+hide_warnings_about_fairseq()
+for _noisy in ("PIL", "hydra"):
+    logging.getLogger(_noisy).setLevel(logging.INFO)
+torch.serialization.add_safe_globals(checkpoint_classes())

@@ -1,56 +1,38 @@
-"""Errors of the command line's making are told in one line, as argparse tells its own."""
+"""Errors of the command line and of data files, printed on one line as argparse prints its own."""
 
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Optional
-
-from ofa_exit.data.tsv import TsvError
 
 
-class UsageError(ValueError):
-    """What the user gave cannot be followed; the message says what to give instead."""
+class UsageError(ValueError, SystemExit):
+    """Invalid options, files or rows. The message says what to give instead.
+
+    Uncaught, it ends the process like an error of argparse: one line on stderr, exit status 2, no
+    traceback. This is how Python ends on any SystemExit. As a ValueError, ``except Exception``
+    catches it. Processes that torch spawns and hydra catch it, and print their own traceback.
+    """
+
+    @property
+    def code(self) -> int:  # type: ignore[override]
+        """Exit status 2. Python reads it when nothing has caught the error: print it then."""
+        # The message of an error in a data-loading worker begins with the worker's traceback.
+        text = str(self).rpartition(f"{UsageError.__name__}: ")[2].strip()
+        sys.stdout.flush()
+        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
+        return 2
 
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """ValueError and OSError from within become UsageError; also a decorator.
+    """Turn ValueError and OSError into UsageError; also a decorator.
 
-    For code that looks at options and files before anything is computed: there, both are the
-    user's to mend.
+    For code that checks options and files before anything is computed.
     """
     try:
         yield
     except (ValueError, OSError) as error:
-        if isinstance(error, (UsageError, TsvError)):
+        if isinstance(error, UsageError):
             raise
         raise UsageError(str(error)) from error
-
-
-@functools.cache  # once a process
-def tell_in_a_line() -> None:
-    """Make a command that ends by UsageError or TsvError print a line and exit with status 2.
-
-    By Python's ``sys.excepthook``: whoever catches the errors notices nothing, and all others
-    keep their traceback. Processes that torch spawns, and hydra, print what they catch themselves.
-    """
-    original = sys.excepthook
-
-    def excepthook(
-        kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]
-    ) -> None:
-        if not isinstance(error, (UsageError, TsvError)):
-            original(kind, error, trace)
-            return
-        # A data-loading worker's error comes with the traceback of the worker before it.
-        text = str(error).rpartition(f"{TsvError.__name__}: ")[2].strip()
-        sys.stdout.flush()
-        # Between processes torch has a hook around this one, which takes sys.stderr for itself.
-        stderr = sys.__stderr__ or sys.stderr
-        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=stderr, flush=True)
-        raise SystemExit(2)
-
-    sys.excepthook = excepthook

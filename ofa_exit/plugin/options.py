@@ -74,9 +74,9 @@ class ExitFlags(FairseqDataclass):
     exit_kv: Optional[str] = field(
         default=None,
         metadata={
-            "help": "how to fill the K/V cache of skipped layers: propagate the exit state (cheap), "
-            "recompute the layers (exact), or copy the exit layer's cache (MuE's released code; "
-            "worse) (default: propagate)"
+            "help": "how to fill the K/V cache of skipped layers: propagate the exit state "
+            "(cheap), recompute the layers (exact), or copy the exit layer's cache (MuE's "
+            "released code; worse) (default: propagate)"
         },
     )
     exit_options: Optional[str] = field(
@@ -205,7 +205,9 @@ def _policy_of_preset(preset: str, name: str) -> str:
     if preset not in owners:
         raise ValueError(f"--exit-preset {preset!r} is none of {', '.join(owners)}")
     if name not in ("none", owners[preset]):
-        raise ValueError(f"--exit-preset {preset} is for --exit-policy {owners[preset]}, not {name}")
+        raise ValueError(
+            f"--exit-preset {preset} is for --exit-policy {owners[preset]}, not {name}"
+        )
     return owners[preset]
 
 

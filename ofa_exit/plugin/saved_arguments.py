@@ -1,4 +1,4 @@
-"""What a checkpoint's model was built with, known before any of its weights is read."""
+"""The model's arguments in a checkpoint, read without its weights."""
 
 import ast
 import glob
@@ -12,44 +12,53 @@ from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.options import refuse_misfit_arguments
+from ofa_exit.plugin.options import reject_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
 
-def refuse_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None:
-    """Raises ValueError for exit options that a model of ``cfg.path`` cannot follow, and
-    FileNotFoundError where there is none.
+def reject_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None:
+    """Reject exit options that a model of ``cfg.path`` cannot follow, before it is loaded.
 
-    So that nobody waits for a checkpoint first. What cannot be told yet is left to ``build_model``.
+    ``build_model`` checks again, for checkpoints whose arguments cannot be read here.
+
+    Raises:
+        ValueError: an option does not fit.
+        FileNotFoundError: a checkpoint is missing.
     """
-    for path in utils.split_paths(told(cfg.path) or ""):
-        # Of a checkpoint in parts the files' names begin like it; others may be no local files.
+    for path in utils.split_paths(resolved(cfg.path) or ""):
+        # The files of a checkpoint in parts begin with its name; a URL is no local file.
         if "://" not in path and not glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*"):
             raise FileNotFoundError(f"--path {path}: no such checkpoint")
         if policy is None:
             continue
         arguments = saved_arguments(path, cfg.model_overrides)
         if arguments is not None:
-            refuse_misfit_arguments(cfg, policy, arguments)
+            reject_misfit_arguments(cfg, policy, arguments)
 
 
 def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
-    """The arguments of the OFA model in the checkpoint, complete with the defaults of its arch.
+    """Return the arguments of the OFA model in a checkpoint, with its architecture's defaults.
 
-    model_overrides: as on the command line. None where they cannot be told: no such file (fairseq
-    has other names for parts of one), torch's format before 1.6, another model, nothing readable.
-    Raises ValueError where ``model_overrides`` is no dictionary.
+    Args:
+        model_overrides: as on the command line.
+
+    Returns:
+        None if they cannot be read: no such file (a checkpoint in parts), torch's format before
+        1.6, another model, or a damaged file. fairseq reports the reason when it loads the file.
+
+    Raises:
+        ValueError: ``model_overrides`` is not a dictionary.
     """
     if not os.path.isfile(path):
         return None
     try:
-        # Mapped into memory, so that weights stay on the disk until one looks at them.
+        # Memory-mapped: the weights stay on disk.
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         saved = state.get("args") or state["cfg"]["model"]
         values = vars(saved) if isinstance(saved, Namespace) else dict(saved)
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, LookupError, TypeError):
-        return None  # what is wrong is told when fairseq reads it
-    arguments = Namespace(**{**values, **overrides_of(model_overrides)})
+        return None
+    arguments = Namespace(**{**values, **parse_overrides(model_overrides)})
     arch = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
     if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
         return None
@@ -57,19 +66,21 @@ def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
     return arguments
 
 
-def told(value: Any) -> Any:
-    """None where a task was set up by hand, without the fairseq option that ``value`` points to."""
+def resolved(value: Any) -> Any:
+    """Return None instead of an unresolved ``${…}``, in a task that was set up without fairseq."""
     return None if isinstance(value, str) and value.startswith("${") else value
 
 
-def overrides_of(text: str) -> dict[str, Any]:
-    """What ``--model-overrides`` gives. Raises ValueError where it is no dictionary."""
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Return the dictionary of ``--model-overrides``, or raise ValueError."""
     try:
         overrides = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise ValueError(f"--model-overrides {text!r} is no Python dictionary: {error}") from error
+        raise ValueError(
+            f"--model-overrides {text!r} is not a Python dictionary: {error}"
+        ) from error
     if not isinstance(overrides, dict):
         raise ValueError(
-            f"--model-overrides {text!r}: give a Python dictionary, \"{{'dropout': 0}}\""
+            f"--model-overrides {text!r} is not a Python dictionary: give \"{{'dropout': 0}}\""
         )
     return overrides

@@ -1,4 +1,4 @@
-"""OFA's vocabulary as a fairseq dictionary that can also print words it lacks."""
+"""OFA's vocabulary as a fairseq dictionary that can also print words outside it."""
 
 import os
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from ofa_exit.data.text import TextCodec, dictionary_path, dictionary_symbols
 
 
 class OFADictionary(Dictionary):
-    """A dictionary with a second table, for printing alone.
+    """A dictionary with a second table of words, for printing references.
 
-    ``fairseq-generate`` shows references, and hands them to the scorers, by way of token numbers.
-    References may hold words that the model does not know; those get numbers from ``len(self)`` on,
-    which ``self[number]`` reads and nothing else does: size, lookup and model stay as they are.
+    ``fairseq-generate`` prints references and passes them to scorers as token numbers. A reference
+    may hold words that the model does not know. They get numbers from ``len(self)`` on, which only
+    ``self[number]`` reads: size, lookup and model do not change.
     """
 
     def __init__(self, **options: str) -> None:
@@ -28,7 +28,7 @@ class OFADictionary(Dictionary):
     def of_folder(
         cls, directory: str | os.PathLike, code_dict_size: int, num_bins: int
     ) -> "OFADictionary":
-        """OFA's order: bos, pad, eos, unk, dict.txt, ``<mask>``, image codes, position bins."""
+        """Load in OFA's order: bos, pad, eos, unk, dict.txt, ``<mask>``, image codes, bins."""
         path: Path = dictionary_path(directory)
         dictionary = cls.load(str(path))
         for symbol in dictionary_symbols(code_dict_size, num_bins):
@@ -36,24 +36,24 @@ class OFADictionary(Dictionary):
         return dictionary
 
     def __getitem__(self, number: int) -> str:
-        beyond = int(number) - len(self.symbols)
-        if 0 <= beyond < len(self._shown):
-            return self._shown[beyond]
+        index = int(number) - len(self.symbols)
+        if 0 <= index < len(self._shown):
+            return self._shown[index]
         return super().__getitem__(number)
 
     def shown_tokens(self, symbols: Iterable[str]) -> Tensor:
-        """Long [T] such that ``string`` gives the symbols back; not to be fed to a model."""
+        """Return Long [T] that ``string`` turns back into the symbols; not for a model."""
         return torch.tensor([self._shown_number(symbol) for symbol in symbols], dtype=torch.long)
 
     def shown_references(self, codec: TextCodec, references: list[str]) -> Tensor:
-        """The references joined by ``&&``, for ``shown_tokens``; ends with eos."""
+        """Return the references as printable tokens, joined by ``&&``, with eos."""
         tokens = self.shown_tokens(codec.encode(" " + " && ".join(references)).split())
         return torch.cat([tokens, tokens.new_tensor([self.eos()])])
 
     def _shown_number(self, symbol: str) -> int:
         if symbol in self.indices:
             number = self.indices[symbol]
-            if number >= self.nspecial:  # a word that spells <pad> or <unk> is a word
+            if number >= self.nspecial:  # a reference may contain the text <pad> or <unk>
                 return number
         if symbol not in self._shown_index:
             self._shown_index[symbol] = len(self.symbols) + len(self._shown)
@@ -62,7 +62,7 @@ class OFADictionary(Dictionary):
 
 
 class PrintingCodec:
-    """A codec whose texts do not begin with the space that GPT-2's words have before them."""
+    """A codec that removes the space before the first of GPT-2's words."""
 
     def __init__(self, codec: TextCodec) -> None:
         self.codec = codec

@@ -11,15 +11,18 @@ from ofa_exit.policies.measures import softmax_confidence
 
 
 def parse_layers(value: Any) -> list[int]:
-    """Return decoder layers of a list or of a text such as ``2,4``. Raises ValueError."""
-    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
-    try:
-        layers = [int(part) for part in parts if not isinstance(part, bool)]
-    except (TypeError, ValueError):
-        layers = []
-    if not layers or len(layers) != len(parts) or min(layers) < 1 or isinstance(value, dict):
+    """Return decoder layers of a list, or of a text such as ``2,4``. Raises ValueError."""
+    layers: Any = value
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.strip("[]()").split(",")]
+        layers = [int(part) for part in parts] if all(map(str.isdigit, parts)) else None
+    if (
+        not isinstance(layers, (list, tuple))
+        or not layers
+        or not all(type(layer) is int and layer >= 1 for layer in layers)
+    ):
         raise ValueError(f"must be a list of decoder layers, got {value!r}")
-    return layers
+    return list(layers)
 
 
 @dataclass

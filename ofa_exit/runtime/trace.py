@@ -24,6 +24,7 @@ class DecoderStep:
             pays.
         kv_backfilled: Long [N], keys and values (of one position in one layer) filled for skipped
             layers.
+        keys: positions that self-attention covered, those to come included.
         work, full_work: what was done, by sentence, and what full depth would have done.
         heads_run: Long [N], heads that the row really went through, P positions each.
         head_kv_backfilled: Long [N], as kv_backfilled, of heads that were not reached.
@@ -34,6 +35,7 @@ class DecoderStep:
     layers_used: Tensor
     layers_run: Tensor
     kv_backfilled: Tensor
+    keys: int
     work: list[Work]
     full_work: list[Work]
     heads_run: Optional[Tensor] = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from benchmarks.reference import Reference
 from benchmarks.report import COLUMNS, Result, rows, table, verdict
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio
-from benchmarks.variants import USUAL, Bench, Models, deviation, name_of
+from benchmarks.variants import KINDS, Bench, Models, deviation, name_of
 from ofa_exit.cli import verify
 from ofa_exit.policies.static import StaticExit
 
@@ -87,7 +86,7 @@ def test_deviation_sees_other_words_and_other_scores(bench):
 
 
 def test_every_variant_runs_and_makes_as_many_tokens(bench):
-    runs = bench.runs(USUAL, PATTERNS)
+    runs = bench.runs(list(KINDS), PATTERNS)
     assert list(runs) == [
         "reference", "full", "exits 2,1,3", "exits 6,6,6", "mixed", "gated", "floor",
     ]  # fmt: skip
@@ -103,19 +102,11 @@ def test_every_variant_runs_and_makes_as_many_tokens(bench):
 def test_every_variant_runs_joint_too():
     joint = replace(TINY, joint=True)
     bench = Bench(Models(joint), joint)
-    runs = bench.runs(USUAL, [(2, 2, 3)])
+    runs = bench.runs(list(KINDS), [(2, 2, 3)])
     assert deviation(runs.pop("full")(), runs.pop("reference")()) < generate.TOLERANCE
     for run in runs.values():
         run()
     assert 0 < bench.flop_reduction(StaticExit((2, 2, 3))) < 1
-
-
-def test_compiled_parts_give_the_same(bench, monkeypatch):
-    """By a backend that compiles nothing; test_compiling has the real one."""
-    parts = functools.partial(variants.compile_parts, backend="eager")
-    monkeypatch.setattr(variants, "compile_parts", parts)
-    found = Bench(Models(TINY), TINY).runs(["compiled"], [])["compiled"]()
-    assert deviation(bench.ours(None)(), found) < generate.TOLERANCE
 
 
 def test_mixed_depths_are_what_runs(bench):

@@ -77,8 +77,8 @@ def test_wrong_options_are_refused_before_anything_is_measured(wrong, monkeypatc
 
 
 def test_static_depths_can_leave_an_exit_out():
-    assert StaticExit((6, 6, 2)).exits_used([1, 2, 4]) == [2]
-    assert StaticExit((6, 6, 2), use_exits=False).exits_used([1, 2, 4]) == []
+    assert StaticExit((6, 6, 2)).select_heads([1, 2, 4]) == [2]
+    assert StaticExit((6, 6, 2), use_exits=False).select_heads([1, 2, 4]) == []
     with pytest.raises(ValueError, match="use_exits"):
         StaticExit((6, 6, 2), use_exits="no")
 

@@ -6,8 +6,12 @@ import torch
 from fairseq.data import Dictionary
 
 from helpers import small_models as helpers
-from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
-from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
+from ofa_exit.plugin.criterions.blipee import (
+    CLASSIFIER_GROUP,
+    TRANSFORMER_GROUP,
+    BlipeeAdversarial,
+    BlipeeConfig,
+)
 
 TASK = SimpleNamespace(target_dictionary=Dictionary())
 GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
@@ -16,7 +20,7 @@ GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
 def model(exits: str | None = "1,3", **options):
     built = helpers.nano(exit_layers=exits, feature_classifier_dim=24, **options)
     if exits:
-        built.add_feature_classifiers()
+        criterion().prepare_training(built)
     return built
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.encoder_out import EncoderOut
@@ -23,12 +21,6 @@ def fake_batch(device: str = "cuda", sentences: int = 3) -> dict[str, torch.Tens
         "patch_masks": torch.ones(sentences, dtype=torch.bool, device=device),
         "prev_output_tokens": torch.full((sentences, 5), 6, device=device),
     }
-
-
-@pytest.fixture
-def fake():
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        yield mode
 
 
 def fake_model(

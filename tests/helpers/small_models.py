@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,29 +11,24 @@ from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.policies.measures import softmax_confidence
 from ofa_exit.testing import build_with_weights, random_images, random_tokens
 
 VOCAB = 60
 
 
-class TriesExits(ExitPolicy):
-    """Runs all exits and scores their words; who leaves is what ``leaves`` says."""
+@dataclass
+class TriesHeads(ExitPolicy):
+    """Runs all heads and scores their words; ``exits_at`` says which rows exit."""
 
-    def exits_used(self, exits: Any) -> Any:
-        return exits
-
-    def leaves(self, seen: GateInput) -> Tensor | bool:
+    def exits_at(self, seen: GateInput) -> Tensor | bool:
         return False
 
-    def decoder_gate(self) -> Gate:
-        def gate(seen: GateInput) -> Tensor | bool:
-            if seen.exit_scores is not None:
-                seen.exit_scores(softmax_confidence)
-            return self.leaves(seen)
-
-        return gate
+    def decoder_gate(self, seen: GateInput) -> Tensor | bool:
+        if seen.has_head:
+            seen.scores(softmax_confidence)
+        return self.exits_at(seen)
 
 
 def nano(split: bool = True, **overrides: Any) -> OFAModel:

@@ -20,7 +20,7 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
 from ofa_exit.policies.measures import sample_saturation
 from ofa_exit.policies.similarity import SimilarityExit
-from ofa_exit.testing import build_dictionary, build_with_weights
+from ofa_exit.testing import build_dictionary, build_with_weights, record_states
 
 FIXTURE = FIXTURES / "small.json"
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from helpers.candidate_samples import PAD, TRIE, one_by_one, sample
 from helpers.flop_counts import CPU_CAPACITY, counted
-from helpers.small_models import VOCAB, TriesExits, batch, generate, nano, select
+from helpers.small_models import VOCAB, TriesHeads, batch, generate, nano, select
 
 from ofa_exit.evaluation.efficiency import flops
-from ofa_exit.evaluation.efficiency.depth import SampleDepth, parameter_speedup
+from ofa_exit.evaluation.efficiency.depth import SampleDepth
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import ExitFlags, exit_policy, refuse_misfit
+from ofa_exit.plugin.options import ExitFlags, build_exit_policy, reject_misfit
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.measures import softmax_confidence
@@ -110,7 +111,7 @@ def test_incremental_equals_teacher_forced(model, kv):
     tokens = net_input.pop("prev_output_tokens")
     out = model.encoder(**net_input)
     whole, _ = model.decoder(tokens, out)
-    trace = model.last_trace.steps[-1].layers
+    trace = model.last_trace.steps[-1].layers_used
     state: dict = {}
     out = model.encoder(**net_input)
     steps = [
@@ -118,7 +119,7 @@ def test_incremental_equals_teacher_forced(model, kv):
         for t in range(tokens.size(1))
     ]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
-    layers = torch.cat([step.layers for step in model.last_trace.steps], dim=1)
+    layers = torch.cat([step.layers_used for step in model.last_trace.steps], dim=1)
     assert torch.equal(layers, trace) and len(layers.unique()) > 2
 
 
@@ -134,12 +135,12 @@ def test_a_row_never_depends_on_its_batch(model, kv, monkeypatch):
     for likely in torch.arange(0.0, 5.0, 0.25):
         eos[2] = likely
         together = generate(model, net_input, 12)
-        if len({step.layers.size(0) for step in model.last_trace.steps}) > 2:
+        if len({step.layers_used.size(0) for step in model.last_trace.steps}) > 2:
             break
     tokens = [[h["tokens"].tolist() for h in s] for s in together]
     depths = model.last_trace.depths(tokens)
     assert len({d for s in depths for h in s for d in h}) > 1
-    assert len({step.layers.size(0) for step in model.last_trace.steps}) > 2
+    assert len({step.layers_used.size(0) for step in model.last_trace.steps}) > 2
     for row in range(6):
         alone = generate(model, select(net_input, row), 12)[0]
         assert [h["tokens"].tolist() for h in alone] == tokens[row]
@@ -151,10 +152,10 @@ def test_words_are_scored_in_portions(model, monkeypatch):
     """However few scores fit at once, the same tokens leave."""
     model.configure_exits(ConfidenceExit(middle_alpha(model)))
     whole, _ = model(**batch(4, target=10))
-    depths = model.last_trace.steps[-1].layers
-    monkeypatch.setattr("ofa_exit.models.decoder.SCORES_AT_ONCE", 1)
+    depths = model.last_trace.steps[-1].layers_used
+    monkeypatch.setattr("ofa_exit.models.decoder_stack.MAX_SCORES_AT_ONCE", 1)
     parts, _ = model(**batch(4, target=10))
-    assert torch.equal(model.last_trace.steps[-1].layers, depths)
+    assert torch.equal(model.last_trace.steps[-1].layers_used, depths)
     assert len(depths.unique()) > 1
     torch.testing.assert_close(parts, whole)
 
@@ -195,7 +196,7 @@ def test_static_evaluates_one_exit_alone(model, layer, kv):
     features, _ = model(**net_input, features_only=True)
     torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-5)
     (step,) = model.last_trace.steps
-    assert step.exits.tolist() == [1, 1, 1] and step.layers.unique().tolist() == [layer]
+    assert step.heads_run.tolist() == [1, 1, 1] and step.layers_used.unique().tolist() == [layer]
     model.configure_exits(StaticExit((6, 6, 3)), kv)  # no exit there: the plain state
     features, _ = model(**net_input, features_only=True)
     model.configure_exits(None)
@@ -232,49 +233,42 @@ def test_rows_run_are_rows_traced(model, sentences, kv):
     for hook in hooks:
         hook.remove()
     steps = model.last_trace.steps
-    assert rows["layers"] == sum(int(step.ran.sum()) for step in steps)
-    assert rows["exits"] == sum(int(step.exits.sum()) for step in steps) > 0
+    assert rows["layers"] == sum(int(step.layers_run.sum()) for step in steps)
+    assert rows["exits"] == sum(int(step.heads_run.sum()) for step in steps) > 0
     reached = [
         0
     ] * sentences  # exits of each sentence whose cross-attention K/V were ever asked for
     for step in steps:
-        for sentence, exits in zip(step.sentence.tolist(), step.exits.tolist()):
+        for sentence, exits in zip(step.sentence.tolist(), step.heads_run.tolist()):
             reached[sentence] = max(reached[sentence], exits)
     assert rows["cross"] == sum(reached)  # once a sentence, on first reach
 
 
-class Scripted(TriesExits):
+class Scripted(TriesHeads):
     """Leaves by time step."""
 
     def __init__(self, *layers: int) -> None:
         self.layers = layers
 
-    def leaves(self, seen):
+    def exits_at(self, seen):
         return seen.layer >= self.layers[int(seen.step)]
 
 
 @pytest.mark.parametrize("kv", KV_MODES)
 def test_generation_costs_what_torch_counts(kv):
     model = nano(exit_layers="1,2,4").requires_grad_(False)
-    shape = flops.ModelShape.from_model(model)
     sentence = select(batch(1, size=48), 0)
     model.configure_exits(Scripted(1, 3, 6, 2, 1, 5, 4), kv)
     for part in (model.encoder, model.decoder):
         part.forget_shapes()
     real = counted(lambda: generate(model, sentence, steps=6, beam_size=2, min_len=6))
     trace = model.last_trace
-    stem = flops.stem_cost(model.encoder.embed_images, (48, 48))
+    image = flops.image_cost(model.encoder, (48, 48))
     text = int(sentence["src_lengths"])
-    counts = flops.batch_flops(
-        *(shape, stem, trace.image_layers.tolist(), trace.text_layers.tolist()),
-        *([text], flops.trace_calls(trace), kv),
-    )
-    source = stem.tokens + text
-    biases = flops.encoder_biases(shape, stem.tokens, text)
-    biases += flops.decoder_self_bias(shape, CPU_CAPACITY)
-    biases += flops.decoder_cross_bias(shape, CPU_CAPACITY, source)
-    assert sum(counts.executed.values()) + biases == real
-    assert sum(int(step.exits_repaid.sum()) for step in trace.steps) > 0
+    counts = flops.batch_flops(model, trace, [text], image)
+    biases = flops.bias_costs(model, image.tokens, text, CPU_CAPACITY)
+    assert sum(counts.executed.values()) + sum(biases.values()) == real
+    assert sum(int(step.head_kv_backfilled.sum()) for step in trace.steps) > 0
     assert counts.executed["exits"] > 0 == counts.full["exits"]
 
 
@@ -284,7 +278,7 @@ def test_raising_alpha_never_adds_an_exit(model):
     for alpha in (0.0, 0.05, 0.1, 0.3, 0.6, 0.9, 1.0):
         model.configure_exits(ConfidenceExit(alpha), "recompute")
         model(**net_input)
-        layers = model.last_trace.steps[-1].layers
+        layers = model.last_trace.steps[-1].layers_used
         assert before is None or (layers >= before).all()
         before = layers
     assert (before == 6).all()
@@ -331,25 +325,28 @@ def test_confidence_is_the_largest_probability():
     assert softmax_confidence(logits.half()).dtype == torch.float32
 
 
-def test_speedup_is_the_papers():
-    """By hand: words at 2 + 1, at 4 + 1, at the last of 6 layers, and at 3 without an exit."""
+def test_speedup_and_time_reduction_count_the_heads_own_layers():
+    """By hand: words at 2 + 1, at 4 + 1, at the last of 6 layers, and at 3 without a head."""
     samples = [SampleDepth(6, 6, (2, 4)), SampleDepth(6, 6, (6, 3, 0))]
-    assert parameter_speedup(samples, 6, [1, 2, 4]) == pytest.approx(6 / ((3 + 5 + 6 + 3) / 4))
-    with pytest.raises(ValueError, match="no words"):
-        parameter_speedup([], 6, [1])
+    rest = dict(seconds=1.0, counted=0, executed={}, full={}, biases={})
+    values = RunTotals.of(samples, 6, 6, [1, 2, 4], 1, **rest).summary()
+    assert values["parameter_speedup"] == pytest.approx(6 / ((3 + 5 + 6 + 3) / 4))
+    reductions = [(1 - (3 + 5) / 2 / 6) / 2, (1 - (6 + 3) / 2 / 6) / 2]
+    assert values["expected_time_reduction"] == pytest.approx(sum(reductions) / 2)
+    assert values["decoder_layers"] == (3 + 4.5) / 2
 
 
 @torch.no_grad()
 def test_the_report_has_it(model):
     model.configure_exits(ConfidenceExit(0.0))
-    report = GenerationReport.for_model(model)
+    report = GenerationReport(model)
     hypotheses = generate(model, batch(2))
     tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
     report.add(["a", "b"], model.last_trace, tokens, [7, 5], (32, 32), 1.0)
     assert report.summary()["parameter_speedup"] == 3  # all leave at layer 1: 6 / (1 + 1)
-    assert "parameter_speedup" in report.table() and "behind layers 1,2,4" in report.table()
+    assert "parameter_speedup" in report.table() and "after layers 1,2,4" in report.table()
     model.configure_exits(None)
-    report = GenerationReport.for_model(model)
+    report = GenerationReport(model)
     generate(model, batch(2))
     report.add(["a", "b"], model.last_trace, [[[5]], [[5]]], [7, 5], (32, 32), 1.0)
     assert report.summary()["parameter_speedup"] == 1
@@ -366,13 +363,15 @@ def test_some_exits_of_a_model_alone(model):
     fewer.configure_exits(ConfidenceExit(alpha))
     expected = generate(fewer, net_input, STEPS)
     model.configure_exits(ConfidenceExit(alpha, [2, 4]))
-    assert model.decoder.used_exits() == [2, 4]
+    assert model.decoder.active_heads(model.decoder.exit_policy) == [2, 4]
     for of, other in zip(generate(model, net_input, STEPS), expected, strict=True):
         assert [h["tokens"].tolist() for h in of] == [h["tokens"].tolist() for h in other]
     traces = [m.last_trace.steps for m in (model, fewer)]
     for step, other in zip(*traces, strict=True):
-        assert torch.equal(step.layers, other.layers) and torch.equal(step.exits, other.exits)
-    assert len({int(d) for step in traces[0] for d in step.layers}) > 1
+        assert torch.equal(step.layers_used, other.layers_used) and torch.equal(
+            step.heads_run, other.heads_run
+        )
+    assert len({int(d) for step in traces[0] for d in step.layers_used}) > 1
 
 
 def flags(**given) -> Namespace:
@@ -381,22 +380,24 @@ def flags(**given) -> Namespace:
 
 
 def test_options():
-    assert exit_policy(flags(), {}).alpha == 0.8
-    assert exit_policy(flags(exit_alpha=0.5), {"decoder_threshold": 0.9}).alpha == 0.5
+    assert build_exit_policy(flags(), "caption").alpha == 0.8
+    assert build_exit_policy(flags(exit_alpha=0.5), "caption").alpha == 0.5
     with pytest.raises(UsageError, match="--exit-alpha"):
-        exit_policy(flags(exit_alpha=-0.1), {})
+        build_exit_policy(flags(exit_alpha=-0.1), "caption")
     with pytest.raises(ValueError, match="does not take --exit-alpha"):
-        exit_policy(flags(exit_policy="similarity", exit_alpha=0.5), {})
+        build_exit_policy(flags(exit_policy="similarity", exit_alpha=0.5), "caption")
     with pytest.raises(
         ValueError, match="--exit-alpha without an exit policy: add --exit-policy confidence"
     ):
-        exit_policy(flags(exit_policy="none", exit_alpha=0.5), {})
-    with pytest.raises(ValueError, match="needs a model with exits"):
-        refuse_misfit(flags(), ConfidenceExit(), nano())
-    policy = exit_policy(flags(exit_options='{"layers": [2, 4]}'), {})
-    refuse_misfit(flags(), policy, nano(exit_layers="1,2,4"))
-    with pytest.raises(ValueError, match="behind layers 4; the model has them behind 1,2"):
-        refuse_misfit(flags(), policy, nano(exit_layers="1,2"))
+        build_exit_policy(flags(exit_policy="none", exit_alpha=0.5), "caption")
+    with pytest.raises(ValueError, match="needs a model with exit heads"):
+        reject_misfit(flags(), ConfidenceExit(), nano())
+    policy = build_exit_policy(flags(exit_options='{"layers": [2, 4]}'), "caption")
+    reject_misfit(flags(), policy, nano(exit_layers="1,2,4"))
+    with pytest.raises(ValueError, match=r"--exit-active-layers 4: .* after layers 1,2"):
+        reject_misfit(flags(), policy, nano(exit_layers="1,2"))
     for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
-        with pytest.raises(ValueError, match="layers must be a list of decoder layers"):
-            exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), {})
+        with pytest.raises(
+            ValueError, match="--exit-active-layers must be a list"
+        ):
+            build_exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), "caption")

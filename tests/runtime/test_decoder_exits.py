@@ -9,7 +9,7 @@ from helpers.small_models import VOCAB, batch, generate, nano, select
 from ofa_exit.policies.measures import hidden_saturation
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
-from ofa_exit.runtime.rows import stretches
+from ofa_exit.runtime.rows import to_slices
 
 KV_MODES = ["propagate", "recompute"]
 STEPS = 8
@@ -40,7 +40,7 @@ def slow_decode(model, net_input, tokens, kv, threshold, **schedule):
     out = model.encoder(
         **{k: v for k, v in net_input.items() if k != "prev_output_tokens"},
     )
-    decoder, gate = model.decoder, policy.decoder_gate()
+    decoder = model.decoder
     prefix, inputs = [0], [[] for _ in decoder.layers]
     scores, depths = [], []
     for step, token in enumerate(tokens):
@@ -60,9 +60,7 @@ def slow_decode(model, net_input, tokens, kv, threshold, **schedule):
             if frozen is None:
                 depth = number
                 cosine = float(hidden_saturation(state, new))
-                if number < len(decoder.layers) and leaves(
-                    policy, cosine, step, gate, state, new, number
-                ):
+                if number < len(decoder.layers) and exits(policy, cosine, step):
                     frozen = new
             state = new
         final = state if frozen is None else frozen
@@ -73,7 +71,7 @@ def slow_decode(model, net_input, tokens, kv, threshold, **schedule):
     return scores, depths
 
 
-def leaves(policy, cosine, step, gate, before, after, number) -> bool:
+def exits(policy, cosine, step) -> bool:
     """MuE Eq. 11 in plain Python."""
     import math
 
@@ -125,12 +123,12 @@ def test_sentences_that_finish_early_leave_the_others_alone(model, kv, monkeypat
     for likely in torch.arange(0.0, 5.0, 0.25):  # until eos competes with the best words
         eos[2] = likely
         together = generate(model, net_input, 12)
-        if len({step.layers.size(0) for step in model.last_trace.steps}) > 2:
+        if len({step.layers_used.size(0) for step in model.last_trace.steps}) > 2:
             break
     tokens = [[h["tokens"].tolist() for h in s] for s in together]
     depths = model.last_trace.depths(tokens)
     image, text = model.last_trace.image_layers, model.last_trace.text_layers
-    rows = [step.layers.size(0) for step in model.last_trace.steps]
+    rows = [step.layers_used.size(0) for step in model.last_trace.steps]
     assert len(set(rows)) > 2, "the sentences should end at different steps"
     for row in range(6):
         alone = generate(model, select(net_input, row), 12)[0]
@@ -149,7 +147,7 @@ def test_incremental_equals_teacher_forced(model, kv):
     tokens = net_input.pop("prev_output_tokens")
     out = model.encoder(**net_input)
     whole, _ = model.decoder(tokens, out)
-    trace = model.last_trace.steps[-1].layers
+    trace = model.last_trace.steps[-1].layers_used
     state: dict = {}
     out = model.encoder(**net_input)
     steps = [
@@ -157,7 +155,7 @@ def test_incremental_equals_teacher_forced(model, kv):
         for t in range(tokens.size(1))
     ]
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
-    layers = torch.cat([step.layers for step in model.last_trace.steps], dim=1)
+    layers = torch.cat([step.layers_used for step in model.last_trace.steps], dim=1)
     assert torch.equal(layers, trace) and len(layers.unique()) > 2
 
 
@@ -240,12 +238,12 @@ def test_rows_run_are_rows_traced(model, sentences, beam, kv):
         hook.remove()
     trace = model.last_trace
     assert rows["encoder"] == int(trace.image_layers.sum() + trace.text_layers.sum())
-    ran = sum(int(step.ran.sum()) for step in trace.steps)
-    needed = sum(int(step.layers.sum()) for step in trace.steps)
+    ran = sum(int(step.layers_run.sum()) for step in trace.steps)
+    needed = sum(int(step.layers_used.sum()) for step in trace.steps)
     assert rows["decoder"] == ran
-    assert needed <= ran < 6 * sum(step.layers.numel() for step in trace.steps)
+    assert needed <= ran < 6 * sum(step.layers_used.numel() for step in trace.steps)
     if kv == "recompute":  # earlier positions pass the layer together with the newest
-        assert rows["repaid"] == sum(int(step.repaid.sum()) for step in trace.steps) > 0
+        assert rows["repaid"] == sum(int(step.kv_backfilled.sum()) for step in trace.steps) > 0
     if beam == sentences == 1:  # nobody to ride along with
         (depths,) = trace.depths([[hypotheses[0][0]["tokens"].tolist()]])
         assert ran == sum(depths[0])
@@ -269,7 +267,7 @@ def test_raising_the_threshold_never_adds_an_exit(model):
         )
         out = model.encoder(**net_input)
         model.decoder(tokens, out)
-        decoder = model.last_trace.steps[-1].layers
+        decoder = model.last_trace.steps[-1].layers_used
         if before is not None:
             assert (encoder >= before[0]).all() and (decoder >= before[1]).all()
         before = encoder, decoder
@@ -299,8 +297,8 @@ def test_cross_keys_are_made_for_sentences_that_get_there(model, reading):
     inputs = batch(3)
 
     class ByLimit(SimilarityExit):
-        def decoder_gate(self):
-            return lambda seen: (seen.layer > seen.step_limit - 100).expand(seen.current.shape[:2])
+        def decoder_gate(self, seen):
+            return (seen.layer > seen.step_limit - 100).expand(seen.current.shape[:2])
 
     made = [0] * 6
     hooks = [
@@ -311,7 +309,7 @@ def test_cross_keys_are_made_for_sentences_that_get_there(model, reading):
         )
         for number, layer in enumerate(model.decoder.layers)
     ]
-    model.configure_exits(ByLimit(2.0, 2.0, 2.0))
+    model.configure_exits(ByLimit(2.0, 2.0, 2.0, 0.5))
     generate(model, {**inputs, "step_limit": 100 + torch.arange(3)}, STEPS, beam_size=2)
     for hook in hooks:
         hook.remove()
@@ -327,9 +325,9 @@ def test_exits_run_under_autocast(model, kv):
     with torch.autocast("cpu", torch.bfloat16):
         hypotheses = generate(model, batch(4), STEPS)
     assert all(h["score"].isfinite() for of in hypotheses for h in of)
-    assert len({int(d) for step in model.last_trace.steps for d in step.layers[:, 0]}) > 1
+    assert len({int(d) for step in model.last_trace.steps for d in step.layers_used[:, 0]}) > 1
 
 
-def test_stretches_are_neighbours():
-    assert stretches([1, 2, 5]) == [slice(1, 3), slice(5, 6)]
-    assert stretches([]) == []
+def test_to_slices_are_neighbours():
+    assert to_slices([1, 2, 5]) == [slice(1, 3), slice(5, 6)]
+    assert to_slices([]) == []

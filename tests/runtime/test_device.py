@@ -9,13 +9,13 @@ import torch
 from helpers.fake_devices import encode, fake_batch, fake_model
 from helpers.small_models import batch, generate, nano
 
+from ofa_exit.models import decoder_pass
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.policies.measures import hidden_saturation
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
-from ofa_exit.runtime import exit_loop as exiting
-from ofa_exit.runtime import rows
+from ofa_exit.runtime import exit_loop
 from ofa_exit.testing import build_dictionary
 
 
@@ -74,14 +74,13 @@ def test_gated_steps_stay_on_the_device(fake, kv, monkeypatch):
     out, state = encode(model, torch.float32)
     reads = []
 
-    def nobody_leaves(run, leaving, after, features):
+    def nobody_exits(layers, state, exits, features):
         """What the one read would answer; everything before it runs on fake CUDA tensors."""
-        assert leaving.device.type == "cuda" and leaving.shape == run.exited.shape
+        assert exits.device.type == "cuda" and exits.shape == state.exit_mask.shape
         reads.append(1)
-        run.go_on(after)
         return True
 
-    monkeypatch.setattr(exiting._Run, "leave_some", nobody_leaves)
+    monkeypatch.setattr(exit_loop, "exit_rows", nobody_exits)
     with torch.no_grad():
         for step in range(1, 4):
             tokens = torch.full((6, step), 6, device="cuda")
@@ -120,8 +119,8 @@ def test_compaction_stays_on_the_device(fake, kv, monkeypatch):
         left = values.numel() // 3  # with them, once one has finished, which sentences are left
         return [0] * 2 + [1] * (2 * left - 2) + list(range(left))
 
-    monkeypatch.setattr(rows, "to_host", scripted)
-    monkeypatch.setattr(exiting, "to_host", scripted)
+    monkeypatch.setattr(exit_loop, "to_host", scripted)
+    monkeypatch.setattr(decoder_pass, "to_host", scripted)
     model = fake_model().eval()
     model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, 0.9, schedule="static"), kv)
     out, state = encode(model, torch.float32)
@@ -155,14 +154,9 @@ def test_half_precision_decides_in_float32(dtype):
     seen = []
 
     class Watching(SimilarityExit):
-        def decoder_gate(self):
-            gate = super().decoder_gate()
-
-            def watch(inputs):
-                seen.append(hidden_saturation(inputs.previous, inputs.current).dtype)
-                return gate(inputs)
-
-            return watch
+        def decoder_gate(self, inputs):
+            seen.append(hidden_saturation(inputs.previous, inputs.current).dtype)
+            return super().decoder_gate(inputs)
 
     model.configure_exits(Watching(0.9, 0.9, 2.0, 0.9, schedule="static"))
     hypotheses = generate(model, net_input)

@@ -7,25 +7,26 @@ from argparse import Namespace
 
 import pytest
 import torch
-from helpers.fake_devices import encode, fake, fake_batch, fake_model  # noqa: F401
+from helpers.fake_devices import encode, fake_batch, fake_model
 
+from ofa_exit.testing import build_dictionary
 from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
 from ofa_exit.policies.confidence import ConfidenceExit
-from ofa_exit.runtime import exit_loop as exiting
-from ofa_exit.testing import build_dictionary
+from ofa_exit.runtime import exit_loop
 
 
 def step(device: str, mode: str, update: int):
     model = fake_model(device=device, exits="1,3")
+    task = Namespace(target_dictionary=build_dictionary(60))
+    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
+    criterion = BlipeeAdversarial.build_criterion(config, task).train()
     with torch.device(device):
-        model.add_feature_classifiers()
+        criterion.prepare_training(model)
     model.train().set_num_updates(update)
     net_input = fake_batch(device)
     target = net_input["prev_output_tokens"]
     sample = {"net_input": net_input, "target": target, "ntokens": 15, "nsentences": 3}
-    task = Namespace(target_dictionary=build_dictionary(60))
-    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
-    loss, _, log = BlipeeAdversarial.build_criterion(config, task).train()(model, sample)
+    loss, _, log = criterion(model, sample)
     kinds = {x.device.type for x in log.values() if torch.is_tensor(x)}
     assert kinds == {loss.device.type} == {device}
     return model, loss
@@ -33,7 +34,7 @@ def step(device: str, mode: str, update: int):
 
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
 @pytest.mark.parametrize("update", [0, 1])
-def test_losses_stay_on_the_device(fake, mode, update):  # noqa: F811
+def test_losses_stay_on_the_device(fake, mode, update):
     step("cuda", mode, update)
 
 
@@ -46,19 +47,18 @@ def test_and_so_do_gradients(update):
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])
-def test_one_host_read_an_exit(fake, kv, monkeypatch):  # noqa: F811
+def test_one_host_read_an_exit(fake, kv, monkeypatch):
     model = fake_model(exits="1,3").eval()
     model.configure_exits(ConfidenceExit(0.9), kv)
     out, state = encode(model, torch.float32)
     reads = []
 
-    def nobody_leaves(run, leaving, after, features):
-        assert leaving.device.type == features.device.type == "cuda"
+    def nobody_exits(layers, state, exits, features):
+        assert exits.device.type == features.device.type == "cuda"
         reads.append(1)
-        run.go_on(after)
         return True
 
-    monkeypatch.setattr(exiting._Run, "leave_some", nobody_leaves)
+    monkeypatch.setattr(exit_loop, "exit_rows", nobody_exits)
     with torch.no_grad():
         for length in range(1, 4):
             tokens = torch.full((6, length), 6, device="cuda")

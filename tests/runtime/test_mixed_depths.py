@@ -9,10 +9,10 @@ import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 from helpers.flop_counts import counted
-from helpers.small_models import VOCAB, TriesExits, generate, nano, select
+from helpers.small_models import VOCAB, TriesHeads, generate, nano, select
 
 from ofa_exit.evaluation.efficiency.report import GenerationReport
-from ofa_exit.runtime import exit_loop as exiting
+from ofa_exit.models import cpu
 from ofa_exit.testing import random_images, random_tokens
 
 KV_MODES = ["propagate", "recompute"]
@@ -33,22 +33,22 @@ def sentences(count: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
-class Mixed(TriesExits):
+class Mixed(TriesHeads):
     """In the decoder each sentence and step has a depth, every other hypothesis one layer less.
     Rounding decides nothing there. In the encoder samples leave by chance."""
 
     def __init__(self, encoder: bool = False) -> None:
         self.encoder = encoder
 
-    def image_gate(self):
+    def image_gate(self, seen):
         if not self.encoder:
-            return None
+            return False
         # A coin for each sample and layer, as its state falls.
-        return lambda seen: (1000 * seen.current[:, 0, 0]).floor() % 2 == 0
+        return (1000 * seen.current[:, 0, 0]).floor() % 2 == 0
 
     text_gate = joint_gate = image_gate
 
-    def leaves(self, seen):
+    def exits_at(self, seen):
         depth = 1 + (3 * (seen.step_limit - 100) + 2 * seen.step) % 6
         return seen.layer >= depth - torch.arange(len(seen.current))[:, None] % 2
 
@@ -77,7 +77,7 @@ def until_they_end_apart(by: torch.Tensor, run, trace):
     for likely in torch.arange(1.0, 5.0, 0.5):
         by[2] = likely
         found = run()
-        rows = [step.layers.size(0) for step in trace().steps]
+        rows = [step.layers_used.size(0) for step in trace().steps]
         if len(set(rows)) > 2:
             return found
     raise AssertionError("the sentences should end at different steps")
@@ -107,7 +107,7 @@ def test_the_report_counts_what_torch_counts(kv, exits, likely_ends):
     assert sum(totals.executed.values()) + sum(totals.biases.values()) == real
     trace = model.last_trace
     assert len(trace.image_layers.unique()) > 1 and len(trace.text_layers.unique()) > 1
-    assert len({int(d) for step in trace.steps for d in step.layers}) > 3
+    assert len({int(d) for step in trace.steps for d in step.layers_used}) > 3
     assert (
         totals.executed["skipped_kv"] > 0
         and sum(totals.executed.values()) < sum(totals.full.values()) + totals.executed["exits"]
@@ -150,9 +150,9 @@ def test_half_precision_reads_in_place_what_it_would_copy(kv, exits, monkeypatch
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         for stretch in (0, 2**62):
-            monkeypatch.setattr(exiting, "STRETCH", stretch)
+            monkeypatch.setattr(cpu, "MIN_ELEMENTS_TO_COPY", stretch)
             found[dtype, stretch] = torch.cat([x.flatten() for x in features(model, dtype)])
-            ran = {int(n) for step in model.last_trace.steps for n in step.ran}
+            ran = {int(n) for step in model.last_trace.steps for n in step.layers_run}
             assert len(ran) > 3, "sentences should leave by themselves"
     exact = found[torch.float32, 0]
     torch.testing.assert_close(found[torch.float32, 2**62], exact, rtol=1e-5, atol=1e-5)

@@ -132,7 +132,7 @@ def test_rankings_do_not_depend_on_sharing(data, tmp_path, monkeypatch):
         task = files.setup(TASK, data, exit_policy="similarity", **exits)
         models = files.load(task, checkpoint)
         found[batch_size] = files.generate_rows(task, models, batch_size=batch_size)
-        found[f"summary {batch_size}"] = task.exit_report.summary()
+        found[f"summary {batch_size}"] = task.exit_reports[0].summary()
     for number in range(12):
         (alone,), (together,) = found[1][number], found[6][number]
         assert alone["words"] == together["words"]

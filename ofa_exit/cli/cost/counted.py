@@ -5,7 +5,6 @@ and the bytes that the backward pass keeps, for batches of 1 and 2, whose differ
 a sample. An answer costs the FLOPs of ``evaluation.efficiency.flops`` at full depth.
 """
 
-import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.evaluation.efficiency.flops import (
-    DecoderCall,
-    ModelShape,
-    SentenceCall,
-    StemCost,
-    batch_flops,
-    stem_cost,
-)
+from ofa_exit.evaluation.efficiency.flops import ImageCost, image_cost
 from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.decoder_pass import full_work
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
+from ofa_exit.runtime.flops import PARTS, Work, add_work
 from ofa_exit.testing import build_dictionary
 
 VOCABULARY = 59_457  # OFA's: words, 8,192 image codes, 1,000 position bins
@@ -125,27 +119,30 @@ def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform
     return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
 
 
-def picture_cost(model: OFAModel, size: int) -> StemCost:
-    """The stem's part: operations, and tokens of the picture."""
-    return stem_cost(model.encoder.embed_images, (size, size))
+def picture_cost(model: OFAModel, size: int) -> ImageCost:
+    """Return the FLOPs of stem and projection for one image, and its tokens."""
+    return image_cost(model.encoder, (size, size))
 
 
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
-    """Operations of answering one row at full depth, without the position biases."""
-    shape = ModelShape.from_model(model)
-    if answer.words is not None:
-        shape = dataclasses.replace(shape, vocabulary=answer.words)
-    layers = shape.decoder_layers
-    if answer.candidates:
+    """Return the FLOPs of answering one row at full depth, without the position biases."""
+    image = picture_cost(model, lengths.size)
+    encoder, decoder = model.encoder, model.decoder
+    layer: Any = encoder.layers[0]
+    passes = layer.flops(image.tokens) + layer.flops(lengths.source)
+    words = Work("vocabulary", lambda source: decoder.word_flops(answer.words), [0])
+    work = []
+    if answer.candidates:  # the prompt and all candidates in one pass
         fed = lengths.prompt + answer.candidates
-        call = SentenceCall(1, layers, asked=answer.candidates)
-        calls = [DecoderCall(fed, fed, {0: call})]
+        work += full_work(decoder, 1, fed, fed, first=True)
+        work.append(words._replace(units=[answer.candidates]))
     else:
-        call = SentenceCall(answer.beam, layers, asked=answer.beam)
-        steps = range(1, answer.steps + 1)
-        calls = [DecoderCall(step, 1, {0: call}, keys=_room(step)) for step in steps]
-    stem, depth = picture_cost(model, lengths.size), [shape.encoder_layers]
-    return sum(batch_flops(shape, stem, depth, depth, [lengths.source], calls).full.values())
+        for step in range(1, answer.steps + 1):
+            work += full_work(decoder, 1, answer.beam, _room(step), first=step == 1)
+            work.append(words._replace(units=[answer.beam]))
+    total = dict.fromkeys(PARTS, 0)
+    add_work(total, work, [image.tokens + lengths.source])
+    return image.flops + len(encoder.layers) * passes + sum(total.values())
 
 
 def _room(positions: int) -> int:

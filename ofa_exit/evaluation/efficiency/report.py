@@ -1,23 +1,22 @@
-"""What a generation used: layers, savings and time, as a summary and as a line a sentence."""
+"""Efficiency report of a generation: a summary, and one JSON line per sentence."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from ofa_exit.evaluation.efficiency import flops
 from ofa_exit.evaluation.efficiency.depth import SampleDepth
-from ofa_exit.evaluation.efficiency.flops import ModelShape, StemCost
+from ofa_exit.evaluation.efficiency.flops import ImageCost, batch_flops, bias_costs, image_cost
 from ofa_exit.evaluation.efficiency.totals import RunTotals
+from ofa_exit.runtime.flops import PARTS
 
 
 class TraceFile:
-    """JSON lines, each written by one unbuffered call: a run that is killed leaves whole lines."""
+    """JSON lines, each written by one unbuffered call: a killed run leaves whole lines."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens the file, empty. Raises OSError with the remedy where it cannot be written."""
+        """Open the file, empty. Raise OSError with the remedy if it cannot be written."""
         try:
             self._file: BinaryIO | None = open(path, "wb", buffering=0)  # noqa: SIM115
         except OSError as error:
@@ -28,7 +27,7 @@ class TraceFile:
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is None:
-            raise ValueError("the exit trace is closed already")
+            raise ValueError("the exit trace is closed")
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
@@ -42,54 +41,32 @@ class GenerationReport:
 
     def __init__(
         self,
-        shape: ModelShape,
-        stem_cost: Callable[[tuple[int, int]], StemCost],
-        kv: str = "propagate",
+        model: Any,
         trace_file: str | os.PathLike[str] | None = None,
         symbol: Callable[[int], str] | None = None,
-        exits: Collection[int] = (),
     ) -> None:
-        """stem_cost: cost of the stem at a (height, width). For the others see `for_model`."""
-        if kv not in flops.KV_MODES:
-            raise ValueError(f"K/V mode {kv!r}: choose one of {', '.join(flops.KV_MODES)}")
-        self.shape = shape
-        self.kv = kv
-        self.exits = exits
-        self._stem_cost = stem_cost
+        """Start a report on an OFAModel whose exit policy is set.
+
+        Args:
+            trace_file: where the detail of every sentence goes; None = nowhere.
+            symbol: word of a token id; with it the trace file names the words.
+        """
+        self.model = model
+        self.exits = model.decoder.active_heads(model.decoder.exit_policy)
         self._symbol = symbol
-        self._stems: dict[tuple[int, int], StemCost] = {}
-        self._biases: dict[str, int] = {}  # operations of each shape met
+        self._images: dict[tuple[int, int], ImageCost] = {}
+        self._biases: dict[str, int] = {}  # FLOPs of each shape met
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
-        self._executed = dict.fromkeys(flops.PARTS, 0)
-        self._full = dict.fromkeys(flops.PARTS, 0)
-        self._counted = 0  # sentences whose operations are counted
+        self._executed = dict.fromkeys(PARTS, 0)
+        self._full = dict.fromkeys(PARTS, 0)
+        self._counted = 0  # sentences whose FLOPs are counted
         self._trace_file = TraceFile(trace_file) if trace_file else None
 
-    @classmethod
-    def for_model(
-        cls,
-        model: Any,
-        kv: str = "propagate",
-        trace_file: str | os.PathLike[str] | None = None,
-        symbol: Callable[[int], str] | None = None,
-        words: int | None = None,
-    ) -> "GenerationReport":
-        """Report on an OFAModel.
-
-        kv: how the model fills the K/V of skipped layers, "propagate" or "recompute". trace_file:
-        where the detail of every sentence goes, None = nowhere. symbol: word of a token id; with
-        it the trace file names the words. words: how many are scored at a time; None = all.
-        """
-        stem, shape = model.encoder.embed_images, ModelShape.from_model(model)
-        return cls(
-            shape if words is None else dataclasses.replace(shape, vocabulary=words),
-            lambda size: flops.stem_cost(stem, size),
-            kv,
-            trace_file,
-            symbol,
-            model.decoder.used_exits(),
-        )
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Layers of encoder and decoder."""
+        return len(self.model.encoder.layers), len(self.model.decoder.layers)
 
     def add(
         self,
@@ -99,18 +76,23 @@ class GenerationReport:
         text_tokens: Sequence[int],
         image_size: tuple[int, int] | None,
         seconds: float,
-        pictures: Sequence[bool] | None = None,
+        has_image: Sequence[bool] | None = None,
     ) -> None:
-        """Takes in one batch.
+        """Take in one batch.
 
-        ids: one name a sentence. trace: the model's ExitTrace of this batch; None = every layer of
-        every token ran, and no operations are counted. hypotheses: for each sentence its token
-        lists, best first, without bos, with eos. text_tokens: unpadded source lengths. image_size:
-        (height, width) in pixels; None = the batch has no pictures. seconds: wall time that
-        generating this batch took. pictures: which sentences have one, asked only where no trace
-        tells; None = all, if the batch has pictures.
+        Args:
+            ids: one name per sentence.
+            trace: the model's ExitTrace of this batch; None = every layer of every token ran, and
+                no FLOPs are counted.
+            hypotheses: for each sentence its token lists, best first, without bos, with eos.
+            text_tokens: source lengths without padding.
+            image_size: (height, width) in pixels; None = the batch has no images.
+            seconds: wall time that generating this batch took.
+            has_image: which sentences have an image, used only without a trace; None = all, if the
+                batch has images.
 
-        Raises ValueError where these do not belong together.
+        Raises:
+            ValueError: these do not belong together.
         """
         if not len(ids) == len(hypotheses) == len(text_tokens):
             raise ValueError(
@@ -122,20 +104,20 @@ class GenerationReport:
                 f"sentence {ids[[*map(bool, hypotheses)].index(False)]} has no hypothesis"
             )
         if trace is None:
-            if pictures is None:
-                pictures = [image_size is not None] * len(ids)
-            image_layers = [self.shape.encoder_layers * bool(picture) for picture in pictures]
-            text_layers = [self.shape.encoder_layers] * len(ids)
-            full = self.shape.decoder_layers
-            depths = [[[full] * len(tokens) for tokens in of] for of in hypotheses]
+            if has_image is None:
+                has_image = [image_size is not None] * len(ids)
+            encoder, decoder = self.layers
+            image_layers = [encoder * bool(image) for image in has_image]
+            text_layers = [encoder] * len(ids)
+            depths = [[[decoder] * len(tokens) for tokens in hyps] for hyps in hypotheses]
         else:
             image_layers, text_layers = trace.image_layers.tolist(), trace.text_layers.tolist()
             if len(image_layers) != len(ids):
                 raise ValueError(
-                    f"the exit trace is of {len(image_layers)} sentences, the batch of {len(ids)}"
+                    f"the exit trace has {len(image_layers)} sentences, the batch {len(ids)}"
                 )
             depths = trace.depths(hypotheses)
-            self._count(trace, image_layers, text_layers, text_tokens, image_size)
+            self._count(trace, text_tokens, image_size)
         for number, name in enumerate(ids):
             best = tuple(depths[number][0])
             self._samples.append(SampleDepth(image_layers[number], text_layers[number], best))
@@ -156,12 +138,12 @@ class GenerationReport:
         self._seconds += seconds
 
     def totals(self) -> RunTotals:
-        """The sums of the run so far, which those of other shards may be added to."""
+        """Return the sums of the run so far, which those of other shards may be added to."""
         return RunTotals.of(
             self._samples,
-            self.shape.encoder_layers,
-            self.shape.decoder_layers,
+            *self.layers,
             self.exits,
+            self.model.decoder.exit_heads.depth,
             seconds=self._seconds,
             counted=self._counted,
             executed=dict(self._executed),
@@ -170,15 +152,15 @@ class GenerationReport:
         )
 
     def summary(self) -> dict[str, float | int | None]:
-        """Numbers of the whole run, see `RunTotals.summary`."""
+        """Return the numbers of the whole run, see ``RunTotals.summary``."""
         return self.totals().summary()
 
     def table(self) -> str:
-        """The summary for people."""
+        """Return the summary as a table."""
         return self.totals().table()
 
     def close(self) -> None:
-        """Closes the trace file."""
+        """Close the trace file."""
         if self._trace_file:
             self._trace_file.close()
 
@@ -194,47 +176,22 @@ class GenerationReport:
         self.close()
 
     def _count(
-        self,
-        trace: Any,
-        image_layers: Sequence[int],
-        text_layers: Sequence[int],
-        text_tokens: Sequence[int],
-        image_size: tuple[int, int] | None,
+        self, trace: Any, text_tokens: Sequence[int], image_size: tuple[int, int] | None
     ) -> None:
-        stem = None
+        """Add the FLOPs of a batch, and those of bias shapes that were not met before."""
+        image = None
         if image_size:
-            if image_size not in self._stems:
-                self._stems[image_size] = self._stem_cost(image_size)
-            stem = self._stems[image_size]
-        calls = flops.trace_calls(trace)
-        rows = None if trace.image_rows is None else trace.image_rows.tolist()
-        batch = flops.batch_flops(
-            self.shape, stem, image_layers, text_layers, text_tokens, calls, self.kv, rows
-        )
-        self._add_biases(
-            stem.tokens if stem else 0,
-            max(text_tokens),
-            max((call.keys or call.length for call in calls), default=0),
-        )
+            if image_size not in self._images:
+                self._images[image_size] = image_cost(self.model.encoder, image_size)
+            image = self._images[image_size]
+        batch = batch_flops(self.model, trace, text_tokens, image)
+        positions = max((step.keys for step in trace.steps), default=0)
+        cells = image.tokens if image else 0
+        self._biases.update(bias_costs(self.model, cells, max(text_tokens), positions))
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
             for name, value in part.items():
                 total[name] += value
         self._counted += len(text_tokens)
-
-    def _add_biases(self, image: int, text: int, positions: int) -> None:
-        """Position biases of a batch, those of shapes that were met before once. ``positions``
-        are those that the decoder's are made for; no depth changes them."""
-        source = image + text
-        made = {
-            ("encoder", image, flops.bias_text(self.shape, image, text)): flops.encoder_biases(
-                self.shape, image, text
-            ),
-            ("self", positions): flops.decoder_self_bias(self.shape, positions),
-            ("cross", image, text, positions): flops.decoder_cross_bias(
-                self.shape, positions, source
-            ),
-        }
-        self._biases.update({" ".join(map(str, shape)): cost for shape, cost in made.items()})
 
     def _detail(self, tokens: Sequence[int], layers: Sequence[int]) -> dict[str, list]:
         detail: dict[str, list] = {"tokens": list(tokens), "layers": list(layers)}

@@ -1,44 +1,48 @@
-"""The sums of a run: what its report is made of, and what those of a run's parts add up to."""
+"""Sums over a run, which its report shows and which shards add up."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ofa_exit.evaluation.efficiency import flops
+from tabulate import tabulate
+
 from ofa_exit.evaluation.efficiency.depth import (
     SampleDepth,
     expected_time_reduction,
     mean_layers,
     parameters_used,
 )
+from ofa_exit.evaluation.efficiency.flops import flop_reduction
+from ofa_exit.runtime.flops import PARTS
 
 GIGA = 1e9
 
 
 @dataclass
 class RunTotals:
-    """Sums over the sentences of a run, or of one of its parts.
+    """Sums over the sentences of a run, or of one of its shards.
 
-    executed, full: operations by part (`flops.PARTS`), position biases left out. biases: those of
-    each shape met; a shape is made once, however many parts met it.
+    Attributes:
+        executed, full: FLOPs by part (``runtime.flops.PARTS``), position biases left out.
+        biases: FLOPs of each shape of biases; a shape is made once, however many shards met it.
     """
 
     encoder_layers: int
     decoder_layers: int
-    exits: list[int]  # layers with a BLIPEE exit that may be taken
+    exits: list[int]  # decoder layers whose heads are used
     sentences: int
     words: int  # of the best hypotheses
-    pictures: int  # sentences with image layers
+    pictures: int  # sentences with an image
     image_layers: int
-    texts: int  # sentences with text layers
+    texts: int  # sentences with text
     text_layers: int
     decoder_depth: float  # of each sentence's mean over its words
     expected_time_reduction: float
-    words_run: int  # words that a layer was run for
-    parameters: int  # BLIPEE's: layers behind these words, and exits taken
+    words_run: int  # words that a layer ran for
+    parameters: int  # BLIPEE's i + k, summed over these words
     seconds: float
-    counted: int  # sentences whose operations are counted
+    counted: int  # sentences whose FLOPs are counted
     executed: dict[str, int]
     full: dict[str, int]
     biases: dict[str, int]
@@ -50,13 +54,20 @@ class RunTotals:
         encoder_layers: int,
         decoder_layers: int,
         exits: Collection[int],
+        head_depth: int,
         **rest: Any,
     ) -> "RunTotals":
-        """Sums the depths of ``samples``; ``rest``: seconds, counted, executed, full, biases.
+        """Sum the depths of ``samples``.
 
-        Raises ValueError for samples that cannot be, see `expected_time_reduction`.
+        Args:
+            exits: decoder layers whose heads are used.
+            head_depth: decoder layers that a head has.
+            rest: seconds, counted, executed, full, biases.
+
+        Raises:
+            ValueError: samples that cannot be, see ``expected_time_reduction``.
         """
-        used = [parameters_used(sample, exits) for sample in samples]
+        used = [parameters_used(sample, exits, head_depth) for sample in samples]
         layers = (encoder_layers, decoder_layers)
         return cls(
             *layers,
@@ -69,7 +80,7 @@ class RunTotals:
             text_layers=sum(sample.text_layers for sample in samples),
             decoder_depth=sum(mean_layers([sample]).decoder for sample in samples),
             expected_time_reduction=sum(
-                expected_time_reduction([sample], *layers) for sample in samples
+                expected_time_reduction([sample], *layers, exits, head_depth) for sample in samples
             ),
             words_run=sum(map(len, used)),
             parameters=sum(map(sum, used)),
@@ -78,28 +89,28 @@ class RunTotals:
 
     @classmethod
     def from_dict(cls, values: Any) -> "RunTotals":
-        """What `dataclasses.asdict` made; ValueError for anything else."""
+        """Return what ``dataclasses.asdict`` made; raise ValueError for anything else."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
-            raise ValueError("these are no totals of this version's reports")
+            raise ValueError("these are no totals of a report of this version")
         return cls(**values)
 
     @classmethod
     def merged(cls, parts: Sequence["RunTotals"]) -> "RunTotals":
-        """The totals of a run by those of its parts; ValueError where models differ."""
+        """Return the totals of all shards; raise ValueError if their models differ."""
         first, *others = parts
         for other in others:
             for name in ("encoder_layers", "decoder_layers", "exits"):
                 if getattr(other, name) != getattr(first, name):
                     raise ValueError(
-                        f"{name} {getattr(first, name)} and {getattr(other, name)}: the parts come "
-                        "from different models"
+                        f"{name} {getattr(first, name)} and {getattr(other, name)}: the shards "
+                        "come from different models"
                     )
         biases: dict[str, int] = {}
         for part in parts:
             for shape, cost in part.biases.items():
                 if biases.setdefault(shape, cost) != cost:
-                    raise ValueError("position biases differ: the parts come from different models")
+                    raise ValueError("position biases differ: the shards' models differ")
         values: dict[str, Any] = {"biases": biases}
         for name in ("encoder_layers", "decoder_layers", "exits"):
             values[name] = getattr(first, name)
@@ -107,24 +118,24 @@ class RunTotals:
             if field.name in ("executed", "full"):
                 operations = [getattr(part, field.name) for part in parts]
                 values[field.name] = {
-                    name: sum(part[name] for part in operations) for name in flops.PARTS
+                    name: sum(part[name] for part in operations) for name in PARTS
                 }
             elif field.name not in values:
                 values[field.name] = sum(getattr(part, field.name) for part in parts)
         return cls(**values)
 
     def summary(self) -> dict[str, float | int | None]:
-        """Numbers of the whole run; None where there is nothing to count.
+        """Return the numbers of the whole run; None where there is nothing to count.
 
-        Layers and expected_time_reduction as in `depth`; flop_reduction is 1 - executed / full
-        operations, each summed over the run (0 without a trace); seconds_per_sentence is the
-        measured time, which depends on the machine and the batch size.
+        Layers and expected_time_reduction are those of ``depth``. flop_reduction is 1 - executed /
+        full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
+        and depends on the machine and the batch size.
         """
         count, biases = self.sentences, {"biases": sum(self.biases.values())}
         parts, all_parts = {**self.executed, **biases}, {**self.full, **biases}
         executed, full = sum(parts.values()), sum(all_parts.values())
         per_sentence = GIGA * self.counted
-        reduction = flops.flop_reduction(parts, all_parts) if self.counted else 0.0
+        reduction = flop_reduction(parts, all_parts) if self.counted else 0.0
         return {
             "sentences": count,
             "words": self.words,
@@ -135,7 +146,7 @@ class RunTotals:
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
             "flop_reduction": reduction if count else None,
-            # BLIPEE's measure; without exits the decoder's layers alone count (k = 0).
+            # BLIPEE's measure; without heads the decoder's layers alone count (k = 0).
             "parameter_speedup": (
                 self.decoder_layers * self.words_run / self.parameters if self.parameters else None
             ),
@@ -146,10 +157,10 @@ class RunTotals:
         }
 
     def table(self) -> str:
-        """The summary for people."""
+        """Return the summary as a table."""
         values = self.summary()
         if not values["sentences"]:
-            return "exits: no sentence was generated, so there is nothing to report"
+            return "exits: no sentence was generated, nothing to report"
         encoder, decoder = values["encoder_layers_full"], values["decoder_layers_full"]
         rows = [
             ("sentences", f"{values['sentences']}"),
@@ -166,13 +177,12 @@ class RunTotals:
         if values["gflops_per_sentence"] is not None:
             reduction += (
                 f" ({values['gflops_per_sentence']:.3f} of "
-                f"{values['gflops_full_per_sentence']:.3f} GFLOPs a sentence)"
+                f"{values['gflops_full_per_sentence']:.3f} GFLOPs per sentence)"
             )
         rows.append(("flop_reduction", reduction))
         if self.exits:
             exits = ",".join(map(str, self.exits))
-            shown = f"{values['parameter_speedup']:.2f} x (exits behind layers {exits})"
+            shown = f"{values['parameter_speedup']:.2f} x (heads after layers {exits})"
             rows.append(("parameter_speedup", shown))
-        rows.append(("measured time a sentence", f"{values['seconds_per_sentence']:.4f} s"))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
+        return tabulate(rows, tablefmt="plain", disable_numparse=True)

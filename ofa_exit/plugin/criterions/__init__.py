@@ -1,1 +1,1 @@
-"""The training criterions that fairseq knows, one file each."""
+"""Training criterions, one file each."""

@@ -1,4 +1,4 @@
-"""The criterion ``blipee_adversarial``: exits learn from labels or the final layer, and a GAN."""
+"""The criterion ``blipee_adversarial``: train exits of a frozen model, with a GAN (BLIPEE)."""
 
 import functools
 import logging
@@ -11,9 +11,8 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
-from torch import Tensor
+from torch import Tensor, nn
 
-from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
 from ofa_exit.objectives.adversarial import (
     count_correct,
     feature_classifier_loss,
@@ -24,14 +23,22 @@ from ofa_exit.objectives.adversarial import (
 from ofa_exit.objectives.cross_entropy import token_cross_entropy, token_rows
 from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
 from ofa_exit.objectives.layerwise import score_layers
-from ofa_exit.plugin.criterions.mue import refuse_empty
+from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
+from ofa_exit.plugin.criterions.groups import exit_heads, step_groups, train_only
+from ofa_exit.plugin.criterions.mue import reject_empty
 from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 MODES = ("supervised", "distill")
-COLLAPSED = 0.05
-"""Share of the final layer's variance over the tokens below which an exit has collapsed."""
+# Parameter groups, updated in turn.
+TRANSFORMER_GROUP = "exit_transformers"
+CLASSIFIER_GROUP = "feature_classifiers"
+COLLAPSE_THRESHOLD = 0.05
+"""An exit has collapsed if its variance over tokens is below this share of the final layer's."""
+
+
+_NO_EXITS = "blipee_adversarial trains exits, and this model has none: add --exit-layers"
 
 
 @dataclass
@@ -39,35 +46,33 @@ class BlipeeConfig(FairseqDataclass):
     blipee_mode: str = field(
         default="supervised",
         metadata={
-            "help": "what exits learn the words from: supervised, the labels (BLIPEE Eq. 4), or "
-            "distill, the final layer (Eq. 5)"
+            "help": "what exits learn words from: the labels (supervised, BLIPEE Eq. 4) or the "
+            "final layer (distill, Eq. 5)"
         },
     )
     kl_direction: str = field(
         default="exit_to_final",
         metadata={
-            "help": "of distillation: exit_to_final, KL(exit, final) as Eq. 5 is printed, or "
-            "final_to_exit, the usual KL(final, exit)"
+            "help": "divergence of distillation: exit_to_final, KL(exit, final) as printed in "
+            "Eq. 5, or final_to_exit, the usual KL(final, exit)"
         },
     )
     adversarial_weight: float = field(
         default=1.0,
-        metadata={
-            "help": "weight of the adversarial loss (Eq. 3); 0 switches feature classifiers off"
-        },
+        metadata={"help": "weight of the adversarial loss (Eq. 3); 0 disables feature classifiers"},
     )
     word_weight: float = field(
         default=1.0,
-        metadata={"help": "weight of the loss on words (Eq. 4 or 5); 0 leaves it out"},
+        metadata={"help": "weight of the loss on words (Eq. 4 or 5); 0 disables it"},
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the probability that goes to the other words"}
+        default=0.0, metadata={"help": "probability mass of all other words"}
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
 class ExitScore(NamedTuple):
-    """Sums over a batch's tokens for one exit, each a tensor of one number."""
+    """Sums over a batch's tokens for one exit, scalar tensors."""
 
     word: Tensor
     correct: Tensor
@@ -75,17 +80,16 @@ class ExitScore(NamedTuple):
 
 @register_criterion("blipee_adversarial", dataclass=BlipeeConfig)
 class BlipeeAdversarial(FairseqCriterion):
-    """Trains the exits of a frozen model (BLIPEE Section 3.3, and 3.4 with ``distill``).
+    """Train the exits of a frozen model (BLIPEE Section 3.3; 3.4 with ``distill``).
 
-    Updates alternate: even ones train the feature classifiers on Eq. 2, odd ones the exit
-    transformers on Eq. 3 plus Eq. 4 or 5, each summed over the exits, as sums over the tokens. The
-    feature of a token is its state after the final norm, which is what the vocabulary projection
-    reads.
+    Updates alternate. Even ones train the feature classifiers on Eq. 2, odd ones the exit
+    transformers on Eq. 3 plus Eq. 4 or 5. Losses are summed over exits and tokens. The feature of
+    a token is its state after the final norm, the input of the vocabulary projection.
 
-    Logged per token: ``loss``, the exit transformers' in bits; ``word_loss``, ``gen_loss`` and
-    ``fc_loss``, summed over the exits, in bits; for each exit i ``acc_exit_i`` (words) and
-    ``fc_acc_exit_i`` (features told apart) in percent, and ``spread_exit_i``, the variance of its
-    features over tokens as a share of the final layer's. Validation computes all of them.
+    Logged per token: ``loss`` of the exit transformers, ``word_loss``, ``gen_loss`` and
+    ``fc_loss``, summed over exits, in bits. For each exit i ``acc_exit_i`` (words) and
+    ``fc_acc_exit_i`` (features classified correctly) in percent, and ``spread_exit_i``, the
+    variance of its features over tokens as a share of the final layer's. Validation logs all.
     """
 
     def __init__(
@@ -104,11 +108,11 @@ class BlipeeAdversarial(FairseqCriterion):
             ("--kl-direction", kl_direction, DIRECTIONS),
         ):
             if value not in choices:
-                raise ValueError(f"{flag} {value!r} is none of {', '.join(choices)}")
+                raise ValueError(f"{flag} {value!r}: choose from {', '.join(choices)}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing is {label_smoothing}; give 0 or more, below 1")
         if label_smoothing and blipee_mode == "distill":
-            raise ValueError("--label-smoothing is for labels: leave it out of distillation")
+            raise ValueError("--label-smoothing needs --blipee-mode supervised")
         for flag, weight in (
             ("--adversarial-weight", adversarial_weight),
             ("--word-weight", word_weight),
@@ -123,33 +127,58 @@ class BlipeeAdversarial(FairseqCriterion):
         self.word_weight = word_weight
         self.label_smoothing = label_smoothing
         self.sentence_avg = sentence_avg
-        self._told = False
+        self._has_warned = False
+
+    def prepare_training(self, model: Any) -> None:
+        """Add a feature classifier for each exit, and freeze everything but these and the exits."""
+        heads, hidden = exit_heads(model), model.cfg.feature_classifier_dim
+        if not heads:
+            raise UsageError(_NO_EXITS)
+        if hidden < 1:
+            raise UsageError(f"--feature-classifier-dim {hidden}: give at least 1")
+        model.feature_classifiers = nn.ModuleDict(
+            {layer: FeatureClassifier(model.cfg.encoder_embed_dim, hidden) for layer in heads}
+        )
+        sizes = train_only(
+            model, {TRANSFORMER_GROUP: heads, CLASSIFIER_GROUP: model.feature_classifiers}
+        )
+        trained, total = sum(sizes.values()), sum(p.numel() for p in model.parameters())
+        logger.info(
+            "exits are trained, the backbone is frozen: %s of %s parameters (%.1f %%): exit "
+            "transformers %s, feature classifiers %s",
+            *(f"{trained:,}", f"{total:,}", 100 * trained / total),
+            *(f"{size:,}" for size in sizes.values()),
+        )
 
     def get_groups_for_update(self, num_updates: int) -> set[str]:
-        """The parameter groups that the update after ``num_updates`` others trains."""
+        """Return the parameter groups that the next update trains."""
         if self.adversarial_weight == 0 or num_updates % 2:
             return {TRANSFORMER_GROUP}
         return {CLASSIFIER_GROUP}
 
+    def optimizer_step(self, optimizer: Any, update_num: int) -> None:
+        step_groups(optimizer, self.get_groups_for_update(update_num))
+
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The summed loss of the group that is being trained, the number fairseq divides it by, and
-        what to log. In validation the loss is the exit transformers'."""
-        refuse_empty(sample)
-        if not model.decoder.exits:
-            raise UsageError(
-                "blipee_adversarial trains exits, and this model has none: add --exit-layers"
-            )
-        if not (model.from_checkpoint or self._told):
-            self._told = True
+        """Return the summed loss, the number that fairseq divides it by, and what to log.
+
+        The loss is that of the group that is being trained, in validation the exit transformers'.
+        """
+        reject_empty(sample)
+        if not exit_heads(model):
+            raise UsageError(_NO_EXITS)
+        if not (model.from_checkpoint or self._has_warned):
+            self._has_warned = True
             logger.warning(
                 "the frozen backbone is untrained: give its checkpoint by --finetune-from-model"
             )
         adversarial = self.adversarial_weight > 0
-        if adversarial and not model.feature_classifiers:
-            raise ValueError("the model has no feature classifiers: call add_feature_classifiers()")
+        if adversarial and not hasattr(model, "feature_classifiers"):
+            raise ValueError("the model has no feature classifiers: call prepare_training(model)")
         target, ntokens = sample["target"], sample["ntokens"]
+        # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
         rows = token_rows(target, self.padding_idx, ntokens)
 
         def at_tokens(x: Tensor) -> Tensor:
@@ -178,8 +207,8 @@ class BlipeeAdversarial(FairseqCriterion):
             log["exit_tokens"] = ntokens
         log["loss"] = loss.detach()
         if self.training:
-            # Data-parallel training waits for a gradient of every parameter; the task's
-            # optimizer_step leaves the parameters of the other group alone.
+            # Data-parallel training waits for a gradient of every parameter. ``optimizer_step``
+            # removes those of the other group.
             idle = [p for p in model.parameters() if p.requires_grad]
             idle = [p for p in idle if p.param_group not in groups]
             loss = loss + 0.0 * sum(p.float().sum() for p in idle)
@@ -188,7 +217,7 @@ class BlipeeAdversarial(FairseqCriterion):
     def classifier_losses(
         self, model: Any, final: Tensor, features: dict[int, Tensor], log: dict[str, Any]
     ) -> Tensor:
-        """Eq. 2 summed over exits and tokens; features [M, C], taken as they are."""
+        """Return Eq. 2 summed over exits and tokens, for features [M, C]."""
         losses = []
         for layer, x in features.items():
             classifier = model.feature_classifiers[str(layer)]
@@ -206,8 +235,11 @@ class BlipeeAdversarial(FairseqCriterion):
         features: dict[int, Tensor],
         log: dict[str, Any],
     ) -> Tensor:
-        """Eq. 3 and Eq. 4 or 5, weighted and summed over exits and tokens; ``rows``: of the M
-        tokens in the flattened batch."""
+        """Return Eq. 3 plus Eq. 4 or 5, weighted and summed over exits and tokens.
+
+        Args:
+            rows: Long [M], the tokens' positions in the flattened batch.
+        """
         allowed, conf = sample.get("constraint_masks"), sample.get("conf")
         final_logits = None
         if self.distill and self.word_weight > 0:
@@ -246,7 +278,7 @@ class BlipeeAdversarial(FairseqCriterion):
         allowed: Optional[Tensor],
         confidence: Optional[Tensor],
     ) -> ExitScore:
-        """One exit's loss on words and how many it has right; features [M, C], target [M]."""
+        """Return one exit's loss on words and its correct words, for [M, C] and targets [M]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.word_weight > 0):
             logits = model.output_layer(features)
             if final_logits is None:
@@ -263,14 +295,14 @@ class BlipeeAdversarial(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the means over all workers' batches; updates of one group log that group's."""
+        """Log means over all workers' batches. An update logs the values of its group."""
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
 
-        if not total("sample_size"):  # only placeholders of workers that had run out of batches
+        if not total("sample_size"):  # only placeholders of workers without batches
             return
-        # An update of the classifiers has no loss of the exits: its own is shown, and not counted.
+        # An update of the classifiers has no loss of the exits: show its own, with weight 0.
         size = total("loss_size")
         shown = total("loss") / (size or total("sample_size")) / math.log(2)
         metrics.log_scalar("loss", shown, size, round=3)
@@ -294,7 +326,7 @@ class BlipeeAdversarial(FairseqCriterion):
             elif name == "spread_exit":
                 value = total(key) / spread_tokens
                 metrics.log_scalar(f"spread_exit_{layer}", value, spread_tokens, 1003, round=3)
-                if value < COLLAPSED:
+                if value < COLLAPSE_THRESHOLD:
                     warn_of_collapse(layer)
 
     @staticmethod
@@ -304,12 +336,11 @@ class BlipeeAdversarial(FairseqCriterion):
 
 @functools.cache
 def warn_of_collapse(layer: str) -> None:
-    """Once an exit and process."""
+    """Warn once per exit and process."""
     logger.warning(
-        "the exit behind layer %s has collapsed: its features are nearly the same for every token "
-        "(below %g of the final layer's variance). Give the words more weight (--word-weight, "
-        "--blipee-mode), lower --adversarial-weight or --lr, or train longer from a checkpoint "
-        "before it",
+        "the exit after layer %s has collapsed: its features hardly differ between tokens (less "
+        "than %g of the final layer's variance). Raise --word-weight, change --blipee-mode, lower "
+        "--adversarial-weight or --lr, or resume from an earlier checkpoint",
         layer,
-        COLLAPSED,
+        COLLAPSE_THRESHOLD,
     )

@@ -1,40 +1,59 @@
-"""Updates of one parameter group at a time, under any of fairseq's optimizers."""
+"""Training a part of a model, and updates of one parameter group at a time.
 
-from __future__ import annotations
+A parameter's group is its attribute ``param_group``, as for fairseq's composite optimizer.
+"""
 
 from typing import Any
 
+from torch import nn
+
+
+def exit_heads(model: Any) -> nn.ModuleDict:
+    """Return the exit heads of a model by layer number, as text; empty if it has none."""
+    return model.decoder.exits
+
+
+def train_only(model: Any, groups: dict[str, nn.Module]) -> dict[str, int]:
+    """Freeze ``model`` except ``groups``, and keep the frozen part in eval mode.
+
+    Args:
+        groups: by the name of a parameter group the module whose parameters are in it.
+
+    Returns:
+        The number of parameters in each group.
+    """
+    model.requires_grad_(False)
+    sizes = {}
+    for name, module in groups.items():
+        module.requires_grad_(True)
+        for parameter in module.parameters():
+            parameter.param_group = name  # type: ignore[attr-defined]
+        sizes[name] = sum(parameter.numel() for parameter in module.parameters())
+    model.trained_modules = list(groups.values())
+    model.train(model.training)
+    return sizes
+
 
 def step_groups(optimizer: Any, groups: set[str]) -> None:
-    """Steps the parameters of ``groups``: a composite optimizer by its own groups, any other with
-    the gradients of the rest taken away. Raises ValueError as ``keep_gradients`` does."""
-    keep_gradients(optimizer, groups)
-    if optimizer.supports_groups:
-        optimizer.step(groups=groups)
-    else:
-        optimizer.step()
+    """Update the parameters of ``groups`` alone, with any of fairseq's optimizers.
 
+    Remove the gradients of all other parameters: an optimizer skips parameters without a gradient,
+    their moments and their weight decay. fairseq's ``step(groups=…)`` works with the composite
+    optimizer only, and not with ``--amp``.
 
-def keep_gradients(optimizer: Any, groups: set[str]) -> None:
-    """Takes the gradients from all parameters outside ``groups``, so that the next step passes over
-    them: parameters, moments and weight decay.
-
-    A parameter's group is its attribute ``param_group``, as for fairseq's composite optimizer, with
-    which each group can have an optimizer and a schedule of its own. Its ``step(groups=…)`` does
-    the same, but the other optimizers ignore these groups and ``--amp`` does not know them; this
-    works with all.
-
-    Raises ValueError if the parameters have no groups, as in ``--fp16`` where all are one tensor.
+    Raises:
+        ValueError: parameters have no groups, as with ``--fp16``, where all are one tensor.
     """
     step = getattr(optimizer, "fp32_optimizer", getattr(optimizer, "wrapped_optimizer", optimizer))
     if hasattr(optimizer, "_sync_fp16_grads_to_fp32"):
-        optimizer._sync_fp16_grads_to_fp32()  # or the step would fetch the gradients again
+        optimizer._sync_fp16_grads_to_fp32()  # otherwise the step would copy the gradients again
     for parameter in step.params:
         group = getattr(parameter, "param_group", None)
         if group is None:
             raise ValueError(
-                "updates of single groups need parameters that are kept apart: with --fp16 add "
+                "updates of parameter groups need separate parameters: with --fp16 add "
                 "--fp16-no-flatten-grads, or use --memory-efficient-fp16 or --amp"
             )
         if group not in groups:
             parameter.grad = None
+    optimizer.step()

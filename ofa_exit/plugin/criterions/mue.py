@@ -1,4 +1,4 @@
-"""The criterion ``mue_loss``; with ``--layer-weights last`` it is OFA's own loss."""
+"""The criterion ``mue_loss``. With ``--layer-weights last`` it is OFA's own loss."""
 
 import functools
 import math
@@ -19,28 +19,33 @@ from ofa_exit.objectives.cross_entropy import (
     token_rows,
     tokens_kept,
 )
-from ofa_exit.objectives.layerwise import parse_layer_weights, score_layers
+from ofa_exit.objectives.layerwise import (
+    check_layer_weights,
+    parse_layer_weights,
+    score_layers,
+)
+from ofa_exit.plugin.criterions.groups import exit_heads
 from ofa_exit.plugin.errors import UsageError
 
 
 @dataclass
 class MuELossConfig(FairseqDataclass):
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the probability that goes to the other words"}
+        default=0.0, metadata={"help": "probability mass of all other words"}
     )
     layer_weights: str = field(
         default="uniform",
         metadata={
-            "help": "weights of the decoder layers' losses: uniform (MuE), last (no exits, the "
-            "loss of plain OFA) or a number for each layer, separated by commas"
+            "help": "weights of the decoder layers' losses: uniform (MuE), last (plain OFA's loss) "
+            "or one number per layer, separated by commas"
         },
     )
     drop_worst_ratio: float = field(
         default=0.0,
-        metadata={"help": "share of the tokens, those of the largest loss, to leave out"},
+        metadata={"help": "share of tokens, those of largest loss, to exclude"},
     )
     drop_worst_after: int = field(
-        default=0, metadata={"help": "leave them out only after this many updates"}
+        default=0, metadata={"help": "number of updates before tokens are excluded"}
     )
     report_accuracy: bool = field(
         default=False, metadata={"help": "log the token accuracy of each layer"}
@@ -49,20 +54,20 @@ class MuELossConfig(FairseqDataclass):
 
 
 class LayerScore(NamedTuple):
-    """Sums over a batch's tokens for one decoder layer, each a tensor of one number."""
+    """Sums over a batch's tokens for one decoder layer, scalar tensors."""
 
     loss: Tensor
     nll: Tensor
     correct: Tensor
 
 
-def refuse_empty(sample: dict[str, Any]) -> None:
-    """Raises ValueError for a batch without target tokens, naming its rows."""
+def reject_empty(sample: dict[str, Any]) -> None:
+    """Raise ValueError that names the rows of a batch without target tokens."""
     if not sample or sample["ntokens"] == 0:
         rows = sample["id"].tolist() if sample else []
         raise ValueError(
-            f"a batch without target tokens (rows {rows}, counted from 0): every target is "
-            "empty or cut off; look at these rows of the data file and at the length limits"
+            f"a batch without target tokens (rows {rows}, counted from 0): every target is empty "
+            "or truncated. Check these rows of the data file and the length limits"
         )
 
 
@@ -70,9 +75,9 @@ def refuse_empty(sample: dict[str, Any]) -> None:
 class MuELoss(FairseqCriterion):
     """Weighted mean over decoder layers of OFA's token loss (MuE Eqs. 12 and 13).
 
-    Logged, per token (per sentence with ``--sentence-avg``) and in bits: ``loss``, its parts
-    ``loss_layer_1`` … and ``nll_loss``, which is the last layer's without smoothing and gives
-    ``ppl``; ``acc_layer_1`` … in percent. Layers of weight 0 are not computed.
+    Logged per token (per sentence with ``--sentence-avg``), in bits: ``loss``, its parts
+    ``loss_layer_1`` … and ``nll_loss``, the last layer's loss without smoothing, from which ``ppl``
+    is computed. ``acc_layer_1`` … are in percent. Layers of weight 0 are not computed.
     """
 
     def __init__(
@@ -92,9 +97,7 @@ class MuELoss(FairseqCriterion):
             raise ValueError(f"--drop-worst-ratio is {drop_worst_ratio}; give 0 or more, below 1")
         if drop_worst_after < 0:
             raise ValueError(f"--drop-worst-after is {drop_worst_after}; give 0 or more updates")
-        parse_layer_weights(
-            layer_weights, layer_weights.count(",") + 1
-        )  # nonsense is refused at once
+        check_layer_weights(layer_weights)
         self.label_smoothing = label_smoothing
         self.layer_weights = layer_weights
         self.drop_worst_ratio = drop_worst_ratio
@@ -102,23 +105,27 @@ class MuELoss(FairseqCriterion):
         self.report_accuracy = report_accuracy
         self.sentence_avg = sentence_avg
 
+    def prepare_training(self, model: Any) -> None:
+        """Reject a model with exit heads, which this loss would leave untrained."""
+        if exit_heads(model):
+            raise UsageError(
+                "this criterion does not train the exits of --exit-layers: use --criterion "
+                "blipee_adversarial, or leave --exit-layers out"
+            )
+
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The summed loss, the number fairseq divides it by, and what to log.
+        """Return the summed loss, the number that fairseq divides it by, and what to log.
 
         ``sample["ntokens"]`` must be the number of targets that are not padding. The loss is
-        always reduced to its sum.
+        always summed.
         """
-        refuse_empty(sample)
-        if self.training and getattr(model.decoder, "exits", None):
-            raise UsageError(
-                "a model with --exit-layers trains its exits alone: use --criterion "
-                "blipee_adversarial, or leave --exit-layers out"
-            )
+        reject_empty(sample)
         weights = parse_layer_weights(self.layer_weights, len(model.decoder.layers))
         features = self.layer_features(model, sample["net_input"], weights)
 
+        # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
         target, ntokens = sample["target"], sample["ntokens"]
         rows = token_rows(target, self.padding_idx, ntokens)
         kept = tokens_kept(ntokens, self.drop_ratio(model))
@@ -154,17 +161,18 @@ class MuELoss(FairseqCriterion):
 
     @staticmethod
     def layer_features(model: Any, net_input: dict[str, Any], weights: list[float]) -> list[Tensor]:
-        """Every decoder layer's normalised states [B, L, C]; only the last's are made if only
-        they have a weight, and then stand for all."""
+        """Return every decoder layer's states after the final norm, [B, L, C] each.
+
+        If only the last layer has a weight, its states stand for all layers.
+        """
         if any(weights[:-1]):
             return model(**net_input, features_only=True, all_layers=True)[1]["layer_features"]
         return [model(**net_input, features_only=True)[0]] * len(weights)
 
     def drop_ratio(self, model: Any) -> float:
-        """The share of tokens to leave out now: none in validation or before the given update."""
+        """Return the share of tokens to exclude: 0 in validation and before the given update."""
         if self.drop_worst_ratio == 0 or not self.training:
             return 0.0
-        # fairseq tells the model alone how many updates there were.
         return self.drop_worst_ratio if model.num_updates > self.drop_worst_after else 0.0
 
     def score(
@@ -176,9 +184,12 @@ class MuELoss(FairseqCriterion):
         confidence: Tensor | None,
         kept: int,
     ) -> LayerScore:
-        """One layer's sums; features [M, C], target [M], allowed [M, V], confidence [M].
+        """Return one layer's sums over M tokens.
 
-        ``kept`` tokens make up the loss; likelihood and accuracy are always over all of them.
+        Args:
+            features: [M, C]; target: Long [M]; allowed: Bool [M, V]; confidence: [M].
+            kept: number of tokens, those of smallest loss, in the loss. Likelihood and accuracy
+                are over all tokens.
         """
         logits = model.output_layer(features)
         loss, nll = token_cross_entropy(logits, target, self.label_smoothing, allowed, confidence)
@@ -192,13 +203,13 @@ class MuELoss(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the means over all workers' batches, each weighted by its tokens or sentences."""
+        """Log means over all workers' batches, weighted by their tokens or sentences."""
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
 
         sample_size, ntokens = total("sample_size"), total("ntokens")
-        if not sample_size:  # only placeholders of workers that had run out of batches
+        if not sample_size:  # only placeholders of workers without batches
             return
         metrics.log_scalar("loss", total("loss") / sample_size / math.log(2), sample_size, round=3)
         metrics.log_scalar("nll_loss", total("nll_loss") / ntokens / math.log(2), ntokens, round=3)

@@ -1,6 +1,6 @@
-"""Scorers for `--scoring`: coco_caption and accuracy.
+"""Scorers for ``--scoring``: coco_caption and accuracy.
 
-References come as one text, `first && second && …`.
+References are one text, ``first && second && …``.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS, CaptionScores, score_captions
 
 SEPARATOR = "&&"
-# What fairseq makes of a reference's word that the dictionary lacks. No prediction may equal it.
+# fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
 TOKENIZER_CHOICES = ChoiceEnum(list(TOKENIZERS))
-NOTHING = "nothing was scored: no sentence with a reference came out of the generation"
+NOTHING = "nothing was scored: no sentence with a reference was generated"
 
 
 @dataclass
@@ -24,9 +24,9 @@ class CocoCaptionConfig(FairseqDataclass):
     coco_tokenizer: TOKENIZER_CHOICES = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "words of the caption metrics: ptb = the PTB tokenizer of the COCO caption "
-            "server (needs Java), plain = a simple one that starts no Java and leaves METEOR and "
-            "SPICE out, auto = ptb where Java runs, otherwise plain"
+            "help": "tokenizer of the caption metrics: ptb = as the COCO caption server (needs "
+            "Java), plain = a simple one without Java, METEOR and SPICE, auto = ptb if Java is "
+            "installed, otherwise plain"
         },
     )
 
@@ -35,7 +35,7 @@ class CocoCaptionConfig(FairseqDataclass):
 class AccuracyConfig(FairseqDataclass):
     accuracy_ignore_case: bool = field(
         default=False,
-        metadata={"help": "count an answer as right whatever its upper and lower case"},
+        metadata={"help": "ignore upper and lower case of answers"},
     )
 
 
@@ -43,41 +43,41 @@ class ReferenceScorer(BaseScorer):
     """Collects predictions with one or more references each."""
 
     def add_string(self, ref: str, pred: str) -> None:
-        """ref: the references joined by `&&`. Raises ValueError where there is none."""
+        """Add a prediction and its references, joined by ``&&``; ValueError if there is none."""
         references = [part.strip() for part in ref.split(SEPARATOR)]
         references = [part.replace(UNKNOWN, NO_WORD) for part in references if part]
         if not references:
             raise ValueError(
-                f"sentence {len(self.pred) + 1} of the generation has an empty reference: give the "
-                "data file one in every row, or score with another file"
+                f"sentence {len(self.pred) + 1} of the generation has an empty reference: add "
+                "references to the data file, or generate from another file"
             )
         super().add_string(references, pred)
 
 
 @register_scorer("coco_caption", dataclass=CocoCaptionConfig)
 class CocoCaptionScorer(ReferenceScorer):
-    """BLEU, METEOR, ROUGE-L, CIDEr and SPICE (see `evaluation.metrics.captions`), all ×100."""
+    """BLEU, METEOR, ROUGE-L, CIDEr and SPICE, ×100 (see ``evaluation.metrics.captions``)."""
 
     def __init__(self, cfg: CocoCaptionConfig) -> None:
         super().__init__(cfg)
         self._tokenizer = str(cfg.coco_tokenizer)
         self._scores: CaptionScores | None = None
         if self._tokenizer == "ptb":
-            java.find_java()  # refuse before the generation rather than after it
+            java.find_java()  # raise before the generation, not after it
 
     def score(self) -> float:
-        """CIDEr ×100; ValueError if nothing was added."""
+        """Return CIDEr ×100. Raise ValueError if nothing was added."""
         return self._computed().values["CIDEr"]
 
     def result_string(self) -> str:
         return self._computed().line() if self.pred else NOTHING
 
     def values(self) -> dict[str, float]:
-        """Every metric that could be had, by its usual name."""
+        """Return every available metric by its usual name."""
         return dict(self._computed().values)
 
     def _computed(self) -> CaptionScores:
-        """Scores of all that was added; METEOR takes long, so not computed twice."""
+        """Return the scores of all predictions, computed once because METEOR is slow."""
         if not self.pred:
             raise ValueError(NOTHING)
         if self._scores is None or self._scores.captions != len(self.pred):
@@ -87,25 +87,25 @@ class CocoCaptionScorer(ReferenceScorer):
 
 @register_scorer("accuracy", dataclass=AccuracyConfig)
 class AccuracyScorer(ReferenceScorer):
-    """Percentage of predictions that equal one of their references."""
+    """Percentage of predictions equal to one of their references."""
 
-    def _right(self) -> int:
+    def _correct(self) -> int:
         return sum(
             is_correct(prediction, references, self.cfg.accuracy_ignore_case)
             for prediction, references in zip(self.pred, self.ref)
         )
 
     def score(self) -> float:
-        """Accuracy in percent; ValueError if nothing was added."""
+        """Return the accuracy in percent. Raise ValueError if nothing was added."""
         if not self.pred:
             raise ValueError(NOTHING)
-        return 100 * self._right() / len(self.pred)
+        return 100 * self._correct() / len(self.pred)
 
     def values(self) -> dict[str, float]:
-        """The score by its name."""
+        """Return the score by its name."""
         return {"accuracy": self.score()}
 
     def result_string(self) -> str:
         if not self.pred:
             return NOTHING
-        return f"accuracy = {self.score():.2f} ({self._right()} of {len(self.pred)})"
+        return f"accuracy = {self.score():.2f} ({self._correct()} of {len(self.pred)})"

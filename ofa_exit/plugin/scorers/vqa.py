@@ -1,4 +1,4 @@
-"""Scorers for `--scoring`: vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
+"""Scorers for ``--scoring``: vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, SEPARATOR, UNKNOWN
 
-# OFA's files have an answer's confidence before it: 1.0|!+yes
+# In OFA's files the confidence precedes the answer: 1.0|!+yes
 _CONFIDENCE = re.compile(r"^[0-9.]+\|!\+")
 
 
 def split_answers(ref: str) -> list[str]:
-    """The answers joined by `&&`, empty ones too, without confidences."""
+    """Split the answers joined by ``&&``, also empty ones, and remove confidences."""
     parts = [_CONFIDENCE.sub("", part.strip(), count=1) for part in ref.split(SEPARATOR)]
     return [part.replace(UNKNOWN, NO_WORD) for part in parts]
 
 
 class MeanScorer(BaseScorer):
-    """Percentage that the values of the sentences come to, under the name ``accuracy``."""
+    """Mean of the sentences' values in percent, under the name ``accuracy``."""
 
-    what: str
+    metric: str
 
     def __init__(self, cfg: FairseqDataclass) -> None:
         super().__init__(cfg)
@@ -33,78 +33,77 @@ class MeanScorer(BaseScorer):
         self._sentences = 0
 
     def add_value(self, value: float) -> None:
-        """One sentence's accuracy, 0 to 1."""
+        """Add one sentence's accuracy, 0 to 1."""
         self._total += value
         self._sentences += 1
 
     def next_sentence(self) -> str:
-        """For errors."""
+        """Return the name of the next sentence, for errors."""
         return f"sentence {self._sentences + 1} of the generation"
 
     def score(self) -> float:
-        """Accuracy in percent; ValueError if nothing was added."""
+        """Return the accuracy in percent. Raise ValueError if nothing was added."""
         if not self._sentences:
             raise ValueError(NOTHING)
         return 100 * self._total / self._sentences
 
     def values(self) -> dict[str, float]:
-        """The score by its name."""
+        """Return the score by its name."""
         return {"accuracy": self.score()}
 
     def result_string(self) -> str:
         if not self._sentences:
             return NOTHING
-        return f"accuracy = {self.score():.2f} ({self.what} of {self._sentences} questions)"
+        return f"accuracy = {self.score():.2f} ({self.metric} of {self._sentences} questions)"
 
 
 @register_scorer("vqa_accuracy", dataclass=FairseqDataclass)
 class VqaAccuracyScorer(MeanScorer):
-    """VQA accuracy over the answers of ten annotators (see `evaluation.metrics.vqa_answers`).
+    """VQA accuracy over the answers of ten annotators (see ``evaluation.metrics.vqa_answers``).
 
-    References are the ten answers joined by `&&`, as written, with or without OFA's confidences
-    (which do not count) before them.
+    References are the ten answers as written, joined by ``&&``. OFA's confidences are ignored.
     """
 
-    what = "VQA accuracy"
+    metric = "VQA accuracy"
     accuracy: Callable[[str, Sequence[str]], float] = staticmethod(answer_accuracy)
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Raises ValueError where there are not ten answers."""
+        """Add a prediction. Raise ValueError unless there are ten answers."""
         answers = ten_answers(split_answers(ref), self.next_sentence())
         self.add_value(self.accuracy(pred, answers))
 
 
 @register_scorer("vizwiz_accuracy", dataclass=FairseqDataclass)
 class VizWizAccuracyScorer(VqaAccuracyScorer):
-    """The same by VizWiz's evaluation, which processes predictions and never the answers."""
+    """The same as VizWiz evaluates it: predictions are normalised, answers are not."""
 
-    what = "VizWiz accuracy"
+    metric = "VizWiz accuracy"
     accuracy = staticmethod(vizwiz_answer_accuracy)
 
 
 @register_scorer("gqa_accuracy", dataclass=FairseqDataclass)
 class GqaAccuracyScorer(MeanScorer):
-    """Percentage of predictions that equal the one answer letter for letter."""
+    """Percentage of predictions that equal the answer exactly."""
 
-    what = "GQA accuracy"
+    metric = "GQA accuracy"
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Raises ValueError where there is not exactly one answer."""
+        """Add a prediction. Raise ValueError unless there is exactly one answer."""
         answers = split_answers(ref)
         if len(answers) != 1 or not answers[0]:
             raise ValueError(
-                f"{self.next_sentence()} has the answers {answers}: a question of GQA has one"
+                f"{self.next_sentence()} has the answers {answers}: in GQA each question has one"
             )
         self.add_value(pred.strip() == answers[0])
 
 
 @register_scorer("visdial", dataclass=FairseqDataclass)
 class VisDialScorer(BaseScorer):
-    """NDCG, MRR, R@1, R@5, R@10 and mean rank (see `ofa_exit.evaluation.metrics.visdial`).
+    """NDCG, MRR, R@1, R@5, R@10 and mean rank (see ``evaluation.metrics.visdial``).
 
-    The prediction is the candidates' numbers from 0, the best first, parted by spaces; the
-    reference is the number of the true one, and, where the round is annotated for relevance,
-    the candidates' relevances, all joined by `&&`: `42 && 0 && 0.5 && 1 …`.
+    The prediction is the candidates' numbers, from 0, best first, separated by spaces. The
+    reference is the number of the true candidate and, if the round has relevance annotations, the
+    candidates' relevances, joined by ``&&``: ``42 && 0 && 0.5 && 1 …``.
     """
 
     def __init__(self, cfg: FairseqDataclass) -> None:
@@ -112,7 +111,7 @@ class VisDialScorer(BaseScorer):
         self._metrics = VisDialMetrics()
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Raises ValueError for what is no ranking, true candidate or list of relevances."""
+        """Add a ranking. Raise ValueError if it or its reference is invalid."""
         where = f"sentence {len(self._metrics) + 1} of the generation"
         true_index, _, relevances = ref.partition(SEPARATOR)
         try:
@@ -123,11 +122,11 @@ class VisDialScorer(BaseScorer):
         self._metrics.add(*parts, where)
 
     def score(self) -> float:
-        """NDCG where a round had relevances, else MRR; ValueError if nothing was added."""
+        """Return NDCG if a round has relevances, otherwise MRR. Raise ValueError if empty."""
         return next(iter(self.values().values()))
 
     def values(self) -> dict[str, float]:
-        """Every metric by its usual name."""
+        """Return every metric by its usual name."""
         if not len(self._metrics):
             raise ValueError(NOTHING)
         return self._metrics.values()

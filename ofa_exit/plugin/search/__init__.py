@@ -1,1 +1,1 @@
-"""Beam search and candidate search around fairseq's generators."""
+"""Beam search and scoring of candidates, around fairseq's generators."""

@@ -1,76 +1,75 @@
-"""Answers out of a closed set: every candidate is scored, the best one wins."""
+"""Closed sets of answers: score every candidate and return the best."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.data.answer_tree import AnswerTree
 from ofa_exit.data.trie import AnswerTrie
-from ofa_exit.models.decoder import SCORES_AT_ONCE
+from ofa_exit.models.decoder_stack import MAX_SCORES_AT_ONCE
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.search.generation import DEFAULTS, UNSUPPORTED, refuse_broken, refuse_options
+from ofa_exit.plugin.search.ensemble import reject_broken
+from ofa_exit.plugin.search.options import DEFAULTS, UNSUPPORTED, reject_options
 from ofa_exit.runtime.token_tree import TokenTree
 from ofa_exit.runtime.trace import ExitTrace
 
-# Options of generation that do what they say without a search, those that fairseq calls deprecated
-# among them. All others would promise what scoring a closed set does not do.
-_KEPT = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm", *UNSUPPORTED)
-_REFUSED = dict.fromkeys(
-    (option for option in DEFAULTS if option not in _KEPT),
-    "the answers are a closed set, each of which is scored in full; nothing is searched",
+# Generation options that work without a search, and those that fairseq calls deprecated. All
+# others would have no effect.
+_SUPPORTED = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm")
+_REJECTED = dict.fromkeys(
+    (option for option in DEFAULTS if option not in (*_SUPPORTED, *UNSUPPORTED)),
+    "the answers are a closed set; each is scored, nothing is searched",
 )
 
 
-def refuse_search(args: Any, answers: int) -> None:
-    """Raises UsageError for options of generation that ask for a search, or more than there are."""
-    refuse_options(args, _REFUSED)
+def reject_search_options(args: Any, answers: int) -> None:
+    """Raise UsageError for generation options of a search, and for --nbest above ``answers``."""
+    reject_options(args, _REJECTED)
     nbest = getattr(args, "nbest", 1)
     if nbest > answers:
         raise UsageError(f"--nbest {nbest}: there are {answers} answers")
 
 
+@dataclass
 class AnswerTrace(ExitTrace):
-    """A trace of answers out of a tree; a token that the tree does not ask for ran no layers.
+    """A trace of answers from a tree. Tokens at which the tree leaves no choice ran no layers.
 
-    trees: of each sentence, or one for all. at: their decisions' places in the sentence's rows,
-    one behind the other.
+    Args:
+        trees: the tree of each sentence.
+        positions: Long [M], the decisions of all sentences, in the flattened rows of the decoder.
     """
 
-    trees: Sequence[AnswerTree]
-    at: Tensor
+    trees: Sequence[AnswerTree] = ()
+    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
-    @classmethod
-    def of(cls, trace: ExitTrace, trees: Sequence[AnswerTree], at: Tensor) -> "AnswerTrace":
-        answers = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
-        answers.trees, answers.at = trees, at
-        return answers
-
-    def decided(self) -> list[dict[tuple[int, ...], int]]:
-        """For each sentence the layers behind every prefix that was asked what follows."""
-        step = self.steps[-1]
-        layers = step.layers.flatten()[self.at].split([len(tree.decisions) for tree in self.trees])
-        return [dict(zip(t.decisions, of.tolist())) for t, of in zip(self.trees, layers)]
+    def layers_by_prefix(self) -> list[dict[tuple[int, ...], int]]:
+        """Return for each sentence the layers used after each prefix that leaves a choice."""
+        layers = self.steps[-1].layers_used.flatten()[self.positions]
+        by_tree = layers.split([len(tree.decisions) for tree in self.trees])
+        return [dict(zip(tree.decisions, used.tolist())) for tree, used in zip(self.trees, by_tree)]
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
         return [
-            [[used.get(tuple(answer[:t]), 0) for t in range(len(answer))] for answer in of_sentence]
-            for used, of_sentence in zip(self.decided(), hypotheses)
+            [[used.get(tuple(hyp[:t]), 0) for t in range(len(hyp))] for hyp in hyps]
+            for used, hyps in zip(self.layers_by_prefix(), hypotheses)
         ]
 
 
 class CandidateScorer(nn.Module):
-    """Log-probabilities of the answers of trees, one tree a sentence or the same for all.
+    """Log-probabilities of the answers in trees, one tree per sentence or one for all.
 
-    Encoder and decoder run once a sentence, the image's part of the encoder once for sentences that
-    share it in a batch (``collate``). A decoder row is the prompt and behind it a part of
-    the tree (see ``AnswerTree``); the rows of a sentence are hypotheses of one group, so that its
-    cross-attention keys and values exist once. Only positions where something is to be decided are
-    projected to words. Probabilities of several models are averaged token by token.
+    The encoder runs once per sentence, and its image part once for sentences of a batch that share
+    an image (``collate``). A decoder row is the prompt followed by a part of the tree (see
+    ``AnswerTree``). The rows of a sentence form one group, so that its cross-attention keys and
+    values exist once. Only positions with a choice are projected to words. Probabilities of
+    several models are averaged per token.
     """
+
+    trace_class: ClassVar[type[AnswerTrace]] = AnswerTrace
 
     def __init__(self, models: Sequence[Any], pad: int) -> None:
         super().__init__()
@@ -79,162 +78,197 @@ class CandidateScorer(nn.Module):
         self._traces: list[Optional[ExitTrace]] = []
 
     def traces(self) -> list[Optional[ExitTrace]]:
-        """Layers executed for the last batch by each model; None for one without exits."""
+        """Return each model's trace of the last batch; None for a model without exits."""
         return self._traces
 
     @torch.no_grad()
     def score(self, sample: dict[str, Any], trees: Sequence[AnswerTree]) -> list[Tensor]:
-        """For each sentence the log-probabilities of its answers' tokens, [A, T], 0 behind an
-        answer's end and where nothing is decided.
+        """Return the log-probabilities of each sentence's answers, token by token.
 
-        The prompts are the first ``prompt_lengths`` tokens of ``prev_output_tokens``; bos is the
-        first of each. Raises FloatingPointError if a score is not a number.
+        A prompt is the first ``prompt_lengths`` tokens of ``prev_output_tokens``, beginning with
+        bos.
+
+        Returns:
+            For each sentence [A, T]: 0 after the end of an answer and where there is no choice.
+
+        Raises:
+            FloatingPointError: a score is NaN.
         """
         net_input = dict(sample["net_input"])
         prev, lengths = net_input.pop("prev_output_tokens"), sample["prompt_lengths"]
         sentences = len(prev)
-        every = list(trees) if len(trees) > 1 else list(trees) * sentences
-        rows, tree, at = self._packed(prev[:, : int(lengths.max())], lengths, trees, every)
-        edges = _Edges(every, prev.device)
+        trees_of_sentences = list(trees) if len(trees) > 1 else list(trees) * sentences
+        prompts = prev[:, : int(lengths.max())]
+        rows, tree, positions = self._pack(prompts, lengths, trees, trees_of_sentences)
+        edges = _Edges(trees_of_sentences, prev.device)
+        # Row r belongs to sentence r // groups.
+        order = torch.arange(len(rows), device=rows.device)
+        order = order.div(len(rows) // sentences, rounding_mode="floor")
         scores = []
         for model in self.models:
             encoder_out = model.encoder.forward_torchscript(net_input)
-            order = torch.arange(len(rows), device=rows.device)
-            order = order.div(len(rows) // sentences, rounding_mode="floor")
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
-            features, _ = model.decoder(
-                rows, encoder_out=encoder_out, features_only=True, tree=tree
-            )
-            scores.append(edges.scores(model, features.flatten(0, 1)[at]))
+            _, extra = model.decoder(rows, encoder_out=encoder_out, features_only=True, tree=tree)
+            hidden, layers_used = extra["states"], extra["layers_used"]  # [S·G, L, C], [S·G, L]
+            if layers_used is not None:
+                layers_used = layers_used.flatten()[positions]
+            scores.append(edges.scores(model, hidden.flatten(0, 1)[positions], layers_used))
+            if encoder_out.trace is not None:
+                words = None if edges.words is None else len(edges.words)
+                asked = tree.asked.view(sentences, -1).sum(dim=1)
+                encoder_out.trace.steps[-1].score_words(model.decoder.word_flops(words), asked)
         lprobs = torch.stack(scores).logsumexp(dim=0) - math.log(len(scores))
-        each = edges.of_answers(lprobs)
-        broken = torch.stack([of_sentence.isnan().any() for of_sentence in each])
-        refuse_broken(broken, sample["uniq_ids"])
+        answer_scores = edges.answer_scores(lprobs)
+        broken = torch.stack([sentence_scores.isnan().any() for sentence_scores in answer_scores])
+        reject_broken(broken, sample["uniq_ids"])
         self._traces = [
-            None if model.last_trace is None else AnswerTrace.of(model.last_trace, every, at)
-            for model in self.models
+            trace and self.trace_class(**vars(trace), trees=trees_of_sentences, positions=positions)
+            for trace in (model.last_trace for model in self.models)
         ]
-        return each
+        return answer_scores
 
-    def _packed(
+    def _pack(
         self,
         prompts: Tensor,
         lengths: Tensor,
         trees: Sequence[AnswerTree],
-        every: Sequence[AnswerTree],
+        trees_of_sentences: Sequence[AnswerTree],
     ) -> tuple[Tensor, TokenTree, Tensor]:
-        """Every sentence's prompt with the trees' tokens behind, Long [S·G, L], how they form
-        trees, and the places of all decisions in them, flattened, Long [M]."""
+        """Append the trees' tokens to every sentence's prompt.
+
+        Args:
+            prompts: Long [S, P], padded on the right; lengths: Long [S].
+
+        Returns:
+            The rows, Long [S·G, L] with L = P + tokens of the longest tree row; the tree that their
+            tokens form; and the positions of all decisions in the flattened rows, Long [M].
+        """
         (sentences, longest), device = prompts.shape, prompts.device
         groups = max(tree.rows for tree in trees)
-        fed = max(tree.tokens.size(1) for tree in trees)
-        tokens = torch.zeros(len(trees), groups, fed, dtype=torch.long)
+        size = max(tree.tokens.size(1) for tree in trees)
+        # Trees of different sizes, [trees, G, size], padded where depth is 0.
+        tokens = torch.zeros(len(trees), groups, size, dtype=torch.long)
         depth = torch.zeros_like(tokens)
-        ancestors = torch.zeros(len(trees), groups, fed, fed, dtype=torch.bool)
+        ancestors = torch.zeros(len(trees), groups, size, size, dtype=torch.bool)
         for number, tree in enumerate(trees):
             own = (number, slice(tree.rows), slice(tree.tokens.size(1)))
             tokens[own], depth[own] = tree.tokens, tree.depth
             ancestors[(*own, own[-1])] = tree.ancestors
         tokens = tokens.masked_fill(depth == 0, self.pad)
-        ancestors |= torch.eye(fed, dtype=torch.bool)  # padding sees itself, as softmax wants it
+        ancestors |= torch.eye(size, dtype=torch.bool)  # padding sees itself: softmax needs a key
 
-        def each(values: Tensor) -> Tensor:
+        def per_row(values: Tensor) -> Tensor:
             return values.to(device).expand(sentences, *values.shape[1:]).flatten(0, 1)
 
         lengths = lengths.repeat_interleave(groups)
         columns = torch.arange(longest, device=device)
         padding = columns >= lengths[:, None]
         prompts = prompts.repeat_interleave(groups, dim=0).masked_fill(padding, self.pad)
-        rows = torch.cat([prompts, each(tokens)], dim=1)
+        rows = torch.cat([prompts, per_row(tokens)], dim=1)
         total = rows.size(1)
+        # Attention mask [S·G, L, L]: prompts are causal, trees see their prompt and ancestors.
         sees = torch.zeros(len(rows), total, total, dtype=torch.bool, device=device)
         sees[:, :longest, :longest] = columns[:, None] >= columns
         sees[:, longest:, :longest] = ~padding[:, None]
-        sees[:, longest:, longest:] = each(ancestors)
+        sees[:, longest:, longest:] = per_row(ancestors)
+        # A tree token's place in its answer, as if the answer stood right after the prompt.
         places = torch.cat(
-            [columns.expand(len(rows), -1), lengths[:, None] - 1 + each(depth)], dim=1
+            [columns.expand(len(rows), -1), lengths[:, None] - 1 + per_row(depth)], dim=1
         )
-        at = self._places(lengths[::groups], every, longest, groups, total)
+        positions = self._decision_positions(
+            lengths[::groups], trees_of_sentences, longest, groups, total
+        )
         asked = torch.zeros(rows.numel(), dtype=torch.bool, device=device)
-        asked[at] = True
+        asked[positions] = True
         deepest = max(tree.deepest for tree in trees)
         packed = TokenTree(places, sees, asked.view_as(rows), longest + deepest)
-        words, allowed = every[0].words, every[0].allowed
-        asking = any(model.decoder.used_exits() for model in self.models)
-        if words is not None and allowed is not None and asking:
+        words, allowed = trees_of_sentences[0].words, trees_of_sentences[0].allowed
+        scores_words = any(model.decoder.scores_at_gates() for model in self.models)
+        if words is not None and allowed is not None and scores_words:
             packed.words = words.to(device)
             packed.allowed = torch.ones(rows.numel(), len(words), dtype=torch.bool, device=device)
-            packed.allowed[at] = allowed.to(device).repeat(sentences, 1)
+            packed.allowed[positions] = allowed.to(device).repeat(sentences, 1)
             packed.allowed = packed.allowed.view(*rows.shape, -1)
-        return rows, packed, at
+        return rows, packed, positions
 
     @staticmethod
-    def _places(
-        lengths: Tensor, every: Sequence[AnswerTree], longest: int, groups: int, total: int
+    def _decision_positions(
+        lengths: Tensor, trees: Sequence[AnswerTree], longest: int, groups: int, total: int
     ) -> Tensor:
-        """Places of all decisions in the rows of ``total``, flattened."""
-        sentence = torch.arange(len(every)).repeat_interleave(
-            torch.tensor([len(tree.decisions) for tree in every])
+        """Return the positions of all decisions in the flattened rows of ``total`` tokens."""
+        sentence = torch.arange(len(trees)).repeat_interleave(
+            torch.tensor([len(tree.decisions) for tree in trees])
         )
-        row = torch.cat([tree.place_row for tree in every])
-        column = torch.cat([tree.place_column for tree in every])
+        row = torch.cat([tree.place_row for tree in trees])
+        column = torch.cat([tree.place_column for tree in trees])
         in_tree = ((sentence * groups + row) * total + longest + column).to(lengths.device)
+        # The first token of an answer is decided at the last token of the prompt: column < 0.
         sentence = sentence.to(lengths.device)
-        behind_prompt = sentence * groups * total + lengths[sentence] - 1
-        return torch.where((column < 0).to(lengths.device), behind_prompt, in_tree)
+        at_prompt = sentence * groups * total + lengths[sentence] - 1
+        return torch.where((column < 0).to(lengths.device), at_prompt, in_tree)
 
 
 class _Edges:
-    """The tokens that can be chosen at the decisions of a batch, numbered through."""
+    """The tokens that can be chosen at the decisions of a batch, numbered consecutively."""
 
     def __init__(self, trees: Sequence[AnswerTree], device: torch.device) -> None:
         self.trees = trees
         self.words, self.allowed = trees[0].words, trees[0].allowed
-        decisions = torch.tensor([0, *(len(tree.decisions) for tree in trees)]).cumsum(0)
-        self.decision = torch.cat([t.edge_decision + n for t, n in zip(trees, decisions.tolist())])
+        first = torch.tensor([0, *(len(tree.decisions) for tree in trees)]).cumsum(0).tolist()
+        self.decision = torch.cat([tree.edge_decision + n for tree, n in zip(trees, first)])
         self.word = torch.cat([tree.edge_word for tree in trees]).to(device)
         self.device = device
 
-    def scores(self, model: Any, features: Tensor) -> Tensor:
-        """Log-probability of every edge, float32, for the features of the decisions [M, C]."""
-        weight = model.decoder.output_projection.weight
-        if self.words is not None and self.allowed is not None:
-            weight = weight[self.words.to(self.device)]
-            forbidden = ~self.allowed.to(self.device)
-        at_once = max(1, SCORES_AT_ONCE // len(weight))
-        found, done = [], 0
-        for first in range(0, len(features), at_once):
-            logits = F.linear(features[first : first + at_once], weight).float()
-            if self.allowed is not None:
-                each = torch.arange(first, first + len(logits), device=self.device)
-                logits = logits.masked_fill(forbidden[each % len(forbidden)], -math.inf)
-            last = int(torch.searchsorted(self.decision, first + len(logits)))
-            row = (self.decision[done:last] - first).to(self.device)
-            norm = logits.logsumexp(dim=1)
-            found.append(logits[row, self.word[done:last]] - norm[row])
-            done = last
-        return torch.cat(found)
+    def scores(self, model: Any, hidden: Tensor, layers_used: Optional[Tensor]) -> Tensor:
+        """Return the log-probability of every edge, float32 [E].
 
-    def of_answers(self, scores: Tensor) -> list[Tensor]:
-        """Scores of the edges, to those of each sentence's answers [A, T]."""
+        Args:
+            hidden: states at exit of the M decisions, [M, C].
+            layers_used: Long [M]; None without a gate.
+        """
+        decoder, words = model.decoder, None
+        heads = decoder.active_heads(decoder.exit_policy)
+        if self.words is not None and self.allowed is not None:
+            words, forbidden = self.words.to(self.device), ~self.allowed.to(self.device)
+        # In chunks, since logits of all decisions over the whole vocabulary may not fit.
+        columns = decoder.output_projection.weight.size(0) if words is None else len(words)
+        chunk = max(1, MAX_SCORES_AT_ONCE // columns)
+        scores, done = [], 0
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            used = None if layers_used is None else layers_used[part]
+            logits = decoder.word_scores(hidden[part], used, heads, words).float()
+            if self.allowed is not None:
+                decision = torch.arange(start, start + len(logits), device=self.device)
+                logits = logits.masked_fill(forbidden[decision % len(forbidden)], -math.inf)
+            # Edges are sorted by decision: those of this chunk are done … end.
+            end = int(torch.searchsorted(self.decision, start + len(logits)))
+            row = (self.decision[done:end] - start).to(self.device)
+            norm = logits.logsumexp(dim=1)
+            scores.append(logits[row, self.word[done:end]] - norm[row])
+            done = end
+        return torch.cat(scores)
+
+    def answer_scores(self, scores: Tensor) -> list[Tensor]:
+        """Gather scores of the edges [E] as those of each sentence's answers, [A, T] each."""
         sizes = [len(tree.edge_word) for tree in self.trees]
-        nothing = scores.new_zeros(1)
-        of_tree: dict[int, Tensor] = {}
-        found = []
-        for tree, own in zip(self.trees, scores.split(sizes)):
-            if id(tree) not in of_tree:
-                of_tree[id(tree)] = tree.edges.to(self.device)
-            found.append(torch.cat([own, nothing])[of_tree[id(tree)]])
-        return found
+        zero = scores.new_zeros(1)  # index E: no choice
+        indices: dict[int, Tensor] = {}  # trees that sentences share go to the device once
+        gathered = []
+        for tree, tree_scores in zip(self.trees, scores.split(sizes)):
+            if id(tree) not in indices:
+                indices[id(tree)] = tree.edges.to(self.device)
+            gathered.append(torch.cat([tree_scores, zero])[indices[id(tree)]])
+        return gathered
 
 
 class AllCandidateGenerator(CandidateScorer):
     """A fairseq generator over the answers of a trie.
 
-    Fed are the beginnings of answers after which the trie leaves a choice; what it forces, such as
-    the end of an answer that no other continues, is not run. Where there is a choice, only the
-    words that answers are made of are projected, and log-probabilities are normalised over the
-    tokens that the trie allows; an answer's score is their sum.
+    The decoder runs the prefixes of answers after which the trie leaves a choice. Tokens without a
+    choice, such as the end of an answer that no other continues, are not run. Where there is a
+    choice, only words that occur in answers are projected, and log-probabilities are normalised
+    over the tokens that the trie allows. An answer's score is their sum.
     """
 
     def __init__(
@@ -245,18 +279,22 @@ class AllCandidateGenerator(CandidateScorer):
         nbest: Optional[int] = None,
         **options: Any,
     ) -> None:
-        """nbest: answers handed out, None = all. options: of ``AnswerTree``.
+        """Build the tree.
 
-        Raises ValueError for a single answer, which needs no model.
+        Args:
+            nbest: number of answers to return; None returns all.
+            options: of ``AnswerTree``.
+
+        Raises:
+            ValueError: there is only one answer, which needs no model.
         """
         super().__init__(models, pad)
         self.tree = AnswerTree(trie, **options)
-        self.eos = trie.eos  # fairseq-generate asks for it
+        self.eos = trie.eos  # read by fairseq-generate
         self.nbest = nbest
 
     def step_limits(self, prompt_lengths: Tensor) -> Tensor:
-        """Tokens that the decoder may be asked for after the first, prompt and the longest answer
-        included, Long [S]: N of MuE Eq. 11."""
+        """Return N of MuE Eq. 11, Long [S]: tokens after bos of the prompt and longest answer."""
         return prompt_lengths - 1 + self.tree.longest
 
     def generate(
@@ -267,20 +305,22 @@ class AllCandidateGenerator(CandidateScorer):
         constraints: Optional[Tensor] = None,
         bos_token: Optional[int] = None,
     ) -> list[list[dict[str, Tensor]]]:
-        """The answers of every sentence, best first, in the form of fairseq's hypotheses."""
+        """Return the answers of every sentence, best first, in fairseq's form."""
         if prefix_tokens is not None or constraints is not None:
-            raise ValueError("the answers are a closed set: no prefix or constraint can be forced")
-        each = torch.stack(self.score(sample, [self.tree]))
-        totals = each.sum(dim=2)
+            raise ValueError(
+                "the answers are a closed set: prefixes and constraints are unsupported"
+            )
+        scores = torch.stack(self.score(sample, [self.tree]))  # [S, answers, T]
+        totals = scores.sum(dim=2)
         best = totals.sort(dim=1, descending=True, stable=True).indices[:, : self.nbest].tolist()
         return [
             [
                 {
-                    "tokens": torch.tensor(self.tree.answers[answer], device=each.device),
+                    "tokens": torch.tensor(self.tree.answers[answer], device=scores.device),
                     "score": totals[sentence, answer],
                     "attention": torch.empty(0),
                     "alignment": torch.empty(0),
-                    "positional_scores": each[sentence, answer, : len(self.tree.answers[answer])],
+                    "positional_scores": scores[sentence, answer, : len(self.tree.answers[answer])],
                 }
                 for answer in best_first
             ]

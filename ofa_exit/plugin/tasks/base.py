@@ -1,60 +1,50 @@
-"""What captioning and entailment have in common: data, generation with exits, the report."""
+"""Base of all tasks: models with exits, training, generation with reports, validation."""
 
+import atexit
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
-from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
-from ofa_exit.data.dataset import Examples, OFADataset
-from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
-from ofa_exit.models.compiling import compile_parts
-from ofa_exit.plugin.criterions.groups import step_groups
-from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.options import exit_policy, flag, refuse_misfit
-from ofa_exit.plugin.run_record import run_record
-from ofa_exit.plugin.saved_arguments import refuse_misfit_of_checkpoints
-from ofa_exit.plugin.search.generation import (
-    UNSUPPORTED,
-    Pass,
-    at_end_of,
-    forget_failed_lookups,
-    log_rows,
-    print_reports,
-    refuse_options,
-)
+from ofa_exit.plugin.errors import usage_errors
+from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
+from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
+from ofa_exit.plugin.saved_arguments import reject_misfit_of_checkpoints
+from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.dataset import RowDataset
-from ofa_exit.plugin.tasks.files import first_folder, is_training, split_files
-from ofa_exit.plugin.tasks.validation import ValidatesByGenerating
-from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
+from ofa_exit.plugin.tasks.data import DataTask
+from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
 
+Hyps = list[list[dict[str, Tensor]]]
+"""For each sentence its hypotheses, the best first, in fairseq's form."""
 
-class OFATask(ValidatesByGenerating):
-    """Base of the tasks; they add examples, generator and validation metrics.
 
-    After ``build_generator`` the layers, savings and times of all that ``inference_step``
-    generates are in ``exit_reports``, one a model; they are printed at the end.
+class OFATask(DataTask):
+    """Base of the tasks, which add examples, a generator and validation metrics.
+
+    After ``build_generator``, ``exit_reports`` holds one report per model on all that
+    ``inference_step`` generates. They are printed after the last batch.
+
+    A criterion may have two methods that are called here. ``prepare_training(model)`` says what is
+    trained, before the optimizer is built; by default everything is.
+    ``optimizer_step(optimizer, update_num)`` replaces the plain step.
     """
 
-    prefix: str
-    """What the official files of the task are called by: PREFIX_train.tsv."""
-    same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
-    """Options that a checkpoint must have been trained with."""
-    similarity_defaults: ClassVar[dict[str, Any]]
-    """The paper's decoder threshold and schedule for the task (appendix)."""
-
-    cfg: OFATaskConfig
+    exit_defaults: ClassVar[str]
+    """Kind of task whose defaults of exit policies hold: caption or answer."""
+    eval_options: tuple[str, ...]
+    """Options that add generation to validation."""
 
     def __init__(
         self,
@@ -63,191 +53,93 @@ class OFATask(ValidatesByGenerating):
         dictionary: OFADictionary,
         encoder: TextEncoder,
     ) -> None:
-        super().__init__(cfg)
+        super().__init__(cfg, dictionary, encoder)
         self.exit_policy = policy
-        self.dictionary = dictionary
-        self.encoder = encoder
-        self.done = Pass()
+        self.model_to_train: Any = None
+        self.criterion: Any = None
         self.exit_reports: list[GenerationReport] = []
+        self.run_record: dict[str, Any] = {}
         self.eval_generator: Any = None
-        self.get_groups_for_update: Optional[Callable[[int], set[str]]] = None
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add the options of the task, and those of every registered exit policy."""
+        super().add_args(parser)
+        add_late_options(parser)
 
     @classmethod
     @usage_errors()
     def setup_task(
         cls, cfg: OFATaskConfig, from_checkpoint: bool = False, **kwargs: Any
     ) -> "OFATask":
-        """Reads the dictionary; options that make no sense are refused before anything is read.
+        """Check all options, then read the dictionary.
 
-        from_checkpoint: ``cfg`` comes from a checkpoint, which is read already.
+        Args:
+            from_checkpoint: ``cfg`` comes from a checkpoint that has been loaded already.
         """
-        policy = exit_policy(cfg, cls.similarity_defaults)
-        cls.refuse_nonsense(cfg)
+        policy = build_exit_policy(cfg, cls.exit_defaults)
+        cls.check_options(cfg)
         if not from_checkpoint:
-            refuse_misfit_of_checkpoints(cfg, policy)
+            reject_misfit_of_checkpoints(cfg, policy)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
 
-    @classmethod
-    def refuse_nonsense(cls, cfg: OFATaskConfig) -> None:
-        """Raises ValueError for options that are wrong whatever the data and the model."""
-        if not cfg.data:
-            raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
-        for option in ("max_src_length", "max_tgt_length", "patch_image_size"):
-            if getattr(cfg, option) < 1:
-                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
-        for option in ("code_dict_size", "num_bins"):
-            if getattr(cfg, option) < 0:
-                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
-
-    # ------------------------------------------------------------------ data
-
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> Examples:
-        """The rows of a file of ``split`` as examples of this task."""
-        raise NotImplementedError
-
-    def has_sharded_data(self, split: str) -> bool:
-        return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1
-
-    def load_dataset(
-        self,
-        split: str,
-        epoch: int = 1,
-        combine: bool = False,
-        task_cfg: Optional[FairseqDataclass] = None,
-        **kwargs: Any,
-    ) -> None:
-        """Opens the file of ``split``.
-
-        ``task_cfg``: the checkpoint's, from the commands that only read one.
-        """
-        with usage_errors():
-            self._refuse_other_training(task_cfg)
-            files = split_files(self.cfg.data, split, self.prefix)
-        path = files[(epoch - 1) % len(files)]
-        mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
-        load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
-        rows = OFADataset(
-            self.examples(path, split, load_image),
-            self.dictionary.pad(),
-            self.cfg.patch_image_size,
-            self.cfg.skip_bad_rows,
-        )
-        logger.info("%s: %d rows of %s", split, len(rows), path)
-        self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
-        if task_cfg is not None:
-            at_end_of(self.datasets[split], log_rows, rows)
-
-    def _refuse_other_training(self, trained: Any) -> None:
-        """Images or questions of another form than in training: low quality, and no other sign."""
-        if trained is None or getattr(trained, "_name", None) not in (
-            getattr(self.cfg, "_name", None),
-            self.prefix,  # the official task of the same files
-        ):
-            return
-        for option in self.same_as_trained:
-            here, there = getattr(self.cfg, option), getattr(trained, option, None)
-            if there is not None and here != there:
-                raise ValueError(
-                    f"the checkpoint was trained with {flag(option)} {there}, here it is {here}. "
-                    f"Give the same, or, to mean it, --model-overrides \"{{'{option}': {here!r}}}\""
-                )
-
-    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """fairseq-generate has --num-shards and --shard-id but does not look at them."""
-        with usage_errors():
-            self._take_shard(kwargs)
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        self.done = Pass(iterator)  # of the generator that is built next
-        if self.cfg.num_shards > 1 and not self.done.rows:  # training's processes may go without
-            raise UsageError(
-                f"--shard-id {iterator.shard_id} of {iterator.num_shards} gets none of the "
-                f"{len(iterator.frozen_batches)} batches, which are dealt out in turn: give fewer "
-                "shards or a smaller --batch-size"
-            )
-        return iterator
-
-    def _take_shard(self, kwargs: dict[str, Any]) -> None:
-        if self.cfg.num_shards > 1:
-            if not 0 <= self.cfg.shard_id < self.cfg.num_shards:
-                raise ValueError(
-                    f"--shard-id {self.cfg.shard_id}: {self.cfg.num_shards} shards are numbered "
-                    f"from 0 to {self.cfg.num_shards - 1}"
-                )
-            if kwargs.get("num_shards", 1) > 1:
-                raise ValueError("--num-shards is for generation by single processes")
-            kwargs.update(num_shards=self.cfg.num_shards, shard_id=self.cfg.shard_id)
-
-    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
-        """Says what was wrong with the rows read so far."""
-        super().begin_valid_epoch(epoch, model)
-        for dataset in self.datasets.values():
-            log_rows(dataset.rows)
-
-    # ------------------------------------------------------------------ vocabulary
-
-    @property
-    def source_dictionary(self) -> OFADictionary:
-        return self.dictionary
-
-    @property
-    def target_dictionary(self) -> OFADictionary:
-        return self.dictionary
-
-    def build_bpe(self, args: Any) -> Any:
-        """The codec of the data, so that fairseq-generate prints words."""
-        return super().build_bpe(args) or PrintingCodec(self.encoder.codec)
-
-    def text(self, tokens: Tensor) -> str:
-        """The words of a hypothesis."""
-        return PrintingCodec(self.encoder.codec).decode(self.dictionary.string(tokens))
-
-    # ------------------------------------------------------------------ generation
+    # ------------------------------------------------------------------ models and training
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Builds the model, without weights yet, and refuses exits that it does not have."""
+        """Build the model without weights, and reject exit options that it cannot follow."""
         with usage_errors():
             model = super().build_model(cfg, from_checkpoint)
-        if not from_checkpoint and model.decoder.exits:  # about to be trained
-            model.add_feature_classifiers()
-        refuse_misfit(self.cfg, self.exit_policy, model)
+        reject_misfit(self.cfg, self.exit_policy, model)
+        if not from_checkpoint:
+            self.model_to_train = model
         if self.validates_generation():
             self.eval_generator = self.validation_generator(model)
         return model
 
     @usage_errors()
     def build_criterion(self, *args: Any, **kwargs: Any) -> Any:
-        """Builds the criterion, which may train one group of parameters at a time.
+        """Build the criterion and let it prepare the model that is going to be trained.
 
-        Training and validation have one, generation has none: options of generation end here.
+        Training and validation have a criterion, generation has none: reject its options here.
         """
         if self.cfg.exit_trace:
             raise ValueError(
-                f"--exit-trace {self.cfg.exit_trace!r}: it is fairseq-generate that writes a "
-                "trace; leave it out of training and validation"
+                f"--exit-trace {self.cfg.exit_trace!r}: only fairseq-generate writes a trace; "
+                "leave it out of training and validation"
             )
         if self.exit_policy is not None and not self.validates_generation():
             raise ValueError(
-                f"--exit-policy {self.cfg.exit_policy}: the loss is taken at full depth. Add "
-                f"{' or '.join(map(flag, self.eval_options))}, so that validation generates, or "
-                "leave it out"
+                f"--exit-policy {self.cfg.exit_policy}: the loss is computed at full depth. Add "
+                f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
+                "it out"
             )
-        criterion = super().build_criterion(*args, **kwargs)
-        self.get_groups_for_update = getattr(criterion, "get_groups_for_update", None)
-        return criterion
+        self.criterion = super().build_criterion(*args, **kwargs)
+        if self.model_to_train is not None and hasattr(self.criterion, "prepare_training"):
+            self.criterion.prepare_training(self.model_to_train)
+        return self.criterion
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
-        """Steps the parameter groups whose turn it is."""
-        if self.get_groups_for_update is None:
-            super().optimizer_step(optimizer, model, update_num)
+        if hasattr(self.criterion, "optimizer_step"):
+            self.criterion.optimizer_step(optimizer, update_num)
         else:
-            step_groups(optimizer, self.get_groups_for_update(update_num))
+            super().optimizer_step(optimizer, model, update_num)
+
+    def set_exits(self, models: Sequence[Any], on: bool) -> None:
+        """Set the models' exit policy, or remove it."""
+        for model in models:
+            if on:
+                model.configure_exits(self.exit_policy, self.cfg.exit_kv or "propagate")
+            else:
+                model.configure_exits(None)
+
+    # ------------------------------------------------------------------ generation
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        """The generator of the task, for build_generator's arguments."""
+        """Return the generator of the task, for the arguments of ``build_generator``."""
         raise NotImplementedError
 
     def build_generator(
@@ -258,8 +150,8 @@ class OFATask(ValidatesByGenerating):
         extra_gen_cls_kwargs: Optional[dict[str, Any]] = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """The generator for ``models``, which get their exits, and a new report."""
-        refuse_options(args, UNSUPPORTED)
+        """Return the generator for ``models``, set their exits and begin new reports."""
+        reject_options(args, UNSUPPORTED)
         generator = self.make_generator(
             models,
             args,
@@ -267,41 +159,27 @@ class OFATask(ValidatesByGenerating):
             extra_gen_cls_kwargs=extra_gen_cls_kwargs,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
         )
-        if self.cfg.compile:
-            for model in models:
-                compile_parts(model)
         self.set_exits(models, on=True)
-        self.exit_reports = [self._report(*pair) for pair in enumerate(models, start=1)]
-        run = {}
-        if self.done.shard:
-            run = run_record(self, args, models, self.done.iterator.dataset)
-        at_end_of(generator, print_reports, self.exit_reports, self.done, run)
-        forget_failed_lookups()
+        self.exit_reports = []
+        for number, model in enumerate(models, start=1):
+            trace_file = self.cfg.exit_trace
+            if trace_file and number > 1:
+                trace_file += f".{number}"
+            report = GenerationReport(model, trace_file, self.dictionary.__getitem__)
+            self.exit_reports.append(report)
+        self.run_record = {}
+        if self.progress.shard:
+            self.run_record = run_record(self, args, models, self.progress.iterator.dataset)
+        if self.progress.iterator is not None:
+            # For a generation that fails, and for one whose last batch holds no usable row.
+            atexit.register(self.end_generation)
         return generator
 
-    @property
-    def exit_report(self) -> Optional[GenerationReport]:
-        """The first model's report; None before ``build_generator``."""
-        return self.exit_reports[0] if self.exit_reports else None
-
-    def set_exits(self, models: Sequence[Any], on: bool) -> None:
-        """Gives the models the exit policy, or takes it away."""
-        for model in models:
-            if on:
-                model.configure_exits(self.exit_policy, self.cfg.exit_kv or "propagate")
-            else:
-                model.configure_exits(None)
-
-    def _report(self, number: int, model: Any) -> GenerationReport:
-        trace_file = self.cfg.exit_trace
-        if trace_file and number > 1:
-            trace_file += f".{number}"
-        kv, symbol = self.cfg.exit_kv or "propagate", self.dictionary.__getitem__
-        return GenerationReport.for_model(model, kv, trace_file, symbol, self.scored_words())
-
-    def scored_words(self) -> Optional[int]:
-        """Words that generation scores at a time; None where it is the whole vocabulary."""
-        return None
+    def end_generation(self) -> None:
+        """Print the reports, and log which rows were skipped."""
+        atexit.unregister(self.end_generation)
+        print_reports(self.exit_reports, self.progress, self.run_record)
+        log_rows(self.progress.iterator.dataset.rows)
 
     def inference_step(
         self,
@@ -309,19 +187,20 @@ class OFATask(ValidatesByGenerating):
         models: Sequence[Any],
         sample: dict[str, Any],
         **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
-        """Generates for a batch and takes it into the reports.
+    ) -> Hyps:
+        """Generate for a batch and add it to the reports, which the last batch prints.
 
-        forced: ``prefix_tokens`` and ``constraints``, as fairseq names them.
+        Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``.
+        fairseq-generate prints it and passes it to the scorer.
 
-        Afterwards ``sample["target"]`` holds all references of each sentence, joined by ``&&``, in
-        their own words: fairseq-generate prints it and hands it to the scorer.
+        Args:
+            forced: fairseq's ``prefix_tokens`` and ``constraints``.
         """
-        self.done.in_batch = True
+        self.progress.in_batch = True
         start = time.perf_counter()
-        hypotheses = self.generate(generator, models, sample, **forced)
-        # To lists within the time taken: what the device still computes is waited for.
-        tokens = [[hypo["tokens"].tolist() for hypo in of] for of in hypotheses]
+        hyps = self.generate(generator, models, sample, **forced)
+        # Converted to lists before the clock is read, which waits for the device.
+        tokens = [[hyp["tokens"].tolist() for hyp in sentence_hyps] for sentence_hyps in hyps]
         seconds = time.perf_counter() - start
         net_input = sample["net_input"]
         height, width = net_input["patch_images"].shape[-2:]
@@ -333,17 +212,19 @@ class OFATask(ValidatesByGenerating):
                 text_tokens=net_input["src_lengths"].tolist(),
                 image_size=(height, width),
                 seconds=seconds,
-                pictures=net_input["patch_masks"].tolist(),
+                has_image=net_input["patch_masks"].tolist(),
             )
-        shown = [
-            self.dictionary.shown_references(self.encoder.codec, references)
-            for references in sample["references"]
+        references = [
+            self.dictionary.shown_references(self.encoder.codec, sentence_references)
+            for sentence_references in sample["references"]
         ]
         sample["target"] = torch.nn.utils.rnn.pad_sequence(
-            shown, batch_first=True, padding_value=self.dictionary.pad()
+            references, batch_first=True, padding_value=self.dictionary.pad()
         )
-        self.done.in_batch = False
-        return hypotheses
+        self.progress.in_batch = False
+        if self.progress.has_ended:
+            self.end_generation()
+        return hyps
 
     def generate(
         self,
@@ -351,13 +232,13 @@ class OFATask(ValidatesByGenerating):
         models: Sequence[Any],
         sample: dict[str, Any],
         **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
-        """Hypotheses of a batch by ``generator``; the sample stays as it is."""
+    ) -> Hyps:
+        """Return the hypotheses of a batch. Does not change ``sample``."""
         net_input = dict(sample["net_input"])
         limits = self.step_limits(generator, sample)
         if limits is not None:
             net_input["step_limit"] = limits
-        # fairseq-generate --fp16 converts the models and not the batches.
+        # fairseq-generate --fp16 converts the models but not the batches.
         dtype = next(iter(models[0].parameters())).dtype
         net_input["patch_images"] = net_input["patch_images"].to(dtype)
         with torch.no_grad():
@@ -369,9 +250,54 @@ class OFATask(ValidatesByGenerating):
             )
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        """Steps that the generation may take, Long [B]; None where words are not generated."""
+        """Return the largest number of decoder steps, Long [B]; None if none are generated."""
         raise NotImplementedError
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        """Layers executed for the last batch, one trace a model."""
+        """Return the trace of each model's last batch."""
         return [model.last_trace for model in models]
+
+    # ------------------------------------------------------------------ validation
+
+    def validates_generation(self) -> bool:
+        """Return whether validation also generates."""
+        return any(getattr(self.cfg, option) for option in self.eval_options)
+
+    def validation_generator(self, model: Any) -> Any:
+        """Return the generator of validation."""
+        raise NotImplementedError
+
+    def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
+        """Return what a batch's best hypotheses add to the metrics, summed over workers later."""
+        raise NotImplementedError
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Log which rows read so far were skipped."""
+        super().begin_valid_epoch(epoch, model)
+        for dataset in self.datasets.values():
+            log_rows(dataset.rows)
+
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Return the loss at full depth, and metrics of generation, with exits if they are set."""
+        if not sample:  # every row of the batch was skipped
+            return 0.0, 0, {"loss": 0.0, "sample_size": 0, "ntokens": 0, "nsentences": 0}
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.eval_generator is not None:
+            # The models inside the generator: ``model`` may be a data-parallel wrapper.
+            models = list(getattr(self.eval_generator, "model", self.eval_generator).models)
+            self.set_exits(models, on=True)
+            try:
+                hyps = self.generate(self.eval_generator, models, sample)
+            finally:
+                self.set_exits(models, on=False)
+            best = [self.text(sentence_hyps[0]["tokens"]) for sentence_hyps in hyps]
+            logging_output.update(self.validation_sums(sample, best))
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.reads_checkpoint and self.progress.iterator is not None:
+            # fairseq-validate calls this once per split, at its end.
+            log_rows(self.progress.iterator.dataset.rows)

@@ -1,7 +1,7 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any
 
 import numpy as np
 from fairseq.logging import metrics
@@ -17,10 +17,9 @@ from ofa_exit.evaluation.metrics.captions import (
     bleu_statistics,
 )
 from ofa_exit.plugin.search.beam import BeamSearchTask
-from ofa_exit.plugin.target_words import target_words
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
-from ofa_exit.plugin.tasks.validation import log_mean, summed
+from ofa_exit.plugin.tasks.metrics import log_mean, summed
 
 CIDER = ("_cider_sum", "_cider_sentences")
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
@@ -31,10 +30,10 @@ class CaptionConfig(OFATaskConfig):
     """Options of ``mue_caption``."""
 
     eval_cider: bool = field(
-        default=False, metadata={"help": "generate in validation and report CIDEr"}
+        default=False, metadata={"help": "generate in validation and log CIDEr"}
     )
     eval_bleu: bool = field(
-        default=False, metadata={"help": "generate in validation and report BLEU-4"}
+        default=False, metadata={"help": "generate in validation and log BLEU-4"}
     )
     eval_args: str = field(
         default="{}",
@@ -43,41 +42,24 @@ class CaptionConfig(OFATaskConfig):
             '{"beam": 5, "max_len_b": 16} (default: beam 5, max_len_b = --max-tgt-length)'
         },
     )
-    target_words: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "score and search only a part of the vocabulary: 'task' leaves out image codes "
-            "and position bins, a file lists the symbols of dict.txt to keep, one a line. Scores "
-            "change a little, since probabilities are normalised over these words"
-        },
-    )
 
 
 @register_task("mue_caption", dataclass=CaptionConfig)
 class MuECaptionTask(BeamSearchTask):
-    """Captioning in OFA's format; beam search is fairseq's own."""
+    """Captioning in OFA's format, by fairseq's beam search."""
 
     prefix = "caption"
-    similarity_defaults: ClassVar[dict[str, Any]] = {
-        "decoder_threshold": 0.99,
-        "schedule": "decay",
-        "beta": 0.95,
-        "tau": 1.0,
-    }
+    exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
     cfg: CaptionConfig
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderReference]] = {}
-        if self.cfg.target_words is not None:
-            self.words = target_words(
-                self.cfg.target_words, self.dictionary, self.cfg.code_dict_size, self.cfg.num_bins
-            )
         self._all_references = False
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """The criterion says whether training rows may hold several captions (``mue_scst``)."""
+        """Build the criterion, which may train on rows of several captions (``mue_scst``)."""
         criterion = super().build_criterion(cfg, from_checkpoint)
         self._all_references = getattr(criterion, "trains_on_all_references", False)
         return criterion
@@ -95,22 +77,20 @@ class MuECaptionTask(BeamSearchTask):
 
     # ------------------------------------------------------------------ validation
 
-    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         sums: dict[str, float] = {}
-        pairs = list(zip(hypotheses, sample["references"]))
+        pairs = list(zip(texts, sample["references"]))
         if self.cfg.eval_cider:
             cider = self._cider_reference(sample["subset"])
-            scores = [cider.score(hypothesis, references) for hypothesis, references in pairs]
+            scores = [cider.score(text, references) for text, references in pairs]
             sums.update(zip(CIDER, (sum(scores), len(scores))))
         if self.cfg.eval_bleu:
-            statistics = [
-                bleu_statistics(hypothesis, references) for hypothesis, references in pairs
-            ]
+            statistics = [bleu_statistics(text, references) for text, references in pairs]
             sums.update(zip(BLEU, map(float, np.sum(statistics, axis=0))))
         return sums
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Adds ``cider`` and ``bleu`` of the whole split."""
+        """Log ``cider`` and ``bleu`` of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("cider", logging_outputs, CIDER)
         statistics = np.array(list(summed(logging_outputs, BLEU)))
@@ -122,22 +102,22 @@ class MuECaptionTask(BeamSearchTask):
             )
 
     def _cider_reference(self, subset: str) -> CiderReference:
-        """Word frequencies over all references of a split, read once."""
+        """Return CIDEr with the word frequencies of all references of a split, read once."""
         dataset = self.datasets[subset]
-        known = self._cider.get(subset)
-        if known is None or known[0] is not dataset:
-            known = dataset, CiderReference(_all_references(dataset.rows.examples))
-            self._cider[subset] = known
-        return known[1]
+        cached = self._cider.get(subset)
+        if cached is None or cached[0] is not dataset:
+            cached = dataset, CiderReference(_all_references(dataset.rows.examples))
+            self._cider[subset] = cached
+        return cached[1]
 
 
 def _all_references(examples: CaptionExamples) -> list[list[str]]:
-    """The captions of every row that can be read, without its picture."""
+    """Return the captions of all readable rows, without reading images."""
     references = []
     for index in range(len(examples)):
         try:
             text = examples.file.row(index)["caption"]
-        except TsvError:  # told, or skipped by flag, when the row itself is read
+        except TsvError:  # raised, or skipped by flag, when the batch is read
             continue
         captions = [" ".join(part.split()) for part in text.split(SEPARATOR)]
         if all(map(strip_punctuation, captions)):

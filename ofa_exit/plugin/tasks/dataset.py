@@ -1,4 +1,4 @@
-"""The rows of a file as the dataset that fairseq batches."""
+"""The rows of a file as a fairseq dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,15 @@ from fairseq.data import FairseqDataset
 
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import Example
+from ofa_exit.data.tsv import TsvError
+from ofa_exit.plugin.errors import UsageError
 
 
 class RowDataset(FairseqDataset):
-    """``rows`` under fairseq's interface; every batch knows the ``subset`` it comes from.
+    """``rows`` with fairseq's interface. Every batch names the ``subset`` it comes from.
 
-    shuffle: rows meet in other batches each epoch (training); otherwise they keep their order.
+    Args:
+        shuffle: change the order each epoch, for training.
     """
 
     def __init__(self, rows: OFADataset, subset: str, shuffle: bool) -> None:
@@ -23,13 +26,17 @@ class RowDataset(FairseqDataset):
         self.shuffle = shuffle
 
     def __getitem__(self, index: int) -> Example | None:
-        return self.rows[int(index)]
+        """Return an example, or None if the row is skipped. A bad row raises UsageError."""
+        try:
+            return self.rows[int(index)]
+        except TsvError as error:
+            raise UsageError(str(error)) from error
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def collater(self, samples: list[Example | None]) -> dict[str, Any]:
-        """The batch; empty when it holds no good row, which fairseq passes over."""
+        """Return the batch, or {} if all its rows are skipped; fairseq ignores an empty batch."""
         batch = self.rows.collater(samples)
         if batch:
             batch["subset"] = self.subset
@@ -45,7 +52,7 @@ class RowDataset(FairseqDataset):
         return np.full(len(indices), max(self.rows.lengths))
 
     def ordered_indices(self) -> np.ndarray:
-        """fairseq seeds numpy by the epoch before it asks."""
+        """Return the order of an epoch, by which fairseq has seeded numpy."""
         return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
 
     @property
@@ -55,9 +62,9 @@ class RowDataset(FairseqDataset):
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Drops nothing: sizes are known only when a row is read.
+        """Keep all rows: a row's size is only known after reading it.
 
-        The model's limits are handed to the rows, where a longer one is an error with its line.
+        Pass the model's limits on instead, so that a longer row raises an error with its line.
         """
         if isinstance(max_sizes, Sequence):
             examples: Any = self.rows.examples

@@ -1,25 +1,28 @@
-"""Which file a split is read from."""
+"""Find the files of a split."""
 
 import os
 import re
 from pathlib import Path
 
-# Names that would be taken for training data by their place in the list alone.
+# Names that their position in the list must not turn into training data.
 _HELD_OUT = ("valid", "val", "dev", "test")
 
 
 def is_training(split: str) -> bool:
-    """Splits named train… are training data: one target a row, shuffled."""
+    """Return whether a split is training data (train…): one target per row, shuffled."""
     return split.startswith("train")
 
 
 def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
-    """The files of a split; training data may be several, of which each epoch reads one.
+    """Return the files of a split. Training data may be several; each epoch reads one.
 
-    data: as in OFA, files separated by commas, the last for validation and generation, those
-    before it for training; one file alone for anything but training; or a folder that holds
-    SPLIT.tsv or PREFIX_SPLIT.tsv, and for training also numbered parts (train1.tsv, train2.tsv).
-    Raises ValueError, with what to give, where no file can be told.
+    Args:
+        data: as in OFA, files separated by commas: the last one for validation and generation, the
+            others for training. Or a single file for anything but training. Or a folder with
+            SPLIT.tsv or PREFIX_SPLIT.tsv, for training also numbered (train1.tsv, train2.tsv).
+
+    Raises:
+        ValueError: there is no such file. The message says what to give.
     """
     paths = [Path(part.strip()) for part in (data or "").split(",") if part.strip()]
     if not paths:
@@ -33,14 +36,14 @@ def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
         return [paths[-1]]
     if len(paths) == 1:
         raise ValueError(
-            f"{data} is one file, of which validation and generation read: for training give "
+            f"{data} is a single file, for validation and generation: for training give "
             "train.tsv,valid.tsv or a folder"
         )
     for path in paths[:-1]:
         if path.stem in _HELD_OUT:
             raise ValueError(
-                f"{data!r}: all files but the last are trained on, {path.name} does not look so. "
-                "Give train.tsv,valid.tsv, or a folder that holds all splits"
+                f"{data!r}: all files but the last are training data, and {path.name} does not "
+                "look like it. Give train.tsv,valid.tsv, or a folder of all splits"
             )
     return paths[:-1]
 
@@ -53,14 +56,14 @@ def _in_folder(folder: Path, split: str, prefix: str) -> list[Path]:
         parts = [(m, path) for path in folder.iterdir() if (m := numbered.fullmatch(path.name))]
         if parts and is_training(split):
             return [path for _, path in sorted(parts, key=lambda part: int(part[0][1]))]
-    there = sorted(path.name for path in folder.glob("*.tsv"))
+    found = sorted(path.name for path in folder.glob("*.tsv"))
     raise ValueError(
         f"{folder} holds no {split}.tsv and no {prefix}_{split}.tsv for the split {split!r}; "
-        f"there are: {', '.join(there) or 'no TSV files'}"
+        f"it holds {', '.join(found) or 'no TSV files'}"
     )
 
 
 def first_folder(data: str | None) -> str:
-    """The folder of the data, where the dictionary is looked for without ``--bpe-dir``."""
+    """Return the folder of the data, the default of ``--bpe-dir``."""
     first = Path((data or "").split(",")[0].strip())
     return os.fspath(first if first.is_dir() else first.parent)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any, Optional
 
 from fairseq.tasks import register_task
 from torch import Tensor
@@ -12,10 +12,10 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.metrics.accuracy import is_correct
-from ofa_exit.plugin.search.candidates import AllCandidateGenerator, refuse_search
+from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.validation import log_mean
+from ofa_exit.plugin.tasks.metrics import log_mean
 from ofa_exit.runtime.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
@@ -28,28 +28,25 @@ class SnliVeConfig(OFATaskConfig):
     prompt_type: str = field(
         default="none",
         metadata={
-            "help": "what the decoder is fed before the answer: nothing but its start (none), the "
-            "source (src), or the source without its end (prev_output)"
+            "help": "decoder prompt before the answer: only the start symbol (none), the source "
+            "(src), or the source without its end symbol (prev_output)"
         },
     )
     add_caption: bool = field(
-        default=False, metadata={"help": "put the premise, a caption, into the question"}
+        default=False, metadata={"help": "add the premise, a caption, to the question"}
     )
     eval_acc: bool = field(
-        default=False, metadata={"help": "answer in validation and report accuracy"}
+        default=False, metadata={"help": "answer in validation and log the accuracy"}
     )
 
 
 @register_task("mue_snli_ve", dataclass=SnliVeConfig)
 class MuESnliVeTask(OFATask):
-    """Entailment in OFA's format, answered yes, maybe or no by scoring all three."""
+    """Entailment in OFA's format: score the answers yes, maybe and no, and take the best."""
 
     prefix = "snli_ve"
     same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
-    similarity_defaults: ClassVar[dict[str, Any]] = {
-        "decoder_threshold": 0.95,
-        "schedule": "static",
-    }
+    exit_defaults = "answer"
     eval_options = ("eval_acc",)
     cfg: SnliVeConfig
 
@@ -58,11 +55,11 @@ class MuESnliVeTask(OFATask):
         self.trie = AnswerTrie(answer_tokens(self.encoder).values(), self.dictionary.eos())
 
     @classmethod
-    def refuse_nonsense(cls, cfg: Any) -> None:
-        super().refuse_nonsense(cfg)
+    def check_options(cls, cfg: Any) -> None:
+        super().check_options(cfg)
         if cfg.prompt_type not in PROMPT_TYPES:
             raise ValueError(
-                f"--prompt-type {cfg.prompt_type!r} is none of {', '.join(PROMPT_TYPES)}"
+                f"--prompt-type {cfg.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
             )
 
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> EntailmentExamples:
@@ -82,7 +79,7 @@ class MuESnliVeTask(OFATask):
     def make_generator(
         self, models: Sequence[Any], args: Any, **options: Any
     ) -> AllCandidateGenerator:
-        refuse_search(args, len(self.trie.answers))
+        reject_search_options(args, len(self.trie.answers))
         return AllCandidateGenerator(models, self.trie, self.dictionary.pad())
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
@@ -91,19 +88,16 @@ class MuESnliVeTask(OFATask):
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         return generator.traces()
 
-    def scored_words(self) -> Optional[int]:
-        return len(self.trie.choices())
-
     # ------------------------------------------------------------------ validation
 
     def validation_generator(self, model: Any) -> AllCandidateGenerator:
         return AllCandidateGenerator([model], self.trie, self.dictionary.pad())
 
-    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
-        correct = [is_correct(*pair) for pair in zip(hypotheses, sample["references"])]
+    def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
+        correct = [is_correct(*pair) for pair in zip(texts, sample["references"])]
         return dict(zip(ACCURACY, (float(sum(correct)), float(len(correct)))))
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Adds ``acc``, in percent, of the whole split."""
+        """Log ``acc`` of the whole split, in percent."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("acc", logging_outputs, ACCURACY, scale=100)

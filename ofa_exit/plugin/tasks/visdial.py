@@ -1,9 +1,9 @@
-"""Task ``mue_visdial``: candidate answers to a dialogue's question, ranked by their likelihood."""
+"""Task ``mue_visdial``: rank candidate answers to a dialogue's question by their likelihood."""
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any, Optional
 
 from fairseq.tasks import register_task
 from torch import Tensor
@@ -14,11 +14,11 @@ from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import ndcg
-from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, refuse_search
-from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, reject_search_options
+from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
-from ofa_exit.plugin.tasks.validation import log_mean
+from ofa_exit.plugin.tasks.metrics import log_mean
 from ofa_exit.runtime.trace import ExitTrace
 
 SUMS = {"mrr": ("_mrr_sum", "_mrr_rounds"), "ndcg": ("_ndcg_sum", "_ndcg_rounds")}
@@ -31,45 +31,41 @@ class VisDialConfig(OFATaskConfig):
     length_normalized: bool = field(
         default=False,
         metadata={
-            "help": "rank candidates by their mean log-probability a token instead of its sum"
+            "help": "rank candidates by their mean log-probability per token, not by the sum"
         },
     )
     eval_mrr: bool = field(
-        default=False, metadata={"help": "rank in validation and report MRR, in percent"}
+        default=False, metadata={"help": "rank in validation and log MRR, in percent"}
     )
     eval_ndcg: bool = field(
         default=False,
         metadata={
-            "help": "rank in validation and report NDCG, in percent, of the rounds that are "
-            "annotated for it"
+            "help": "rank in validation and log NDCG, in percent, of the rounds that have "
+            "relevance annotations"
         },
     )
 
 
-class RankingTrace(ExitTrace):
-    """A trace of rankings: the layers behind every token that was scored, each once, of all
-    candidates, whichever numbers the ranking consists of."""
+@dataclass
+class RankingTrace(AnswerTrace):
+    """A trace of rankings: the layers used for every scored token of all candidates, once each.
 
-    scored: list[list[int]]
-
-    @classmethod
-    def of(cls, trace: ExitTrace, scored: list[list[int]]) -> "RankingTrace":
-        ranking = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
-        ranking.scored = scored
-        return ranking
+    The hypotheses are lists of candidate numbers, which no decoder layer has generated.
+    """
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-        return [[layers] for layers in self.scored]
+        return [[list(used.values())] for used in self.layers_by_prefix()]
 
 
 class RankingGenerator(CandidateScorer):
-    """A fairseq generator whose one hypothesis is the order of a sentence's candidates.
+    """A fairseq generator that returns the order of a sentence's candidates as one hypothesis.
 
-    A candidate's score is the log-likelihood of its tokens and its eos over the whole vocabulary,
-    as generative decoders are ranked (Das et al. 2017, Section 4), or with ``length_normalized``
-    its mean over them. Candidates of equal tokens share their score; of equal scores the first
-    comes first.
+    A candidate's score is the log-likelihood of its tokens and eos over the whole vocabulary, as
+    for generative decoders in Das et al. 2017, Section 4, or with ``length_normalized`` the mean
+    over them. Candidates with equal tokens share a score. Ties keep the order of the candidates.
     """
+
+    trace_class = RankingTrace
 
     def __init__(
         self,
@@ -80,34 +76,39 @@ class RankingGenerator(CandidateScorer):
         length_normalized: bool = False,
         **options: Any,
     ) -> None:
-        """numbers: the tokens that print as a list of numbers. options: of ``AnswerTree``."""
+        """Set how candidates are ranked.
+
+        Args:
+            numbers: returns tokens that are printed as a list of numbers.
+            options: of ``AnswerTree``.
+        """
         super().__init__(models, pad)
         self.eos, self.numbers, self.length_normalized = eos, numbers, length_normalized
         self.options = options
 
     def generate(
         self, models: Sequence[Any], sample: dict[str, Any], **forced: Optional[Any]
-    ) -> list[list[dict[str, Tensor]]]:
-        """The candidates' numbers, the best first; ``positional_scores`` are their scores."""
+    ) -> Hyps:
+        """Return the candidates' numbers, best first, with their scores as positional scores."""
         if forced.get("prefix_tokens") is not None or forced.get("constraints") is not None:
-            raise ValueError("the candidates are given: no prefix or constraint can be forced")
+            raise ValueError("the candidates are given: give no prefix and no constraint")
         if "candidates" not in sample:
-            raise ValueError("training data hold the true answers alone: there is nothing to rank")
-        orders = [list(dict.fromkeys(map(tuple, of))) for of in sample["candidates"]]
+            raise ValueError("training data holds no candidates to rank: give another split")
+        distinct = [list(dict.fromkeys(map(tuple, given))) for given in sample["candidates"]]
         trees = [
-            AnswerTree(AnswerTrie(unique, self.eos), over_vocabulary=True, **self.options)
-            for unique in orders
+            AnswerTree(AnswerTrie(answers, self.eos), over_vocabulary=True, **self.options)
+            for answers in distinct
         ]
-        each = self.score(sample, trees)
-        hypotheses = []
-        for candidates, unique, scores in zip(sample["candidates"], orders, each):
+        answer_scores = self.score(sample, trees)
+        hyps = []
+        for candidates, answers, scores in zip(sample["candidates"], distinct, answer_scores):
             totals = scores.sum(dim=1)
             if self.length_normalized:
-                totals = totals / totals.new_tensor([len(answer) + 1 for answer in unique])
-            place = {answer: at for at, answer in enumerate(unique)}
-            totals = totals[[place[tuple(candidate)] for candidate in candidates]]
+                totals = totals / totals.new_tensor([len(answer) + 1 for answer in answers])
+            index = {answer: number for number, answer in enumerate(answers)}
+            totals = totals[[index[tuple(candidate)] for candidate in candidates]]
             ranked = totals.sort(descending=True, stable=True)
-            hypotheses.append(
+            hyps.append(
                 [
                     {
                         "tokens": self.numbers(ranked.indices.tolist()).to(totals.device),
@@ -118,30 +119,19 @@ class RankingGenerator(CandidateScorer):
                     }
                 ]
             )
-        return hypotheses
-
-    def traces(self) -> list[Optional[ExitTrace]]:
-        return [
-            RankingTrace.of(trace, [list(of.values()) for of in trace.decided()])
-            if isinstance(trace, AnswerTrace)
-            else None
-            for trace in super().traces()
-        ]
+        return hyps
 
 
 @register_task("mue_visdial", dataclass=VisDialConfig)
 class MuEVisDialTask(OFATask):
-    """Visual dialogue: the history in the source, and 100 candidates to rank.
+    """Visual dialogue: the source holds the history, and there are 100 candidates to rank.
 
-    What is generated, and scored by ``--scoring visdial``, are the candidates' numbers, the best
-    first. OFA has no such task, and the papers give no thresholds: those of entailment.
+    The output, scored by ``--scoring visdial``, is the list of candidate numbers, best first. OFA
+    has no such task, and the papers give no thresholds. The defaults are those of entailment.
     """
 
     prefix = "visdial"
-    similarity_defaults: ClassVar[dict[str, Any]] = {
-        "decoder_threshold": 0.95,
-        "schedule": "static",
-    }
+    exit_defaults = "answer"
     eval_options = ("eval_mrr", "eval_ndcg")
     cfg: VisDialConfig
 
@@ -159,7 +149,7 @@ class MuEVisDialTask(OFATask):
     # ------------------------------------------------------------------ generation
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> RankingGenerator:
-        refuse_search(args, 1)
+        reject_search_options(args, 1)
         pad, eos = self.dictionary.pad(), self.dictionary.eos()
         return RankingGenerator(models, pad, eos, self._numbers, self.cfg.length_normalized)
 
@@ -167,7 +157,7 @@ class MuEVisDialTask(OFATask):
         return self.dictionary.shown_references(self.encoder.codec, [" ".join(map(str, order))])
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        """Of the longest candidate and its eos."""
+        """Return the steps of the longest candidate and its eos."""
         longest = [max(map(len, candidates)) + 1 for candidates in sample["candidates"]]
         return sample["prompt_lengths"] - 1 + sample["prompt_lengths"].new_tensor(longest)
 
@@ -179,13 +169,12 @@ class MuEVisDialTask(OFATask):
     def validation_generator(self, model: Any) -> RankingGenerator:
         return self.make_generator([model], Namespace())
 
-    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         sums = dict.fromkeys([key for keys in SUMS.values() for key in keys], 0.0)
-        rounds = zip(hypotheses, sample["references"], sample["uniq_ids"])
-        for hypothesis, references, name in rounds:
+        for text, references, name in zip(texts, sample["references"], sample["uniq_ids"]):
             if not references:
-                raise ValueError(f"round {name} has no true answer: it cannot be validated on")
-            ranks, relevance = ranks_of_order(hypothesis), list(map(float, references[1:]))
+                raise ValueError(f"round {name} has no true answer: validate on another split")
+            ranks, relevance = ranks_of_order(text), list(map(float, references[1:]))
             if self.cfg.eval_mrr:
                 sums["_mrr_sum"] += 1 / ranks[int(references[0])]
                 sums["_mrr_rounds"] += 1
@@ -195,7 +184,7 @@ class MuEVisDialTask(OFATask):
         return sums
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Adds ``mrr`` and ``ndcg``, in percent, of the whole split."""
+        """Log ``mrr`` and ``ndcg`` of the whole split, in percent."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, keys in SUMS.items():
             log_mean(name, logging_outputs, keys, scale=100)

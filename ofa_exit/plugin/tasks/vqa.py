@@ -1,11 +1,10 @@
-"""Task ``mue_vqa``: a question about an image, answered in words or out of a closed set."""
+"""Task ``mue_vqa``: a question about an image, with open answers or a closed set of them."""
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any, Optional
 
-import torch
 from fairseq.tasks import register_task
 from torch import Tensor
 
@@ -17,16 +16,21 @@ from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.search.beam import BeamSearchTask, eval_args
-from ofa_exit.plugin.search.candidates import AllCandidateGenerator, refuse_search
-from ofa_exit.plugin.search.generation import WatchedEnsemble
-from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
+from ofa_exit.plugin.search.prompted import (
+    BoundedEnsemble,
+    PromptedTrace,
+    prompt_tokens,
+    remove_prompts,
+)
+from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
-from ofa_exit.plugin.tasks.validation import log_mean
+from ofa_exit.plugin.tasks.metrics import log_mean
 from ofa_exit.runtime.trace import ExitTrace
 
 ACCURACY = ("_vqa_sum", "_vqa_questions")
-# As the scorers of these names, VQA's and VizWiz's over ten annotators, GQA's over one answer.
+# Equal to the scorers of the same names. VQA and VizWiz have ten annotators, GQA one answer.
 VQA_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "vqa_accuracy": answer_accuracy,
     "vizwiz_accuracy": vizwiz_answer_accuracy,
@@ -41,25 +45,25 @@ class VqaConfig(OFATaskConfig):
     answers: Optional[str] = field(
         default=None,
         metadata={
-            "help": "text file of the candidate answers, one a line (answers.txt of "
-            "ofa_exit.prepare): training is restricted to them, and every one of them is "
-            "scored to answer (default: any words, found by beam search)"
+            "help": "text file of the candidate answers, one per line (answers.txt of ofa-exit "
+            "prepare): training is restricted to them, and generation scores each of them "
+            "(default: any words, found by beam search)"
         },
     )
     prompt_type: str = field(
         default="none",
         metadata={
-            "help": "what the decoder is fed before the answer: nothing but its start (none), the "
-            "source (src, with --answers), or the source without its end (prev_output)"
+            "help": "decoder prompt before the answer: only the start symbol (none), the source "
+            "(src, with --answers), or the source without its end symbol (prev_output)"
         },
     )
     eval_acc: bool = field(
         default=False,
-        metadata={"help": "answer in validation and report the accuracy as vqa_acc"},
+        metadata={"help": "answer in validation and log the accuracy as vqa_acc"},
     )
     vqa_metric: str = field(
         default="vqa_accuracy",
-        metadata={"help": f"which accuracy --eval-acc takes: {', '.join(VQA_METRICS)}"},
+        metadata={"help": f"accuracy that --eval-acc logs: {', '.join(VQA_METRICS)}"},
     )
     eval_args: str = field(
         default="{}",
@@ -70,56 +74,17 @@ class VqaConfig(OFATaskConfig):
     )
 
 
-class BoundedEnsemble(WatchedEnsemble):
-    """Ends each sentence at its own ``limits``, Long [S], in steps; prompts differ in length, and
-    stock beam search has one bound for all sentences of a batch."""
-
-    limits: Optional[Tensor] = None
-    eos: int
-
-    def forward_decoder(
-        self, tokens: Tensor, encoder_outs: list[Any], *others: Any
-    ) -> tuple[Tensor, Optional[Tensor]]:
-        scores, attention = super().forward_decoder(tokens, encoder_outs, *others)
-        if self.limits is None:
-            return scores, attention
-        sentences = encoder_outs[0].sentences
-        last = self.limits[sentences] <= tokens.size(1) - 1
-        last = last.repeat_interleave(scores.size(0) // sentences.numel()).unsqueeze(1)
-        others_words = torch.arange(scores.size(1), device=scores.device) != self.eos
-        return scores.masked_fill(last & others_words, -torch.inf), attention
-
-
-class PromptedTrace(ExitTrace):
-    """A trace of hypotheses whose prompts, Long lists without bos, were taken away."""
-
-    prompts: list[list[int]]
-
-    @classmethod
-    def of(cls, trace: ExitTrace, prompts: list[list[int]]) -> "PromptedTrace":
-        prompted = cls(trace.image_layers, trace.text_layers, trace.steps, trace.image_rows)
-        prompted.prompts = prompts
-        return prompted
-
-    def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-        whole = [[[*p, *hypo] for hypo in of] for p, of in zip(self.prompts, hypotheses)]
-        found = super().depths(whole)
-        return [[layers[len(p) :] for layers in of] for p, of in zip(self.prompts, found)]
-
-
 @register_task("mue_vqa", dataclass=VqaConfig)
 class MuEVqaTask(BeamSearchTask):
     """Question answering in OFA's format (its vqa_gen), open or over a closed set of answers.
 
-    The papers give no thresholds for it: those of entailment, whose answers are as short.
+    The papers give no thresholds for it. The defaults are those of entailment, whose answers are
+    as short.
     """
 
     prefix = "vqa"
     same_as_trained = (*OFATask.same_as_trained, "prompt_type")
-    similarity_defaults: ClassVar[dict[str, Any]] = {
-        "decoder_threshold": 0.95,
-        "schedule": "static",
-    }
+    exit_defaults = "answer"
     eval_options = ("eval_acc",)
     ensemble = BoundedEnsemble
     cfg: VqaConfig
@@ -134,14 +99,16 @@ class MuEVqaTask(BeamSearchTask):
             self.trie = AnswerTrie(tokens, self.dictionary.eos())
 
     @classmethod
-    def refuse_nonsense(cls, cfg: Any) -> None:
-        super().refuse_nonsense(cfg)
+    def check_options(cls, cfg: Any) -> None:
+        super().check_options(cfg)
         if cfg.prompt_type not in PROMPT_TYPES:
             raise ValueError(
-                f"--prompt-type {cfg.prompt_type!r} is none of {', '.join(PROMPT_TYPES)}"
+                f"--prompt-type {cfg.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
             )
         if cfg.vqa_metric not in VQA_METRICS:
-            raise ValueError(f"--vqa-metric {cfg.vqa_metric!r} is none of {', '.join(VQA_METRICS)}")
+            raise ValueError(
+                f"--vqa-metric {cfg.vqa_metric!r}: choose from {', '.join(VQA_METRICS)}"
+            )
 
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> QuestionExamples:
         return QuestionExamples(
@@ -158,30 +125,37 @@ class MuEVqaTask(BeamSearchTask):
 
     # ------------------------------------------------------------------ generation
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether words are searched after a decoder prompt (``search/prompted.py``)."""
+        return self.trie is None and self.cfg.prompt_type != "none"
+
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         if self.trie is not None:
-            refuse_search(args, len(self.trie.answers))
+            reject_search_options(args, len(self.trie.answers))
             nbest = getattr(args, "nbest", 1)
             return AllCandidateGenerator(models, self.trie, self.dictionary.pad(), nbest)
-        if self.cfg.prompt_type == "none":
-            return super().make_generator(models, args, **options)
+        if self.has_prompts:
+            self._check_prompted_search(args)
+        generator = super().make_generator(models, args, **options)
+        if self.has_prompts and hasattr(generator, "max_len_a"):  # not with --score-reference
+            generator.max_len_a += 1  # room for the prompt, which is at most as long as the source
+            generator.model.eos = self.dictionary.eos()
+        return generator
+
+    def _check_prompted_search(self, args: Any) -> None:
         if self.cfg.prompt_type == "src":
             raise UsageError(
-                "--prompt-type src without --answers: beam search would end where the prompt "
-                "does. Use prev_output or none"
+                "--prompt-type src needs --answers: the prompt ends with eos, which would end beam "
+                "search. Use prev_output or none"
             )
         if not getattr(args, "unnormalized", False):
             raise UsageError(
-                "--prompt-type prev_output without --answers needs --unnormalized, as OFA has it: "
-                "beam search would divide scores by the length of prompt and answer together"
+                "--prompt-type prev_output without --answers needs --unnormalized, as in OFA: beam "
+                "search would divide scores by the length of prompt and answer together"
             )
         if getattr(args, "prefix_size", 0):
             raise UsageError("--prefix-size is not supported with --prompt-type prev_output")
-        generator = super().make_generator(models, args, **options)
-        if hasattr(generator, "max_len_a"):
-            generator.max_len_a += 1  # room for the prompt, which is no longer than the source
-            generator.model.eos = self.dictionary.eos()
-        return generator
 
     def generate(
         self,
@@ -189,48 +163,36 @@ class MuEVqaTask(BeamSearchTask):
         models: Sequence[Any],
         sample: dict[str, Any],
         **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
-        """Hypotheses of a batch; prompts, which stock beam search is forced through, are taken off
-        again, so that a hypothesis and its score are the answer's alone."""
+    ) -> Hyps:
         if self.trie is not None:
             return OFATask.generate(self, generator, models, sample, **forced)
-        if self.cfg.prompt_type == "none" or not hasattr(generator, "max_len_a"):
+        if not self.has_prompts or not hasattr(generator, "max_len_a"):
             return super().generate(generator, models, sample, **forced)
-        prev, lengths = sample["net_input"]["prev_output_tokens"], sample["prompt_lengths"]
-        longest = int(lengths.max())
-        prompts = prev[:, 1:longest].clone()
-        behind = prompts.new_tensor(range(1, longest)) >= lengths[:, None]
-        prompts = prompts.masked_fill(behind, self.dictionary.pad())
-        forced["prefix_tokens"] = prompts if prompts.numel() else None
+        prompts = prompt_tokens(sample, self.dictionary.pad())
         generator.model.limits = self.step_limits(generator, sample)
-        hypotheses = super().generate(generator, models, sample, **forced)
-        cuts = (lengths - 1).tolist()
-        self.prompts = [row[:cut] for row, cut in zip(prompts.tolist(), cuts)]
-        for cut, of_sentence in zip(cuts, hypotheses):
-            for hypothesis in of_sentence:
-                for name in ("tokens", "positional_scores"):
-                    hypothesis[name] = hypothesis[name][cut:]
-                hypothesis["score"] = hypothesis["positional_scores"].sum()
-        return hypotheses
+        forced["prefix_tokens"] = prompts if prompts.numel() else None
+        hyps = super().generate(generator, models, sample, **forced)
+        lengths = (sample["prompt_lengths"] - 1).tolist()
+        remove_prompts(hyps, lengths)
+        self.prompts = [prompt[:length] for prompt, length in zip(prompts.tolist(), lengths)]
+        return hyps
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         if self.trie is not None:
             return generator.step_limits(sample["prompt_lengths"])
         limits = super().step_limits(generator, sample)
-        if limits is None or self.cfg.prompt_type == "none":
+        if limits is None or not self.has_prompts:
             return limits
+        # ``max_len_a`` has room for the source: exchange its length for the prompt's without bos.
         return limits - sample["net_input"]["src_lengths"] + sample["prompt_lengths"] - 1
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         if self.trie is not None:
             return generator.traces()
-        found = super().traces(generator, models)
-        if self.cfg.prompt_type == "none":
-            return found
-        return [trace and PromptedTrace.of(trace, self.prompts) for trace in found]
-
-    def scored_words(self) -> Optional[int]:
-        return None if self.trie is None else len(self.trie.choices())
+        traces = super().traces(generator, models)
+        if not self.has_prompts:
+            return traces
+        return [trace and PromptedTrace(**vars(trace), prompts=self.prompts) for trace in traces]
 
     # ------------------------------------------------------------------ validation
 
@@ -242,20 +204,19 @@ class MuEVqaTask(BeamSearchTask):
             args.unnormalized = True
         return self.make_generator([model], args)
 
-    def validation_sums(self, sample: dict[str, Any], hypotheses: list[str]) -> dict[str, float]:
+    def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         accuracy = VQA_METRICS[self.cfg.vqa_metric]
         total = 0.0
-        rows = zip(hypotheses, sample["references"], sample["uniq_ids"])
-        for hypothesis, answers, name in rows:
+        for text, answers, name in zip(texts, sample["references"], sample["uniq_ids"]):
             if self.cfg.vqa_metric == "gqa_accuracy":
                 if len(answers) != 1:
-                    raise ValueError(f"question {name} has {len(answers)} answers, GQA's have one")
+                    raise ValueError(f"question {name} has {len(answers)} answers, in GQA one")
             else:
                 ten_answers(answers, f"question {name}")
-            total += accuracy(hypothesis, answers)
-        return dict(zip(ACCURACY, (total, float(len(hypotheses)))))
+            total += accuracy(text, answers)
+        return dict(zip(ACCURACY, (total, float(len(texts)))))
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Adds ``vqa_acc``, in percent, of the whole split."""
+        """Log ``vqa_acc`` of the whole split, in percent."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("vqa_acc", logging_outputs, ACCURACY, scale=100)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from ofa_exit.heads.transformer import FeatureClassifier, parse_exit_layers
+from ofa_exit.heads.transformer import parse_exit_layers
 from ofa_exit.objectives.adversarial import (
     count_correct,
     feature_classifier_loss,
@@ -15,6 +15,7 @@ from ofa_exit.objectives.adversarial import (
     relative_spread,
 )
 from ofa_exit.objectives.distillation import distillation_loss
+from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 
 
 def test_adversarial_losses_are_the_papers():

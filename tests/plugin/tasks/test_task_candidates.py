@@ -131,9 +131,9 @@ def test_a_row_runs_until_its_choices_are_made(prompts):
     generator = AllCandidateGenerator([model], TRIE, PAD)
     generator.generate([model], batch)
     (step,) = generator.traces()[0].steps
-    assert sum(rows) == int(step.ran.sum())
-    needed = torch.tensor([max(of.values()) for of in generator.traces()[0].decided()])
-    assert (step.ran >= needed).all() and int(step.ran.max()) == int(needed.max())
+    assert sum(rows) == int(step.layers_run.sum())
+    needed = torch.tensor([max(used.values()) for used in generator.traces()[0].layers_by_prefix()])
+    assert (step.layers_run >= needed).all() and int(step.layers_run.max()) == int(needed.max())
     assert step.asked.tolist() == [2, 2, 2]
 
 
@@ -198,7 +198,7 @@ def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
         net_input = {**batch["net_input"], "step_limit": limits}
         hypotheses = generator.generate([model], {**batch, "net_input": net_input})
         (trace,) = generator.traces()
-        return generator.tree.rows, hypotheses, trace and trace.decided()
+        return generator.tree.rows, hypotheses, trace and trace.layers_by_prefix()
 
     rows, whole, depths = run(1000)
     assert rows == 1

@@ -30,7 +30,7 @@ models, full_depth = caption_task.models, caption_task.full_depth
 def test_every_row_is_captioned_once_and_the_same(data, models, full_depth, task_options, options):
     task = files.setup(TASK, data, **task_options)
     assert_same(files.generate_rows(task, models, **options), full_depth)
-    assert task.exit_report.summary()["expected_time_reduction"] == 0
+    assert task.exit_reports[0].summary()["expected_time_reduction"] == 0
 
 
 def test_shards_part_the_rows(data, models, full_depth):
@@ -75,7 +75,7 @@ def test_generation_options_work(data, models, tmp_path, options, exits):
     task = files.setup(TASK, data, exit_trace=str(trace), **exits)
     found = files.generate_rows(task, models, max_tokens=None, **options)
     assert sorted(found) == list(range(11))
-    task.exit_report.close()
+    task.exit_reports[0].close()
     records = [json.loads(line) for line in trace.read_text().splitlines()]
     assert [record["id"] for record in records] == [f"c{number}" for number in range(11)]
     for number, record in enumerate(records):
@@ -99,7 +99,7 @@ def test_exits_save_layers_and_do_not_depend_on_the_batch(data, models, tmp_path
         path = tmp_path / str(size)
         task = files.setup(TASK, data, exit_trace=str(path), **similarity(SIMILARITY))
         files.generate_rows(task, models, batch_size=size, max_len_a=0.25, max_len_b=3)
-        summary = task.exit_report.summary()
+        summary = task.exit_reports[0].summary()
         traces.append(path.read_text())
         assert summary["sentences"] == 11
         assert summary["image_layers"] < 6

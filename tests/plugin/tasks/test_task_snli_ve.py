@@ -13,7 +13,7 @@ from helpers import task_files as files
 from helpers.paths import ROOT
 
 from ofa_exit.plugin.options import flag
-from ofa_exit.plugin.search.generation import DEFAULTS
+from ofa_exit.plugin.search.options import DEFAULTS
 
 TASK = "mue_snli_ve"
 EXITS = {
@@ -78,7 +78,7 @@ def test_exits_are_traced_and_do_not_depend_on_the_batch(data, models, tmp_path,
             TASK, data, prompt_type=prompt, exit_kv=kv, exit_trace=str(path), **EXITS
         )
         files.generate_rows(task, models, batch_size=size)
-        summary = task.exit_report.summary()
+        summary = task.exit_reports[0].summary()
         assert summary["sentences"] == 11
         assert summary["words"] == 22
         assert summary["expected_time_reduction"] > 0

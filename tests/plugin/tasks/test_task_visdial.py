@@ -182,7 +182,7 @@ def test_bad_rows_are_refused_by_line(tmp_path, column, text, message):
 def test_generation_is_ranked_scored_and_reported(data, checkpoint, models):
     task = files.setup(TASK, data, **EXITS)
     found = files.generate_rows(task, models)
-    summary = task.exit_report.summary()
+    summary = task.exit_reports[0].summary()
     assert summary["sentences"] == 9 and summary["flop_reduction"] > 0
     lines = files.generate(
         *(TASK, data, checkpoint, "--scoring", "visdial", "--exit-policy", "similarity"),

@@ -194,7 +194,7 @@ def test_exits_are_traced_and_do_not_depend_on_the_batch(data, models, tmp_path,
         path = tmp_path / str(size)
         task = vqa_task(data, closed, prompt_type=prompt, exit_trace=str(path), **EXITS)
         found = files.generate_rows(task, models, batch_size=size, **options)
-        summary = task.exit_report.summary()
+        summary = task.exit_reports[0].summary()
         assert summary["sentences"] == 9 and summary["flop_reduction"] > 0
         traces.append(path.read_text())
     assert traces[0] == traces[1]

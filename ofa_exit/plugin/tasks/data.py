@@ -1,0 +1,141 @@
+"""The part of a task that reads data: files, rows, batches and the vocabulary."""
+
+import logging
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from torch import Tensor
+
+from ofa_exit.data.dataset import Examples, OFADataset
+from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.text import TextEncoder
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.reporting import Progress
+from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.dataset import RowDataset
+from ofa_exit.plugin.tasks.files import is_training, split_files
+from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
+
+logger = logging.getLogger(__name__)
+
+
+class DataTask(FairseqTask):
+    """Base of ``OFATask``: reads TSV files, and splits them into shards of batches."""
+
+    prefix: str
+    """Official files of the task are called PREFIX_train.tsv."""
+    same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
+    """Options in which a checkpoint's training must agree."""
+
+    cfg: OFATaskConfig
+
+    def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.encoder = encoder
+        self.progress = Progress()
+        self.reads_checkpoint = False  # generation or validation, not training
+
+    @classmethod
+    def check_options(cls, cfg: OFATaskConfig) -> None:
+        """Raise ValueError for options that are invalid for any data and model."""
+        if not cfg.data:
+            raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
+        for option in ("max_src_length", "max_tgt_length", "patch_image_size"):
+            if getattr(cfg, option) < 1:
+                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
+        for option in ("code_dict_size", "num_bins"):
+            if getattr(cfg, option) < 0:
+                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> Examples:
+        """Return the rows of a file of ``split`` as examples of this task."""
+        raise NotImplementedError
+
+    def has_sharded_data(self, split: str) -> bool:
+        return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1
+
+    @usage_errors()
+    def load_dataset(
+        self,
+        split: str,
+        epoch: int = 1,
+        combine: bool = False,
+        task_cfg: Optional[FairseqDataclass] = None,
+        **kwargs: Any,
+    ) -> None:
+        """Open the file of ``split``; of several training files, the one of ``epoch``.
+
+        Args:
+            task_cfg: the checkpoint's, in fairseq-generate and fairseq-validate.
+        """
+        self.reads_checkpoint = task_cfg is not None
+        self._check_training_of_checkpoint(task_cfg)
+        files = split_files(self.cfg.data, split, self.prefix)
+        path = files[(epoch - 1) % len(files)]
+        mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
+        load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
+        rows = OFADataset(
+            self.examples(path, split, load_image),
+            self.dictionary.pad(),
+            self.cfg.patch_image_size,
+            self.cfg.skip_bad_rows,
+        )
+        logger.info("%s: %d rows of %s", split, len(rows), path)
+        self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+
+    def _check_training_of_checkpoint(self, trained: Any) -> None:
+        # Other images or prompts than in training cost quality, and nothing else would show it.
+        # The official task of the same files has the name ``prefix``.
+        names = (getattr(self.cfg, "_name", None), self.prefix)
+        if trained is None or getattr(trained, "_name", None) not in names:
+            return
+        for option in self.same_as_trained:
+            given, expected = getattr(self.cfg, option), getattr(trained, option, None)
+            if expected is not None and given != expected:
+                raise ValueError(
+                    f"{flag(option)} is {given}, but the checkpoint was trained with {expected}. "
+                    "Give the same value, or override the checkpoint's: "
+                    f"--model-overrides \"{{'{option}': {given!r}}}\""
+                )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return fairseq's iterator, over one shard with --num-shards and --shard-id.
+
+        fairseq-generate has both options but ignores them.
+        """
+        shards, shard = self.cfg.num_shards, self.cfg.shard_id
+        if shards > 1:
+            if not 0 <= shard < shards:
+                raise UsageError(f"--shard-id {shard}: give 0 to {shards - 1} of {shards} shards")
+            if kwargs.get("num_shards", 1) > 1:
+                raise UsageError("--num-shards needs generation by a single process")
+            kwargs.update(num_shards=shards, shard_id=shard)
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        self.progress = Progress(iterator)
+        if shards > 1 and not self.progress.rows:
+            raise UsageError(
+                f"--shard-id {shard} of {shards} gets none of the {len(iterator.frozen_batches)} "
+                "batches: give fewer shards or a smaller --batch-size"
+            )
+        return iterator
+
+    # ------------------------------------------------------------------ vocabulary
+
+    @property
+    def source_dictionary(self) -> OFADictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> OFADictionary:
+        return self.dictionary
+
+    def build_bpe(self, args: Any) -> Any:
+        """Return the data's codec, with which fairseq-generate prints words."""
+        return super().build_bpe(args) or PrintingCodec(self.encoder.codec)
+
+    def text(self, tokens: Tensor) -> str:
+        """Return the words of a hypothesis."""
+        return PrintingCodec(self.encoder.codec).decode(self.dictionary.string(tokens))
