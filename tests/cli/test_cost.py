@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ofa_exit.cli.cost import counted as cost
 from ofa_exit.cli.cost import datasets, measured
 from ofa_exit.cli.cost.__main__ import main
-from ofa_exit.evaluation.efficiency import flops
+from ofa_exit.evaluation.efficiency.flops import bias_costs, image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
@@ -41,31 +41,28 @@ def test_a_step_is_counted_as_a_real_one(lengths):
 @pytest.mark.parametrize("layer_weights", ["uniform", "last"])
 def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
     model = cost.build("ofa_nano")
-    shape = flops.ModelShape.from_model(model)
-    stem = flops.stem_cost(model.encoder.embed_images, (LENGTHS.size, LENGTHS.size))
+    encoder, layer = model.encoder.layers[0], model.decoder.layer(1)
+    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
     source, words = stem.tokens + LENGTHS.source, LENGTHS.target
-    scored = words * (shape.decoder_layers if layer_weights == "uniform" else 1)
+    scored = words * (6 if layer_weights == "uniform" else 1)
     expected = (
         stem.flops
-        + flops.image_projection(shape, stem.tokens)
-        + shape.encoder_layers
-        * (flops.encoder_layer(shape, stem.tokens) + flops.encoder_layer(shape, LENGTHS.source))
-        + shape.decoder_layers * flops.cross_key_values(shape, source)
-        + shape.decoder_layers * words * flops.decoder_layer(shape, words, source)
-        + scored * flops.vocabulary_projection(shape)
+        + 6 * (encoder.flops(stem.tokens) + encoder.flops(LENGTHS.source))
+        + 6 * layer.cross_kv_flops(source)
+        + 6 * words * layer.flops(words, source)
+        + scored * model.decoder.word_flops()
     )
     assert cost.sample_cost(model, LENGTHS, layer_weights).forward == expected
 
 
 def test_captions_of_a_picture_share_its_encoding():
     model = cost.build("ofa_nano")
-    shape = flops.ModelShape.from_model(model)
     stem = cost.picture_cost(model, LENGTHS.size)
     one, three = (
         cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
     )
-    layer = flops.decoder_layer(shape, LENGTHS.target, stem.tokens + LENGTHS.source)
-    a_word = shape.decoder_layers * (layer + flops.vocabulary_projection(shape))
+    layer = model.decoder.layer(1).flops(LENGTHS.target, stem.tokens + LENGTHS.source)
+    a_word = 6 * (layer + model.decoder.word_flops())
     assert three - one == 2 * LENGTHS.target * a_word
 
 
@@ -73,13 +70,11 @@ def test_captions_of_a_picture_share_its_encoding():
 def test_an_answer_is_what_torch_counts_of_a_search(steps):
     model = cost.build("ofa_nano", "cpu").requires_grad_(False)
     answer = cost.Answer(beam=2, steps=steps)
-    shape = flops.ModelShape.from_model(model)
     stem = cost.picture_cost(model, LENGTHS.size)
-    source, room = stem.tokens + LENGTHS.source, 16 if steps <= 16 else 32
-    shared = flops.encoder_biases(shape, stem.tokens, LENGTHS.source)
-    for positions in {16, room}:
-        shared += flops.decoder_self_bias(shape, positions)
-        shared += flops.decoder_cross_bias(shape, positions, source)
+    biases: dict[str, int] = {}
+    for positions in (16, 16 if steps <= 16 else 32):
+        biases |= bias_costs(model, stem.tokens, LENGTHS.source, positions)
+    shared = sum(biases.values())
     real = counted(measured.search(model, LENGTHS, answer))
     assert cost.answer_flops(model, LENGTHS, answer) + shared == real
 
@@ -87,14 +82,13 @@ def test_an_answer_is_what_torch_counts_of_a_search(steps):
 def test_candidates_are_run_once_behind_the_prompt():
     model = cost.build("ofa_nano")
     lengths = replace(LENGTHS, prompt=2)
-    shape = flops.ModelShape.from_model(model)
     source = cost.picture_cost(model, LENGTHS.size).tokens + LENGTHS.source
     few, many = (
         cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
         for count in (1, 5)
     )
-    layers = [n * shape.decoder_layers * flops.decoder_layer(shape, n, source) for n in (3, 7)]
-    assert many - few == layers[1] - layers[0] + 4 * 2 * shape.decoder_dim * 7
+    layers = [n * 6 * model.decoder.layer(1).flops(n, source) for n in (3, 7)]
+    assert many - few == layers[1] - layers[0] + 4 * 2 * 128 * 7
 
 
 def test_checkpointed_activations_are_not_kept():

@@ -2,7 +2,14 @@
 
 import pytest
 
-from ofa_exit.evaluation.efficiency.depth import SampleDepth, expected_time_reduction, mean_layers
+from ofa_exit.evaluation.efficiency.depth import (
+    SampleDepth,
+    expected_time_reduction,
+    mean_layers,
+    parameters_used,
+)
+from ofa_exit.evaluation.efficiency.totals import RunTotals
+from ofa_exit.runtime.flops import PARTS
 
 
 def test_full_depth_saves_nothing():
@@ -10,7 +17,7 @@ def test_full_depth_saves_nothing():
 
 
 def test_equation_14_by_hand():
-    # Encoder (2 + 4) / 2 of 6 = 1/2; words: two leave after layer 1, one after layer 4: 6 of 3·8.
+    # Encoder (2 + 4) / 2 of 6 = 1/2; words: two exit after layer 1, one after layer 4: 6 of 3·8.
     sample = SampleDepth(2, 4, (1, 4, 1))
     assert expected_time_reduction([sample], 6, 8) == pytest.approx(1 - (1 / 2 + 6 / 24) / 2)
 
@@ -39,21 +46,60 @@ def test_the_reduction_follows_from_the_means():
     assert expected_time_reduction(samples, 6, 6) == pytest.approx(expected)
 
 
+def totals(samples, exits=(), head_depth=0):
+    none = dict.fromkeys(PARTS, 0)
+    rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={})
+    return RunTotals.of(samples, 6, 6, exits, head_depth, **rest)
+
+
+def test_layers_of_heads_count_where_words_exit_through_them():
+    # Heads after layers 2 and 4, one layer each: the words used 2 + 1, 3, 4 + 1 and 6 layers.
+    sample = SampleDepth(6, 6, (2, 3, 4, 6))
+    assert parameters_used(sample, [2, 4], 1) == [3, 3, 5, 6]
+    found = expected_time_reduction([sample], 6, 6, [2, 4], 1)
+    assert found == pytest.approx(1 - (1 + 17 / 24) / 2)
+    # Heads without layers of their own, or none at all: the layers used alone.
+    for exits, head_depth in (([2, 4], 0), ((), 1)):
+        found = expected_time_reduction([sample], 6, 6, exits, head_depth)
+        assert found == pytest.approx(1 - (1 + 15 / 24) / 2)
+    assert mean_layers([sample]).decoder == 15 / 4
+
+
+def test_words_that_no_layer_ran_for_do_not_count():
+    sample = SampleDepth(6, 6, (0, 2, 0, 4))
+    assert parameters_used(sample, [2], 1) == [3, 4]
+    found = expected_time_reduction([sample], 6, 6, [2], 1)
+    assert found == pytest.approx(1 - (1 + 7 / 12) / 2)
+    assert mean_layers([sample]).decoder == 3
+
+
+def test_parameter_speedup_by_hand():
+    # N / mean(i + k) over all words of the run, whatever sentence they belong to.
+    samples = [SampleDepth(6, 6, (2, 6)), SampleDepth(6, 6, (2, 0, 4, 6))]
+    summary = totals(samples, exits=[2], head_depth=1).summary()
+    assert summary["parameter_speedup"] == pytest.approx(6 * 5 / (3 + 6 + 3 + 4 + 6))
+    assert summary["expected_time_reduction"] == pytest.approx(
+        expected_time_reduction(samples, 6, 6, [2], 1)
+    )
+    assert totals(samples).summary()["parameter_speedup"] == pytest.approx(6 * 5 / 20)
+    assert totals([SampleDepth(6, 6, (6,))], [2], 1).summary()["parameter_speedup"] == 1
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (SampleDepth(0, 0, (1,)), "sample 2 used no encoder layer"),
-        (SampleDepth(7, 1, (1,)), "sample 2 claims more layers"),
-        (SampleDepth(1, 1, (7,)), "sample 2 claims more layers"),
+        (SampleDepth(0, 0, (1,)), r"sample 2\b.*no encoder layer"),
+        (SampleDepth(7, 1, (1,)), r"sample 2\b.*image_layers=7.*6 encoder, 6 decoder"),
+        (SampleDepth(1, 1, (7,)), r"sample 2\b.*word_layers=\(7,\).*6 encoder, 6 decoder"),
         (SampleDepth(1, 1, ()), "without words"),
     ],
 )
-def test_impossible_samples_are_refused(sample, message):
+def test_impossible_samples_are_rejected(sample, message):
     with pytest.raises(ValueError, match=message):
         expected_time_reduction([SampleDepth(1, 1, (1,)), sample], 6, 6)
 
 
-def test_no_samples_are_refused():
+def test_no_samples_are_rejected():
     with pytest.raises(ValueError, match="no samples"):
         expected_time_reduction([], 6, 6)
     with pytest.raises(ValueError, match="no samples"):

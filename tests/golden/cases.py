@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import task_files as files
+from helpers import task_files as files
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -301,7 +301,7 @@ def run_case(case: Case, data: Path, trace: Path) -> dict[str, Any]:
     for sample in batches:
         names = list(sample["uniq_ids"])
         found.update(zip(names, task.inference_step(generator, [model], sample)))
-    report = task.exit_report
+    report = task.exit_reports[0]
     report.close()
     lines = [json.loads(line) for line in trace.read_text().splitlines()]
     return {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from helpers.fake_devices import encode, fake_batch, fake_model
 
-from ofa_exit.testing import build_dictionary
 from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.runtime import exit_loop
+from ofa_exit.testing import build_dictionary
 
 
 def step(device: str, mode: str, update: int):

@@ -100,7 +100,7 @@ def test_the_report_counts_what_torch_counts(kv, exits, likely_ends):
         )
 
     real = until_they_end_apart(likely_ends(model), run, lambda: model.last_trace)
-    report = GenerationReport.for_model(model, kv)
+    report = GenerationReport(model)
     tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses[-1]]
     report.add(list("abcd"), model.last_trace, tokens, [7] * 4, (48, 48), 1.0)
     totals = report.totals()

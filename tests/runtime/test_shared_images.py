@@ -7,9 +7,9 @@ from helpers import task_files as files
 
 from ofa_exit.data.collate import collate
 from ofa_exit.data.visdial import DialogExamples
-from ofa_exit.evaluation.efficiency import flops
-from ofa_exit.evaluation.efficiency.flops import StemCost
+from ofa_exit.evaluation.efficiency.flops import ImageCost, batch_flops, image_cost
 from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.runtime.trace import ExitTrace
 
 TASK = "mue_visdial"
 ROWS = torch.tensor([0, 0, 1, 2, 2, 2])
@@ -33,10 +33,10 @@ def test_encoding_once_changes_nothing(split, exits):
         policy = SimilarityExit(0.97, 0.97, 0.97, decoder_threshold=0.9, schedule="static")
         model.configure_exits(policy)
     seen = []
-    model.encoder.embed_images.register_forward_hook(lambda *of: seen.append(len(of[2])))
+    model.encoder.embed_images.register_forward_hook(lambda *call: seen.append(len(call[2])))
     in_layers = []
     for layer in model.encoder.layers:
-        layer.register_forward_hook(lambda *of: in_layers.append(len(of[2])))
+        layer.register_forward_hook(lambda *call: in_layers.append(len(call[2])))
     with torch.no_grad():
         found = model(**once, return_layers=not exits)
         ran, in_layers[:] = sum(in_layers), []
@@ -58,25 +58,27 @@ def test_encoding_once_changes_nothing(split, exits):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_operations_are_counted_once(split):
+def test_flops_are_counted_once(split):
     model = helpers.nano(split)
-    shape, stem = flops.ModelShape.from_model(model), StemCost(1000, 4)
-    depths, texts = ([3, 3, 5], [2, 1, 4]) if split else ([3, 3, 5], [3, 3, 5])
-    found = flops.batch_flops(shape, stem, depths, texts, [5, 6, 7], [], image_rows=[0, 0, 1])
-    every = flops.batch_flops(shape, stem, depths, texts, [5, 6, 7], [])
-    pixels = 1000 + flops.image_projection(shape, 4)
-    assert every.executed["stem"] - found.executed["stem"] == pixels
+    stem, layer = ImageCost(1000, 4), model.encoder.layers[0].flops
+    image, text = ([3, 3, 5], [2, 1, 4]) if split else ([3, 3, 5], [3, 3, 5])
+    layers = torch.tensor(image), torch.tensor(text)
+    rows = torch.tensor([0, 0, 1])
+    found = batch_flops(model, ExitTrace(*layers, image_rows=rows), [5, 6, 7], stem)
+    every = batch_flops(model, ExitTrace(*layers), [5, 6, 7], stem)
+    assert every.executed["stem"] - found.executed["stem"] == 1000
+    assert every.full["stem"] - found.full["stem"] == 1000
     saved = every.executed["encoder"] - found.executed["encoder"]
-    assert saved == (3 * flops.encoder_layer(shape, 4) if split else 0)
+    assert saved == (3 * layer(4) if split else 0)
     saved = every.full["encoder"] - found.full["encoder"]
-    assert saved == (6 * flops.encoder_layer(shape, 4) if split else 0)
+    assert saved == (6 * layer(4) if split else 0)
 
 
-def dialogue(image: int, number: int, picture: str) -> list[str]:
-    """A round; pictures of one colour are the same bytes."""
+def dialogue(dialog: int, number: int, image: str) -> list[str]:
+    """A round; images of one colour are the same bytes."""
     answers = "&&".join(f"it is {colour}" for colour in files.COLOURS)
     history = "a picture of a square." + " what is it 1?" * (number - 1)
-    return [f"{image}_{number}", str(image), history, f"is it {number}?", answers, "3", "", picture]
+    return [f"{dialog}_{number}", str(dialog), history, f"is it {number}?", answers, "3", "", image]
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_rounds_of_an_image_decode_it_once(data):
         examples = rows.rows.examples
         assert isinstance(examples, DialogExamples)
         loaded = examples.load_image = CountedLoader(examples.load_image)
-        batch = collate([rows[at] for at in range(1, 10)], 1, 32)["net_input"]
+        batch = collate([rows[row] for row in range(1, 10)], 1, 32)["net_input"]
         if split == "train":
             assert loaded.count == len(batch["patch_images"]) == 9 and "image_rows" not in batch
             continue
@@ -128,7 +130,7 @@ def test_rankings_do_not_depend_on_sharing(data, tmp_path, monkeypatch):
     checkpoint = files.train(TASK, data, tmp_path / "model", "--eval-mrr", updates=2)
     found = {}
     for batch_size in (1, 6):
-        exits = {f"exit_{of}_threshold": 0.9 for of in ("image", "text", "decoder")}
+        exits = {f"exit_{part}_threshold": 0.9 for part in ("image", "text", "decoder")}
         task = files.setup(TASK, data, exit_policy="similarity", **exits)
         models = files.load(task, checkpoint)
         found[batch_size] = files.generate_rows(task, models, batch_size=batch_size)
@@ -142,12 +144,11 @@ def test_rankings_do_not_depend_on_sharing(data, tmp_path, monkeypatch):
     alone, together = found["summary 1"], found["summary 6"]
     for name in ("image_layers", "text_layers", "decoder_layers", "expected_time_reduction"):
         assert alone[name] == together[name]
-    # Of three dialogues' three rounds two need no picture any more.
-    shape = flops.ModelShape.from_model(models[0])
-    stem = flops.stem_cost(models[0].encoder.embed_images, (32, 32))
-    picture = stem.flops + flops.image_projection(shape, stem.tokens)
-    picture += shape.encoder_layers * flops.encoder_layer(shape, stem.tokens)
+    # Of three dialogues' three rounds two need no image any more.
+    encoder = models[0].encoder
+    stem = image_cost(encoder, (32, 32))
+    image = stem.flops + len(encoder.layers) * encoder.layers[0].flops(stem.tokens)
     saved = alone["gflops_full_per_sentence"] - together["gflops_full_per_sentence"]
     # Not to the digit: position biases are of each length of text, and batches pad theirs to one.
-    assert 12e9 * saved == pytest.approx(6 * picture, rel=0.05)
+    assert 12e9 * saved == pytest.approx(6 * image, rel=0.05)
     assert together["gflops_per_sentence"] < 0.9 * alone["gflops_per_sentence"]
