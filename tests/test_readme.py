@@ -133,7 +133,8 @@ def test_commands_of_readme_are_accepted_by_fairseq(monkeypatch):
 def test_documented_verbs_and_scripts_exist(page):
     from ofa_exit.cli.main import VERBS
 
-    verbs = set(re.findall(r"(?:`|\(|^)ofa-exit ([a-z][a-z-]*)", TEXTS[page], re.MULTILINE))
+    code = "\n".join(re.findall(r"```.*?```|`[^`]+`", TEXTS[page], re.DOTALL))
+    verbs = set(re.findall(r"(?:`|\(|^)ofa-exit ([a-z][a-z-]*)", code, re.MULTILINE))
     assert verbs <= VERBS.keys()
     for path in re.findall(r"\brun_scripts/[a-z_/]+\.(?:sh|json)\b", TEXTS[page]):
         assert (ROOT / path).is_file(), path
