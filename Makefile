@@ -1,11 +1,11 @@
-# Every step of the project. All of them work from a fresh clone: they first make .venv, a virtual
-# environment inside the checkout; nothing outside the checkout is installed or changed.
+# Every step of the project. All targets work from a fresh clone: they first make .venv, a virtual
+# environment inside the checkout. Nothing outside the checkout is installed or changed.
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
-# Threads that wait for each other on shared cores are slower than one.
+# On shared cores one thread per process is faster than several that wait for each other.
 THREADS := OMP_NUM_THREADS=1
 
 .PHONY: setup lint types test slow demo
@@ -24,7 +24,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Two processes; tests of one file stay together, since they share what the file sets up.
+# Two processes. Tests of one file stay together, since they share fixtures.
 test: $(READY)
 	$(THREADS) $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 

@@ -1,5 +1,12 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).resolve().parent
+(VERSION,) = re.findall(
+    r'^__version__ = "(.+)"$', (HERE / "ofa_exit/__init__.py").read_text(encoding="utf-8"), re.M
+)
 # Wheels of fairseq exist for this platform only; elsewhere its sources are compiled.
 WHEEL_PLATFORM = (
     'python_version>="3.11" and python_version<"3.13" '
@@ -14,8 +21,24 @@ PLOTS = ["matplotlib>=3.5"]
 
 setup(
     name="ofa-exit",
-    version="0.1.0",
+    version=VERSION,
     description="Early exits for the unified vision-language model OFA, as a fairseq plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="ofa-exit contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="early exit, vision-language, OFA, fairseq, MuE, BLIPEE, captioning, entailment, VQA",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[*find_packages(include=["ofa_exit", "ofa_exit.*"]), "ofa_exit.user_dir"],
     # The --user-dir folder exists once; installed, it lies inside the package.
