@@ -33,6 +33,7 @@ setup(
         "pillow",
         "sacrebleu>=2.0",
         "pycocoevalcap==1.2",
+        "tabulate",
         "tqdm",
     ],
     extras_require={
