@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.memory import peak_bytes
-from benchmarks.parts import parts_of
+from benchmarks.parts import measure_parts
 from benchmarks.plot import GROWING, draw
 from benchmarks.report import Result, heading, parts_table, table, verdict_table, write_csv
 from benchmarks.setting import Setting
 from benchmarks.timing import CLOCKS, interleaved
-from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, name_of
+from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, variant_name
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
@@ -90,7 +90,7 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
     seconds = interleaved(runs, options.rounds, options.warm_up, setting)
     results = {name: Result(name, setting, seconds[name]) for name in runs}
     for pattern in patterns:
-        results[name_of(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
+        results[variant_name(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
     if "mixed" in results:
         results["mixed"].flop_reduction = bench.flop_reduction(bench.mixed())
     if options.profile_rounds:
@@ -102,11 +102,11 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
             if name != "floor"  # it has no model whose parts could be timed
         }
         if timed:
-            for name, parts in parts_of(timed, options.profile_rounds, setting).items():
+            for name, parts in measure_parts(timed, options.profile_rounds, setting).items():
                 results[name].parts = parts
     if options.memory:
         kinds = [(kind, kind, None) for kind in options.only if kind not in ("exits", "floor")]
-        kinds += [(name_of(pattern), "exits", pattern) for pattern in patterns]
+        kinds += [(variant_name(pattern), "exits", pattern) for pattern in patterns]
         for name, kind, pattern in tqdm(kinds, desc=f"memory, {setting}", leave=False):
             results[name].peak_bytes = peak_bytes(setting, kind, pattern)
     return list(results.values())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.setting import Setting
-from benchmarks.timing import CLOCKS, rounds_of, synchronise
+from benchmarks.timing import CLOCKS, schedule_rounds, synchronise
 
 REST = "beam search and Python"
 PARTS = (
@@ -85,7 +85,7 @@ class PartTimer:
         return timed
 
 
-def methods_of(model: Any, path: str) -> Iterator[tuple[Any, str]]:
+def find_methods(model: Any, path: str) -> Iterator[tuple[Any, str]]:
     """Yield (object, name) of every method of a path.
 
     Raises:
@@ -111,7 +111,7 @@ def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
     try:
         for part, paths in METHODS[kind].items():
             for path in paths:
-                for owner, name in methods_of(model, path):
+                for owner, name in find_methods(model, path):
                     # An attribute of the instance hides the method of its class.
                     setattr(owner, name, timer.wrapped(part, getattr(owner, name)))
                     wrapped.append((owner, name))
@@ -121,7 +121,7 @@ def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
             delattr(owner, name)
 
 
-def parts_of(
+def measure_parts(
     runs: Mapping[str, tuple[Callable[[], Any], Any, str]], rounds: int, setting: Setting
 ) -> dict[str, dict[str, float]]:
     """Return the seconds of each part of every run: medians over ``rounds`` interleaved rounds.
@@ -132,7 +132,7 @@ def parts_of(
         runs: for each name what to call, its model, and "ours" or "reference".
     """
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    for _, name in rounds_of(list(runs), rounds, 0, f"parts, {setting}"):
+    for _, name in schedule_rounds(list(runs), rounds, 0, f"parts, {setting}"):
         run, model, kind = runs[name]
         timer = PartTimer(setting)
         with timers(model, kind, timer), timer.inside(REST):

@@ -25,7 +25,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(run: Callable[[], Any], setting: Setting) -> float:
+def time_run(run: Callable[[], Any], setting: Setting) -> float:
     """Return the seconds of one run, on the setting's clock."""
     clock = CLOCKS[setting.clock]
     synchronise(setting.device)
@@ -35,7 +35,7 @@ def seconds_of(run: Callable[[], Any], setting: Setting) -> float:
     return clock() - start
 
 
-def rounds_of(
+def schedule_rounds(
     names: Sequence[str], rounds: int, warm_up: int, what: str
 ) -> Iterator[tuple[bool, str]]:
     """Yield (counted, name) for every run of all rounds.
@@ -53,8 +53,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the seconds of every run, one number per round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for counted, name in rounds_of(list(runs), rounds, warm_up, f"{setting}"):
-        elapsed = seconds_of(runs[name], setting)
+    for counted, name in schedule_rounds(list(runs), rounds, warm_up, f"{setting}"):
+        elapsed = time_run(runs[name], setting)
         if counted:
             seconds[name].append(elapsed)
     return seconds

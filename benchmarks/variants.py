@@ -30,7 +30,7 @@ Depths = tuple[int, int, int]
 NEVER_EXCEEDED = 1 - 1e-7
 
 
-def name_of(depths: Depths) -> str:
+def variant_name(depths: Depths) -> str:
     return f"exits {','.join(map(str, depths))}"
 
 
@@ -121,7 +121,9 @@ class Bench:
         if "full" in kinds:
             runs["full"] = self.ours(None)
         if "exits" in kinds:
-            runs.update({name_of(depths): self.ours(StaticExit(depths)) for depths in patterns})
+            runs.update(
+                {variant_name(depths): self.ours(StaticExit(depths)) for depths in patterns}
+            )
         if "mixed" in kinds:
             runs["mixed"] = self.ours(self.mixed())
         if "gated" in kinds:

@@ -15,12 +15,12 @@ from fairseq.sequence_generator import SequenceGenerator
 from helpers.paths import FIXTURES
 
 from benchmarks import generate, memory, variants
-from benchmarks.parts import METHODS, PARTS, REST, PartTimer, methods_of, timers
+from benchmarks.parts import METHODS, PARTS, REST, PartTimer, find_methods, timers
 from benchmarks.reference import Reference
 from benchmarks.report import COLUMNS, Result, rows, table, verdict
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio
-from benchmarks.variants import KINDS, Bench, Models, deviation, name_of
+from benchmarks.variants import KINDS, Bench, Models, deviation
 from ofa_exit.cli import verify
 from ofa_exit.policies.static import StaticExit
 
@@ -172,13 +172,13 @@ def test_parts_sum_to_the_total(bench, kind):
     assert all(timer.seconds[part] > 0 for part in PARTS)
     assert timer.seconds["text layers"] == timer.seconds["image layers"] >= 6
     paths = [path for group in METHODS[kind].values() for path in group]
-    for owner, name in (found for path in paths for found in methods_of(model, path)):
+    for owner, name in (found for path in paths for found in find_methods(model, path)):
         assert name not in vars(owner), "the timer was not removed"
 
 
 def test_a_missing_method_raises(models):
     with pytest.raises(AttributeError, match="no_such"):
-        list(methods_of(models.ours, "decoder.layers.*.no_such"))
+        list(find_methods(models.ours, "decoder.layers.*.no_such"))
 
 
 def result(variant: str, seconds: float, batch: int = 8, **others: object) -> Result:
@@ -217,7 +217,7 @@ def test_command_writes_tables_csv_and_figures(tmp_path, capsys):
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == COLUMNS
     assert [line["variant"] for line in lines] == 2 * [
-        "reference", "full", name_of((2, 1, 3)), name_of((1, 1, 1)), "mixed", "gated", "floor",
+        "reference", "full", "exits 2,1,3", "exits 1,1,1", "mixed", "gated", "floor",
     ]  # fmt: skip
     for line in lines:
         assert line["threads"] == "1" and line["rounds"] == "2" and line["torch"]
