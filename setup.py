@@ -32,8 +32,8 @@ setup(
         "numpy",
         "pillow",
         "sacrebleu>=2.0",
+        "tabulate>=0.9",
         "pycocoevalcap==1.2",
-        "tabulate",
         "tqdm",
     ],
     extras_require={

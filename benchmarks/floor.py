@@ -42,22 +42,24 @@ class Floor:
         self.decoder = [DecoderProducts(layer, decoder.heads) for layer in decoder.layers]
         self.calls, self.cross_keys = calls, decoder.cross_pos_k_linear
 
+        def new(*shape: int) -> Tensor:
+            return self.words.new_empty(shape).normal_()
+
         source = batch["net_input"]["src_tokens"]
         sentences, length = source.shape
-        heads, like = encoder.heads, self.words  # like: for device and dtype
+        heads, channels = encoder.heads, self.words.size(1)
         cells = (self.images.size(2) // 16) * (self.images.size(3) // 16)
-        self.text = like.new_empty(sentences, length, like.size(1)).normal_()
+        self.text = new(sentences, length, channels)
         tokens = [cells, length] if encoder.cfg.split_modalities else [cells + length]
         self.passes = [  # biases per layer: of image and text, or of both together
-            [like.new_empty(1, heads, t, t).normal_() for _ in self.encoder] for t in tokens
+            [new(1, heads, t, t) for _ in self.encoder] for t in tokens
         ]
-        self.positions = like.new_empty(1, cells + length, like.size(1)).normal_()
+        self.positions = new(1, cells + length, channels)
 
         rows, length = max(n for n, _ in calls), max(positions for _, positions in calls)
-        self.state = like.new_empty(rows, 1, like.size(1)).normal_()
-        self.query = like.new_empty(1, decoder.heads, length, like.size(1) // decoder.heads)
-        self.query.normal_()
-        self.cache = like.new_empty(2, rows, decoder.heads, length, self.query.size(3)).normal_()
+        self.state = new(rows, 1, channels)
+        self.query = new(1, decoder.heads, length, channels // decoder.heads)
+        self.cache = new(2, rows, decoder.heads, length, channels // decoder.heads)
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -94,7 +96,7 @@ class Products:
         self.fc1, self.fc2 = weights(layer.fc1), weights(layer.fc2)
 
     def split(self, x: Tensor, parts: int) -> Any:
-        """[N, T, parts·C] -> parts of [N, heads, T, C / heads]."""
+        """Return [N, T, parts·C] as [parts, N, heads, T, C / heads]."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def feed_forward(self, x: Tensor) -> Tensor:
