@@ -55,6 +55,7 @@ setup(
         "numpy",
         "pillow",
         "sacrebleu>=2.0",
+        "tabulate>=0.9",
         "pycocoevalcap==1.2",
         "tqdm",
     ],

@@ -1,1 +1,1 @@
-"""How fast is it: the runtime beside plain OFA, and beside the arithmetic that has to be done."""
+"""Benchmarks: this package against plain OFA, and against the arithmetic alone."""

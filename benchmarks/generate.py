@@ -1,9 +1,9 @@
 """Time and memory of generating one batch: this package, plain OFA, and the arithmetic alone.
 
-Weights and inputs are pseudo-random and the same in every run; every hypothesis gets the same
-number of tokens, so all variants do the same work. Image and text go through the encoder apart,
-since exits of each need that, or together with ``--joint``. Variants take turns within a round, and
-what is compared are medians of ratios within rounds.
+Weights and inputs are pseudo-random and the same in every run. Every hypothesis gets the same
+number of tokens, so all variants do the same work. Image and text are encoded separately, which
+exits of each need, or together with ``--joint``. Each round runs every variant once, and variants
+are compared by medians of the ratios within rounds.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.memory import peak_bytes
-from benchmarks.parts import parts_of
+from benchmarks.parts import measure_parts
 from benchmarks.plot import GROWING, draw
-from benchmarks.report import Result, aligned, heading, parts_table, table, verdict, write_csv
+from benchmarks.report import Result, heading, parts_table, table, verdict_table, write_csv
 from benchmarks.setting import Setting
 from benchmarks.timing import CLOCKS, interleaved
-from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, name_of
+from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, variant_name
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
 
-TARGET = "target (for ofa_base, 480 px, two cores)"
 TOLERANCE = 1e-4
-UNSPLIT = ("floor",)  # no timers around their parts, and no memory of their own
 FIELDS = set(Setting.__dataclass_fields__)
 DEPTHS = ((6, 2, 3), (3, 3, 3), (2, 3, 2), (1, 1, 1))
 JOINT_DEPTHS = ((6, 6, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1))
 
 
 def depths(text: str) -> Depths:
-    """IMAGE,TEXT,DECODER as three numbers."""
+    """Parse IMAGE,TEXT,DECODER, three numbers of layers."""
     try:
         image, words, decoder = (int(number) for number in text.split(","))
         return StaticExit((image, words, decoder)).depths
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not IMAGE,TEXT,DECODER layers") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not IMAGE,TEXT,DECODER: give three numbers of layers, as in 3,3,3"
+        ) from error
 
 
 def numbers(text: str) -> list[int]:
+    """Parse positive numbers separated by commas."""
     try:
         found = [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 1,8") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, as in 1,8") from error
     if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: every number must be at least 1")
     return found
 
 
 def growing(base: Setting, growth: str) -> list[Setting]:
-    """The settings of a sweep over one number, the others as in ``base``."""
+    """Return the settings of a sweep over one number, with the others as in ``base``."""
     if growth == "image":
         largest = 16 * ARCHS[base.arch].get("image_bucket_size", OFAConfig().image_bucket_size)
         sizes = {int(base.image_size * quarters / 64 + 0.5) * 16 for quarters in range(1, 6)}
@@ -67,20 +68,21 @@ def growing(base: Setting, growth: str) -> list[Setting]:
 
 
 def check(models: Models, setting: Setting) -> float:
-    """Largest difference of scores between full depth and the reference.
+    """Return the largest difference of scores between full depth and the reference.
 
-    Raises RuntimeError where tokens differ or scores by more than 1e-4.
+    Raises:
+        RuntimeError: if tokens differ, or scores by more than 1e-4.
     """
     bench = Bench(models, setting)
     worst = deviation(bench.ours(None)(), bench.reference())
     if not worst <= TOLERANCE:
         what = "tokens differ" if worst == float("inf") else f"scores differ by {worst:.2e}"
-        raise RuntimeError(f"{setting}: full depth is not the reference, {what}; nothing was timed")
+        raise RuntimeError(f"{setting}: full depth differs from the reference: {what}")
     return worst
 
 
 def measure(models: Models, setting: Setting, options: argparse.Namespace) -> list[Result]:
-    """Every variant in one setting: time, parts, memory."""
+    """Measure every variant in one setting: time, parts and memory."""
     bench = Bench(models, setting)
     default = JOINT_DEPTHS if options.joint else DEPTHS
     patterns = options.depths or default if "exits" in options.only else []
@@ -88,7 +90,7 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
     seconds = interleaved(runs, options.rounds, options.warm_up, setting)
     results = {name: Result(name, setting, seconds[name]) for name in runs}
     for pattern in patterns:
-        results[name_of(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
+        results[variant_name(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
     if "mixed" in results:
         results["mixed"].flop_reduction = bench.flop_reduction(bench.mixed())
     if options.profile_rounds:
@@ -97,14 +99,14 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
             if name == "reference"
             else (run, models.ours, "ours")
             for name, run in runs.items()
-            if name not in UNSPLIT
+            if name != "floor"  # it has no model whose parts could be timed
         }
         if timed:
-            for name, parts in parts_of(timed, options.profile_rounds, setting).items():
+            for name, parts in measure_parts(timed, options.profile_rounds, setting).items():
                 results[name].parts = parts
     if options.memory:
-        kinds = [(kind, kind, None) for kind in options.only if kind not in ("exits", *UNSPLIT)]
-        kinds += [(name_of(pattern), "exits", pattern) for pattern in patterns]
+        kinds = [(kind, kind, None) for kind in options.only if kind not in ("exits", "floor")]
+        kinds += [(variant_name(pattern), "exits", pattern) for pattern in patterns]
         for name, kind, pattern in tqdm(kinds, desc=f"memory, {setting}", leave=False):
             results[name].peak_bytes = peak_bytes(setting, kind, pattern)
     return list(results.values())
@@ -142,38 +144,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[Result] = []
     for setting in settings:
         results += measure(models, setting, options)
-        if options.csv:  # after each setting: what is measured is not lost
+        if options.csv:  # after each setting, so that an interruption loses little
             write_csv(results, options.csv)
     print(f"\n{table(results)}")
     if any(result.parts for result in results):
         print(f"\n{parts_table(results)}")
-    judged = verdict(results)
-    if judged:
-        print(f"\n{aligned([(TARGET, 'measured', 'wanted', ''), *judged])}")
+    targets = verdict_table(results)
+    if targets:
+        print(f"\n{targets}")
     if options.plot:
         draw(results, options.growth, options.plot, note)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    built = argparse.ArgumentParser(
         prog="python -m benchmarks.generate",
         description=__doc__,
         epilog="variants: " + "; ".join(f"{name}: {what}" for name, what in KINDS.items()),
     )
-    add = found.add_argument
+    add = built.add_argument
     shown = "(default %(default)s)"
     add("--arch", default="ofa_base", choices=list(ARCHS), help=f"model {shown}")
-    add("--image-size", type=int, default=480, metavar="PIXELS", help=f"side {shown}")
+    add("--image-size", type=int, default=480, metavar="PIXELS", help=f"side of the image {shown}")
     add("--beam", type=int, default=5, help=shown)
     add("--batch-size", type=numbers, default=[1, 8], metavar="N,…", help="(default 1,8)")
-    add("--steps", type=int, default=17, help=f"decoder calls, eos's included {shown}")
+    add("--steps", type=int, default=17, help=f"decoder calls, end of sentence included {shown}")
     add("--text-length", type=int, default=8, help=f"source tokens {shown}")
-    add("--vocabulary", type=int, default=59457, help=f"words of the model {shown}")
+    add("--vocabulary", type=int, default=59457, help=f"size of the vocabulary {shown}")
     add(
         "--joint",
         action="store_true",
-        help="one encoder pass over image and text, as in official checkpoints",
+        help="encode image and text together, as official checkpoints do",
     )
     add(
         "--depths",
@@ -188,49 +190,49 @@ def parser() -> argparse.ArgumentParser:
         choices=list(KINDS),
         default=list(KINDS),
         metavar="VARIANT",
-        help="see below (default: all)",
+        help="variants to measure, see below (default: all)",
     )
-    add("--rounds", type=int, default=9, help=f"timed runs of each variant {shown}")
-    add("--warm-up", type=int, default=2, help=f"runs of each before that {shown}")
+    add("--rounds", type=int, default=9, help=f"timed rounds {shown}")
+    add("--warm-up", type=int, default=2, help=f"rounds before the timed ones {shown}")
     add(
         "--profile-rounds",
         type=int,
         default=3,
-        help=f"further runs with timers around the parts; 0 leaves the split out {shown}",
+        help=f"extra rounds with timers around the parts; 0 skips them {shown}",
     )
-    add("--threads", type=int, default=torch.get_num_threads(), help=f"of torch {shown}")
+    add("--threads", type=int, default=torch.get_num_threads(), help=f"threads of torch {shown}")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help=shown)
     add("--device", choices=["cpu", "cuda"], default="cpu", help=shown)
-    add("--seed", type=int, default=1, help=f"of pictures and texts {shown}")
+    add("--seed", type=int, default=1, help=f"seed of images and texts {shown}")
     add(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="first see that full depth gives the reference's tokens and, within 1e-4, its scores, "
-        "in float32; stop if not",
+        help="first check in float32 that full depth gives the reference's tokens and, within "
+        "1e-4, its scores; stop if it does not",
     )
     add(
         "--memory",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure peak memory, each variant in a process of its own",
+        help="measure peak memory, with each variant in its own process",
     )
     add(
         "--growth",
         choices=list(GROWING),
-        help="instead of --batch-size: beam 1 to 10, batch 1 to 16, or the image from a quarter of "
-        "--image-size to five",
+        help="sweep one size in place of --batch-size: beam 1 to 10, batch 1 to 16, or image from "
+        "1/4 to 5/4 of --image-size",
     )
     add(
         "--clock",
         choices=list(CLOCKS),
         default="wall",
-        help="cpu: the time that this process computed, steadier on a busy machine; with one "
-        f"thread it is what an idle one would take {shown}",
+        help="cpu: CPU time of this process, steadier on a busy machine; with one thread it equals "
+        f"the wall time of an idle one {shown}",
     )
-    add("--plot", type=Path, metavar="OUT", help="draws OUT.png and OUT.svg")
-    add("--csv", type=Path, metavar="FILE", help="where the numbers go, a line a variant")
-    return found
+    add("--plot", type=Path, metavar="OUT", help="draw OUT.png and OUT.svg")
+    add("--csv", type=Path, metavar="FILE", help="write the numbers, one line per variant")
+    return built
 
 
 if __name__ == "__main__":

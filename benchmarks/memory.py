@@ -1,8 +1,8 @@
-"""Peak memory of one batch, each variant in a process of its own.
+"""Peak memory of one batch, with each variant in its own process.
 
-On the CPU the kernel's high-water mark of resident memory is reset once the model is loaded and
-read after one generation (Linux: ``/proc/self/clear_refs``), so what loading took beforehand hides
-nothing. On CUDA it is what torch's allocator gave out at most. Both are above the loaded model.
+On the CPU, the kernel's high-water mark of resident memory is reset after the model is loaded and
+read after one generation (Linux: ``/proc/self/clear_refs``). On CUDA, it is the peak of torch's
+allocator. Both are relative to the loaded model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ from benchmarks.setting import Setting
 from benchmarks.variants import Bench, Depths, Models
 from ofa_exit.models.positions import ShapeCache
 
-RESET_PEAK = "5"  # of proc(5): forget the high-water mark
+RESET_PEAK = "5"  # see proc(5)
 
 
 def peak_bytes(setting: Setting, kind: str, depths: Depths | None) -> int:
-    """Memory that a variant needs above the loaded model's, measured in a fresh process.
+    """Measure a variant's peak memory above the loaded model in a new process.
 
-    kind, depths: a kind of variant and, for "exits", its pattern. Raises RuntimeError with what the
-    process said where it failed.
+    Args:
+        kind: one of ``variants.KINDS``.
+        depths: the pattern of exits, if kind is "exits".
+
+    Returns: bytes.
+
+    Raises:
+        RuntimeError: with the process's standard error, if it failed.
     """
     root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -42,18 +48,18 @@ def peak_bytes(setting: Setting, kind: str, depths: Depths | None) -> int:
     )
     if done.returncode:
         raise RuntimeError(
-            f"the process that measures {kind}'s memory failed; --no-memory leaves that out. "
-            f"It said: {done.stderr[-2000:]}"
+            f"measuring the memory of {kind} failed; pass --no-memory to skip it. "
+            f"Standard error: {done.stderr[-2000:]}"
         )
     return int(done.stdout.splitlines()[-1])
 
 
 def in_this_process(setting: Setting, kind: str, depths: Depths | None) -> int:
-    """What ``peak_bytes`` runs in the child."""
+    """Measure the peak in this process; ``peak_bytes`` starts it."""
     torch.set_num_threads(setting.threads)
     models = Models(setting, reference=kind == "reference")
     (run,) = Bench(models, setting).runs([kind], [depths] if depths else []).values()
-    for module in models.ours.modules():  # some variants have run once by now, others not
+    for module in models.ours.modules():  # some variants have already run once
         if isinstance(module, ShapeCache):
             module.forget_shapes()
     gc.collect()
@@ -62,26 +68,26 @@ def in_this_process(setting: Setting, kind: str, depths: Depths | None) -> int:
         loaded = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - loaded
-    give_back_freed()
+    trim_heap()
     Path("/proc/self/clear_refs").write_text(RESET_PEAK)
     loaded = _status("VmRSS")
     run()
     return _status("VmHWM") - loaded
 
 
-def give_back_freed() -> None:
-    """Freed memory that the C library still holds would hide as much of the run's own."""
+def trim_heap() -> None:
+    """Return freed memory to the kernel, since the run would use it without raising the peak."""
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _status(field: str) -> int:
-    """A number of /proc/self/status in bytes."""
+    """Return a number of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status tells no {field}")
+    raise OSError(f"/proc/self/status has no {field}")
 
 
 def main() -> int:

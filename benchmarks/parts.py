@@ -1,4 +1,4 @@
-"""Where the time goes: methods wrapped in timers for some rounds of their own."""
+"""Time per part of the model: methods are wrapped in timers for some extra rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.setting import Setting
-from benchmarks.timing import CLOCKS, rounds_of, synchronise
+from benchmarks.timing import CLOCKS, schedule_rounds, synchronise
 
 REST = "beam search and Python"
 PARTS = (
@@ -17,8 +17,8 @@ PARTS = (
 )  # fmt: skip
 ENCODER_LAYERS = "encoder layers"  # image or text, by the number of tokens
 
-# Part -> methods, as paths from the model; * stands for every element. Time inside a method
-# counts for the innermost part. What no path covers is the rest.
+# Methods of each part, as paths from the model; * stands for every element. The time inside a
+# method counts for the innermost part. The time outside all methods is REST.
 _SHARED = {
     "stem": ("encoder.embed_image",),
     ENCODER_LAYERS: ("encoder.layers.*.forward",),
@@ -47,7 +47,7 @@ METHODS = {
 
 
 class PartTimer:
-    """Adds up seconds by part; a part inside another stops the outer one's clock."""
+    """Sum seconds by part; a part inside another stops the clock of the outer one."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self._clock = setting, CLOCKS[setting.clock]
@@ -56,7 +56,7 @@ class PartTimer:
         self._since = 0.0
 
     def _switch(self) -> None:
-        """Books the time since the last switch on the part that is running."""
+        """Add the time since the last switch to the part that is running."""
         synchronise(self.setting.device)
         now = self._clock()
         if self._open:
@@ -85,11 +85,15 @@ class PartTimer:
         return timed
 
 
-def methods_of(model: Any, path: str) -> Iterator[tuple[Any, str]]:
-    """(object, name) of every method that a path names. Raises AttributeError if there is none."""
+def find_methods(model: Any, path: str) -> Iterator[tuple[Any, str]]:
+    """Yield (object, name) of every method of a path.
+
+    Raises:
+        AttributeError: if there is no such method.
+    """
     owners = [model]
-    *way, name = path.split(".")
-    for step in way:
+    *steps, name = path.split(".")
+    for step in steps:
         owners = [
             inner
             for owner in owners
@@ -102,13 +106,13 @@ def methods_of(model: Any, path: str) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
-    """Wraps the methods of a model ("ours" or "reference") while the context lasts."""
+    """Wrap the methods of a model ("ours" or "reference") while in the context."""
     wrapped: list[tuple[Any, str]] = []
     try:
         for part, paths in METHODS[kind].items():
             for path in paths:
-                for owner, name in methods_of(model, path):
-                    # The instance's own attribute hides the class's method, also from Module.
+                for owner, name in find_methods(model, path):
+                    # An attribute of the instance hides the method of its class.
                     setattr(owner, name, timer.wrapped(part, getattr(owner, name)))
                     wrapped.append((owner, name))
         yield
@@ -117,22 +121,24 @@ def timers(model: Any, kind: str, timer: PartTimer) -> Iterator[None]:
             delattr(owner, name)
 
 
-def parts_of(
+def measure_parts(
     runs: Mapping[str, tuple[Callable[[], Any], Any, str]], rounds: int, setting: Setting
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each part of every run, medians over ``rounds`` of all runs in turn.
+    """Return the seconds of each part of every run: medians over ``rounds`` interleaved rounds.
 
-    runs: name -> (what to call, its model, "ours" or "reference"). On CUDA every part's end waits
-    for the device, so that the sum exceeds the plain run's time.
+    On CUDA every part waits for the device at its end, so the sum exceeds the time of a plain run.
+
+    Args:
+        runs: for each name what to call, its model, and "ours" or "reference".
     """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    for _, name in rounds_of(list(runs), rounds, 0, f"parts, {setting}"):
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for _, name in schedule_rounds(list(runs), rounds, 0, f"parts, {setting}"):
         run, model, kind = runs[name]
         timer = PartTimer(setting)
         with timers(model, kind, timer), timer.inside(REST):
             run()
-        found[name].append(timer.seconds)
+        measured[name].append(timer.seconds)
     return {
-        name: {part: statistics.median(seconds[part] for seconds in of) for part in PARTS}
-        for name, of in found.items()
+        name: {part: statistics.median(seconds[part] for seconds in by_round) for part in PARTS}
+        for name, by_round in measured.items()
     }

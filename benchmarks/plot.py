@@ -1,4 +1,4 @@
-"""Pictures of a run: time by part, or time against what grows."""
+"""Figures of a run: time by part, or time against a growing size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LABELS = {"beam": "beam", "batch": "batch size", "image": "image size (pixels)"}
 
 
 def draw(results: Sequence[Result], growth: Optional[str], out: Path, note: str) -> None:
-    """Writes OUT.png and OUT.svg; ``note`` goes below, with what the numbers belong to."""
-    # fairseq's imports open the root logger, to which matplotlib tells its search for fonts.
+    """Write OUT.png and OUT.svg, with ``note`` (the setting) below the figure."""
+    # fairseq configures the root logger, and matplotlib would log its search for fonts there.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     import matplotlib
 
@@ -47,31 +47,32 @@ def draw(results: Sequence[Result], growth: Optional[str], out: Path, note: str)
 def _lines(axes: Any, results: Sequence[Result], growth: str) -> None:
     for variant in dict.fromkeys(result.variant for result in results):
         own = [result for result in results if result.variant == variant]
-        places = [getattr(result.setting, GROWING[growth]) for result in own]
-        axes.plot(places, [statistics.median(r.seconds) for r in own], marker="o", label=variant)
-    axes.set(xlabel=LABELS[growth], ylabel="seconds a batch (median)", ylim=(0, None))
+        sizes = [getattr(result.setting, GROWING[growth]) for result in own]
+        axes.plot(sizes, [statistics.median(r.seconds) for r in own], marker="o", label=variant)
+    axes.set(xlabel=LABELS[growth], ylabel="seconds per batch (median)", ylim=(0, None))
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
 
 
 def _bars(axes: Any, results: Sequence[Result]) -> None:
-    """A bar a variant: its median time, divided as the rounds with timers were."""
+    """Draw one bar per variant: its median time, divided by the parts' shares."""
     names = [result.variant for result in results]
     totals = [statistics.median(result.seconds) for result in results]
     if any(result.parts for result in results):
         left = [0.0] * len(results)
         for part in PARTS:
+            # Timers slow a run down: only the shares of its parts are used.
             widths = [
                 total * result.parts[part] / sum(result.parts.values()) if result.parts else 0.0
                 for result, total in zip(results, totals)
             ]
             axes.barh(names, widths, left=left, label=part)
             left = [start + width for start, width in zip(left, widths)]
-        whole = [0.0 if result.parts else total for result, total in zip(results, totals)]
-        axes.barh(names, whole, color="#bbbbbb", label="undivided")
+        undivided = [0.0 if result.parts else total for result, total in zip(results, totals)]
+        axes.barh(names, undivided, color="#bbbbbb", label="undivided")
     else:
         axes.barh(names, totals, color="#888888")
     setting = results[0].setting
     axes.invert_yaxis()
-    axes.set(xlabel="seconds a batch (median)")
+    axes.set(xlabel="seconds per batch (median)")
     axes.set_title(f"batch {setting.batch_size}, beam {setting.beam}", fontsize=10)

@@ -1,12 +1,12 @@
-"""Plain OFA, written down step by step: what the runtime is compared with.
+"""Plain OFA, step by step as in the official code: the reference of the benchmarks.
 
-Every hypothesis of a beam has its own copy of the encoder's output, of the positions and of the
-cross-attention K/V; position biases, position keys among them, are made again for every row and
-at every step; self-attention's cache grows by concatenation. Cross-attention K/V follow the beams
-only when their number changes, as in the official code. Attention is two matrix products around a
-softmax in float32, batch norm is a layer of its own, and images lie in memory channel by channel.
+Every hypothesis has its own copy of the encoder output, the positions and the cross-attention K/V.
+Position biases are computed for every row at every step. The self-attention cache grows by
+concatenation. Cross-attention K/V are reordered only when the number of hypotheses changes.
+Attention is two matrix products around a float32 softmax. Batch norms are separate layers, and
+images are stored channels first.
 
-Nothing here is shared with ``ofa_exit`` but the weights, so it checks the model as well.
+It shares nothing but the weights with ``ofa_exit``, so it also checks the model.
 """
 
 from __future__ import annotations
@@ -77,8 +77,12 @@ class ReferenceEncoder(FairseqEncoder):
         return position_bias(query, key, self.heads, self.scaling)
 
     def layer_bias(self, layer: int, absolute: Tensor, ids: Optional[Tensor], words: int) -> Tensor:
-        """The absolute bias plus the layer's 2-D bias of the cells `ids` [N, Ti] and its 1-D bias
-        of so many words, which follow the cells."""
+        """Add the layer's relative biases to the absolute one, [N, heads, T, T].
+
+        Args:
+            ids: image position ids, Long [N, Ti], or None. They get the 2-D bias.
+            words: text tokens after the cells. They get the 1-D bias.
+        """
         bias, rows = absolute.clone(), absolute.size(0)
         cells = 0 if ids is None else ids.size(1)
         if words:
@@ -114,8 +118,8 @@ class ReferenceEncoder(FairseqEncoder):
         grid = torch.arange(height, device=text.device)[:, None] * self.cfg.image_bucket_size
         ids = (grid + torch.arange(width, device=text.device) + 1).flatten().expand(rows, -1)
         image_positions = self.image_pos_ln(self.embed_image_positions(ids))
-        places = torch.arange(words, device=text.device).expand(rows, -1)
-        text_positions = self.pos_ln(self.embed_positions(places))
+        text_ids = torch.arange(words, device=text.device).expand(rows, -1)
+        text_positions = self.pos_ln(self.embed_positions(text_ids))
         image_padding = ~patch_masks[:, None].expand(-1, image.size(1))
         whole_padding = torch.cat([image_padding, padding], dim=1)
         positions = torch.cat([image_positions, text_positions], dim=1)
@@ -160,9 +164,9 @@ class ReferenceDecoder(FairseqIncrementalDecoder):
         )
 
     def absolute_biases(self, rows: int, length: int, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """For every row anew, at every step: [N, heads, L, L] and [N, heads, L, T]."""
-        places = torch.arange(length, device=encoded.states.device).expand(rows, -1)
-        positions = self.pos_ln(self.embed_positions(places))
+        """Compute the biases of every row: [N, heads, L, L] and [N, heads, 1, T]."""
+        ids = torch.arange(length, device=encoded.states.device).expand(rows, -1)
+        positions = self.pos_ln(self.embed_positions(ids))
         own = position_bias(
             self.self_pos_q_linear(positions),
             self.self_pos_k_linear(positions),
@@ -190,13 +194,13 @@ class ReferenceDecoder(FairseqIncrementalDecoder):
         incremental_state: dict[str, Any],
         **unused: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Logits [N, 1, V] after the last of the L tokens; only the growing prefix of a search."""
+        """Return logits [N, 1, V] after the last of the L tokens, in incremental decoding."""
         rows, length = prev_output_tokens.shape
         saved = incremental_state.setdefault(CACHE, [{} for _ in self.layers])
         own, cross = self.absolute_biases(rows, length, encoder_out)
         x = self.layernorm_embedding(self.embed_tokens(prev_output_tokens[:, -1:]))
-        for number, (layer, kept) in enumerate(zip(self.layers, saved)):
-            x = layer(x, encoder_out, self.layer_bias(number, own), cross, kept)
+        for number, (layer, layer_kv) in enumerate(zip(self.layers, saved)):
+            x = layer(x, encoder_out, self.layer_bias(number, own), cross, layer_kv)
         return self.output_layer(self.layer_norm(x)), {"attn": [None]}
 
     def output_layer(self, features: Tensor) -> Tensor:
@@ -205,27 +209,27 @@ class ReferenceDecoder(FairseqIncrementalDecoder):
     def reorder_incremental_state_scripting(
         self, incremental_state: dict[str, Any], new_order: Tensor
     ) -> None:
-        for kept in incremental_state.get(CACHE, ()):
-            for kind, (key, value) in kept.items():
+        for layer_kv in incremental_state.get(CACHE, ()):
+            for kind, (key, value) in layer_kv.items():
                 if kind == "self" or key.size(0) != new_order.size(0):
-                    kept[kind] = key.index_select(0, new_order), value.index_select(0, new_order)
+                    layer_kv[kind] = tuple(part.index_select(0, new_order) for part in (key, value))
 
     def max_positions(self) -> int:
         return self.cfg.max_target_positions
 
 
 class Reference(FairseqEncoderDecoderModel):
-    """Plain OFA; joint or split as ``cfg.split_modalities`` says."""
+    """Plain OFA, with a joint or split encoder according to ``cfg.split_modalities``."""
 
     @classmethod
-    def of(cls, model: Any) -> Reference:
-        """The same model as an OFAModel, with its very weights (nothing is copied).
+    def from_model(cls, model: Any) -> Reference:
+        """Build the reference of an OFAModel, with the same weight tensors.
 
         Call it before the model is prepared for inference, which may change weights.
         """
         cfg = model.cfg
         if cfg.sync_bn or cfg.interpolate_position:
-            raise ValueError("the reference knows neither --sync-bn nor --interpolate-position")
+            raise ValueError("the reference supports neither --sync-bn nor --interpolate-position")
         dictionary, weights = model.decoder.dictionary, model.state_dict()
         with torch.device("meta"):
             words = nn.Embedding(len(dictionary), cfg.encoder_embed_dim, dictionary.pad())
@@ -233,5 +237,5 @@ class Reference(FairseqEncoderDecoderModel):
                 ReferenceEncoder(cfg, dictionary, words), ReferenceDecoder(cfg, dictionary, words)
             )
         own = {name: weights[name].contiguous() for name in reference.state_dict()}
-        nn.Module.load_state_dict(reference, own, assign=True)  # fairseq's cannot assign
+        nn.Module.load_state_dict(reference, own, assign=True)  # fairseq's method cannot assign
         return reference.eval().requires_grad_(False)

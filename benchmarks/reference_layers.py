@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck
 
 @dataclass
 class Encoded:
-    """states [N, T, C], padding Bool [N, T], positions [N, T, C]: a row a sentence, then a beam."""
+    """Encoder output of N sentences, later hypotheses: [N, T, C], Bool [N, T] and [N, T, C]."""
 
     states: Tensor
     padding: Tensor
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.q_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def split(self, x: Tensor) -> Tensor:
-        """[N, T, C] -> [N, heads, T, C / heads]."""
+        """Return [N, T, C] as [N, heads, T, C / heads]."""
         return x.view(x.size(0), x.size(1), self.heads, -1).transpose(1, 2).contiguous()
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, padding: Optional[Tensor]
     ) -> Tensor:
-        """x [N, Q, C]; key, value [N, heads, K, d]; bias [N, heads, Q, K]; padding [N, K]."""
+        """Attend from x [N, Q, C] to K keys.
+
+        Args:
+            key, value: [N, heads, K, d].
+            bias: [N, heads, Q, K].
+            padding: Bool [N, K], True on keys to ignore, or None.
+        """
         rows, queries, channels = x.shape
         query = self.split(self.q_proj(x) * self.scaling).flatten(0, 1)
         scores = torch.bmm(query, key.flatten(0, 1).transpose(1, 2)).view(bias.shape)
@@ -123,7 +129,13 @@ class DecoderLayer(FeedForward):
         cross_bias: Tensor,
         saved: dict[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """x [N, 1, C], the newest position; saved: K/V of this layer, extended in place."""
+        """Run the layer for the newest position x [N, 1, C].
+
+        Args:
+            self_bias: [N, heads, 1, L].
+            cross_bias: [N, heads, 1, T].
+            saved: K/V of this layer, extended in place.
+        """
         h = self.self_attn_layer_norm(x)
         key, value = self.self_attn.key_value(h)
         if "self" in saved:
@@ -140,12 +152,12 @@ class DecoderLayer(FeedForward):
 
 
 def position_bias(query: Tensor, key: Tensor, heads: int, scaling: float) -> Tensor:
-    """Scores of projected positions: [N, Q, C], [N, K, C] -> [N, heads, Q, K]."""
+    """Return the scores of projected positions: [N, Q, C], [N, K, C] -> [N, heads, Q, K]."""
     query = query.view(*query.shape[:2], heads, -1).transpose(1, 2) * scaling
     key = key.view(*key.shape[:2], heads, -1).transpose(1, 2)
     return torch.matmul(query, key.transpose(2, 3))
 
 
 def table_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
-    """buckets Long [N, Q, K] -> [N, heads, Q, K]."""
+    """Look up buckets, Long [N, Q, K] -> [N, heads, Q, K]."""
     return table(buckets).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What is measured: the model, the batch, and how it is generated from."""
+"""The setting of a benchmark: model, batch and beam search."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ Hypotheses = list[list[dict[str, Tensor]]]
 class Setting:
     """One batch of one model.
 
-    steps: decoder calls, the one that writes eos included: every hypothesis gets that many tokens.
-    text_length: source tokens of every sentence. clock: one of ``timing.CLOCKS``. joint: image and
-        text go through the encoder together, as in official checkpoints.
+    Args:
+        steps: number of decoder calls, and of tokens of every hypothesis, end of sentence included.
+        text_length: source tokens of every sentence, bos and eos included.
+        clock: one of ``timing.CLOCKS``.
+        joint: encode image and text together, as official checkpoints do.
     """
 
     arch: str = "ofa_base"
@@ -50,15 +52,15 @@ class Setting:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.image_size % 16:
-            raise ValueError(f"--image-size {self.image_size} is no multiple of 16")
+            raise ValueError(f"--image-size {self.image_size} is not a multiple of 16")
         if self.clock == "cpu" and self.device != "cpu":
-            raise ValueError(f"--clock cpu sees nothing of what {self.device} does: use wall")
+            raise ValueError(f"--clock cpu does not measure {self.device}: use --clock wall")
         if self.text_length < 2:
-            raise ValueError("--text-length must be at least 2: bos and eos are part of it")
+            raise ValueError("--text-length must be at least 2, for bos and eos")
         if self.text_length == self.image_tokens:
             raise ValueError(
-                f"--text-length {self.text_length} is the number of image tokens too, by which "
-                "image and text layers are told apart: choose another"
+                f"--text-length {self.text_length} equals the number of image tokens. The timers "
+                "distinguish image and text layers by their tokens: choose another length."
             )
 
     @property
@@ -74,13 +76,13 @@ class Setting:
 
 
 def build(setting: Setting) -> OFAModel:
-    """The model with weights drawn from their names; float32, on the CPU, in eval mode."""
+    """Build the model with weights drawn from their names: float32, on the CPU, in eval mode."""
     split = not setting.joint
     return build_with_weights(ARCHS[setting.arch], setting.vocabulary, split_modalities=split)
 
 
 def prepare(model: Any, setting: Setting) -> Any:
-    """What fairseq-generate does to a model before it generates."""
+    """Prepare a model for inference, as fairseq-generate does."""
     model.to(device=setting.device, dtype=getattr(torch, setting.dtype))
     model.requires_grad_(False)
     model.prepare_for_inference_(OmegaConf.create({"generation": asdict(GenerationConfig())}))
@@ -88,7 +90,7 @@ def prepare(model: Any, setting: Setting) -> Any:
 
 
 def sample(setting: Setting) -> dict[str, Any]:
-    """One batch as fairseq's generator takes it: every sentence has a picture and a full text."""
+    """Return one batch for fairseq's generator: an image and a text of full length per sentence."""
     sentences, size = setting.batch_size, setting.image_size
     source = random_tokens(
         f"src{setting.seed}", (sentences, setting.text_length), setting.vocabulary
@@ -110,9 +112,9 @@ def sample(setting: Setting) -> dict[str, Any]:
 
 
 def generator(model: Any, setting: Setting) -> SequenceGenerator:
-    """Stock beam search that ends every hypothesis at the same step.
+    """Return stock beam search in which every hypothesis ends at the same step.
 
-    Ours goes through the ensemble that the captioning task uses.
+    This package's model gets the ensemble of the captioning task.
     """
     ensemble = WatchedEnsemble if isinstance(model, OFAModel) else EnsembleModel
     return SequenceGenerator(

@@ -1,4 +1,4 @@
-"""Times of several variants that meet the same machine: each round runs every one of them once."""
+"""Interleaved timing: each round runs every variant once, so all meet the same machine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from benchmarks.setting import Setting
 
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,
-    # What all threads of this process computed: steadier where other programs share the machine.
+    # CPU time of all threads of this process: steadier on a shared machine.
     "cpu": time.process_time,
 }
 
 
 def synchronise(device: str) -> None:
-    """Waits until the device has done what it was given; the CPU always has."""
+    """Wait until the device is idle; the CPU always is."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds_of(run: Callable[[], Any], setting: Setting) -> float:
+def time_run(run: Callable[[], Any], setting: Setting) -> float:
+    """Return the seconds of one run, on the setting's clock."""
     clock = CLOCKS[setting.clock]
     synchronise(setting.device)
     start = clock()
@@ -34,13 +35,12 @@ def seconds_of(run: Callable[[], Any], setting: Setting) -> float:
     return clock() - start
 
 
-def rounds_of(
+def schedule_rounds(
     names: Sequence[str], rounds: int, warm_up: int, what: str
 ) -> Iterator[tuple[bool, str]]:
-    """(counted, name) of every run of all rounds.
+    """Yield (counted, name) for every run of all rounds.
 
-    The order turns by one with each round, so that none always follows the same one; ``warm_up``
-    rounds come first and do not count.
+    The order rotates by one per round. ``warm_up`` rounds come first and do not count.
     """
     for number in tqdm(range(warm_up + rounds), desc=what, leave=False, unit="round"):
         turn = number % len(names)
@@ -51,22 +51,22 @@ def rounds_of(
 def interleaved(
     runs: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int, setting: Setting
 ) -> dict[str, list[float]]:
-    """Seconds of every run, a list of one number a round."""
+    """Return the seconds of every run, one number per round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for counted, name in rounds_of(list(runs), rounds, warm_up, f"{setting}"):
-        taken = seconds_of(runs[name], setting)
+    for counted, name in schedule_rounds(list(runs), rounds, warm_up, f"{setting}"):
+        elapsed = time_run(runs[name], setting)
         if counted:
-            seconds[name].append(taken)
+            seconds[name].append(elapsed)
     return seconds
 
 
 def ratio(seconds: list[float], others: list[float]) -> float:
-    """Median over the rounds of the time taken relative to another's in the same round."""
+    """Return the median over the rounds of the ratio of two times of the same round."""
     return statistics.median(own / other for own, other in zip(seconds, others, strict=True))
 
 
 def quartiles(seconds: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     if len(seconds) == 1:
         return seconds[0], seconds[0], seconds[0]
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""The ways to generate one batch that are compared."""
+"""The compared ways to generate one batch."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
 KINDS = {
-    "reference": "plain OFA as the official code computes it",
+    "reference": "plain OFA, as the official code computes it",
     "full": "this package, every layer",
     "exits": "this package, the first layers of each part (--depths)",
-    "mixed": "this package, sentence i leaving the decoder behind its layer 1 + i % layers",
-    "gated": "this package, every layer, the gates of similarity computed and never open",
-    "floor": "the convolutions and matrix products of full alone, each done once",
+    "mixed": "this package, sentence i exits the decoder after layer 1 + i % layers",
+    "gated": "this package, every layer, with similarity gates that never exit",
+    "floor": "the convolutions and matrix products of full, each computed once",
 }
 Depths = tuple[int, int, int]
 
-# A cosine of states that a layer changed stays below; 1 would switch the gates off.
-UNREACHED = 1 - 1e-7
+# A cosine across a layer stays below this threshold. A threshold of 1 would disable the gates.
+NEVER_EXCEEDED = 1 - 1e-7
 
 
-def name_of(depths: Depths) -> str:
+def variant_name(depths: Depths) -> str:
     return f"exits {','.join(map(str, depths))}"
 
 
 @dataclass
 class MixedExit(ExitPolicy):
-    """Sentence i leaves the decoder behind layer 1 + i % ``layers``, at every step.
+    """Sentence i exits the decoder after layer 1 + i % ``layers``, at every step.
 
-    A gate does not see whose row it is asked about; ``setting.sample`` gives every sentence a step
-    limit of its own, ``steps`` + i, and here they are told apart by it.
+    A gate does not see which row it belongs to. ``setting.sample`` gives sentence i a step limit
+    of ``steps`` + i, from which the gate computes i.
     """
 
     steps: int
@@ -48,23 +48,25 @@ class MixedExit(ExitPolicy):
     def decoder_gate(self) -> Gate:
         def gate(seen: GateInput) -> Tensor:
             assert seen.step_limit is not None
-            leaving = seen.layer > (seen.step_limit - self.steps) % self.layers
-            return leaving.expand(seen.current.shape[:2])
+            exits = seen.layer > (seen.step_limit - self.steps) % self.layers  # [N, 1]
+            return exits.expand(seen.current.shape[:2])
 
         return gate
 
 
 class Models:
-    """The model and its reference, both prepared, sharing weights as far as preparation allows."""
+    """The model and its reference, prepared for inference; they share most weights."""
 
     def __init__(self, setting: Setting, reference: bool = True) -> None:
         self.ours: Any = build(setting)
-        self.reference: Any = prepare(Reference.of(self.ours), setting) if reference else None
+        self.reference: Any = (
+            prepare(Reference.from_model(self.ours), setting) if reference else None
+        )
         prepare(self.ours, setting)
 
 
 class Bench:
-    """One batch and everything that generates from it."""
+    """One batch and the variants that generate from it."""
 
     def __init__(self, models: Models, setting: Setting) -> None:
         self.models, self.setting = models, setting
@@ -86,12 +88,16 @@ class Bench:
         return MixedExit(self.setting.steps, self.models.ours.cfg.decoder_layers)
 
     def gated(self) -> Callable[[], Hypotheses]:
-        """Raises RuntimeError if anything left all the same."""
+        """Return a run whose gates never exit.
+
+        Raises:
+            RuntimeError: if a row exited all the same.
+        """
         policy = SimilarityExit(
-            image_threshold=UNREACHED,
-            text_threshold=UNREACHED,
-            encoder_threshold=UNREACHED,
-            decoder_threshold=UNREACHED,
+            image_threshold=NEVER_EXCEEDED,
+            text_threshold=NEVER_EXCEEDED,
+            encoder_threshold=NEVER_EXCEEDED,
+            decoder_threshold=NEVER_EXCEEDED,
             schedule="static",
         )
         run = self.ours(policy)
@@ -102,20 +108,22 @@ class Bench:
             all(bool((layers == cfg.encoder_layers).all()) for layers in encoder)
             and all(bool((step.layers == cfg.decoder_layers).all()) for step in trace.steps)
         ):
-            raise RuntimeError("something left although the gates were never to open")
+            raise RuntimeError(f"a row exited at a threshold of {NEVER_EXCEEDED}")
         return run
 
     def runs(
         self, kinds: Sequence[str], patterns: Sequence[Depths]
     ) -> dict[str, Callable[[], Any]]:
-        """What each variant calls, by its name, in the order of KINDS."""
+        """Return what to call for each variant, by name, in the order of KINDS."""
         runs: dict[str, Callable[[], Any]] = {}
         if "reference" in kinds:
             runs["reference"] = self.reference
         if "full" in kinds:
             runs["full"] = self.ours(None)
         if "exits" in kinds:
-            runs.update({name_of(depths): self.ours(StaticExit(depths)) for depths in patterns})
+            runs.update(
+                {variant_name(depths): self.ours(StaticExit(depths)) for depths in patterns}
+            )
         if "mixed" in kinds:
             runs["mixed"] = self.ours(self.mixed())
         if "gated" in kinds:
@@ -126,7 +134,7 @@ class Bench:
         return runs
 
     def decoder_calls(self) -> list[tuple[int, int]]:
-        """(hypotheses, positions so far) of every call of the decoder at full depth."""
+        """Return (hypotheses, positions so far) of every decoder call at full depth."""
         decoder, calls = self.models.ours.decoder, []
         plain = decoder.forward
 
@@ -134,7 +142,7 @@ class Bench:
             calls.append(tuple(tokens.shape))
             return plain(tokens, *arguments, **options)
 
-        decoder.forward = counted  # the search calls forward itself, past any hook
+        decoder.forward = counted  # a hook would not see it: beam search calls forward
         try:
             self.ours(None)()
         finally:
@@ -142,10 +150,10 @@ class Bench:
         return calls
 
     def flop_reduction(self, policy: ExitPolicy) -> float:
-        """Share of the operations of full depth that a policy saves.
+        """Return the share of full depth's FLOPs that a policy saves.
 
-        Of a batch of a shape that was met before, as all the timed ones are: the encoder's
-        position biases are there already. That is the second of two equal batches in the report.
+        It is taken from the second of two equal batches. The encoder's position biases are cached
+        by then, as in all timed runs.
         """
         report = GenerationReport(self.models.ours)
         executed, full = [], []
@@ -154,7 +162,7 @@ class Bench:
             report.add(
                 ids=self.batch["id"].tolist(),
                 trace=self.models.ours.last_trace,
-                hypotheses=[[h["tokens"].tolist() for h in of] for of in hypotheses],
+                hypotheses=[[hyp["tokens"].tolist() for hyp in hyps] for hyps in hypotheses],
                 text_tokens=self.batch["net_input"]["src_lengths"].tolist(),
                 image_size=(self.setting.image_size, self.setting.image_size),
                 seconds=0.0,
@@ -166,7 +174,7 @@ class Bench:
 
 
 def deviation(ours: Hypotheses, theirs: Hypotheses) -> float:
-    """Largest difference of scores; infinite where tokens differ."""
+    """Return the largest difference of scores, or infinity if tokens differ."""
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
         for a, b in zip(mine, other, strict=True):

@@ -1,8 +1,8 @@
-"""``ofa-exit verify FIXTURE.json…``: compare this model with numbers of the official one.
+"""Compare this package's model with the official one, number by number.
 
-A fixture is a pair of files: NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and
-NAME.npz (arrays that the official model produced). Weights and inputs are not stored. They are
-drawn from a generator that is seeded with their names.
+A fixture is a pair of NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
+(arrays that the official model produced). Weights and inputs are not stored: each is drawn from
+numpy's frozen legacy generator, seeded by a checksum of its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
     """Build the fixture's model with the fixture's weights, in eval mode.
 
     Raises:
-        ValueError: if names or shapes of its state dict differ from the fixture's.
+        ValueError: names or shapes of the state dict differ from the fixture's.
     """
     options = {**ARCHS[fixture["arch"]], **fixture["overrides"], **fixture["flags"]}
     model = build_with_weights(options, fixture["vocab"], split_modalities=split)
@@ -64,16 +64,17 @@ def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
-    """Thin out a large array, as the fixture does."""
+    """Return what a fixture stores of an array: of large ones every n-th value."""
     if array.size < 60_000:
         return array
     return array.reshape(-1)[:: max(1, array.size // 20_000)][:20_000]
 
 
 def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> float:
-    """Return the largest difference, relative to the largest stored number.
+    """Return the largest difference, relative to the largest stored value.
 
-    padding: Bool [B, T], True where the official numbers are undefined.
+    Args:
+        padding: Bool [B, T]; True where the official numbers are undefined.
     """
     mine, valid = ours.float().numpy(), np.ones(tuple(ours.shape), dtype=bool)
     if padding is not None:
@@ -89,7 +90,7 @@ def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> floa
 def compare_arrays(
     fixture: dict[str, Any], arrays: dict[str, np.ndarray], split: bool
 ) -> Iterator[tuple[str, float]]:
-    """Yield (name, largest relative deviation) of every array of the joint or split encoder."""
+    """Yield name and largest relative deviation of every array, joint or split encoder."""
     prefix = "split_" if split else ""
     model = build(fixture, split)
     net_input = inputs(fixture, arrays["prev_output_tokens"].shape[1])
@@ -128,7 +129,7 @@ def compare_arrays(
 
 
 def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bool]]:
-    """Yield (setting, largest deviation of scores, tokens equal) for every search setting."""
+    """Yield setting, largest deviation of scores, and whether the tokens are equal."""
     model = build(fixture)
     net_input = inputs(fixture, 1)
     del net_input["prev_output_tokens"]
@@ -149,23 +150,23 @@ def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bo
 
 
 def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
-    """Print every deviation of one fixture; return whether all are within ``tolerance``."""
+    """Print every deviation of a fixture; return True if all are within ``tolerance``."""
     fixture = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    passed = True
+    fine = True
     print(f"{path}: {fixture['arch']}, vocabulary {fixture['vocab']}")
     for split in (False, True):
         for name, deviation in compare_arrays(fixture, arrays, split):
             limit = 0.0 if name.endswith(("argmax", "padding_mask")) else tolerance
-            passed &= deviation <= limit
+            fine &= deviation <= limit
             print(f"  {name:28} {deviation:9.2e}{'' if deviation <= limit else '  TOO LARGE'}")
     for setting, deviation, same in compare_generation(fixture):
         good = same and deviation <= tolerance
-        passed &= good
+        fine &= good
         words = "tokens equal" if same else "TOKENS DIFFER"
         print(f"  {setting}: {words}, scores {deviation:.2e}{'' if good else '  TOO LARGE'}")
-    return passed
+    return fine
 
 
 def main() -> int:

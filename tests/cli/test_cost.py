@@ -109,7 +109,7 @@ def test_command(capsys):
     for wrong in (["--tflops", "0"], ["--epochs", "-1"], ["--layer-weights", "1,2"]):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])
-    assert "give one for each" in capsys.readouterr().err
+    assert "'1,2'" in capsys.readouterr().err
 
 
 def test_data_sets_have_the_rows_that_preparation_expects():

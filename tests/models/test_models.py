@@ -95,7 +95,7 @@ def test_encoder_exits_per_sample_and_modality():
               [:, :2].median())
         for p in (slice(0, 4), slice(4, None))
     )  # fmt: skip
-    model.configure_exits(SimilarityExit(image_threshold, text_threshold, 2.0, 2.0))
+    model.configure_exits(SimilarityExit(image_threshold, text_threshold, decoder_threshold=2.0))
     out = model.encoder(**inputs)
     trace, states = model.last_trace, out.states
     model.configure_exits(None)
@@ -137,7 +137,7 @@ def test_encoder_exits_per_sample_and_modality():
 @torch.no_grad()
 def test_joint_encoder_has_one_gate():
     model, net_input = nano(split=False), batch(4)
-    model.configure_exits(SimilarityExit(2.0, 2.0, 0.9, 2.0))
+    model.configure_exits(SimilarityExit(encoder_threshold=0.9, decoder_threshold=2.0))
     model(**net_input)
     trace = model.last_trace
     assert torch.equal(trace.image_layers, trace.text_layers * net_input["patch_masks"])
