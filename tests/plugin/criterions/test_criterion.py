@@ -195,9 +195,9 @@ def test_placeholders_of_idle_workers_log_nothing():
     assert logged([log, dict.fromkeys(log, 0)]) == logged([log])
 
 
-def test_batches_without_targets_are_refused():
+def test_batches_without_targets_are_rejected():
     model = Stub()
-    with pytest.raises(ValueError, match="without target tokens"):
+    with pytest.raises(ValueError, match="target tokens"):
         criterion()(model, {})
     sample = batch()
     sample["target"].fill_(PAD)
@@ -214,19 +214,20 @@ def test_batches_without_targets_are_refused():
         ("drop_worst_ratio", 1.0),
         ("drop_worst_after", -1),
         ("layer_weights", "first"),
+        ("layer_weights", "1,0"),
     ],
 )
-def test_nonsense_options_are_refused(option, value):
+def test_invalid_options_are_rejected(option, value):
     with pytest.raises(ValueError):
         criterion(**{option: value})
 
 
-def test_weights_for_another_depth_are_refused():
+def test_weights_for_another_depth_are_rejected():
     with pytest.raises(ValueError, match="2 numbers, but the decoder has 3 layers"):
         criterion(layer_weights="1,1")(Stub(), batch())
 
 
-def test_the_command_line_builds_it():
+def test_the_criterion_is_built_from_the_command_line():
     parser = argparse.ArgumentParser()
     gen_parser_from_dataclass(parser, MuELossConfig())
     args = parser.parse_args(["--layer-weights", "last", "--report-accuracy"])

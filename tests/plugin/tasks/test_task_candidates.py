@@ -104,8 +104,8 @@ def test_everything_runs_once_a_sentence():
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_answers_may_all_begin_alike(prompts):
-    """The choice is then between later words, and between going on and ending."""
+def test_answers_with_a_common_first_token(prompts):
+    """The choice is between later words, and between continuing and ending."""
     model, batch = helpers.nano(), sample(prompts)
     answers = [[7, 8], [7, 8, 9], [7, 8, 9, 10, 11], [7, 8, 9, 10, 12]]
     trie = AnswerTrie(answers, EOS)
@@ -115,14 +115,14 @@ def test_answers_may_all_begin_alike(prompts):
         check(hypotheses, expected, answers)
 
 
-def test_one_answer_is_refused():
-    with pytest.raises(ValueError, match="only one answer"):
+def test_a_single_answer_is_rejected():
+    with pytest.raises(ValueError, match="one answer"):
         AllCandidateGenerator([helpers.nano()], AnswerTrie([[5, 6]], EOS), PAD)
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_a_row_runs_until_its_choices_are_made(prompts):
-    """Prompt tokens run no further than the deciding ones need, and hooks count what is traced."""
+def test_a_row_runs_until_its_last_decision(prompts):
+    """Prompt tokens run no deeper than the deciding ones, and hooks agree with the trace."""
     model, batch = helpers.nano(), sample(prompts)
     model.configure_exits(SimilarityExit(2.0, 2.0, decoder_threshold=0.9, schedule="static"))
     rows = []
@@ -142,14 +142,14 @@ def test_step_limits_count_prompt_and_longest_answer():
     assert generator.step_limits(torch.tensor([1, 5])).tolist() == [4, 8]
 
 
-def test_broken_weights_are_told_by_sample():
+def test_nan_scores_are_reported_by_sample():
     model, batch = helpers.nano(), sample(prompts=False)
     batch["net_input"]["patch_images"][1] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"1 of 3 samples of a batch: s1\. "):
+    with pytest.raises(FloatingPointError, match=r"NaN for 1 of 3 samples of a batch: s1\. "):
         AllCandidateGenerator([model], TRIE, PAD).generate([model], batch)
 
 
-def test_nothing_can_be_forced():
+def test_prefixes_are_rejected():
     model, batch = helpers.nano(), sample(prompts=False)
     with pytest.raises(ValueError, match="closed set"):
         AllCandidateGenerator([model], TRIE, PAD).generate(
