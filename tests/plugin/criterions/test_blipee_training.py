@@ -250,7 +250,7 @@ def test_models_and_criterions_must_fit():
     with pytest.raises(ValueError, match="--feature-classifier-dim 0"):
         criterion().prepare_training(helpers.nano(exit_layers="1", feature_classifier_dim=0))
     mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK)
-    with pytest.raises(ValueError, match="blipee_adversarial.*--exit-layers"):
+    with pytest.raises(ValueError, match=r"blipee_adversarial.*--exit-layers"):
         mue.prepare_training(model())
     with pytest.raises(ValueError, match="--exit-layers 1,3"):
         helpers.nano().load_state_dict(model().state_dict())

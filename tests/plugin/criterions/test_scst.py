@@ -36,7 +36,7 @@ def test_advantages_over_the_other_samples():
         advantages(torch.ones(2, 1))
 
 
-def test_an_end_that_was_forced_is_no_target():
+def test_a_forced_end_is_no_target():
     captions = [torch.tensor([5, 6, 7, 2]), torch.tensor([5, 2]), torch.tensor([8, 9, 2])]
     inputs, target, ntokens = sampled_targets(captions, limit=3, bos=0, pad=1)
     assert target.tolist() == [[5, 6, 7], [5, 2, 1], [8, 9, 2]]
@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
-    """Cross-entropy first, on rows with one caption."""
+    """A checkpoint trained by cross-entropy on rows with one caption."""
     folder = files.caption_folder(tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
@@ -81,7 +81,7 @@ def first_batch(task, rows: int = 4) -> dict:
 @pytest.mark.parametrize("baseline", ["greedy", "mean"])
 @pytest.mark.parametrize("weights", ["uniform", "last"])
 def test_loss_equals_the_slow_loop(data, checkpoint, baseline, weights, monkeypatch):
-    """Caption by caption, with the image encoded anew for each, from the definition."""
+    """The slow loop follows the definition and encodes the image again for each caption."""
     loss = criterion(data, scst_baseline=baseline, layer_weights=weights, scst_args='{"beam": 3}')
     (model,) = files.load(loss.task, checkpoint)
     model.eval()
@@ -131,7 +131,7 @@ def test_loss_equals_the_slow_loop(data, checkpoint, baseline, weights, monkeypa
     assert keys == {f"loss_layer_{layer + 1}" for layer in layers}
 
 
-def test_equal_rewards_move_nothing(data, checkpoint, monkeypatch):
+def test_equal_rewards_have_no_gradient(data, checkpoint, monkeypatch):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     monkeypatch.setattr(loss.cider, "scores", lambda texts, refs: [50.0] * len(texts))
@@ -155,19 +155,17 @@ def test_broken_rewards_name_the_image(data, checkpoint, monkeypatch):
         loss(model, first_batch(loss.task))
 
 
-def test_broken_weights_are_told_by_sample(data, checkpoint):
+def test_nan_weights_are_reported_by_sample(data, checkpoint):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     with torch.no_grad():
         model.decoder.layers[0].fc1.weight.fill_(float("nan"))
-    with pytest.raises(
-        FloatingPointError, match="NaN for 4 of 4 samples of a batch: c0, c1, c2, c3"
-    ):
+    with pytest.raises(FloatingPointError, match=r"NaN for 4 of 4 .* c0, c1, c2, c3"):
         loss(model, first_batch(loss.task))
     assert model.training  # as it was before
 
 
-def test_pictures_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch):
+def test_images_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch):
     loss = criterion(data, scst_args='{"beam": 7}')
     (model,) = files.load(loss.task, checkpoint)
     seen = []
@@ -176,7 +174,7 @@ def test_pictures_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch
     assert seen == [4, 4, 4]  # sampling, the greedy caption, the loss
 
 
-def test_captions_of_a_better_reward_become_likelier(data, checkpoint):
+def test_captions_of_higher_reward_become_more_likely(data, checkpoint):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     batch = first_batch(loss.task, rows=6)
@@ -251,7 +249,7 @@ def test_metrics_weigh_workers_by_their_captions():
         ({"scst_args": '{"beam": 0}'}, "--scst-args: beam is 0.*greedy.* 1 "),
         (
             {"scst_args": '{"beam": 1}', "scst_baseline": "mean"},
-            "--scst-args: beam is 1.*mean.* 2 ",
+            "--scst-args.* 1.*mean.* 2 ",
         ),
         ({"layer_weights": "1,x"}, "layer weights"),
     ],
@@ -294,7 +292,7 @@ def test_every_process_draws_its_own_samples(data, checkpoint, monkeypatch):
 
 def test_it_needs_the_captioning_task(data, tmp_path):
     task = files.setup("mue_snli_ve", files.entailment_folder(tmp_path / "data"))
-    with pytest.raises(ValueError, match="mue_scst .*--task mue_caption"):
+    with pytest.raises(ValueError, match=r"mue_scst .*--task mue_caption"):
         criterion(data, task)
 
 

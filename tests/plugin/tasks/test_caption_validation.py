@@ -15,7 +15,7 @@ from ofa_exit.evaluation.metrics.captions import score_captions
 data, checkpoint, models = caption_task.data, caption_task.checkpoint, caption_task.models
 
 
-def test_validation_metrics_are_those_of_the_split(data, checkpoint, models):
+def test_validation_metrics_are_over_the_whole_split(data, checkpoint, models):
     task = files.setup(TASK, f"{data}/train.tsv,{data}/valid.tsv")
     found = files.generate_rows(task, models, beam=2)
     references = [

@@ -1,4 +1,4 @@
-"""Answers out of a closed set, against a slow loop over sentences and answers."""
+"""Answers from a closed set, against a slow loop over sentences and answers."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from ofa_exit.policies.static import StaticExit
 
 
 def check(hypotheses, expected, answers=ANSWERS):
-    """expected: for each answer its token log-probabilities."""
+    """Compare with the token log-probabilities of each answer."""
     assert sorted(h["tokens"].tolist() for h in hypotheses) == sorted([*a, EOS] for a in answers)
     scores = [float(h["score"]) for h in hypotheses]
     assert scores == sorted(scores, reverse=True)
@@ -25,7 +25,7 @@ def check(hypotheses, expected, answers=ANSWERS):
 
 @pytest.mark.parametrize("prompts", [False, True])
 @pytest.mark.parametrize("split", [False, True])
-def test_scores_are_those_of_a_slow_loop(split, prompts):
+def test_scores_equal_a_slow_loop(split, prompts):
     model, batch = helpers.nano(split), sample(prompts)
     generated = AllCandidateGenerator([model], TRIE, PAD).generate([model], batch, bos_token=0)
     assert len(generated) == 3
@@ -47,7 +47,7 @@ def test_ensembles_average_probabilities():
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_no_answer_depends_on_the_batch_with_exits_either(prompts):
+def test_answers_with_exits_do_not_depend_on_the_batch(prompts):
     model, batch = helpers.nano(), sample(prompts)
     model.configure_exits(SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay"))
     generator = AllCandidateGenerator([model], TRIE, PAD)
@@ -92,7 +92,7 @@ def test_traces_give_a_depth_for_every_token_of_the_answer(prompts):
     assert generator.traces() == [None]
 
 
-def test_everything_runs_once_a_sentence():
+def test_every_layer_runs_once_per_sentence():
     model, batch = helpers.nano(), sample(prompts=True)
     rows = []
     for layer in (model.encoder.layers[0], model.decoder.layers[0]):
@@ -164,7 +164,7 @@ MANY = [[a, *rest] for a in range(5, 15) for rest in ([], [20, 21], [20, 22, 23]
 
 @pytest.mark.parametrize("over_vocabulary", [False, True])
 @pytest.mark.parametrize("room", [1, 3, 7, 12, 1000])
-def test_rows_of_a_tree_hold_what_their_tokens_follow(room, over_vocabulary):
+def test_rows_of_a_tree_hold_the_ancestors_of_their_tokens(room, over_vocabulary):
     trie = AnswerTrie(MANY, EOS)
     tree = AnswerTree(trie, over_vocabulary, room)
     longest_path = max(map(len, tree.decisions))
@@ -187,7 +187,7 @@ def test_rows_of_a_tree_hold_what_their_tokens_follow(room, over_vocabulary):
     "policy", [None, SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay")]
 )
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])
-def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
+def test_scores_and_depths_do_not_depend_on_the_size_of_rows(policy, kv):
     model, batch = helpers.nano(), sample(prompts=True)
     model.configure_exits(policy, kv)
     trie = AnswerTrie(MANY, EOS)
@@ -218,7 +218,7 @@ def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
                 torch.testing.assert_close(score, scores[1][answer], atol=1e-5, rtol=1e-4)
 
 
-def test_the_best_answers_alone_are_handed_out():
+def test_nbest_limits_the_returned_answers():
     model, batch = helpers.nano(), sample(prompts=False)
     trie = AnswerTrie(MANY, EOS)
     everything = AllCandidateGenerator([model], trie, PAD).generate([model], batch)
@@ -227,8 +227,8 @@ def test_the_best_answers_alone_are_handed_out():
         assert [h["tokens"].tolist() for h in few] == [h["tokens"].tolist() for h in every[:2]]
 
 
-def test_cross_attention_runs_once_a_sentence_however_many_rows(monkeypatch):
-    """The rows of a sentence are queries of one attention: no key is copied for them."""
+def test_cross_attention_runs_once_per_sentence_for_any_number_of_rows(monkeypatch):
+    """The rows of a sentence are queries of one attention: keys are not copied."""
     model, batch = helpers.nano(), sample(prompts=False)
     keys = []
     attention = model.decoder.layers[0].encoder_attn

@@ -114,7 +114,7 @@ def test_exits_save_layers_and_do_not_depend_on_the_batch(data, models, tmp_path
     assert traces[0] == traces[1] == traces[2]
 
 
-def test_step_limits_are_those_of_the_search_sentence_by_sentence(data, models):
+def test_step_limits_follow_the_search_per_sentence(data, models):
     task = files.setup(TASK, data)
     net_input = {"src_lengths": torch.tensor([8, 3])}
     for options, expected in (
@@ -157,9 +157,7 @@ def test_nan_weights_are_reported_by_sample(data, checkpoint):
     broken = files.load(task, checkpoint)
     with torch.no_grad():
         broken[0].decoder.layers[0].fc1.weight.fill_(float("nan"))
-    with pytest.raises(
-        FloatingPointError, match="NaN for 4 of 4 samples of a batch: c0, c1, c2, c3"
-    ):
+    with pytest.raises(FloatingPointError, match=r"NaN for 4 of 4 .* c0, c1, c2, c3"):
         files.generate_rows(task, broken)
 
 

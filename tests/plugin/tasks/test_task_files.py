@@ -1,4 +1,4 @@
-"""Which file a split is read from, and the vocabulary that prints what it lacks."""
+"""Files of a split, and a vocabulary that prints unknown words."""
 
 import pickle
 

@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
-    """Trained as the commands of the official task are given: files, prompt and accuracy."""
+    """Train with the official task's files, prompt and validation accuracy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
         return files.train(
@@ -50,7 +50,7 @@ PROMPTS = ["none", "src", "prev_output"]
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("premise", [False, True])
-def test_every_row_is_answered_once_and_the_same(data, models, prompt, premise):
+def test_every_row_is_answered_once_with_the_same_result(data, models, prompt, premise):
     options = {"prompt_type": prompt, "add_caption": premise}
     alone = files.generate_rows(files.setup(TASK, data, **options), models, batch_size=1)
     assert sorted(alone) == list(range(11))
@@ -198,7 +198,7 @@ def test_generate_prints_the_best_answers_and_scores_them(data, checkpoint):
 
 
 def test_another_prompt_than_in_training_is_rejected(data, checkpoint):
-    with pytest.raises(ValueError, match="--prompt-type is none.* trained with prev_output"):
+    with pytest.raises(ValueError, match=r"--prompt-type is none.* trained with prev_output"):
         files.generate(TASK, data, checkpoint)
 
 

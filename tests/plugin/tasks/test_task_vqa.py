@@ -96,7 +96,7 @@ def test_an_answer_outside_the_list(data, tmp_path):
     one = task.dataset("valid")[2]
     assert words(task, one.target) == ["dark", "</s>"]  # the most frequent one in the list
     task.load_dataset("train")
-    with pytest.raises(ValueError, match="line 1.*answers.*'red'.* 2 "):
+    with pytest.raises(ValueError, match=r"line 1.*answers.*'red'.* 2 "):
         task.dataset("train")[0]
 
 
@@ -230,7 +230,7 @@ def test_invalid_options_are_rejected(data, models):
     for option, value in (("prompt_type", "bos"), ("vqa_metric", "bleu")):
         with pytest.raises(ValueError, match=value):
             files.setup(TASK, data, **{option: value})
-    with pytest.raises(ValueError, match="--prompt-type src.*--answers"):
+    with pytest.raises(ValueError, match=r"--prompt-type src.*--answers"):
         files.generate_rows(vqa_task(data, False, prompt_type="src"), models)
 
 
