@@ -148,7 +148,7 @@ def test_broken_rewards_name_the_image(data, checkpoint, monkeypatch):
     (model,) = files.load(loss.task, checkpoint)
 
     def broken(texts, refs):
-        return [math.nan if at == 6 else 1.0 for at in range(len(texts))]
+        return [math.nan if number == 6 else 1.0 for number in range(len(texts))]
 
     monkeypatch.setattr(loss.cider, "scores", broken)
     with pytest.raises(FloatingPointError, match=r"not finite for c1\b"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_bad_rows_are_reported_by_line(tmp_path, command, capsys):
     rows[1][2] = "fine&& ..."
     path = files.write_tsv(tmp_path / "train.tsv", rows)
     assert command([str(path), str(tmp_path / "out")]) == 1
-    assert "train.tsv, line 2, field 'caption': a caption has no words" in capsys.readouterr().err
+    assert re.search(r"train\.tsv.*(line |:)2\b.*caption", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +183,7 @@ def test_built_in_references_equal_those_of_the_training_rows():
     with (folder / "caption_train.tsv").open() as rows:
         captions = [line.split("\t")[1:3] for line in rows]
     references = rows_of(folder / "references_train.tsv")
-    assert [[image, of.split("&&")[0]] for image, of in references] == captions
-    assert sum(of.count("&&") for _, of in references) > 2000
+    assert [[image, joined.split("&&")[0]] for image, joined in references] == captions
+    assert sum(joined.count("&&") for _, joined in references) > 2000
     known = {line.split()[0] for line in (folder / "dict.txt").open()}
-    assert {w for _, of in references for w in of.replace("&&", " ").split()} <= known
+    assert {w for _, joined in references for w in joined.replace("&&", " ").split()} <= known

@@ -56,11 +56,11 @@ def test_answers_with_exits_do_not_depend_on_the_batch(prompts):
         limits = generator.step_limits(chosen["prompt_lengths"])
         net_input = {**chosen["net_input"], "step_limit": limits}
         hypotheses = generator.generate([model], {**chosen, "net_input": net_input})
-        tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
+        tokens = [[h["tokens"].tolist() for h in hyps] for hyps in hypotheses]
         return hypotheses, tokens, generator.traces()[0].depths(tokens)
 
     together, tokens, depths = run(batch)
-    used = {layers for of in depths for answer in of for layers in answer}
+    used = {layers for answers in depths for answer in answers for layers in answer}
     assert len(used) > 1  # some exit early, some do not
     for number in range(3):
         net_input = helpers.select(batch["net_input"], number)
@@ -82,10 +82,12 @@ def test_traces_give_a_depth_for_every_token_of_the_answer(prompts):
     model.configure_exits(StaticExit((1, 2, 4)))
     generator = AllCandidateGenerator([model], TRIE, PAD)
     hypotheses = generator.generate([model], batch)
-    tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
+    tokens = [[h["tokens"].tolist() for h in hyps] for hyps in hypotheses]
     (trace,) = generator.traces()
     decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # what the trie forces runs no layer
-    assert trace.depths(tokens) == [[decided[a[0]][: len(a)] for a in of] for of in tokens]
+    assert trace.depths(tokens) == [
+        [decided[a[0]][: len(a)] for a in answers] for answers in tokens
+    ]
     assert trace.image_layers.tolist() == [1, 1, 0]
     model.configure_exits(None)
     generator.generate([model], batch)
@@ -206,13 +208,15 @@ def test_scores_and_depths_do_not_depend_on_the_size_of_rows(policy, kv):
         for number, hypotheses in enumerate(whole):
             check(hypotheses, one_by_one(model, batch, number, trie), MANY)
     else:
-        assert len({layers for of in depths for layers in of.values()}) > 1
+        assert len({layers for used in depths for layers in used.values()}) > 1
     for room in (2, 5, 9):
-        parted_rows, parted, parted_depths = run(room)
-        assert parted_rows > 1
-        assert parted_depths == depths
-        for one, other in zip(whole, parted):
-            scores = [{tuple(h["tokens"].tolist()): h["score"] for h in of} for of in (one, other)]
+        split_rows, split, split_depths = run(room)
+        assert split_rows > 1
+        assert split_depths == depths
+        for one, other in zip(whole, split):
+            scores = [
+                {tuple(h["tokens"].tolist()): h["score"] for h in hyps} for hyps in (one, other)
+            ]
             assert scores[0].keys() == scores[1].keys()
             for answer, score in scores[0].items():
                 torch.testing.assert_close(score, scores[1][answer], atol=1e-5, rtol=1e-4)

@@ -113,7 +113,7 @@ def test_a_row_without_text_is_rejected_by_line(tmp_path, models):
     rows = [files.entailment_row(number) for number in range(3)]
     rows[1][3] = " "
     files.write_tsv(folder / "test.tsv", rows)
-    with pytest.raises(ValueError, match=r"line 2.*hypothesis"):
+    with pytest.raises(ValueError, match=r"(line |:)2\b.*hypothesis"):
         files.generate_rows(files.setup(TASK, folder), models)
     found = files.generate_rows(files.setup(TASK, folder, skip_bad_rows=True), models)
     assert sorted(found) == [0, 2]
@@ -125,7 +125,7 @@ def test_texts_beyond_the_models_positions_are_rejected_by_line(tmp_path, models
     row[3] = "square " * 200
     files.write_tsv(folder / "test.tsv", [row])
     assert len(files.generate_rows(files.setup(TASK, folder), models)) == 1  # truncated to 80 words
-    with pytest.raises(ValueError, match=r"line 1.*hypothesis.*128 positions"):
+    with pytest.raises(ValueError, match=r"(line |:)1\b.*hypothesis.*\b128\b"):
         files.generate_rows(files.setup(TASK, folder, max_src_length=150), models)
 
 

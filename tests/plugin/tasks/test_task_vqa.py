@@ -96,17 +96,17 @@ def test_an_answer_outside_the_list(data, tmp_path):
     one = task.dataset("valid")[2]
     assert words(task, one.target) == ["dark", "</s>"]  # the most frequent one in the list
     task.load_dataset("train")
-    with pytest.raises(ValueError, match=r"line 1.*answers.*'red'.* 2 "):
+    with pytest.raises(ValueError, match=r"(line |:)1\b.*answers.*'red'.* 2 "):
         task.dataset("train")[0]
 
 
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
-        (2, "?", "has no words"),
-        (3, "red", "answers are malformed"),
-        (3, "1.5|!+red", "confidence 1.5"),
-        (3, "", "training data without an answer"),
+        (2, "?", "question"),
+        (3, "red", "answers"),
+        (3, "1.5|!+red", r"answers.*1\.5"),
+        (3, "", "answers"),
     ],
 )
 def test_bad_rows_are_rejected_by_line(tmp_path, column, text, message):
@@ -116,18 +116,18 @@ def test_bad_rows_are_rejected_by_line(tmp_path, column, text, message):
     files.write_tsv(folder / "train.tsv", [row(0, "train"), bad])
     task = files.setup(TASK, folder)
     task.load_dataset("train")
-    with pytest.raises(ValueError, match=f"line 2.*{message}"):
+    with pytest.raises(ValueError, match=rf"(line |:)2\b.*{message}"):
         task.dataset("train")[1]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("red\n\nblue\n", "line 2: an empty line"),
-        ("red\nmauve\n", "line 2: the dictionary lacks 'mauve'"),
-        ("red\nRed\n", "line 2: 'Red' is the same answer as 'red'"),
-        ("red\n", "has 1 answers"),
-        (None, "cannot be read"),
+        ("red\n\nblue\n", r"(line |:)2\b.*empty"),
+        ("red\nmauve\n", r"(line |:)2\b.*'mauve'"),
+        ("red\nRed\n", r"(line |:)2\b.*'Red'.*'red'"),
+        ("red\n", r"list\.txt.* 1 "),
+        (None, r"list\.txt"),
     ],
 )
 def test_bad_lists_are_rejected_by_line(data, tmp_path, content, message):
