@@ -84,7 +84,7 @@ def test_traces_give_a_depth_for_every_token_of_the_answer(prompts):
     hypotheses = generator.generate([model], batch)
     tokens = [[h["tokens"].tolist() for h in hyps] for hyps in hypotheses]
     (trace,) = generator.traces()
-    decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # what the trie forces runs no layer
+    decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # tokens without a choice run no layer
     assert trace.depths(tokens) == [
         [decided[a[0]][: len(a)] for a in answers] for answers in tokens
     ]

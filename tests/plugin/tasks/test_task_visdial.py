@@ -105,18 +105,18 @@ def test_candidates_are_ranked_by_their_likelihood(room, normalized, monkeypatch
         torch.testing.assert_close(
             ranking["positional_scores"], expected[order], atol=1e-4, rtol=1e-4
         )
-        if number == 0:  # two alike: the first comes first
+        if number == 0:  # ties keep the order of the candidates
             assert order.index(0) + 1 == order.index(3)
 
 
-def test_exits_depend_neither_on_the_batch_nor_on_rows():
+def test_exits_do_not_depend_on_the_batch_or_the_size_of_rows():
     model, batch = helpers.nano(), sample()
     model.configure_exits(SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="static"))
 
     def run(chosen, room):
         generator = RankingGenerator([model], PAD, EOS, torch.tensor, room=room)
         rankings = generator.generate([model], chosen)
-        return rankings, generator.traces()[0].scored
+        return rankings, [layers for (layers,) in generator.traces()[0].depths([])]
 
     together, depths = run(batch, 128)
     assert len({layers for used in depths for layers in used}) > 1
