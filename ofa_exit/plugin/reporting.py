@@ -42,15 +42,26 @@ class Progress:
         self.in_batch = False  # stays True if a batch fails
 
     @property
+    def batches(self) -> Sequence[Sequence[int]]:
+        """Rows of each batch of the data set, or of this process's shard."""
+        return self.iterator.frozen_batches[self.iterator.shard_id :: self.iterator.num_shards]
+
+    @property
     def has_ended(self) -> bool:
-        """Whether all batches were fetched and the last one is through."""
-        return self.iterator is not None and self.iterator.end_of_epoch() and not self.in_batch
+        """Whether all batches were fetched and the last one is through.
+
+        fairseq's own ``end_of_epoch`` also waits for an empty batch that shards may have at the end.
+        """
+        return (
+            self.iterator is not None
+            and not self.in_batch
+            and self.iterator.iterations_in_epoch >= len(self.batches)
+        )
 
     @property
     def rows(self) -> int:
         """Rows of the data set, or of this process's shard."""
-        shard = slice(self.iterator.shard_id, None, self.iterator.num_shards)
-        return sum(map(len, self.iterator.frozen_batches[shard]))
+        return sum(map(len, self.batches))
 
     @property
     def shard(self) -> Optional[dict[str, int]]:

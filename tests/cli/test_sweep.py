@@ -113,7 +113,7 @@ def test_settings_are_refused_by_number_before_weights_are_read(
         (["--score-reference"], "--score-reference is not supported"),
         (["--path", "/no/checkpoint.pt"], r"/no/checkpoint\.pt"),
         (["--path", "a.pt:b.pt"], "names several"),
-        (["--path", "/no/checkpoint.pt", "--model-overrides", "{"], "is no Python dictionary"),
+        (["--path", "/no/checkpoint.pt", "--model-overrides", "{"], r"--model-overrides '\{'"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""A model with exits, its loss and a batch to train them on, shared by the tests of BLIPEE."""
+"""A model with exits that is ready for training, and BLIPEE's criterion."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A closed set of answers, and a slow loop that scores each of them."""
+"""A closed set of answers, and a slow loop that scores each answer."""
 
 import torch
 
@@ -13,11 +13,11 @@ TRIE = AnswerTrie(ANSWERS, EOS)
 
 
 def sample(prompts: bool, rows: int = 3) -> dict:
-    """prompts: the decoder is fed 2, 4, 3 tokens before the answer; otherwise bos alone."""
+    """Three rows with prompts of 2, 4 and 3 tokens, or with bos alone."""
     net_input = helpers.batch(rows)
     lengths = torch.tensor([2, 4, 3] if prompts else [1, 1, 1])[:rows]
     prev = net_input["prev_output_tokens"]
-    prev[:, 4:] = PAD  # what collate leaves behind shorter rows
+    prev[:, 4:] = PAD  # as collate pads
     return {
         "id": torch.arange(rows),
         "uniq_ids": [f"s{row}" for row in range(rows)],
@@ -27,7 +27,7 @@ def sample(prompts: bool, rows: int = 3) -> dict:
 
 
 def one_by_one(model, batch, number, trie=TRIE):
-    """Token log-probabilities of every answer of one sentence, from the full vocabulary."""
+    """Return the token log-probabilities of every answer of one sentence."""
     net_input = helpers.select(batch["net_input"], number)
     prompt = net_input.pop("prev_output_tokens")[0, : batch["prompt_lengths"][number]].tolist()
     result = []
@@ -36,8 +36,8 @@ def one_by_one(model, batch, number, trie=TRIE):
         with torch.no_grad():
             logits = model(**net_input, prev_output_tokens=tokens)[0][0, len(prompt) - 1 :]
         scores = []
-        for at, token in enumerate([*answer, EOS]):
-            allowed = trie.allowed_next(answer[:at])
-            scores.append(logits[at, allowed].log_softmax(0)[allowed.index(token)])
+        for t, token in enumerate([*answer, EOS]):
+            allowed = trie.allowed_next(answer[:t])
+            scores.append(logits[t, allowed].log_softmax(0)[allowed.index(token)])
         result.append(torch.stack(scores))
     return result

@@ -1,5 +1,4 @@
-"""A captioning model trained a little, what it says at full depth, and exits for it: fixtures and
-options that the tests of the task share."""
+"""A briefly trained captioning model, its captions at full depth, and exit options for it."""
 
 from __future__ import annotations
 
@@ -39,11 +38,11 @@ def models(data, checkpoint):
 
 @pytest.fixture(scope="module")
 def full_depth(data, models):
-    """Captions at full depth, sentence by sentence."""
+    """Captions at full depth, generated one sentence at a time."""
     found = files.generate_rows(files.setup(TASK, data), models, batch_size=1)
     assert sorted(found) == list(range(11))
     scores = {round(float(row[0]["score"]), 3) for row in found.values()}
-    assert len(scores) == 6  # the model tells the pictures apart
+    assert len(scores) == 6  # the model distinguishes the images
     return found
 
 

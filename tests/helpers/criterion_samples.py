@@ -1,4 +1,4 @@
-"""A small stand-in for the model, the loss and batches of it, shared by the tests of mue_loss."""
+"""A small stand-in for the model, with mue_loss and batches for it."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ PAD, WORDS, LAYERS = 1, 23, 3
 
 
 class Stub(nn.Module):
-    """A word's features pass through linear layers; what the criterion asks of a model."""
+    """Embeddings and linear layers, with the interface that the criterion uses."""
 
     def __init__(self, words: int = WORDS):
         super().__init__()
@@ -47,7 +47,7 @@ def criterion(**options) -> MuELoss:
 
 
 def batch(rows: int = 4, **extra) -> dict:
-    """Targets of different lengths after prompts of different lengths, padded on the right."""
+    """Targets of different lengths after prompts of different lengths, right-padded."""
     target = torch.full((rows, 7), PAD)
     for row in range(rows):
         length = 1 + row % 4

@@ -66,7 +66,7 @@ def write_dictionary(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
 
 
 def caption_folder(folder: Path, test_rows: int = 11) -> Path:
-    """train, valid (9 rows) and test files with a dictionary of words."""
+    """Write train, valid (9 rows) and test files with a dictionary of words."""
     write_dictionary(folder)
     write_tsv(folder / "train.tsv", [caption_row(n) for n in range(12)])
     write_tsv(folder / "valid.tsv", [caption_row(n, 2) for n in range(9)])
@@ -88,7 +88,7 @@ def run(parser: Any, main: Any, arguments: list[str]) -> Any:
 def train(
     task: str, data: Any, save_dir: Path, *more: str, updates: int = 3, resumable: bool = False
 ) -> Path:
-    """fairseq-train; the checkpoint's path."""
+    """Run fairseq-train; the checkpoint's path."""
     arguments = [
         *[str(data), "--task", task, "--save-dir", str(save_dir), "--criterion", "mue_loss"],
         *["--optimizer", "adam", "--lr", "0.003", "--max-update", str(updates), "--cpu"],
@@ -96,7 +96,7 @@ def train(
         *["--no-epoch-checkpoints", "--split-modalities", *more],
         *([] if resumable else ["--no-save-optimizer-state"]),
     ]
-    # fairseq remembers the best score for the life of the process, whatever is trained next.
+    # fairseq keeps the best score for the life of the process.
     vars(checkpoint_utils.save_checkpoint).pop("best", None)
     run(options.get_training_parser(), fairseq_cli.train.main, arguments)
     return save_dir / "checkpoint_last.pt"
@@ -112,25 +112,25 @@ def generate_arguments(task: str, data: Any, checkpoint: Any, *more: str) -> lis
 
 
 def generate(task: str, data: Any, checkpoint: Any, *more: str) -> dict[str, Any]:
-    """fairseq-generate: its lines by kind (S, T, H, D, P) and id, the result and the report."""
+    """Run fairseq-generate; its lines by kind (S, T, H, D, P) and id, result and report."""
     arguments = generate_arguments(task, data, checkpoint, *more)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run(options.get_generation_parser(), fairseq_cli.generate.main, arguments)
-    lines: dict[str, Any] = {kind: {} for kind in "STHDP"}
+    lines: dict[str, Any] = {**{kind: {} for kind in "STHDP"}, "report": []}
     for line in printed.getvalue().splitlines():
         kind, _, rest = line.partition("-")
         if kind in lines and "\t" in rest:
             number, *values = rest.split("\t")
             lines[kind].setdefault(int(number), []).append(values)
         elif line.startswith("Generate "):
-            lines["result"], lines["report"] = line, []
-        elif "report" in lines:
+            lines["result"] = line
+        else:  # the table and the summary
             lines["report"].append(line)
     return lines
 
 
 def setup(task: str, data: Any, **options: Any) -> Any:
-    """The task alone, with options as in the command's configuration."""
+    """Set up the task, with options as in a command's configuration."""
     usual = dict(num_shards=1, shard_id=0, patch_image_size=32, code_dict_size=0, num_bins=0)
     config = TASK_DATACLASS_REGISTRY[task](
         data=None if data is None else str(data), **{**usual, **options}
@@ -151,9 +151,9 @@ def generate_rows(
     num_workers: int = 0,
     **options: Any,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Hypotheses by row of the split test, as fairseq-generate asks for them.
+    """Generate for the split test as fairseq-generate does; hypotheses by row.
 
-    Prefixes, too; each hypothesis gets its words, the row's printed references and its depths.
+    Each hypothesis also gets its words and the row's printed references.
     """
     task.load_dataset("test")
     rows = task.get_batch_iterator(
@@ -184,7 +184,7 @@ def generate_rows(
 
 
 def validate(data: Any, checkpoint: Any, *more: str) -> None:
-    """fairseq-validate, as its command does it: flags override those of the checkpoint."""
+    """Run fairseq-validate like its command: flags override the checkpoint's."""
     parser = options.get_validation_parser()
     arguments = [str(data), "--path", str(checkpoint), "--cpu", "--num-workers", "0", *more]
     args = options.parse_args_and_arch(parser, arguments)

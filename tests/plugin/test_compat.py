@@ -1,4 +1,4 @@
-"""The traps exist in the installed fairseq and torch, and the mends hold."""
+"""Each defect exists in the installed fairseq and torch, and its repair works."""
 
 import argparse
 import importlib
@@ -17,13 +17,14 @@ from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import DistributedFairseqModel, distributed_fairseq_model
+from fairseq.optim.composite import FairseqCompositeOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 import ofa_exit
 from ofa_exit.plugin import compat
 
-UNMENDED = data_utils.batch_by_size.__wrapped__
+UNPATCHED = data_utils.batch_by_size.__wrapped__
 
 
 class Sentences(FairseqDataset):
@@ -53,14 +54,14 @@ class Sentences(FairseqDataset):
         return np.arange(self.n)[::-1]
 
 
-def test_fairseq_loses_the_last_batch():
+def test_fairseq_drops_the_last_batch():
     vec = np.full(11, 5)
-    lost = UNMENDED(
+    lost = UNPATCHED(
         np.arange(11), lambda i: 5, vec, max_sentences=8, required_batch_size_multiple=8
     )
     assert sum(map(len, lost)) == 8
     with pytest.raises(IndexError):
-        UNMENDED(
+        UNPATCHED(
             np.arange(0), lambda i: 5, vec[:0], max_sentences=8, required_batch_size_multiple=8
         )
 
@@ -70,7 +71,7 @@ def test_fairseq_loses_the_last_batch():
 @pytest.mark.parametrize(
     "limits", [{"max_sentences": 32}, {"max_sentences": 3}, {"max_tokens": 200}]
 )
-def test_every_sentence_comes_once(n, limits, vectorised):
+def test_every_sentence_is_batched_once(n, limits, vectorised):
     """Through the path of fairseq-train, fairseq-validate and fairseq-generate."""
     dataset = Sentences(n, vectorised)
     task = FairseqTask(argparse.Namespace())
@@ -80,14 +81,14 @@ def test_every_sentence_comes_once(n, limits, vectorised):
     assert all(len(batch) <= limits.get("max_sentences", 40) for batch in batches)
 
 
-def test_batches_that_lose_nothing_are_fairseqs_own():
+def test_complete_batches_are_fairseqs_own():
     args = (np.arange(64), lambda i: 5, np.full(64, 5))
     kwargs = {"max_sentences": 16, "required_batch_size_multiple": 8}
-    ours, theirs = data_utils.batch_by_size(*args, **kwargs), UNMENDED(*args, **kwargs)
+    ours, theirs = data_utils.batch_by_size(*args, **kwargs), UNPATCHED(*args, **kwargs)
     assert [list(b) for b in ours] == [list(b) for b in theirs]
 
 
-def test_indices_of_any_kind_and_none_at_all():
+def test_iterators_and_empty_indices():
     batches = data_utils.batch_by_size(
         (i for i in (7, 3, 5)), lambda i: 5, max_sentences=2, required_batch_size_multiple=8
     )
@@ -95,7 +96,7 @@ def test_indices_of_any_kind_and_none_at_all():
     assert Sentences(0).batch_by_size(np.arange(0), max_sentences=2) == []
 
 
-def test_fixed_shapes_are_left_alone():
+def test_fixed_shapes_are_unchanged():
     batches = data_utils.batch_by_size(
         np.arange(6), lambda i: 5, required_batch_size_multiple=8, fixed_shapes=[(4, 10)]
     )
@@ -112,14 +113,14 @@ def train_config(data) -> SimpleNamespace:
     return SimpleNamespace(dataset=dataset, task=SimpleNamespace(data=data))
 
 
-def test_data_in_files_may_be_trained_on(tmp_path):
+def test_training_on_files_instead_of_folders(tmp_path):
     files = f"{tmp_path}/train.tsv,{tmp_path}/valid.tsv"
     with pytest.raises(FileNotFoundError):
         data_utils._find_extra_valid_paths.__wrapped__(files)
     data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(files))
 
 
-def test_forgotten_validation_sets_in_folders_are_still_found(tmp_path):
+def test_unused_validation_sets_in_folders_are_still_found(tmp_path):
     (tmp_path / "valid1.tsv").touch()
     folders = f"{tmp_path}:{tmp_path}/valid1.tsv"
     with pytest.raises(ValueError, match="valid1"):
@@ -141,25 +142,27 @@ def test_pytorch_ddp_wraps_a_model_on_the_cpu(process_group, monkeypatch):
     wrapped(torch.ones(1, 2)).sum().backward()
     assert model.weight.grad.tolist() == [[1, 1], [1, 1]]
 
-    mended = distributed_fairseq_model.DistributedDataParallel
-    monkeypatch.setattr(distributed_fairseq_model, "DistributedDataParallel", mended.__wrapped__)
+    patched = distributed_fairseq_model.DistributedDataParallel
+    monkeypatch.setattr(distributed_fairseq_model, "DistributedDataParallel", patched.__wrapped__)
     with pytest.raises(ValueError, match="device_ids"):
         DistributedFairseqModel(cfg, model, process_group, cpu)
 
 
-def test_a_second_application_changes_nothing():
-    def mended():
+def test_importing_twice_changes_nothing():
+    def patched():
         return (
             data_utils.batch_by_size,
             data_utils._find_extra_valid_paths,
             checkpoint_utils.convert_namespace_to_omegaconf,
             distributed_fairseq_model.DistributedDataParallel,
             trainer._catalog_shared_params,
+            FairseqCompositeOptimizer.__init__,
         )
 
-    before = mended()
-    compat.apply()
-    assert mended() == before
+    before = patched()
+    assert all(function.__wrapped__ for function in before)
+    importlib.reload(compat)
+    assert patched() == before
 
 
 def stored() -> dict:
@@ -188,7 +191,7 @@ def load(obj):
 
 
 @pytest.fixture
-def without_the_mend():
+def without_the_repair():
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     yield
@@ -196,13 +199,13 @@ def without_the_mend():
 
 
 @pytest.mark.parametrize("key", ["args", "best", "array", "sent"])
-def test_torch_refuses_these_without_the_mend(key, without_the_mend):
+def test_torch_rejects_these_without_the_repair(key, without_the_repair):
     with pytest.raises(pickle.UnpicklingError, match="add_safe_globals"):
         load(stored()[key])
 
 
 @pytest.mark.parametrize("allowed", compat.checkpoint_classes(), ids=str)
-def test_nothing_is_allowed_needlessly(allowed):
+def test_every_allowed_class_is_needed(allowed):
     """Every allowed class is named by something that this file loads, or is a numpy type."""
     name = allowed[1] if isinstance(allowed, tuple) else f"{allowed.__module__}.{allowed.__name__}"
     named = unsafe_globals(stored()) | unsafe_globals(untyped_config())
@@ -240,7 +243,7 @@ def test_a_stored_configuration_loads():
 
 
 @pytest.mark.parametrize("module", compat.NUMPY_MODULES)
-def test_numpy_pickles_of_either_generation_load(module, monkeypatch):
+def test_pickles_of_numpy_1_and_2_load(module, monkeypatch):
     dump = pickle.dumps({"a": np.float64(2), "b": np.ones(3)}, protocol=2)
     assert b"numpy._core.multiarray" in dump or b"numpy.core.multiarray" in dump
     for name in compat.NUMPY_MODULES:
@@ -254,7 +257,7 @@ class Stranger:
     pass
 
 
-def test_unknown_classes_stay_refused():
+def test_unknown_classes_are_still_rejected():
     with pytest.raises(pickle.UnpicklingError, match="Stranger"):
         load(Stranger())
     with pytest.raises(pickle.UnpicklingError, match="eval"):
@@ -288,13 +291,13 @@ OFFICIAL_ARGS = argparse.Namespace(
 
 
 def test_fairseq_cannot_read_args_with_unknown_parts():
-    unmended = checkpoint_utils.convert_namespace_to_omegaconf.__wrapped__
+    unpatched = checkpoint_utils.convert_namespace_to_omegaconf.__wrapped__
     with pytest.raises(KeyError, match="caption"):
-        unmended(OFFICIAL_ARGS)
+        unpatched(OFFICIAL_ARGS)
 
 
 @pytest.mark.parametrize("key", ["args", "cfg"])
-def test_fairseq_loads_such_a_checkpoint(key, tmp_path):
+def test_fairseq_loads_checkpoints_with_unknown_parts(key, tmp_path):
     arguments = {"args": OFFICIAL_ARGS} if key == "args" else {"cfg": {"model": OFFICIAL_ARGS}}
     torch.save(checkpoint(**arguments), tmp_path / "checkpoint.pt")
     loaded = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint.pt"))
@@ -315,36 +318,36 @@ class Shared(torch.nn.Module):
 
 def test_parameters_that_are_none_are_not_shared():
     tied = ["first.weight", "inner.0.weight"]
-    unmended = trainer._catalog_shared_params.__wrapped__
-    assert ["first.bias", "second.bias", "inner.0.bias"] in unmended(Shared())
+    unpatched = trainer._catalog_shared_params.__wrapped__
+    assert ["first.bias", "second.bias", "inner.0.bias"] in unpatched(Shared())
     assert trainer._catalog_shared_params(Shared()) == [tied]
 
 
-@pytest.mark.parametrize("asked_for", [False, True])
-def test_warnings_for_fairseqs_authors_are_hidden_unless_asked_for(asked_for, monkeypatch):
-    monkeypatch.setattr("sys.warnoptions", ["default"] if asked_for else [])
+@pytest.mark.parametrize("requested", [False, True])
+def test_warnings_about_fairseq_are_hidden_unless_requested(requested, monkeypatch):
+    monkeypatch.setattr("sys.warnoptions", ["default"] if requested else [])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        compat.hide_others_warnings()
+        compat.hide_warnings_about_fairseq()
         convert_namespace_to_omegaconf(argparse.Namespace())
         warnings.warn("of somebody else", stacklevel=1)
-    told = " ".join(str(warning.message) for warning in seen)
-    assert "of somebody else" in told
-    assert ("hydra" in told) == asked_for
+    shown = " ".join(str(warning.message) for warning in seen)
+    assert "of somebody else" in shown
+    assert ("hydra" in shown) == requested
 
 
 def _twice(x: int) -> int:
     return 2 * x
 
 
-@pytest.mark.parametrize("asked_for", [False, True])
-def test_torch_does_not_warn_of_what_fairseq_scripts(asked_for, monkeypatch):
-    """Silenced before fairseq is imported, hence by the package itself."""
-    monkeypatch.setattr("sys.warnoptions", ["default"] if asked_for else [])
+@pytest.mark.parametrize("requested", [False, True])
+def test_warnings_about_torchscript_are_hidden_unless_requested(requested, monkeypatch):
+    """Hidden by the package itself, before fairseq is imported."""
+    monkeypatch.setattr("sys.warnoptions", ["default"] if requested else [])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         importlib.reload(ofa_exit)
         torch.jit.script(_twice)
         warnings.warn("`torch.jit.trace` is deprecated", FutureWarning, stacklevel=1)
-    told = [str(warning.message) for warning in seen if warning.category is FutureWarning]
-    assert [("script" in text) for text in told] == [*[True] * asked_for, False]
+    shown = [str(warning.message) for warning in seen if warning.category is FutureWarning]
+    assert [("script" in text) for text in shown] == [*[True] * requested, False]

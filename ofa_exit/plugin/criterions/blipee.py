@@ -36,8 +36,6 @@ TRANSFORMER_GROUP = "exit_transformers"
 CLASSIFIER_GROUP = "feature_classifiers"
 COLLAPSE_THRESHOLD = 0.05
 """An exit has collapsed if its variance over tokens is below this share of the final layer's."""
-
-
 _NO_EXITS = "blipee_adversarial trains exits, and this model has none: add --exit-layers"
 
 

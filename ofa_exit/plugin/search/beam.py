@@ -10,7 +10,7 @@ from torch import Tensor
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble, reject_broken
 from ofa_exit.plugin.search.options import UNSUPPORTED, generation_options, reject_options
-from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.tasks.base import Hyps, OFATask
 
 # Both reveal words of the reference.
 _NOT_IN_VALIDATION = dict.fromkeys(
@@ -43,7 +43,7 @@ class BeamSearchTask(OFATask):
         models: Sequence[Any],
         sample: dict[str, Any],
         **forced: Optional[Tensor],
-    ) -> list[list[dict[str, Tensor]]]:
+    ) -> Hyps:
         try:
             hyps = super().generate(generator, models, sample, **forced)
         except (AssertionError, RuntimeError):

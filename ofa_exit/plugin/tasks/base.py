@@ -171,7 +171,7 @@ class OFATask(DataTask):
         if self.progress.shard:
             self.run_record = run_record(self, args, models, self.progress.iterator.dataset)
         if self.progress.iterator is not None:
-            # For a generation that fails, and for one whose last batch holds no usable row.
+            # For a generation that fails, or whose last batch holds no usable row.
             atexit.register(self.end_generation)
         return generator
 

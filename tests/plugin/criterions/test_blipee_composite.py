@@ -18,11 +18,10 @@ from helpers.task_files import caption_folder, train
 from omegaconf import OmegaConf
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.tasks.base import OFATask
 
 
 def settings() -> dict:
-    """As in a YAML file, the two groups with learning rates of their own."""
+    """Two groups with separate learning rates, as in a YAML file."""
     adam = {"_name": "adam", "adam_eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]}
     adam.update(tpu=False, use_old_adam=False, fp16_adam_stats=False)
     schedule = {"_name": "fixed", "warmup_updates": 0, "lr_shrink": 0.5, "force_anneal": None}
@@ -43,15 +42,16 @@ def composite(params):
     )
 
 
-def test_a_step_of_one_group_leaves_the_other_alone():
-    """Parameters, moments and step counts, at the group's own rate."""
+def test_a_step_changes_one_group_only():
+    """Parameters, moments and step counts, at the group's learning rate."""
     built, loss, sample = model().train(), criterion(), training_batch()
     params = [p for p in built.parameters() if p.requires_grad]
     optimizer = composite(params)
 
     def snapshot(group: str) -> list[torch.Tensor]:
-        of = optimizer.optimizers[group].optimizer
-        values = [v for p in of.param_groups[0]["params"] for v in (p, *of.state[p].values())]
+        adam = optimizer.optimizers[group].optimizer
+        params = adam.param_groups[0]["params"]
+        values = [v for p in params for v in (p, *adam.state[p].values())]
         return [torch.as_tensor(value).detach().clone() for value in values]
 
     for update in range(4):
@@ -61,7 +61,7 @@ def test_a_step_of_one_group_leaves_the_other_alone():
         before = {g: snapshot(g) for g in GROUPS}
         optimizer.zero_grad()
         optimizer.backward(loss(built, sample)[0])
-        OFATask.optimizer_step(loss, optimizer, built, update)
+        loss.optimizer_step(optimizer, update)
         after = {g: snapshot(g) for g in GROUPS}
         assert all(torch.equal(a, b) for a, b in zip(before[other], after[other], strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(before[group], after[group]))
@@ -77,7 +77,7 @@ def test_groups_without_settings_are_named():
 
 
 def test_hydra_trains_exits_by_a_yaml_configuration(tmp_path):
-    """In turn, each group at its rate; then on from there, to the bit as without a stop."""
+    """Groups alternate, each at its rate. A resumed run gives the same bits."""
     data = caption_folder(tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
@@ -98,7 +98,7 @@ def test_hydra_trains_exits_by_a_yaml_configuration(tmp_path):
     states = straight["last_optimizer_state"]
     assert set(states) >= GROUPS
     for group in GROUPS:  # two updates each of the four
-        assert {int(of["step"]) for of in states[group]["state"].values()} == {2}
+        assert {int(state["step"]) for state in states[group]["state"].values()} == {2}
 
 
 def load(folder: Path) -> dict:
@@ -106,7 +106,7 @@ def load(folder: Path) -> dict:
 
 
 def hydra(folder: Path, data: Path, plain: Path, name: str, updates: int) -> str:
-    """fairseq-hydra-train of the exits in a process of its own; what it printed and logged."""
+    """Run fairseq-hydra-train of the exits in a separate process; its output and logs."""
     configuration = {
         "common": {"cpu": True, "log_format": "json", "log_interval": 1, "seed": 1},
         "task": {

@@ -18,7 +18,7 @@ from ofa_exit.objectives.distillation import distillation_loss
 from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 
 
-def test_adversarial_losses_are_the_papers():
+def test_adversarial_losses_follow_the_paper():
     final, leaving = torch.randn(2, 9)
     d_final, d_exit = final.sigmoid().tolist(), leaving.sigmoid().tolist()
     fc = [-math.log(a) - math.log(1 - b) for a, b in zip(d_final, d_exit)]
@@ -35,7 +35,7 @@ def test_extreme_scores_stay_finite():
     assert generator_loss(far).dtype == torch.float32
 
 
-def test_the_classifier_is_the_papers_mlp():
+def test_the_classifier_follows_the_paper():
     classifier = FeatureClassifier(5)
     first, activation, last = classifier
     assert (first.out_features, last.out_features) == (3072, 1)
@@ -43,7 +43,7 @@ def test_the_classifier_is_the_papers_mlp():
     assert classifier(torch.randn(2, 3, 5)).shape == (2, 3)
 
 
-def test_generator_gradients_reach_the_features_alone():
+def test_generator_gradients_reach_features_only():
     classifier, features = FeatureClassifier(5, 7), torch.randn(4, 5, requires_grad=True)
     scores = frozen_scores(classifier, features)
     torch.testing.assert_close(scores, classifier(features))
@@ -78,14 +78,14 @@ def test_distillation_in_both_directions(direction, constrained):
     assert own.grad.isfinite().all() and own.grad.abs().sum() > 0
 
 
-def test_equal_words_cost_nothing():
+def test_equal_distributions_have_no_loss():
     logits = torch.randn(3, 8)
     assert distillation_loss(logits, logits + 5).abs().max() < 1e-6
     with pytest.raises(ValueError, match="choose from exit_to_final, final_to_exit"):
         distillation_loss(logits, logits, "sideways")
 
 
-def test_spread_is_small_where_features_are_all_alike():
+def test_spread_is_small_if_features_are_alike():
     final = torch.randn(50, 8)
     assert relative_spread(final, final) == 1
     assert relative_spread(final[:1] + 0.01 * final, final) < 0.001

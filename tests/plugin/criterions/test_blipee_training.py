@@ -1,4 +1,4 @@
-"""Training exits: what moves and what does not, with the real model."""
+"""Training exits: which parameters of the real model change."""
 
 import math
 from pathlib import Path
@@ -16,18 +16,20 @@ from helpers.small_models import training_batch
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
-from ofa_exit.heads.transformer import CLASSIFIER_GROUP, TRANSFORMER_GROUP
 from ofa_exit.plugin.criterions import blipee
-from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial
-from ofa_exit.plugin.criterions.groups import keep_gradients
+from ofa_exit.plugin.criterions.blipee import (
+    CLASSIFIER_GROUP,
+    TRANSFORMER_GROUP,
+    BlipeeAdversarial,
+)
+from ofa_exit.plugin.criterions.groups import exit_heads, step_groups
 from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
-from ofa_exit.plugin.tasks.base import OFATask
 
 # ------------------------------------------------------------------ what is trained
 
 
-def test_the_trained_share_is_the_papers_arithmetic():
-    """One layer and one MLP an exit, and nothing of the vocabulary (Section 3.1)."""
+def test_the_number_of_trained_parameters_follows_the_paper():
+    """One layer and one MLP per exit, and no vocabulary projection (Section 3.1)."""
     built, dim, ffn, hidden = model("1,3,4"), 32, 64, 24
     attention = 4 * (dim * dim + dim) + 4  # with OFA's factor for each of 4 heads
     norms = 5 * 2 * dim + 2 * ffn
@@ -44,10 +46,18 @@ def test_backbone_stays_in_eval_mode_and_exits_train():
     assert all(n.startswith(("decoder.exits", "feature_classifiers")) or not n for n in training)
     assert built.decoder.exits["1"].training
     assert not any(module.training for module in built.eval().modules())
-    assert helpers.nano().train().encoder.training  # a model without exits trains as ever
+    assert helpers.nano().train().encoder.training
 
 
-def test_an_untrained_exit_is_the_backbone_one_layer_on():
+def test_a_criterion_may_train_backbone_and_heads_together():
+    """Without ``prepare_training``, nothing is frozen and everything is in training mode."""
+    built = helpers.nano(exit_layers="1,3").train()
+    assert all(p.requires_grad for p in exit_heads(built).parameters())
+    assert all(p.requires_grad for p in built.decoder.layers.parameters())
+    assert built.encoder.training and exit_heads(built)["1"].training
+
+
+def test_an_untrained_exit_equals_the_backbone_one_layer_later():
     plain, built = helpers.nano(), model("1,3")
     state = {n: v for n, v in plain.state_dict().items() if ".exits." not in n}
     built.load_state_dict(state, strict=True)
@@ -92,7 +102,7 @@ def test_losses_equal_the_equations_by_hand():
 
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
 @pytest.mark.parametrize("words", [0.0, 1.0])
-def test_each_update_has_gradients_of_its_group_alone(mode, words):
+def test_each_update_has_gradients_in_its_group_only(mode, words):
     built, loss, sample = (
         model().train(),
         criterion(blipee_mode=mode, word_weight=words),
@@ -105,7 +115,7 @@ def test_each_update_has_gradients_of_its_group_alone(mode, words):
         names = gradients(built)
         assert names and all(name.startswith(prefix) for name in names), names
         assert {n.split(".")[len(prefix.split(".")) - 1] for n in names} == {"1", "3"}
-        # Data-parallel training needs a gradient, be it zero, of whatever is trained.
+        # Data-parallel training needs a gradient, possibly 0, of all trained parameters.
         assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
 
 
@@ -164,7 +174,7 @@ def optimizers():
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
-def test_a_step_of_one_group_leaves_the_other_alone(kind):
+def test_a_step_changes_one_group_only(kind):
     """Parameters, moments and step counts, under every precision that fairseq has."""
     built, loss, sample = model().train(), criterion(), training_batch()
     if "fp16" in kind:
@@ -195,16 +205,16 @@ def test_a_step_of_one_group_leaves_the_other_alone(kind):
         optimizer.backward(value)
         optimizer.multiply_grads(1 / sample["ntokens"])
         optimizer.clip_grad_norm(1.0)
-        OFATask.optimizer_step(loss, optimizer, built, update)
+        loss.optimizer_step(optimizer, update)
         after = {g: snapshot(g) for g in GROUPS}
         assert all(torch.equal(a, b) for a, b in zip(before[other], after[other], strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(before[group], after[group]))
 
 
-def test_flattened_parameters_are_refused():
+def test_flattened_parameters_are_rejected():
     flat = SimpleNamespace(params=[torch.nn.Parameter(torch.zeros(5))])
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
-        keep_gradients(flat, {TRANSFORMER_GROUP})
+        step_groups(flat, {TRANSFORMER_GROUP})
 
 
 def test_no_classifiers_no_alternation():
@@ -213,41 +223,45 @@ def test_no_classifiers_no_alternation():
     assert turns == [{CLASSIFIER_GROUP}, {TRANSFORMER_GROUP}, {CLASSIFIER_GROUP}]
 
 
-# ------------------------------------------------------------------ what is refused, what is told
+# ------------------------------------------------------------------ errors and warnings
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blipee_mode": "both"}, "--blipee-mode 'both' is none of supervised, distill"),
+        ({"blipee_mode": "both"}, "--blipee-mode 'both'.*supervised, distill"),
         ({"kl_direction": "up"}, "--kl-direction"),
         ({"adversarial_weight": -1.0}, "--adversarial-weight"),
         ({"word_weight": math.nan}, "--word-weight"),
-        ({"adversarial_weight": 0.0, "word_weight": 0.0}, "nothing to train"),
-        ({"label_smoothing": 0.1, "blipee_mode": "distill"}, "for labels"),
+        ({"adversarial_weight": 0.0, "word_weight": 0.0}, "--adversarial-weight and --word-weight"),
+        ({"label_smoothing": 0.1, "blipee_mode": "distill"}, "--label-smoothing"),
     ],
 )
-def test_nonsense_is_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         criterion(**options)
 
 
 def test_models_and_criterions_must_fit():
-    with pytest.raises(ValueError, match="add --exit-layers"):
-        criterion()(helpers.nano(), training_batch())
-    mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK).train()
-    with pytest.raises(ValueError, match="blipee_adversarial"):
-        mue(model(), training_batch())
-    with pytest.raises(ValueError, match="add --exit-layers 1,3"):
+    with pytest.raises(ValueError, match="--exit-layers"):
+        criterion().prepare_training(helpers.nano())
+    with pytest.raises(ValueError, match="--exit-layers"):
+        criterion().eval()(helpers.nano(), training_batch())
+    with pytest.raises(ValueError, match="--feature-classifier-dim 0"):
+        criterion().prepare_training(helpers.nano(exit_layers="1", feature_classifier_dim=0))
+    mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK)
+    with pytest.raises(ValueError, match=r"blipee_adversarial.*--exit-layers"):
+        mue.prepare_training(model())
+    with pytest.raises(ValueError, match="--exit-layers 1,3"):
         helpers.nano().load_state_dict(model().state_dict())
 
 
-def test_collapse_is_told_once(caplog):
+def test_collapse_is_reported_once(caplog):
     blipee.warn_of_collapse.cache_clear()
     log = {"sample_size": 4, "loss": 1.0, "loss_size": 4, "exit_tokens": 4, "spread_tokens": 4}
     for _ in range(2):
         BlipeeAdversarial.reduce_metrics([{**log, "spread_exit_2": 0.01, "spread_exit_4": 3.0}])
-    assert caplog.text.count("behind layer 2 has collapsed") == 1
+    assert caplog.text.count("layer 2 has collapsed") == 1
     assert "layer 4" not in caplog.text
 
 

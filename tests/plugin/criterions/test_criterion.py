@@ -1,4 +1,4 @@
-"""mue_loss on a small stand-in for the model, against loops written from Eqs. 12 and 13."""
+"""mue_loss on a small stand-in for the model, against slow loops (MuE Eqs. 12 and 13)."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
 
 @torch.no_grad()
 def slow_layer_losses(model, sample, epsilon, layer) -> list[float]:
-    """Each token's smoothed loss at one layer, from the definition, in Python numbers."""
+    """Return each token's smoothed loss at one layer, from the definition."""
     prev = sample["net_input"]["prev_output_tokens"]
     allowed, conf = sample.get("constraint_masks"), sample.get("conf")
     losses = []
@@ -65,7 +65,7 @@ def test_loss_equals_the_slow_loop(weights, constrained, confident):
     assert log["nll_loss"].item() == pytest.approx(nll, rel=1e-5)
 
 
-def test_the_last_layer_alone_is_fairseqs_own_loss():
+def test_the_last_layers_loss_equals_fairseqs():
     from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
     model, sample = Stub(), batch()
@@ -163,7 +163,7 @@ def logged(logs) -> dict:
     return agg.get_smoothed_values()
 
 
-def test_metrics_weigh_workers_by_their_tokens():
+def test_metrics_weight_workers_by_tokens():
     model, loss = Stub(), criterion(report_accuracy=True)
     logs = [loss(model, batch(rows))[2] for rows in (1, 4, 6)]
     apart = logged(logs)
@@ -179,7 +179,7 @@ def test_metrics_weigh_workers_by_their_tokens():
     assert MuELoss.logging_outputs_can_be_summed()
 
 
-def test_metrics_average_over_batches_by_their_tokens():
+def test_metrics_weight_batches_by_tokens():
     model, loss = Stub(), criterion(report_accuracy=True)
     logs = [loss(model, batch(rows))[2] for rows in (1, 6)]
     with metrics.aggregate(new_root=True) as agg:
@@ -195,9 +195,9 @@ def test_placeholders_of_idle_workers_log_nothing():
     assert logged([log, dict.fromkeys(log, 0)]) == logged([log])
 
 
-def test_batches_without_targets_are_refused():
+def test_batches_without_targets_are_rejected():
     model = Stub()
-    with pytest.raises(ValueError, match="without target tokens"):
+    with pytest.raises(ValueError, match="target tokens"):
         criterion()(model, {})
     sample = batch()
     sample["target"].fill_(PAD)
@@ -214,19 +214,20 @@ def test_batches_without_targets_are_refused():
         ("drop_worst_ratio", 1.0),
         ("drop_worst_after", -1),
         ("layer_weights", "first"),
+        ("layer_weights", "1,0"),
     ],
 )
-def test_nonsense_options_are_refused(option, value):
+def test_invalid_options_are_rejected(option, value):
     with pytest.raises(ValueError):
         criterion(**{option: value})
 
 
-def test_weights_for_another_depth_are_refused():
+def test_weights_for_another_depth_are_rejected():
     with pytest.raises(ValueError, match="2 numbers, but the decoder has 3 layers"):
         criterion(layer_weights="1,1")(Stub(), batch())
 
 
-def test_the_command_line_builds_it():
+def test_the_criterion_is_built_from_the_command_line():
     parser = argparse.ArgumentParser()
     gen_parser_from_dataclass(parser, MuELossConfig())
     args = parser.parse_args(["--layer-weights", "last", "--report-accuracy"])

@@ -1,4 +1,4 @@
-"""mue_loss in other precisions, on devices, over several processes, and on the real model."""
+"""mue_loss in half precision, on CUDA, in several processes, and on the real model."""
 
 import copy
 from pathlib import Path
@@ -51,7 +51,7 @@ def on(device: str, sample: dict, convert=lambda x: x) -> dict:
 
 
 def full_loss(weights: str) -> tuple[MuELoss, dict]:
-    """With every option that makes or reads tensors."""
+    """Return mue_loss with all options that create or read tensors."""
     sample = batch()
     sample.update(constraint_masks=masks(sample), conf=torch.rand(4))
     loss = criterion(layer_weights=weights, drop_worst_ratio=0.2, report_accuracy=True)
@@ -59,7 +59,7 @@ def full_loss(weights: str) -> tuple[MuELoss, dict]:
 
 
 @pytest.mark.parametrize("weights", ["uniform", "last"])
-def test_a_gpu_is_never_waited_for(weights):
+def test_the_loss_never_waits_for_the_gpu(weights):
     """Fake CUDA tensors have no values: mixing devices or reading one on the host raises."""
     loss, sample = full_loss(weights)
     with FakeTensorMode() as mode:
@@ -71,8 +71,8 @@ def test_a_gpu_is_never_waited_for(weights):
 
 
 @pytest.mark.parametrize("weights", ["uniform", "last"])
-def test_nor_in_the_backward_pass(weights):
-    """Tensors without values again; the fake CUDA ones have no backward without a GPU."""
+def test_the_backward_pass_stays_on_the_device(weights):
+    """On meta tensors: without a GPU, fake CUDA tensors have no backward pass."""
     loss, sample = full_loss(weights)
     model = Stub().to("meta")
     model.num_updates = 1
@@ -81,13 +81,13 @@ def test_nor_in_the_backward_pass(weights):
 
 
 def distributed(model, backend: str) -> ModuleProxyWrapper:
-    """The wrappers that fairseq makes for the two backends."""
+    """Wrap the model as fairseq does for the two backends."""
     if backend == "legacy_ddp":
         return ModuleProxyWrapper(LegacyDistributedDataParallel(model, dist.group.WORLD))
     return ModuleProxyWrapper(DistributedDataParallel(model, find_unused_parameters=True))
 
 
-def test_ofa_itself():
+def test_losses_of_the_real_model():
     model, sample = nano(), training_batch(3)
     target = sample["target"].flatten()
 
@@ -134,5 +134,5 @@ def test_two_workers_get_the_gradients_of_one(build, make_batch, backend, tmp_pa
     grads = torch.load(tmp_path / "grads.pt")
     sum(criterion()(model, sample)[0] for sample in samples).backward()
     for name, p in model.named_parameters():
-        if p.grad is not None:  # the backends average over workers, which fairseq makes good for
+        if p.grad is not None:  # the backends average, fairseq multiplies by workers
             torch.testing.assert_close(2 * grads[name], p.grad, rtol=1e-4, atol=1e-5)

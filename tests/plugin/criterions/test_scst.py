@@ -36,7 +36,7 @@ def test_advantages_over_the_other_samples():
         advantages(torch.ones(2, 1))
 
 
-def test_an_end_that_was_forced_is_no_target():
+def test_a_forced_end_is_no_target():
     captions = [torch.tensor([5, 6, 7, 2]), torch.tensor([5, 2]), torch.tensor([8, 9, 2])]
     inputs, target, ntokens = sampled_targets(captions, limit=3, bos=0, pad=1)
     assert target.tolist() == [[5, 6, 7], [5, 2, 1], [8, 9, 2]]
@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
-    """Cross-entropy first, on rows with one caption."""
+    """A checkpoint trained by cross-entropy on rows with one caption."""
     folder = files.caption_folder(tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
@@ -81,7 +81,7 @@ def first_batch(task, rows: int = 4) -> dict:
 @pytest.mark.parametrize("baseline", ["greedy", "mean"])
 @pytest.mark.parametrize("weights", ["uniform", "last"])
 def test_loss_equals_the_slow_loop(data, checkpoint, baseline, weights, monkeypatch):
-    """Caption by caption, with the image encoded anew for each, from the definition."""
+    """The slow loop follows the definition and encodes the image again for each caption."""
     loss = criterion(data, scst_baseline=baseline, layer_weights=weights, scst_args='{"beam": 3}')
     (model,) = files.load(loss.task, checkpoint)
     model.eval()
@@ -131,7 +131,7 @@ def test_loss_equals_the_slow_loop(data, checkpoint, baseline, weights, monkeypa
     assert keys == {f"loss_layer_{layer + 1}" for layer in layers}
 
 
-def test_equal_rewards_move_nothing(data, checkpoint, monkeypatch):
+def test_equal_rewards_have_no_gradient(data, checkpoint, monkeypatch):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     monkeypatch.setattr(loss.cider, "scores", lambda texts, refs: [50.0] * len(texts))
@@ -148,24 +148,24 @@ def test_broken_rewards_name_the_image(data, checkpoint, monkeypatch):
     (model,) = files.load(loss.task, checkpoint)
 
     def broken(texts, refs):
-        return [math.nan if at == 6 else 1.0 for at in range(len(texts))]
+        return [math.nan if number == 6 else 1.0 for number in range(len(texts))]
 
     monkeypatch.setattr(loss.cider, "scores", broken)
-    with pytest.raises(FloatingPointError, match=r"not finite for c1: "):
+    with pytest.raises(FloatingPointError, match=r"not finite for c1\b"):
         loss(model, first_batch(loss.task))
 
 
-def test_broken_weights_are_told_by_sample(data, checkpoint):
+def test_nan_weights_are_reported_by_sample(data, checkpoint):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     with torch.no_grad():
         model.decoder.layers[0].fc1.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="4 of 4 samples of a batch: c0, c1, c2, c3"):
+    with pytest.raises(FloatingPointError, match=r"NaN for 4 of 4 .* c0, c1, c2, c3"):
         loss(model, first_batch(loss.task))
     assert model.training  # as it was before
 
 
-def test_pictures_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch):
+def test_images_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch):
     loss = criterion(data, scst_args='{"beam": 7}')
     (model,) = files.load(loss.task, checkpoint)
     seen = []
@@ -174,7 +174,7 @@ def test_pictures_are_encoded_once_for_all_samples(data, checkpoint, monkeypatch
     assert seen == [4, 4, 4]  # sampling, the greedy caption, the loss
 
 
-def test_captions_of_a_better_reward_become_likelier(data, checkpoint):
+def test_captions_of_higher_reward_become_more_likely(data, checkpoint):
     loss = criterion(data)
     (model,) = files.load(loss.task, checkpoint)
     batch = first_batch(loss.task, rows=6)
@@ -241,23 +241,26 @@ def test_metrics_weigh_workers_by_their_captions():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cider_frequencies": None}, "needs --cider-frequencies FILE"),
-        ({"scst_args": "[]"}, "--scst-args '\\[\\]': give a JSON object"),
-        ({"scst_args": '{"beams": 5}'}, "--scst-args: beams is no generation option"),
+        ({"cider_frequencies": None}, "mue_scst .*--cider-frequencies FILE"),
+        ({"scst_args": "[]"}, "--scst-args '\\[\\]'.* JSON object"),
+        ({"scst_args": '{"beams": 5}'}, "--scst-args: .*beams"),
         ({"scst_args": '{"prefix_size": 2}'}, "--prefix-size is not supported"),
         ({"scst_args": '{"match_source_len": true}'}, "--match-source-len is not supported"),
-        ({"scst_args": '{"beam": 0}'}, "needs at least 1 captions"),
-        ({"scst_args": '{"beam": 1}', "scst_baseline": "mean"}, "needs at least 2 captions"),
+        ({"scst_args": '{"beam": 0}'}, "--scst-args: beam is 0.*greedy.* 1 "),
+        (
+            {"scst_args": '{"beam": 1}', "scst_baseline": "mean"},
+            "--scst-args.* 1.*mean.* 2 ",
+        ),
         ({"layer_weights": "1,x"}, "layer weights"),
     ],
 )
-def test_options_that_cannot_work_are_refused(data, given, message):
+def test_unsupported_options_are_rejected(data, given, message):
     with pytest.raises(ValueError, match=message):
         criterion(data, **given)
 
 
 @pytest.mark.parametrize("options", ['{"temperature": 3.0}', '{"sampling_topk": 3, "min_len": 2}'])
-def test_samples_that_the_loss_sees_otherwise_are_told(data, options, caplog):
+def test_options_that_bias_the_gradient_are_reported(data, options, caplog):
     criterion(data, scst_args=options)
     assert "the gradient is biased" in caplog.text
     assert all(f"--scst-args {name}" in caplog.text for name in json.loads(options))
@@ -267,7 +270,7 @@ def test_samples_that_the_loss_sees_otherwise_are_told(data, options, caplog):
     assert "biased" not in caplog.text
 
 
-def test_every_process_draws_samples_of_its_own(data, checkpoint, monkeypatch):
+def test_every_process_draws_its_own_samples(data, checkpoint, monkeypatch):
     loss = criterion(data, scst_baseline="mean")
     (model,) = files.load(loss.task, checkpoint)
     batch = first_batch(loss.task)
@@ -283,17 +286,17 @@ def test_every_process_draws_samples_of_its_own(data, checkpoint, monkeypatch):
 
     first, second = drawn(0), drawn(1)
     assert first[0] != second[0] and first[1] != second[1] and first[0] != first[1]
-    assert torch.equal(first[2], second[2])  # other random numbers stay alike
+    assert torch.equal(first[2], second[2])  # other random numbers stay the same
     assert first[:2] == drawn(0)[:2]
 
 
-def test_it_is_for_captions(data, tmp_path):
+def test_it_needs_the_captioning_task(data, tmp_path):
     task = files.setup("mue_snli_ve", files.entailment_folder(tmp_path / "data"))
-    with pytest.raises(ValueError, match="needs --task mue_caption"):
+    with pytest.raises(ValueError, match=r"mue_scst .*--task mue_caption"):
         criterion(data, task)
 
 
-def test_a_missing_file_is_told_with_the_command(data, checkpoint, tmp_path):
+def test_a_missing_file_is_reported_with_the_command(data, checkpoint, tmp_path):
     loss = criterion(data, cider_frequencies=str(tmp_path / "none.npz"))
     (model,) = files.load(loss.task, checkpoint)
     with pytest.raises(ValueError, match=r"none\.npz: .*ofa-exit document-frequencies"):
@@ -319,7 +322,7 @@ def weights(path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_the_same(data, checkpoint, tmp_path):
+def test_an_interrupted_run_resumes_exactly(data, checkpoint, tmp_path):
     whole = scst(data, checkpoint, tmp_path / "whole")
     scst(data, checkpoint, tmp_path / "parts", updates=2)
     parts = scst(data, checkpoint, tmp_path / "parts", updates=4)
@@ -335,6 +338,6 @@ def test_half_precision_training(data, checkpoint, tmp_path, precision):
     assert all(value.isfinite().all() for value in weights(path).values())
 
 
-def test_other_criterions_still_refuse_joined_captions(data, tmp_path):
+def test_other_criterions_still_reject_joined_captions(data, tmp_path):
     with pytest.raises(ValueError, match="only --criterion mue_scst trains on such rows"):
         files.train(TASK, data, tmp_path / "out", "--disable-validation")

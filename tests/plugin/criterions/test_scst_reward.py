@@ -1,9 +1,10 @@
-"""The reward: CIDEr-D by stored document frequencies, and the data that it needs."""
+"""The reward: CIDEr-D with stored document frequencies, and its data."""
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_scores_do_not_depend_on_the_batch(corpus):
 
 
 def test_the_end_of_a_caption_counts(corpus):
-    """Without it, the beginning of a reference would score as the whole one in what it says."""
+    """Without it, the beginning of a reference would score as high as the whole."""
     cider = CiderD(DocumentFrequencies.of(corpus))
     reference = ["a red cat sits on the mat"]
     whole, cut, empty = cider.scores(
@@ -83,12 +84,12 @@ def test_the_end_of_a_caption_counts(corpus):
     assert empty < 100 and math.isfinite(empty)
 
 
-def test_no_reference_is_refused(corpus):
-    with pytest.raises(ValueError, match="needs a reference"):
+def test_a_missing_reference_is_rejected(corpus):
+    with pytest.raises(ValueError, match="reference"):
         CiderD(DocumentFrequencies.of(corpus)).scores(["a"], [[]])
 
 
-def test_frequencies_survive_the_file(corpus, tmp_path):
+def test_frequencies_are_saved_and_loaded(corpus, tmp_path):
     frequencies = DocumentFrequencies.of(corpus)
     with (tmp_path / "df.npz").open("wb") as file:
         frequencies.save(file)
@@ -100,7 +101,7 @@ def test_frequencies_survive_the_file(corpus, tmp_path):
         assert all(array.dtype != object for array in arrays.values())
 
 
-def test_frequencies_without_any_ngram_survive_too(tmp_path):
+def test_frequencies_without_any_ngram_are_saved_and_loaded(tmp_path):
     frequencies = DocumentFrequencies(Counter(), 2)
     with (tmp_path / "df.npz").open("wb") as file:
         frequencies.save(file)
@@ -108,16 +109,16 @@ def test_frequencies_without_any_ngram_survive_too(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no zip", b"PK\x03\x04broken"])
-def test_files_that_hold_none_are_refused(tmp_path, content):
+def test_invalid_files_are_rejected(tmp_path, content):
     path = tmp_path / "df.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"df\.npz: no document frequencies .* Make the file by"):
+    with pytest.raises(ValueError, match=r"df\.npz.*ofa-exit document-frequencies"):
         DocumentFrequencies.load(path)
 
 
 def test_one_image_is_not_enough():
-    with pytest.raises(ValueError, match="two images or more, not 1"):
+    with pytest.raises(ValueError, match=r"images.* 1"):
         DocumentFrequencies.of([["a cat"]])
 
 
@@ -129,7 +130,7 @@ def rows_of(path) -> list[list[str]]:
 
 
 def several_rows_an_image(folder):
-    """Two rows of i0 apart from one another, i1 with two captions, i2 with one."""
+    """Two separate rows of i0, i1 with two captions, i2 with one."""
     rows = [files.caption_row(n) for n in (0, 1, 2, 0)]
     rows[1][2], rows[3][2] = "one && two", "another  caption"
     return files.write_tsv(folder / "train.tsv", rows)
@@ -157,12 +158,12 @@ def test_further_references_are_added(tmp_path):
 
 
 @pytest.mark.parametrize("command", [group_command, count_command])
-def test_bad_rows_are_told_by_line(tmp_path, command, capsys):
+def test_bad_rows_are_reported_by_line(tmp_path, command, capsys):
     rows = [files.caption_row(n) for n in range(3)]
     rows[1][2] = "fine&& ..."
     path = files.write_tsv(tmp_path / "train.tsv", rows)
     assert command([str(path), str(tmp_path / "out")]) == 1
-    assert "train.tsv, line 2, field 'caption': a caption has no words" in capsys.readouterr().err
+    assert re.search(r"train\.tsv.*(line |:)2\b.*caption", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
@@ -177,12 +178,12 @@ def test_frequencies_count_images_not_rows(tmp_path, capsys):
     assert "of 4 images" in capsys.readouterr().out
 
 
-def test_the_built_in_references_are_those_of_the_training_rows():
+def test_built_in_references_equal_those_of_the_training_rows():
     folder = ROOT / "examples" / "emoji"
     with (folder / "caption_train.tsv").open() as rows:
         captions = [line.split("\t")[1:3] for line in rows]
     references = rows_of(folder / "references_train.tsv")
-    assert [[image, of.split("&&")[0]] for image, of in references] == captions
-    assert sum(of.count("&&") for _, of in references) > 2000
+    assert [[image, joined.split("&&")[0]] for image, joined in references] == captions
+    assert sum(joined.count("&&") for _, joined in references) > 2000
     known = {line.split()[0] for line in (folder / "dict.txt").open()}
-    assert {w for _, of in references for w in of.replace("&&", " ").split()} <= known
+    assert {w for _, joined in references for w in joined.replace("&&", " ").split()} <= known

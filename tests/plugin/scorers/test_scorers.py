@@ -32,7 +32,7 @@ def test_flags_and_help():
     assert parse("--scoring", "accuracy", "--accuracy-ignore-case").accuracy_ignore_case
     with pytest.raises(SystemExit):
         parse("--scoring", "coco_caption", "--coco-tokenizer", "penn")
-    assert "starts no Java" in " ".join(parsers[0].format_help().split())
+    assert "without Java" in " ".join(parsers[0].format_help().split())
 
 
 def test_accuracy():

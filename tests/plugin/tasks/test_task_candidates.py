@@ -1,4 +1,4 @@
-"""Answers out of a closed set, against a slow loop over sentences and answers."""
+"""Answers from a closed set, against a slow loop over sentences and answers."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from ofa_exit.policies.static import StaticExit
 
 
 def check(hypotheses, expected, answers=ANSWERS):
-    """expected: for each answer its token log-probabilities."""
+    """Compare with the token log-probabilities of each answer."""
     assert sorted(h["tokens"].tolist() for h in hypotheses) == sorted([*a, EOS] for a in answers)
     scores = [float(h["score"]) for h in hypotheses]
     assert scores == sorted(scores, reverse=True)
@@ -25,7 +25,7 @@ def check(hypotheses, expected, answers=ANSWERS):
 
 @pytest.mark.parametrize("prompts", [False, True])
 @pytest.mark.parametrize("split", [False, True])
-def test_scores_are_those_of_a_slow_loop(split, prompts):
+def test_scores_equal_a_slow_loop(split, prompts):
     model, batch = helpers.nano(split), sample(prompts)
     generated = AllCandidateGenerator([model], TRIE, PAD).generate([model], batch, bos_token=0)
     assert len(generated) == 3
@@ -47,7 +47,7 @@ def test_ensembles_average_probabilities():
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_no_answer_depends_on_the_batch_with_exits_either(prompts):
+def test_answers_with_exits_do_not_depend_on_the_batch(prompts):
     model, batch = helpers.nano(), sample(prompts)
     model.configure_exits(SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay"))
     generator = AllCandidateGenerator([model], TRIE, PAD)
@@ -56,11 +56,11 @@ def test_no_answer_depends_on_the_batch_with_exits_either(prompts):
         limits = generator.step_limits(chosen["prompt_lengths"])
         net_input = {**chosen["net_input"], "step_limit": limits}
         hypotheses = generator.generate([model], {**chosen, "net_input": net_input})
-        tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
+        tokens = [[h["tokens"].tolist() for h in hyps] for hyps in hypotheses]
         return hypotheses, tokens, generator.traces()[0].depths(tokens)
 
     together, tokens, depths = run(batch)
-    used = {layers for of in depths for answer in of for layers in answer}
+    used = {layers for answers in depths for answer in answers for layers in answer}
     assert len(used) > 1  # some exit early, some do not
     for number in range(3):
         net_input = helpers.select(batch["net_input"], number)
@@ -82,17 +82,19 @@ def test_traces_give_a_depth_for_every_token_of_the_answer(prompts):
     model.configure_exits(StaticExit((1, 2, 4)))
     generator = AllCandidateGenerator([model], TRIE, PAD)
     hypotheses = generator.generate([model], batch)
-    tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
+    tokens = [[h["tokens"].tolist() for h in hyps] for hyps in hypotheses]
     (trace,) = generator.traces()
-    decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # what the trie forces runs no layer
-    assert trace.depths(tokens) == [[decided[a[0]][: len(a)] for a in of] for of in tokens]
+    decided = {5: [4, 0], 7: [4, 4, 0, 0]}  # tokens without a choice run no layer
+    assert trace.depths(tokens) == [
+        [decided[a[0]][: len(a)] for a in answers] for answers in tokens
+    ]
     assert trace.image_layers.tolist() == [1, 1, 0]
     model.configure_exits(None)
     generator.generate([model], batch)
     assert generator.traces() == [None]
 
 
-def test_everything_runs_once_a_sentence():
+def test_every_layer_runs_once_per_sentence():
     model, batch = helpers.nano(), sample(prompts=True)
     rows = []
     for layer in (model.encoder.layers[0], model.decoder.layers[0]):
@@ -104,8 +106,8 @@ def test_everything_runs_once_a_sentence():
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_answers_may_all_begin_alike(prompts):
-    """The choice is then between later words, and between going on and ending."""
+def test_answers_with_a_common_first_token(prompts):
+    """The choice is between later words, and between continuing and ending."""
     model, batch = helpers.nano(), sample(prompts)
     answers = [[7, 8], [7, 8, 9], [7, 8, 9, 10, 11], [7, 8, 9, 10, 12]]
     trie = AnswerTrie(answers, EOS)
@@ -115,14 +117,14 @@ def test_answers_may_all_begin_alike(prompts):
         check(hypotheses, expected, answers)
 
 
-def test_one_answer_is_refused():
-    with pytest.raises(ValueError, match="only one answer"):
+def test_a_single_answer_is_rejected():
+    with pytest.raises(ValueError, match="one answer"):
         AllCandidateGenerator([helpers.nano()], AnswerTrie([[5, 6]], EOS), PAD)
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_a_row_runs_until_its_choices_are_made(prompts):
-    """Prompt tokens run no further than the deciding ones need, and hooks count what is traced."""
+def test_a_row_runs_until_its_last_decision(prompts):
+    """Prompt tokens run no deeper than the deciding ones, and hooks agree with the trace."""
     model, batch = helpers.nano(), sample(prompts)
     model.configure_exits(SimilarityExit(2.0, 2.0, decoder_threshold=0.9, schedule="static"))
     rows = []
@@ -142,14 +144,14 @@ def test_step_limits_count_prompt_and_longest_answer():
     assert generator.step_limits(torch.tensor([1, 5])).tolist() == [4, 8]
 
 
-def test_broken_weights_are_told_by_sample():
+def test_nan_scores_are_reported_by_sample():
     model, batch = helpers.nano(), sample(prompts=False)
     batch["net_input"]["patch_images"][1] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"1 of 3 samples of a batch: s1\. "):
+    with pytest.raises(FloatingPointError, match=r"NaN for 1 of 3 samples of a batch: s1\. "):
         AllCandidateGenerator([model], TRIE, PAD).generate([model], batch)
 
 
-def test_nothing_can_be_forced():
+def test_prefixes_are_rejected():
     model, batch = helpers.nano(), sample(prompts=False)
     with pytest.raises(ValueError, match="closed set"):
         AllCandidateGenerator([model], TRIE, PAD).generate(
@@ -164,7 +166,7 @@ MANY = [[a, *rest] for a in range(5, 15) for rest in ([], [20, 21], [20, 22, 23]
 
 @pytest.mark.parametrize("over_vocabulary", [False, True])
 @pytest.mark.parametrize("room", [1, 3, 7, 12, 1000])
-def test_rows_of_a_tree_hold_what_their_tokens_follow(room, over_vocabulary):
+def test_rows_of_a_tree_hold_the_ancestors_of_their_tokens(room, over_vocabulary):
     trie = AnswerTrie(MANY, EOS)
     tree = AnswerTree(trie, over_vocabulary, room)
     longest_path = max(map(len, tree.decisions))
@@ -187,7 +189,7 @@ def test_rows_of_a_tree_hold_what_their_tokens_follow(room, over_vocabulary):
     "policy", [None, SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay")]
 )
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])
-def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
+def test_scores_and_depths_do_not_depend_on_the_size_of_rows(policy, kv):
     model, batch = helpers.nano(), sample(prompts=True)
     model.configure_exits(policy, kv)
     trie = AnswerTrie(MANY, EOS)
@@ -206,19 +208,21 @@ def test_no_score_or_depth_depends_on_the_size_of_rows(policy, kv):
         for number, hypotheses in enumerate(whole):
             check(hypotheses, one_by_one(model, batch, number, trie), MANY)
     else:
-        assert len({layers for of in depths for layers in of.values()}) > 1
+        assert len({layers for used in depths for layers in used.values()}) > 1
     for room in (2, 5, 9):
-        parted_rows, parted, parted_depths = run(room)
-        assert parted_rows > 1
-        assert parted_depths == depths
-        for one, other in zip(whole, parted):
-            scores = [{tuple(h["tokens"].tolist()): h["score"] for h in of} for of in (one, other)]
+        split_rows, split, split_depths = run(room)
+        assert split_rows > 1
+        assert split_depths == depths
+        for one, other in zip(whole, split):
+            scores = [
+                {tuple(h["tokens"].tolist()): h["score"] for h in hyps} for hyps in (one, other)
+            ]
             assert scores[0].keys() == scores[1].keys()
             for answer, score in scores[0].items():
                 torch.testing.assert_close(score, scores[1][answer], atol=1e-5, rtol=1e-4)
 
 
-def test_the_best_answers_alone_are_handed_out():
+def test_nbest_limits_the_returned_answers():
     model, batch = helpers.nano(), sample(prompts=False)
     trie = AnswerTrie(MANY, EOS)
     everything = AllCandidateGenerator([model], trie, PAD).generate([model], batch)
@@ -227,8 +231,8 @@ def test_the_best_answers_alone_are_handed_out():
         assert [h["tokens"].tolist() for h in few] == [h["tokens"].tolist() for h in every[:2]]
 
 
-def test_cross_attention_runs_once_a_sentence_however_many_rows(monkeypatch):
-    """The rows of a sentence are queries of one attention: no key is copied for them."""
+def test_cross_attention_runs_once_per_sentence_for_any_number_of_rows(monkeypatch):
+    """The rows of a sentence are queries of one attention: keys are not copied."""
     model, batch = helpers.nano(), sample(prompts=False)
     keys = []
     attention = model.decoder.layers[0].encoder_attn

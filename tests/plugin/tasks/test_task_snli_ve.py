@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
-    """Trained as the commands of the official task are given: files, prompt and accuracy."""
+    """Train with the official task's files, prompt and validation accuracy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["test"])
         return files.train(
@@ -50,7 +50,7 @@ PROMPTS = ["none", "src", "prev_output"]
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("premise", [False, True])
-def test_every_row_is_answered_once_and_the_same(data, models, prompt, premise):
+def test_every_row_is_answered_once_with_the_same_result(data, models, prompt, premise):
     options = {"prompt_type": prompt, "add_caption": premise}
     alone = files.generate_rows(files.setup(TASK, data, **options), models, batch_size=1)
     assert sorted(alone) == list(range(11))
@@ -62,7 +62,7 @@ def test_every_row_is_answered_once_and_the_same(data, models, prompt, premise):
             for one, other in zip(answers, alone[number]):
                 assert one["words"] == other["words"]
                 torch.testing.assert_close(one["score"], other["score"], atol=1e-4, rtol=1e-4)
-    # The three are all there is.
+    # There are only these three.
     total = sum(float(answer["score"].exp()) for answer in alone[0])
     assert total == pytest.approx(1, abs=1e-4)
     assert [alone[n][0]["references"] for n in range(3)] == ["yes", "maybe", "no"]
@@ -96,7 +96,7 @@ def test_the_papers_thresholds_are_the_default(data):
     assert (policy.decoder_threshold, policy.schedule) == (0.95, "static")
 
 
-def test_a_row_without_picture_is_answered(tmp_path, models):
+def test_a_row_without_image_is_answered(tmp_path, models):
     folder = files.write_dictionary(tmp_path / "data")
     rows = [files.entailment_row(number) for number in range(3)]
     rows[1][2] = ""
@@ -108,24 +108,24 @@ def test_a_row_without_picture_is_answered(tmp_path, models):
         assert [bool(record["image_layers"]) for record in records] == [True, False, True]
 
 
-def test_a_row_without_text_is_refused_by_line(tmp_path, models):
+def test_a_row_without_text_is_rejected_by_line(tmp_path, models):
     folder = files.write_dictionary(tmp_path / "data")
     rows = [files.entailment_row(number) for number in range(3)]
     rows[1][3] = " "
     files.write_tsv(folder / "test.tsv", rows)
-    with pytest.raises(ValueError, match=r"line 2, field 'hypothesis'"):
+    with pytest.raises(ValueError, match=r"(line |:)2\b.*hypothesis"):
         files.generate_rows(files.setup(TASK, folder), models)
     found = files.generate_rows(files.setup(TASK, folder, skip_bad_rows=True), models)
     assert sorted(found) == [0, 2]
 
 
-def test_texts_beyond_the_models_positions_are_refused_by_line(tmp_path, models):
+def test_texts_beyond_the_models_positions_are_rejected_by_line(tmp_path, models):
     folder = files.write_dictionary(tmp_path / "data")
     row = files.entailment_row(0)
     row[3] = "square " * 200
     files.write_tsv(folder / "test.tsv", [row])
-    assert len(files.generate_rows(files.setup(TASK, folder), models)) == 1  # cut to 80 words
-    with pytest.raises(ValueError, match=r"line 1, field 'hypothesis': .*128 positions"):
+    assert len(files.generate_rows(files.setup(TASK, folder), models)) == 1  # truncated to 80 words
+    with pytest.raises(ValueError, match=r"(line |:)1\b.*hypothesis.*\b128\b"):
         files.generate_rows(files.setup(TASK, folder, max_src_length=150), models)
 
 
@@ -133,7 +133,7 @@ def test_texts_beyond_the_models_positions_are_refused_by_line(tmp_path, models)
     ("options", "message"),
     [
         *(
-            ({option: value}, f"{flag(option)} is not supported: the answers are a closed set")
+            ({option: value}, f"{flag(option)} is not supported.*closed set")
             for option, value in {
                 "beam": 1,
                 "lenpen": 0.5,
@@ -158,26 +158,26 @@ def test_texts_beyond_the_models_positions_are_refused_by_line(tmp_path, models)
                 "eos_token": "no",
             }.items()
         ),
-        ({"retain_dropout": True}, "--retain-dropout is not supported: the model's dropout"),
-        ({"nbest": 4}, "--nbest 4: there are 3 answers"),
+        ({"retain_dropout": True}, "--retain-dropout is not supported.*dropout"),
+        ({"nbest": 4}, "--nbest 4.* 3 answers"),
     ],
 )
-def test_what_a_closed_set_cannot_do_is_refused(data, models, options, message):
+def test_options_of_a_search_are_rejected(data, models, options, message):
     with pytest.raises(ValueError, match=message):
         files.generate_rows(files.setup(TASK, data), models, **options)
 
 
-def test_fairseqs_defaults_are_taken(data, models):
-    """As fairseq-generate hands them over: every option is there."""
+def test_fairseqs_defaults_are_accepted(data, models):
+    """With every option set, as fairseq-generate passes them."""
     args = files.Namespace(**DEFAULTS)
     assert len(files.setup(TASK, data).build_generator(models, args).tree.answers) == 3
 
 
-def test_nonsense_is_refused(data, tmp_path):
+def test_invalid_options_are_rejected(data, tmp_path):
     with pytest.raises(ValueError, match="--prompt-type 'bos'"):
         files.setup(TASK, data, prompt_type="bos")
     folder = files.write_dictionary(tmp_path / "d", tuple(w for w in files.WORDS if w != "maybe"))
-    with pytest.raises(ValueError, match="lacks the answer 'maybe'"):
+    with pytest.raises(ValueError, match="'maybe'"):
         files.setup(TASK, data, bpe_dir=str(folder))
 
 
@@ -189,27 +189,27 @@ def test_generate_prints_the_best_answers_and_scores_them(data, checkpoint):
         *(TASK, data, checkpoint, "--scoring", "accuracy", "--nbest", "3"),
         *("--prompt-type", "prev_output", "--exit-policy", "similarity"),
     )
-    right = sum(lines["D"][n][0][1] == lines["T"][n][0][0] for n in range(11))
-    assert f"accuracy = {100 * right / 11:.2f} ({right} of 11)" in lines["result"]
+    correct = sum(lines["D"][n][0][1] == lines["T"][n][0][0] for n in range(11))
+    assert f"accuracy = {100 * correct / 11:.2f} ({correct} of 11)" in lines["result"]
     for number in range(11):
         assert sorted(answer[1] for answer in lines["D"][number]) == ["maybe", "no", "yes"]
         scores = [float(answer[0]) for answer in lines["H"][number]]
         assert scores == sorted(scores, reverse=True)
 
 
-def test_another_question_than_in_training_is_refused(data, checkpoint):
-    with pytest.raises(ValueError, match="trained with --prompt-type prev_output, here it is none"):
+def test_another_prompt_than_in_training_is_rejected(data, checkpoint):
+    with pytest.raises(ValueError, match=r"--prompt-type is none.* trained with prev_output"):
         files.generate(TASK, data, checkpoint)
 
 
 def test_validation_reports_the_accuracy_of_the_split(data, checkpoint, models):
     task = files.setup(TASK, f"{data}/valid.tsv", prompt_type="prev_output")
     found = files.generate_rows(task, models)
-    right = sum(row[0]["words"] == row[0]["references"] for row in found.values())
+    correct = sum(row[0]["words"] == row[0]["references"] for row in found.values())
     metrics.reset()
     with metrics.aggregate() as seen:
         files.validate(data, checkpoint, "--task", TASK, "--batch-size", "2", "--eval-acc")
-    assert seen.get_smoothed_values()["acc"] == pytest.approx(100 * right / 9, abs=0.01)
+    assert seen.get_smoothed_values()["acc"] == pytest.approx(100 * correct / 9, abs=0.01)
     best = torch.load(checkpoint.parent / "checkpoint_best.pt")["extra_state"]["best"]
     assert best in {round(100 * n / 9, 3) for n in range(10)}
 
@@ -223,8 +223,8 @@ def test_an_empty_batch_adds_nothing_to_validation(data, models, caplog):
     assert "acc" not in seen.get_smoothed_values()
 
 
-def test_hydra_train_takes_a_yaml_configuration(data, tmp_path):
-    """In a process of its own, with --user-dir's way of being found."""
+def test_hydra_train_accepts_a_yaml_configuration(data, tmp_path):
+    """In a separate process, with --user-dir."""
     (tmp_path / "entailment.yaml").write_text(
         f"""\
 # @package _group_

@@ -80,7 +80,7 @@ def test_a_training_row_as_the_model_reads_it(data):
     assert set(words(task, allowed)) == {*files.COLOURS, "dark", "2", "two"}
 
 
-def test_evaluation_keeps_all_answers_as_written_and_asks_for_the_commonest(data):
+def test_evaluation_keeps_all_answers_and_targets_the_most_frequent(data):
     task, one = example(data, "valid", 2)
     assert one.references == ["blue"] * 5 + ["dark"] * 2 + ["Dark Red", "no", ""]
     assert words(task, one.target) == ["blue", "</s>"] and one.conf == 1
@@ -94,50 +94,50 @@ def test_an_answer_outside_the_list(data, tmp_path):
     task = files.setup(TASK, data, answers=str(tmp_path / "few.txt"))
     task.load_dataset("valid")
     one = task.dataset("valid")[2]
-    assert words(task, one.target) == ["dark", "</s>"]  # the commonest that is in the list
+    assert words(task, one.target) == ["dark", "</s>"]  # the most frequent one in the list
     task.load_dataset("train")
-    with pytest.raises(ValueError, match="line 1, field 'answers': 'red' is none of the 2 cand"):
+    with pytest.raises(ValueError, match=r"(line |:)1\b.*answers.*'red'.* 2 "):
         task.dataset("train")[0]
 
 
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
-        (2, "?", "has no words"),
-        (3, "red", "answers are malformed"),
-        (3, "1.5|!+red", "confidence 1.5"),
-        (3, "", "training data without an answer"),
+        (2, "?", "question"),
+        (3, "red", "answers"),
+        (3, "1.5|!+red", r"answers.*1\.5"),
+        (3, "", "answers"),
     ],
 )
-def test_bad_rows_are_refused_by_line(tmp_path, column, text, message):
+def test_bad_rows_are_rejected_by_line(tmp_path, column, text, message):
     folder = files.write_dictionary(tmp_path / "data", WORDS)
     bad = row(1, "train")
     bad[column] = text
     files.write_tsv(folder / "train.tsv", [row(0, "train"), bad])
     task = files.setup(TASK, folder)
     task.load_dataset("train")
-    with pytest.raises(ValueError, match=f"line 2, field .*{message}"):
+    with pytest.raises(ValueError, match=rf"(line |:)2\b.*{message}"):
         task.dataset("train")[1]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("red\n\nblue\n", "line 2: an empty line"),
-        ("red\nmauve\n", "line 2: the dictionary lacks 'mauve'"),
-        ("red\nRed\n", "line 2: 'Red' is the same answer as 'red'"),
-        ("red\n", "has 1 answers"),
-        (None, "cannot be read"),
+        ("red\n\nblue\n", r"(line |:)2\b.*empty"),
+        ("red\nmauve\n", r"(line |:)2\b.*'mauve'"),
+        ("red\nRed\n", r"(line |:)2\b.*'Red'.*'red'"),
+        ("red\n", r"list\.txt.* 1 "),
+        (None, r"list\.txt"),
     ],
 )
-def test_bad_lists_are_refused_by_line(data, tmp_path, content, message):
+def test_bad_lists_are_rejected_by_line(data, tmp_path, content, message):
     if content is not None:
         (tmp_path / "list.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
         files.setup(TASK, data, answers=str(tmp_path / "list.txt"))
 
 
-def test_ofas_own_selection_of_columns_is_taken(data):
+def test_ofas_selection_of_columns_is_accepted(data):
     task = vqa_task(data, False, selected_cols="0,5,2,3,4")
     task.load_dataset("train")
     assert task.dataset("train")[0].uniq_id == "q0"
@@ -147,7 +147,7 @@ def test_ofas_own_selection_of_columns_is_taken(data):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_every_answer_is_scored_whatever_the_batch(data, models, prompt):
+def test_every_answer_is_scored_independently_of_the_batch(data, models, prompt):
     task = vqa_task(data, True, prompt_type=prompt)
     alone = files.generate_rows(task, models, batch_size=1, nbest=len(ANSWERS))
     together = files.generate_rows(task, models, batch_size=9, nbest=len(ANSWERS))
@@ -163,8 +163,8 @@ def test_every_answer_is_scored_whatever_the_batch(data, models, prompt):
 
 
 @pytest.mark.parametrize("prompt", ["none", "prev_output"])
-def test_open_answers_are_those_of_a_loop_over_all_words(data, models, prompt):
-    """Beam search over short answers finds what scoring every answer of up to two words finds."""
+def test_open_answers_equal_a_loop_over_all_words(data, models, prompt):
+    """Beam search finds the same scores as scoring all answers of up to two words."""
     task = vqa_task(data, False, prompt_type=prompt)
     options = {"beam": 60, "max_len_b": 1, "unnormalized": True, "nbest": 60}
     found = files.generate_rows(task, models, **options)
@@ -204,8 +204,8 @@ def test_exits_are_traced_and_do_not_depend_on_the_batch(data, models, tmp_path,
         assert len(best["layers"]) == len(best["tokens"])
 
 
-def test_the_big_list_is_one_row_group_of_bounded_rows():
-    """As many answers as VQA v2's list: rows stay as short as they are for a few."""
+def test_a_long_list_fills_a_few_rows_of_bounded_length():
+    """VQA v2's list has as many answers. Rows are no longer than for a short list."""
     answers = [[a, b] for a in range(5, 65) for b in range(70, 122)] + [[a] for a in range(5, 14)]
     assert len(answers) == 3129
     generator = AllCandidateGenerator([torch.nn.Identity()], AnswerTrie(answers, 2), 1, room=16)
@@ -215,22 +215,22 @@ def test_the_big_list_is_one_row_group_of_bounded_rows():
 @pytest.mark.parametrize(
     ("closed", "options", "message"),
     [
-        (True, {"beam": 3}, "--beam is not supported: the answers are a closed set"),
-        (True, {"nbest": 12}, "--nbest 12: there are 11 answers"),
-        (False, {}, "needs --unnormalized"),
+        (True, {"beam": 3}, "--beam is not supported.*closed set"),
+        (True, {"nbest": 12}, "--nbest 12.* 11 answers"),
+        (False, {}, "--prompt-type prev_output.*--answers.*--unnormalized"),
     ],
 )
-def test_what_cannot_be_done_is_refused(data, models, closed, options, message):
+def test_unsupported_options_are_rejected(data, models, closed, options, message):
     task = vqa_task(data, closed, prompt_type="prev_output")
     with pytest.raises(ValueError, match=message):
         files.generate_rows(task, models, **options)
 
 
-def test_nonsense_is_refused(data, models):
+def test_invalid_options_are_rejected(data, models):
     for option, value in (("prompt_type", "bos"), ("vqa_metric", "bleu")):
         with pytest.raises(ValueError, match=value):
             files.setup(TASK, data, **{option: value})
-    with pytest.raises(ValueError, match="--prompt-type src without --answers"):
+    with pytest.raises(ValueError, match=r"--prompt-type src.*--answers"):
         files.generate_rows(vqa_task(data, False, prompt_type="src"), models)
 
 
@@ -265,7 +265,7 @@ def example_references(number: int) -> list[str]:
     return [part.partition("|!+")[2] for part in row(number)[3].split("&&")]
 
 
-def test_a_split_without_answers_is_answered(data, checkpoint):
+def test_a_split_without_answers_is_generated(data, checkpoint):
     lines = files.generate(
         *(TASK, f"{data}/hidden.tsv", checkpoint, "--prompt-type", "prev_output"),
         *("--answers", f"{data}/answers.txt"),
@@ -273,6 +273,6 @@ def test_a_split_without_answers_is_answered(data, checkpoint):
     assert all(lines["D"][n][0][1] in ANSWERS for n in range(3))
 
 
-def test_the_list_is_read_in_its_order(data):
+def test_the_list_keeps_its_order(data):
     task = files.setup(TASK, data)
     assert list(read_answers(data / "answers.txt", task.encoder)) == ANSWERS
