@@ -29,10 +29,13 @@ setup(
         "hydra-core<1.4",
         "torch>=2.6",
         "torchvision",
+        "filelock>=4",
+        "ijson>=3.2",
         "numpy",
         "pillow",
         "sacrebleu>=2.0",
         "pycocoevalcap==1.2",
+        "tabulate",
         "tqdm",
     ],
     extras_require={

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from ofa_exit.data.row_index import file_stamp, row_offsets
 
 
@@ -185,11 +183,4 @@ class TsvFile:
         )
 
     def __getstate__(self) -> dict:
-        # As bytes: torch sends tensors by handles, which a mapped file or a copy made here and
-        # gone by the time the other process looks does not have.
-        offsets = self._offsets.numpy().tobytes()
-        return {**self.__dict__, "_file": None, "_pid": 0, "_offsets": offsets}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._offsets = torch.frombuffer(bytearray(state["_offsets"]), dtype=torch.long)
+        return {**self.__dict__, "_file": None, "_pid": 0}

@@ -292,8 +292,8 @@ def test_the_index_comes_with_the_file(root, out, monkeypatch):
     interrupted(root, out, monkeypatch)
     assert prepare("coco", root, out, *TRAIN) == 0
     path = out / "train.tsv"
-    counted = row_index._count(path.open("rb")).tolist()
-    monkeypatch.setattr(row_index, "_count", None)
+    counted = row_index._scan(path.open("rb")).tolist()
+    monkeypatch.setattr(row_index, "_scan", None)
     assert row_index.row_offsets(path)[1].tolist() == counted
     assert len(counted) == 64
 

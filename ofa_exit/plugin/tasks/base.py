@@ -10,8 +10,9 @@ from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
-from ofa_exit.data.dataset import Examples, OFADataset
+from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.models.compiling import compile_parts
@@ -105,7 +106,7 @@ class OFATask(ValidatesByGenerating):
 
     # ------------------------------------------------------------------ data
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> Examples:
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> RowExamples:
         """The rows of a file of ``split`` as examples of this task."""
         raise NotImplementedError
 
