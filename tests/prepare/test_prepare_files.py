@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import prepare_samples as samples
 from helpers.paths import ROOT
 from helpers.prepare_samples import manifest, prepare, problems, rows
@@ -80,7 +80,7 @@ def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch)
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = {path.name for path in out.iterdir()}
-    assert left == {"train.tsv.partial", "train.tsv.partial.json"}
+    assert left == {"train.tsv.partial", "train.tsv.partial.json", "train.tsv.partial.lock"}
     read = []
     encode = writer.encode_image
     monkeypatch.setattr(writer, "encode_image", lambda path: read.append(path) or encode(path))
@@ -190,8 +190,7 @@ def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
 def test_two_runs_at_once_are_refused(root, out, capsys):
     large_coco(root)
     out.mkdir()
-    with (out / "train.tsv.partial").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(out / "train.tsv.partial.lock"):
         assert prepare("coco", root, out, *TRAIN) == 1
     assert "being written by another run" in capsys.readouterr().err
 
@@ -250,7 +249,7 @@ def test_one_run_tells_of_all_broken_images(root, out, capsys):
         path.write_bytes(path.read_bytes()[:-200])
     assert prepare("coco", root, out, *TRAIN) == 1
     told = capsys.readouterr().err
-    assert "Looking through the rest for others" in told
+    assert "Reading the other images" in told
     assert "4 records cannot become rows" in told
     assert f"All are listed in {out / 'train.tsv.problems.txt'}" in told
     of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]

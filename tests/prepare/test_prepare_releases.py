@@ -9,8 +9,8 @@ import pytest
 from helpers import prepare_samples as samples
 from helpers.prepare_samples import manifest, prepare, problems, rows
 
-from ofa_exit.data import answers
-from ofa_exit.prepare import visdial
+from ofa_exit.data.answers import parse_answers
+from ofa_exit.prepare import answers, visdial
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_vqa_training_and_evaluation_rows(root, out):
         ["9001", "9", "what is it 1?", "1.0|!+yes", ""],
     ]
     (valid,) = rows(out / "valid.tsv")
-    assert answers.parse_answers(valid[3]) == [(1.0, one) for one in samples.ANSWERS[0]]
+    assert parse_answers(valid[3]) == [(1.0, one) for one in samples.ANSWERS[0]]
     for split in ("test", "test-dev"):
         assert texts(out / f"{split}.tsv") == [["1000", "1", "what is it 0?", "", ""]]
     assert manifest(out / "train.tsv")["counts"]["found"] == {
@@ -134,7 +134,7 @@ def test_vqa_candidates_limit_training_alone(root, out, capsys):
     assert manifest(out / "train.tsv")["left_out"] == {"no answer among the candidates": 1}
     assert manifest(out / "train.tsv")["counts"]["found"]["questions"] == 4
     assert manifest(out / "trainval.tsv")["left_out"] == {"no answer among the candidates": 2}
-    assert len(answers.parse_answers(rows(out / "valid.tsv")[0][3])) == 10
+    assert len(parse_answers(rows(out / "valid.tsv")[0][3])) == 10
     assert "2 answers occur at least 2 times, 1 were asked for" in capsys.readouterr().err
 
 
@@ -234,7 +234,7 @@ def test_vizwiz(root, out):
     (valid,) = rows(out / "valid.tsv")
     assert valid[:2] == ["VizWiz_val_00000000.jpg", "VizWiz_val_00000000"]
     given = ["basil leaves", "basil leaves", "basil", "Basil", ""] + ["unanswerable"] * 5
-    assert [answer for _, answer in answers.parse_answers(valid[3])] == given
+    assert [answer for _, answer in parse_answers(valid[3])] == given
     assert rows(out / "test.tsv")[0][3] == ""
     assert prepare("vizwiz", root, out) == 0
     kept = [row[3] for row in rows(out / "train.tsv")]
