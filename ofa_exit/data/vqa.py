@@ -20,8 +20,8 @@ OFFICIAL_COLS = "0,5,2,3"
 def read_answers(path: str | os.PathLike, encoder: TextEncoder) -> dict[str, list[int]]:
     """Return the candidate answers of a text file, one per line, with their tokens.
 
-    The tokens have neither bos nor eos. Raises ValueError, with the line: an empty line, an answer that the dictionary cannot spell, two
-    answers with the same tokens, or fewer than two answers.
+    The tokens have neither bos nor eos. Raises ValueError, with the line: an empty line, an answer
+    that the dictionary cannot spell, two answers with the same tokens, fewer than two answers.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -56,9 +56,9 @@ class QuestionExamples(RowExamples):
 
     The source is `` question?``, cut to ``max_src_length`` words. Answers are
     ``confidence|!+answer`` joined by ``&&``. The target is the answer of the highest confidence,
-    the most frequent one in a tie. In training its confidence weights the loss (``conf``), and an open
-    answer is cut to ``max_tgt_length`` words. The references are all answers as written; rows of
-    test splits may have none.
+    the most frequent one in a tie. In training its confidence weights the loss (``conf``), and an
+    open answer is cut to ``max_tgt_length`` words. The references are all answers as written; rows
+    of test splits may have none.
 
     With ``trie`` the answers are a closed set. Training answers must be in it. Elsewhere the target
     is the best answer in it; a row without one has a mask that allows everything.

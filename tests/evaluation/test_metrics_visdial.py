@@ -6,15 +6,7 @@ import math
 import pytest
 import torch
 
-from ofa_exit.evaluation.metrics.visdial import VisDialMetrics, ndcg, ranks_of, score_visdial
-
-
-def test_ranks_of_scores_and_ties():
-    scores = torch.tensor([[0.1, 0.9, 0.5], [1.0, 1.0, 2.0]])
-    assert ranks_of(scores).tolist() == [[3, 1, 2], [2, 3, 1]]  # of equals the first is better
-    assert ranks_of(torch.zeros(2, 2, 100)).tolist() == [[list(range(1, 101))] * 2] * 2
-    with pytest.raises(ValueError, match="NaN"):
-        ranks_of(torch.tensor([0.0, math.nan]))
+from ofa_exit.evaluation.metrics.visdial import VisDialMetrics, ndcg, score_visdial
 
 
 def test_ndcg_of_a_worked_example():

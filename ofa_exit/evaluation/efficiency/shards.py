@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.efficiency.totals import RunTotals
-from ofa_exit.evaluation.metrics.results import member
+from ofa_exit.evaluation.metrics.results import require_field
 
 _RECORD = re.compile(r"Exit shard(?: of model (\d+) of \d+)?: (.*)")
 _RESULT = re.compile(r"(Generate .* with beam=\d+): ")
@@ -86,11 +86,11 @@ def read_shard(folder: Path) -> Shard:
         )
     try:
         values = [json.loads(text) for _, text in records]
-        totals = [RunTotals.from_dict(member(one, "totals", "the record")) for one in values]
+        totals = [RunTotals.from_dict(require_field(one, "totals", "the record")) for one in values]
         shard, of, rows, all_rows = (
-            member(values[0], name, "the record", int) for name in _NUMBERS
+            require_field(values[0], name, "the record", int) for name in _NUMBERS
         )
-        run = member(values[0], "run", "the record", dict)
+        run = require_field(values[0], "run", "the record", dict)
     except ValueError as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
     return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, run, totals)

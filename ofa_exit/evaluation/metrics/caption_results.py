@@ -7,12 +7,12 @@ from ofa_exit.evaluation.metrics.captions import CaptionScores, score_captions
 from ofa_exit.evaluation.metrics.results import (
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
@@ -34,7 +34,9 @@ def score_coco(
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    scored = select_scored(
+        captions, references, references, results, annotations, "image", allow_missing
+    )
     found = _score(scored, captions, references, tokenizer)
     notes = [f"{found.tokenizer} tokenizer", *found.notes]
     return Scores(
@@ -61,7 +63,9 @@ def score_nocaps(
     if not domains:
         raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    scored = select_scored(
+        captions, references, references, results, annotations, "image", allow_missing
+    )
     entire = _score(scored, captions, references, tokenizer)
     parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
     for domain in DOMAINS:
@@ -99,17 +103,19 @@ def _read_annotations(
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Image → captions, and image → domain where the file has domains."""
     content = read_json(path)
-    images = member(content, "images", str(path), list)
+    images = require_field(content, "images", str(path), list)
     if images and "sentences" in images[0]:
         return _karpathy(images, split, path), {}
-    entries = indexed(images, ("id",), path, "its images")
+    entries = index_by_id(images, ("id",), path, "its images")
     references: dict[str, list[str]] = {image: [] for image in entries}
-    for number, caption in enumerate(member(content, "annotations", str(path), list), start=1):
+    for number, caption in enumerate(
+        require_field(content, "annotations", str(path), list), start=1
+    ):
         where = f"{path}, annotation {number}"
-        image = str(member(caption, "image_id", where, (str, int)))
+        image = str(require_field(caption, "image_id", where, (str, int)))
         if image not in references:
             raise ValueError(f"{where}: the file has no image {image}")
-        references[image].append(member(caption, "caption", where, str))
+        references[image].append(require_field(caption, "caption", where, str))
     bare = [image for image, captions in references.items() if not captions]
     if bare:
         raise ValueError(
@@ -119,7 +125,7 @@ def _read_annotations(
     domains = {}
     if any("domain" in entry for entry in entries.values()):
         for image, entry in entries.items():
-            domains[image] = member(entry, "domain", f"{path}, image {image}", str)
+            domains[image] = require_field(entry, "domain", f"{path}, image {image}", str)
             if domains[image] not in DOMAINS:
                 raise ValueError(
                     f"{path}, image {image}: domain {domains[image]!r} is none of "
@@ -133,11 +139,11 @@ def _karpathy(images: list[Any], split: str | None, path: ResultPath) -> dict[st
     if not chosen:
         there = sorted({str(entry.get("split")) for entry in images})
         raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(there)}")
-    entries = indexed(chosen, ("cocoid",), path, "its images")
+    entries = index_by_id(chosen, ("cocoid",), path, "its images")
     return {
         image: [
-            member(sentence, "raw", f"{path}, image {image}", str)
-            for sentence in member(entry, "sentences", f"{path}, image {image}", list)
+            require_field(sentence, "raw", f"{path}, image {image}", str)
+            for sentence in require_field(entry, "sentences", f"{path}, image {image}", list)
         ]
         for image, entry in entries.items()
     }

@@ -7,13 +7,12 @@ times 100, as papers do.
 import contextlib
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
+from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
 from ofa_exit.evaluation.metrics import java
@@ -93,36 +92,6 @@ def score_captions(
         "PTB" if used == "ptb" else "plain",
         tuple(notes),
     )
-
-
-class CiderReference:
-    """CIDEr of single samples by the document frequencies of a split, for use in training.
-
-    Built once from the references of every sample of the split (in any order, one list a sample);
-    afterwards each sample is scored alone, so sums over batches and workers, divided by the number
-    of samples, are the CIDEr of the split. Words are those of `plain_tokenize`: no Java runs while
-    training.
-    """
-
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        if not references:
-            raise ValueError("CIDEr needs the references of at least one sample")
-        self._scorer = CiderScorer()
-        for refs in references:
-            self._scorer.crefs.append(cook_refs(_plain(refs)))
-        self._scorer.compute_doc_freq()
-        # Asked for what it lacks, a Counter does not grow as the scorer's defaultdict does.
-        self._scorer.document_frequency = Counter(self._scorer.document_frequency)
-        self._samples = len(references)
-
-    def score(self, hypothesis: str, references: Sequence[str]) -> float:
-        """CIDEr ×100 of one sample whose references are among those of the split."""
-        if not references:
-            raise ValueError("CIDEr needs a reference to compare the caption with")
-        # compute_cider reads the number of documents off crefs, and stops with the shorter list.
-        self._scorer.crefs = [cook_refs(_plain(references))] + [[]] * (self._samples - 1)
-        self._scorer.ctest = [cook_test(plain_tokenize(hypothesis))]
-        return 100 * float(self._scorer.compute_cider()[0])
 
 
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[int]:

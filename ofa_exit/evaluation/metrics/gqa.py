@@ -12,11 +12,11 @@ from ofa_exit.evaluation.metrics.results import (
     Means,
     ResultPath,
     Scores,
-    matched,
-    member,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
 # What makes a step, written "operation: argument", no reasoning in the published evaluation.
@@ -52,7 +52,7 @@ def score_gqa(
     balanced = [name for name, entry in entries.items() if entry.get("isBalanced", True)]
     wanted = list(entries) if consistency else balanced
     # A submission answers all questions of a split; those of other files are passed over, as there.
-    having = matched(
+    having = select_scored(
         predictions, wanted, predictions, results, source, "question", allow_missing=allow_missing
     )
     others = sum(name not in entries for name in predictions)
@@ -66,14 +66,14 @@ def score_gqa(
         correct = predictions[name] == entry["answer"]
         means.add("accuracy", correct)
         if "types" in entry:
-            kind = member(entry["types"], "structural", where, str)
+            kind = require_field(entry["types"], "structural", where, str)
             means.add("open" if kind == "query" else "binary", correct)
         for title, part in _parts(entry).items():
             parts[title].add(part, correct)
         if options is not None:
-            allowed = member(options, name, str(choices), Mapping)
+            allowed = require_field(options, name, str(choices), Mapping)
             for metric, key in (("validity", "valid"), ("plausibility", "plausible")):
-                group = member(allowed, key, f"{choices}, question {name}", list)
+                group = require_field(allowed, key, f"{choices}, question {name}", list)
                 means.add(metric, predictions[name] in _group(entry, group))
         if consistency and correct:
             entailed = _entailed_scores(name, entries, predictions, where, allow_missing)
@@ -105,7 +105,7 @@ def _read_questions(paths: Sequence[ResultPath]) -> dict[str, Mapping[str, Any]]
         if not isinstance(content, Mapping) or not content:
             raise ValueError(f"{path}: questions should be a JSON object, question id to question")
         for name, entry in content.items():
-            member(entry, "answer", f"{path}, question {name}", str)
+            require_field(entry, "answer", f"{path}, question {name}", str)
             if name in entries:
                 raise ValueError(f"{path}, question {name}: another of the files has it too")
             entries[name] = entry
@@ -143,7 +143,7 @@ def _entailed_scores(
     allow_missing: bool,
 ) -> list[bool]:
     scores = []
-    for other in member(entries[name], "entailed", where, list):
+    for other in require_field(entries[name], "entailed", where, list):
         if other == name or (allow_missing and other not in predictions):
             continue
         if other not in entries:

@@ -13,11 +13,11 @@ from ofa_exit.evaluation.metrics.results import (
     Means,
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_results,
+    require_field,
+    select_scored,
 )
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -46,12 +46,14 @@ def score_snli_ve(
     file and pair, for anything that does not fit, labels that there are none of included.
     """
     predictions: dict[str, str] = read_results(results, ("pairID",), "prediction", str)
-    entries = indexed(_read_lines(annotations), ("pairID",), annotations, "the annotations")
-    scored = matched(predictions, entries, entries, results, annotations, "pair", allow_missing)
+    entries = index_by_id(_read_lines(annotations), ("pairID",), annotations, "the annotations")
+    scored = select_scored(
+        predictions, entries, entries, results, annotations, "pair", allow_missing
+    )
     means, labels = Means(), Means()
     for name in scored:
         where = f"{annotations}, pairID {name}"
-        gold = member(entries[name], "gold_label", where, str)
+        gold = require_field(entries[name], "gold_label", where, str)
         if gold not in LABELS:
             raise ValueError(f"{where}: gold_label {gold!r}, none of {', '.join(LABELS)}")
         try:

@@ -8,35 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ofa_exit.evaluation.metrics.results import (
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
 KEYS = ("image_id", "round_id")
 RECALL_AT = (1, 5, 10)
-
-
-def ranks_of(scores: Tensor) -> Tensor:
-    """Rank of each candidate, 1 the best, Long of the shape of ``scores`` [..., candidates].
-
-    Of equal scores the candidate that stands first gets the better rank. The starter code leaves
-    it to an unstable sort, so that there a tie is broken anyhow. Raises ValueError for NaN.
-    """
-    if scores.isnan().any():
-        raise ValueError("a candidate's score is not a number (NaN), so it has no rank")
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(1, scores.size(-1) + 1, device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def ndcg(ranks: Sequence[int], relevance: Sequence[float]) -> float:
@@ -134,7 +118,9 @@ def score_visdial(
     """
     rounds = _rounds(annotations)
     ranks: dict[str, list[int]] = read_results(results, KEYS, "ranks", list)
-    scored = matched(ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing)
+    scored = select_scored(
+        ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing
+    )
     relevances = _relevances(dense, rounds, annotations) if dense is not None else {}
     metrics = VisDialMetrics()
     for name in scored:
@@ -154,26 +140,31 @@ def score_visdial(
 
 def _rounds(path: ResultPath) -> dict[str, tuple[int, int]]:
     """Image and round → true answer and number of candidates."""
-    data = member(read_json(path), "data", str(path))
-    dialogs = indexed(member(data, "dialogs", str(path)), KEYS[:1], path, "its dialogs")
+    data = require_field(read_json(path), "data", str(path))
+    dialogs = index_by_id(require_field(data, "dialogs", str(path)), KEYS[:1], path, "its dialogs")
     rounds = {}
     for image, dialog in dialogs.items():
-        for number, turn in enumerate(member(dialog, "dialog", f"{path}, image {image}"), start=1):
+        for number, turn in enumerate(
+            require_field(dialog, "dialog", f"{path}, image {image}"), start=1
+        ):
             where = f"{path}, image {image}, round {number}"
             if "gt_index" not in turn:
                 raise ValueError(
                     f"{where}: no 'gt_index'. The answers of the test split are not published: "
                     "score the validation split, or submit the file to the challenge's server"
                 )
-            options = member(turn, "answer_options", where, list)
-            rounds[f"{image} {number}"] = (member(turn, "gt_index", where, int), len(options))
+            options = require_field(turn, "answer_options", where, list)
+            rounds[f"{image} {number}"] = (
+                require_field(turn, "gt_index", where, int),
+                len(options),
+            )
     return rounds
 
 
 def _relevances(
     path: ResultPath, rounds: Mapping[str, Any], annotations: ResultPath
 ) -> dict[str, list[float]]:
-    entries = indexed(read_json(path), KEYS, path, "the relevances")
+    entries = index_by_id(read_json(path), KEYS, path, "the relevances")
     found = {}
     for name, entry in entries.items():
         where = f"{path}, {' '.join(KEYS)} {name}"
@@ -181,7 +172,7 @@ def _relevances(
             raise ValueError(f"{where}: {annotations} has no such round. Are both of one split?")
         # The published files of train and validation name it differently.
         key = "relevance" if "relevance" in entry else "gt_relevance"
-        values = member(entry, key, where, list)
+        values = require_field(entry, key, where, list)
         if not all(type(value) in (int, float) for value in values):
             raise ValueError(f"{where}: a relevance is no number")
         if len(values) != rounds[name][1]:

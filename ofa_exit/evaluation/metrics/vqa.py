@@ -7,12 +7,12 @@ from ofa_exit.evaluation.metrics.results import (
     Means,
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 
@@ -33,8 +33,11 @@ def score_vqa(
     file and question, for anything that does not fit.
     """
     content = read_json(annotations)
-    entries = indexed(
-        member(content, "annotations", str(annotations)), ("question_id",), annotations, "its list"
+    entries = index_by_id(
+        require_field(content, "annotations", str(annotations)),
+        ("question_id",),
+        annotations,
+        "its list",
     )
     if questions is not None:
         _same_questions(entries, questions, annotations)
@@ -61,7 +64,7 @@ def score_vizwiz(
     """
     return _score(
         read_results(results, ("image",), "answer", str),
-        indexed(read_json(annotations), ("image",), annotations, "the annotations"),
+        index_by_id(read_json(annotations), ("image",), annotations, "the annotations"),
         vizwiz_answer_accuracy,
         {"answer type": "answer_type"},
         {},
@@ -88,7 +91,7 @@ def _score(
     source: tuple[ResultPath, ResultPath, str, bool],
 ) -> Scores:
     results, annotations, what, allow_missing = source
-    scored = matched(
+    scored = select_scored(
         predictions, entries, entries, results, annotations, what, allow_missing=allow_missing
     )
     total = 0.0
@@ -96,8 +99,8 @@ def _score(
     for name in scored:
         where = f"{annotations}, {what} {name}"
         answers = [
-            member(answer, "answer", where, str)
-            for answer in member(entries[name], "answers", where, list)
+            require_field(answer, "answer", where, str)
+            for answer in require_field(entries[name], "answers", where, list)
         ]
         value = accuracy(predictions[name], ten_answers(answers, where))
         total += value
@@ -117,8 +120,8 @@ def _score(
 def _same_questions(
     entries: Mapping[str, Any], questions: ResultPath, annotations: ResultPath
 ) -> None:
-    listed = member(read_json(questions), "questions", str(questions))
-    asked = indexed(listed, ("question_id",), questions, "its list")
+    listed = require_field(read_json(questions), "questions", str(questions))
+    asked = index_by_id(listed, ("question_id",), questions, "its list")
     different = sorted(set(asked) ^ set(entries))
     if different:
         raise ValueError(

@@ -12,10 +12,10 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.metrics.captions import (
-    CiderReference,
     bleu_from_statistics,
     bleu_statistics,
 )
+from ofa_exit.evaluation.metrics.cider_d import CiderD
 from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.target_words import target_words
 from ofa_exit.plugin.tasks.config import OFATaskConfig
@@ -69,7 +69,7 @@ class MuECaptionTask(BeamSearchTask):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._cider: dict[str, tuple[Any, CiderReference]] = {}
+        self._cider: dict[str, tuple[Any, CiderD]] = {}
         if self.cfg.target_words is not None:
             self.words = target_words(
                 self.cfg.target_words, self.dictionary, self.cfg.code_dict_size, self.cfg.num_bins
@@ -121,12 +121,12 @@ class MuECaptionTask(BeamSearchTask):
                 lambda meters: round(bleu_from_statistics(meters["_bleu"].sum.tolist())[3], 3),
             )
 
-    def _cider_reference(self, subset: str) -> CiderReference:
+    def _cider_reference(self, subset: str) -> CiderD:
         """Word frequencies over all references of a split, read once."""
         dataset = self.datasets[subset]
         known = self._cider.get(subset)
         if known is None or known[0] is not dataset:
-            known = dataset, CiderReference(_all_references(dataset.rows.examples))
+            known = dataset, CiderD.of_split(_all_references(dataset.rows.examples))
             self._cider[subset] = known
         return known[1]
 
