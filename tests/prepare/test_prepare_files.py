@@ -161,7 +161,7 @@ def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys
     assert prepare("coco", root, out, *TRAIN) == 0
     stamp = (out / "train.tsv").stat().st_mtime_ns
     assert prepare("coco", root, out, *TRAIN) == 0
-    assert "there already, 63 rows" in capsys.readouterr().err
+    assert "exists already, 63 rows" in capsys.readouterr().err
     assert (out / "train.tsv").stat().st_mtime_ns == stamp
     # A file that was cut is not whole, though its manifest is there.
     content = (out / "train.tsv").read_bytes()
@@ -220,7 +220,7 @@ def test_missing_and_broken_images(root, out, capsys):
     assert "starting over" in capsys.readouterr().err
     samples.coco_image(root, "train2014", 103)
     assert prepare("coco", root, out / "strict", *TRAIN) == 1
-    assert "1050" in (told := capsys.readouterr().err) and "is no readable image" in told
+    assert "1050" in (told := capsys.readouterr().err) and "is not a readable image" in told
     assert len(problems(out / "strict" / "train.tsv")) == 2
     # Mended, the run goes on.
     samples.coco_image(root, "train2014", 105)
@@ -342,14 +342,14 @@ def test_splits_that_are_not_there(root, out, capsys):
     samples.snli_ve(root)
     (root / "snli_ve_test.jsonl").unlink()
     assert prepare("snli_ve", root, out) == 0
-    assert "test: left out, for there is no snli_ve_test.jsonl" in capsys.readouterr().err
+    assert "test: left out, snli_ve_test.jsonl" in capsys.readouterr().err
     assert {path.name for path in out.glob("*.tsv")} == {"train.tsv", "valid.tsv"}
     assert prepare("snli_ve", root, out, "--splits", "test") == 1
     assert "test needs snli_ve_test.jsonl below" in capsys.readouterr().err
     assert prepare("snli_ve", out, out) == 1
     assert "nothing to prepare below" in capsys.readouterr().err
     assert prepare("snli_ve", root / "nowhere", out) == 1
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_an_annotation_file_that_is_there_twice(root, out, capsys):
@@ -357,7 +357,7 @@ def test_an_annotation_file_that_is_there_twice(root, out, capsys):
     (root / "copy").mkdir()
     (root / "copy" / "snli_ve_dev.jsonl").write_text("{}")
     assert prepare("snli_ve", root, out) == 1
-    assert "snli_ve_dev.jsonl is there more than once" in capsys.readouterr().err
+    assert "snli_ve_dev.jsonl exists more than once" in capsys.readouterr().err
 
 
 def test_json_lines_that_are_none(root, out, capsys):

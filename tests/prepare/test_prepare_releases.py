@@ -183,8 +183,8 @@ def test_vqa_of_what_is_there(root, out, capsys):
     (root / "v2_mscoco_val2014_annotations.json").unlink()
     assert prepare("vqa", root, out, "--min-occurrences", 1) == 0
     told = capsys.readouterr().err
-    assert "valid: left out, for there is no v2_mscoco_val2014_annotations.json" in told
-    assert "answers.txt: there is no v2_mscoco_val2014_annotations.json; the candidates" in told
+    assert "valid: left out, v2_mscoco_val2014_annotations.json" in told
+    assert "answers.txt: v2_mscoco_val2014_annotations.json is missing" in told
     assert (out / "answers.txt").read_text() == "yes\nnet\n"
     assert {path.stem for path in out.glob("*.tsv")} == {"train", "test-dev", "test"}
     assert list(manifest(out / "answers.txt")["inputs"]["sources"]) == [
@@ -203,7 +203,7 @@ def test_vizwiz_candidates_of_training_alone(root, out, capsys):
     samples.vizwiz(root)
     (root / "Annotations" / "val.json").unlink()
     assert prepare("vizwiz", root, out, "--answers", 5) == 0
-    assert "answers.txt: there is no Annotations/val.json" in capsys.readouterr().err
+    assert "answers.txt: Annotations/val.json is missing" in capsys.readouterr().err
     assert (out / "answers.txt").read_text() == "unanswerable\n"
 
 
@@ -272,7 +272,7 @@ def test_visdial_without_dense_annotations(root, out, capsys):
     samples.visdial(root)
     (root / "visdial_1.0_val_dense_annotations.json").unlink()
     assert prepare("visdial", root, out, "--splits", "valid") == 0
-    assert "hence no NDCG" in capsys.readouterr().err
+    assert "visdial_1.0_val_dense_annotations.json is missing" in capsys.readouterr().err
     assert {row["relevance"] for row in named(out / "valid.tsv")} == {""}
 
 
@@ -310,7 +310,7 @@ def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
     source = damaged_visdial(root, "val", lambda data: data["answers"].__setitem__(100, " "))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
     told = capsys.readouterr().err
-    assert f"{source.name}, 284_2: answer_options 100 is empty or no text" in told
+    assert f"{source.name}, 284_2: answer_options 100 is empty or not text" in told
     assert "9 records cannot become rows" in told and "no such round" not in told
     assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
     assert rounds(out / "valid.tsv") == ["1"]
@@ -319,8 +319,8 @@ def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
 @pytest.mark.parametrize(
     ("kind", "index", "told"),
     [
-        ("questions", 3, "question 3 is empty or no text"),
-        ("answers", 6, "answer 6 is empty or no text"),
+        ("questions", 3, "question 3 is empty or not text"),
+        ("answers", 6, "answer 6 is empty or not text"),
     ],
 )
 def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index, told):
@@ -330,7 +330,7 @@ def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index
     assert problems(out / "train.tsv") == [
         f"{source.name}, 378466_4: {told}",
         *(
-            f"{source.name}, 378466_{number}: its history is not whole: round 4: {told}"
+            f"{source.name}, 378466_{number}: its history is incomplete: round 4: {told}"
             for number in range(5, 11)
         ),
     ]

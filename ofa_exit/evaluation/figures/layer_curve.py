@@ -111,9 +111,9 @@ def describe(curves: Mapping[str, Curve], quality: str, share: float, count: int
     verdicts, exits = judge(curve, share), curves.get(EXITS, {})
     lines = [f"layer {quality:>10}" + f" {'its exit':>10}" * bool(exits)]
     for layer, value in curve.items():
-        beside = f" {exits[layer]:10.2f}" if layer in exits else " " * 11 * bool(exits)
+        own_exit = f" {exits[layer]:10.2f}" if layer in exits else " " * 11 * bool(exits)
         remark = "" if verdicts[layer] == RISING else verdicts[layer]
-        lines.append(f"{layer:5} {value:10.2f}{beside}  {remark}".rstrip())
+        lines.append(f"{layer:5} {value:10.2f}{own_exit}  {remark}".rstrip())
     best, last = max(curve, key=curve.__getitem__), max(curve)
     if curve[best] > curve[last]:
         lines.append(
