@@ -112,7 +112,7 @@ def test_without_java(monkeypatch, tmp_path):
     assert scores.tokenizer == "plain"
     assert scores.values == score_captions(PREDICTIONS, REFERENCES, "plain").values
     assert "no java command" in scores.line()
-    assert "METEOR and SPICE absent" in scores.line()
+    assert "METEOR and SPICE missing" in scores.line()
     with pytest.raises(java.JavaError, match="no java command"):
         score_captions(PREDICTIONS, REFERENCES, "ptb")
 
@@ -239,7 +239,7 @@ def test_all_metrics_are_pycocoevalcaps(capfd):
     assert scores.values == pytest.approx(expected)
     assert scores.tokenizer == "PTB"
     assert list(scores.values)[-2:] == ["METEOR", "ROUGE-L"]
-    assert "SPICE absent: its models" in scores.line()
+    assert "SPICE missing: its models" in scores.line()
 
 
 def test_nothing_is_printed_by_the_metrics():

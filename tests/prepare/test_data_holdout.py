@@ -89,7 +89,7 @@ def test_misfits_are_refused(tmp_path, capsys):
         holdout.part("question", source, out)
     with pytest.raises(ValueError, match=r"--share 1.0: give a number between"):
         holdout.part("caption", source, out, 1.0)
-    with pytest.raises(ValueError, match=r"valid.tsv: all rows are of one picture"):
+    with pytest.raises(ValueError, match=r"valid.tsv: all rows have the same image"):
         holdout.part("caption", write(tmp_path / "valid.tsv", captions(1)), out)
     lines = [question(n, "yes") for n in range(3)]
     for line in lines:

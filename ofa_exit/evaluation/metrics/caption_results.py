@@ -1,4 +1,4 @@
-"""Result files of COCO captions and NoCaps: the caption metrics, NoCaps' by domain too."""
+"""Result files of COCO captions and NoCaps: caption metrics, for NoCaps also by domain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,11 +26,14 @@ def score_coco(
     tokenizer: str = "auto",
     allow_missing: bool = False,
 ) -> Scores:
-    """Caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
+    """Return the caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
 
-    annotations: captions_val2014.json, or another file of its form, or Karpathy's
-    dataset_coco.json, of which ``split`` is scored. tokenizer: see `score_captions`. Raises
-    ValueError, with file and image, for anything that does not fit.
+    Args:
+        annotations: captions_val2014.json, another file of its form, or Karpathy's
+            dataset_coco.json, of which ``split`` is scored.
+        tokenizer: see `score_captions`.
+
+    Raises ValueError, with file and image, if the files do not fit together.
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
@@ -53,11 +56,13 @@ def score_nocaps(
     tokenizer: str = "auto",
     allow_missing: bool = False,
 ) -> Scores:
-    """``score_coco`` for NoCaps, over the entire set and each of its domains.
+    """Return the caption metrics of NoCaps, over the entire set and for each domain.
 
-    annotations: nocaps_val_4500_captions.json, whose images have a domain. A domain is scored as a
-    set of its own, with its own document frequencies for CIDEr; so the entire set's CIDEr is no
-    mean of the domains'.
+    A domain is a separate set with its own document frequencies for CIDEr. So the entire set's
+    CIDEr is not the mean over the domains.
+
+    Args:
+        annotations: nocaps_val_4500_captions.json, whose images have a domain.
     """
     references, domains = _read_annotations(annotations, None)
     if not domains:
@@ -101,7 +106,7 @@ def _score(
 def _read_annotations(
     path: ResultPath, split: str | None
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Image → captions, and image → domain where the file has domains."""
+    """Return image → captions, and image → domain if the file has domains."""
     content = read_json(path)
     images = require_field(content, "images", str(path), list)
     if images and "sentences" in images[0]:
@@ -116,11 +121,11 @@ def _read_annotations(
         if image not in references:
             raise ValueError(f"{where}: the file has no image {image}")
         references[image].append(require_field(caption, "caption", where, str))
-    bare = [image for image, captions in references.items() if not captions]
-    if bare:
+    uncaptioned = [image for image, captions in references.items() if not captions]
+    if uncaptioned:
         raise ValueError(
-            f"{path}: {len(bare)} images have no caption, among them {bare[0]}. The captions of "
-            "test splits are not published: score a validation split"
+            f"{path}: {len(uncaptioned)} images have no caption, among them {uncaptioned[0]}. The "
+            "captions of test splits are not published: score a validation split"
         )
     domains = {}
     if any("domain" in entry for entry in entries.values()):
@@ -137,8 +142,8 @@ def _read_annotations(
 def _karpathy(images: list[Any], split: str | None, path: ResultPath) -> dict[str, list[str]]:
     chosen = [entry for entry in images if entry.get("split") == split]
     if not chosen:
-        there = sorted({str(entry.get("split")) for entry in images})
-        raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(there)}")
+        splits = sorted({str(entry.get("split")) for entry in images})
+        raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(splits)}")
     entries = index_by_id(chosen, ("cocoid",), path, "its images")
     return {
         image: [

@@ -25,12 +25,14 @@ def score_vqa(
     questions: ResultPath | None = None,
     allow_missing: bool = False,
 ) -> Scores:
-    """VQA accuracy of ``[{"question_id": 1, "answer": "yes"}, …]``, for VQA v2 and OK-VQA.
+    """Return the VQA accuracy of ``[{"question_id": 1, "answer": "yes"}, …]``.
 
-    annotations: v2_mscoco_SPLIT_annotations.json, or OK-VQA's mscoco_SPLIT_annotations.json, of
-    which the stemmed ``answer`` counts and ``raw_answer`` does not, as published. questions: the
-    questions file, optional, only checked to be that of the annotations. Raises ValueError, with
-    file and question, for anything that does not fit.
+    Args:
+        annotations: v2_mscoco_SPLIT_annotations.json, or OK-VQA's mscoco_SPLIT_annotations.json. Of
+            the latter the stemmed ``answer`` counts, not ``raw_answer``, as published.
+        questions: the questions file, to check that it belongs to the annotations.
+
+    Raises ValueError, with file and question, if the files do not fit together.
     """
     content = read_json(annotations)
     entries = index_by_id(
@@ -41,7 +43,7 @@ def score_vqa(
     )
     if questions is not None:
         _same_questions(entries, questions, annotations)
-    # OK-VQA's types are codes that its file explains.
+    # OK-VQA's types are codes; its file has their names.
     names = content.get("question_types")
     return _score(
         read_results(results, ("question_id",), "answer", str),
@@ -56,11 +58,15 @@ def score_vqa(
 def score_vizwiz(
     results: ResultPath, annotations: ResultPath, allow_missing: bool = False
 ) -> Scores:
-    """VizWiz's accuracy of ``[{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]``.
+    """Return VizWiz's accuracy of ``[{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]``.
 
-    annotations: val.json, a list with image, answers and answer_type. Raises ValueError, with file
-    and image, for anything that does not fit. The average precision and F1 of VizWiz's second
-    task, answerability, need a confidence that these results do not have.
+    The metrics of VizWiz's second task, answerability (average precision and F1), are missing: they
+    need a confidence that these results do not have.
+
+    Args:
+        annotations: val.json, a list with image, answers and answer_type.
+
+    Raises ValueError, with file and image, if the files do not fit together.
     """
     return _score(
         read_results(results, ("image",), "answer", str),
@@ -73,11 +79,11 @@ def score_vizwiz(
 
 
 def ten_answers(answers: Sequence[str], where: str) -> Sequence[str]:
-    """The answers, if there are the ten that VQA accuracy is defined on; else ValueError."""
+    """Return the answers. Raises ValueError unless there are ten, as VQA accuracy requires."""
     if len(answers) != ANNOTATORS:
         raise ValueError(
             f"{where}: {len(answers)} answers. VQA accuracy is defined on those of {ANNOTATORS} "
-            "annotators: give all of them, also where they are the same"
+            "annotators: give all of them, including repeated ones"
         )
     return answers
 
@@ -126,5 +132,5 @@ def _same_questions(
     if different:
         raise ValueError(
             f"{questions} and {annotations} are not of one split: {len(different)} questions are "
-            f"in one of them alone, among them {different[0]}"
+            f"in one of them only, among them {different[0]}"
         )
