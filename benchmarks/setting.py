@@ -102,7 +102,7 @@ def sample(setting: Setting) -> dict[str, Any]:
         "src_lengths": torch.full((sentences,), setting.text_length),
         "patch_images": images.to(getattr(torch, setting.dtype)),
         "patch_masks": torch.ones(sentences, dtype=torch.bool),
-        "step_limit": setting.steps + torch.arange(sentences),  # see ``variants.MixedExit``
+        "step_limit": torch.full((sentences,), setting.steps),
     }
     on_device = {name: value.to(setting.device) for name, value in net_input.items()}
     return {

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 
 from benchmarks.floor import Floor
 from benchmarks.reference import Reference
 from benchmarks.setting import Hypotheses, Setting, build, generate, generator, prepare, sample
 from ofa_exit.evaluation.efficiency.report import GenerationReport
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
+from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
@@ -38,20 +39,17 @@ def variant_name(depths: Depths) -> str:
 class MixedExit(ExitPolicy):
     """Sentence i exits the decoder after layer 1 + i % ``layers``, at every step.
 
-    A gate does not see which row it belongs to. ``setting.sample`` gives sentence i a step limit
-    of ``steps`` + i, from which the gate computes i.
+    A row's number is noted at the first layer of a step, where all rows are active.
     """
 
-    steps: int
+    beam: int
     layers: int
 
-    def decoder_gate(self) -> Gate:
-        def gate(seen: GateInput) -> Tensor:
-            assert seen.step_limit is not None
-            exits = seen.layer > (seen.step_limit - self.steps) % self.layers  # [N, 1]
-            return exits.expand(seen.current.shape[:2])
-
-        return gate
+    def decoder_gate(self, seen: GateInput) -> Tensor:
+        rows, positions = seen.current.shape[:2]
+        number = seen.memory.setdefault("number", torch.arange(rows, device=seen.current.device))
+        exits = seen.layer > number.div(self.beam, rounding_mode="floor") % self.layers  # [N]
+        return exits.unsqueeze(1).expand(rows, positions)
 
 
 class Models:
@@ -85,7 +83,7 @@ class Bench:
         return generate(self.reference_search, self.batch)
 
     def mixed(self) -> MixedExit:
-        return MixedExit(self.setting.steps, self.models.ours.cfg.decoder_layers)
+        return MixedExit(self.setting.beam, self.models.ours.cfg.decoder_layers)
 
     def gated(self) -> Callable[[], Hypotheses]:
         """Return a run whose gates never exit.
@@ -106,7 +104,7 @@ class Bench:
         encoder = [trace.image_layers, trace.text_layers]
         if not (
             all(bool((layers == cfg.encoder_layers).all()) for layers in encoder)
-            and all(bool((step.layers == cfg.decoder_layers).all()) for step in trace.steps)
+            and all(bool((step.layers_used == cfg.decoder_layers).all()) for step in trace.steps)
         ):
             raise RuntimeError(f"a row exited at a threshold of {NEVER_EXCEEDED}")
         return run

@@ -31,9 +31,11 @@ ALLOWED = {
     "runtime": {"policies", "heads", "torch"},
     "models": {"runtime", "heads", "policies", "torch", "torchvision"},
     "objectives": {"torch"},
-    "data": {"torch", "torchvision", "PIL", "numpy", "tqdm", "sentencepiece"},
-    "prepare": {"data", "torch", "PIL", "tqdm", "transformers"},
-    "evaluation": {"runtime", "torch", "numpy", "pycocoevalcap", "sacrebleu", "matplotlib"},
+    "data": {"torch", "torchvision", "PIL", "numpy", "filelock", "tqdm", "sentencepiece"},
+    "prepare": {"data", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm", "transformers"},
+    "evaluation": {
+        *("runtime", "torch", "numpy", "pycocoevalcap", "sacrebleu", "matplotlib", "tabulate"),
+    },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
         *("fairseq", "omegaconf", "torch", "numpy"),

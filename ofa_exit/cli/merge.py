@@ -20,7 +20,7 @@ from fairseq.scoring import build_scorer
 
 import ofa_exit.plugin  # noqa: F401 (scorers)
 from ofa_exit.data.files import atomic_write
-from ofa_exit.evaluation.efficiency.shards import Shard, merged_rows, read_shard, refuse_misfits
+from ofa_exit.evaluation.efficiency.shards import Shard, check_shards, merged_rows, read_shard
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 
 _SCORERS = REGISTRIES["scoring"]
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def merge(given: argparse.Namespace) -> str:
     """Writes OUT; returns what it says. Raises ValueError and OSError before anything is kept."""
     shards = [read_shard(folder) for folder in given.folders]
-    refuse_misfits(shards)
+    check_shards(shards)
     target = given.out / shards[0].generated.name
     if target.exists():
         raise ValueError(f"{target} is there already: remove it, or give another folder")

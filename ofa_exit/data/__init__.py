@@ -1,1 +1,1 @@
-"""TSV files, image and text transforms, and one file per kind of example."""
+"""TSV files, image and text transforms, and one file per data set."""

@@ -9,12 +9,12 @@ CONFIDENCE = "|!+"
 
 
 def join_answers(answers: Iterable[tuple[float, str]]) -> str:
-    """The field for (confidence, answer) pairs."""
+    """Return the field for (confidence, answer) pairs."""
     return SEPARATOR.join(f"{number:.1f}{CONFIDENCE}{answer}" for number, answer in answers)
 
 
 def parse_answers(field: str) -> list[tuple[float, str]]:
-    """(confidence, answer) pairs of a field, in order. Raises ValueError for a malformed one."""
+    """Return the (confidence, answer) pairs of a field. Raises ValueError for a malformed one."""
     pairs = []
     for part in field.split(SEPARATOR) if field else []:
         number, mark, answer = part.partition(CONFIDENCE)

@@ -11,24 +11,28 @@ from ofa_exit.data.example import Example
 
 
 def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> dict:
-    """A fairseq sample of B examples; None (a row left out) is dropped, {} when nothing is left.
+    """Return a fairseq sample of B examples. None (a skipped row) is dropped; no examples give {}.
 
-    Token matrices are padded on the right with ``pad``. Of ``net_input``: src_tokens Long[B, T],
-    src_lengths Long[B], patch_images Float[B, 3, H, W] (zeros without image), patch_masks Bool[B]
-    (False without image), prev_output_tokens Long[B, L], padded (False where all sources are of one
-    length and all images there). Where examples share the tensor of an image, patch_images holds it
-    once, and image_rows Long[B] tells which of them each example has. Where images are missing,
-    pictured Long[I] tells which of patch_images are there. Beside it: target Long[B, L],
-    prompt_lengths Long[B], references, uniq_ids, id Long[B] (the row), nsentences, ntokens (targets
-    that count), and, where examples have them, constraint_masks Bool[B, L, V] (padding is
-    unconstrained), conf Float[B] (1 for an example without) and candidates, a list for each.
+    Token matrices are padded on the right with ``pad``. The keys of ``net_input``:
+
+    - src_tokens Long [B, T], src_lengths Long [B], prev_output_tokens Long [B, L];
+    - patch_images Float [I, 3, H, W], zeros for a row without an image. I = B, or fewer where
+      examples share an image (``Example.image_id``);
+    - image_rows Long [B], the image of each example; only where I < B;
+    - patch_masks Bool [B], False without an image;
+    - padded, False where all sources have one length and all rows have an image.
+
+    The other keys: target Long [B, L], prompt_lengths Long [B], references, uniq_ids, id Long [B]
+    (the row), nsentences, ntokens (targets that count). Where examples have them, also
+    constraint_masks Bool [B, L, V] (padding is unconstrained), conf Float [B] (1 for an example
+    without) and candidates, one list per example.
     """
     kept = [example for example in examples if example is not None]
     if not kept:
         return {}
-    target = _stack([example.target for example in kept], pad)
+    target = _stack([example.target for example in kept], pad)  # [B, L]
     lengths = [len(example.source) for example in kept]
-    pictures = [example.image is not None for example in kept]
+    has_image = [example.image is not None for example in kept]
     images, image_rows = _images(kept, image_size)
     batch: dict[str, Any] = {
         "id": torch.tensor([example.index for example in kept]),
@@ -39,8 +43,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
             "src_tokens": _stack([example.source for example in kept], pad),
             "src_lengths": torch.tensor(lengths),
             "patch_images": images,
-            "patch_masks": torch.tensor(pictures),
-            "padded": min(lengths) < max(lengths) or not all(pictures),
+            "patch_masks": torch.tensor(has_image),
+            "padded": min(lengths) < max(lengths) or not all(has_image),
             "prev_output_tokens": _stack([example.prev_output for example in kept], pad),
         },
         "target": target,
@@ -49,14 +53,11 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     }
     if len(images) < len(kept):
         batch["net_input"]["image_rows"] = torch.tensor(image_rows)
-    if not all(pictures):
-        there = {row for row, picture in zip(image_rows, pictures) if picture}
-        batch["net_input"]["pictured"] = torch.tensor(sorted(there), dtype=torch.long)
     masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
     if masks:
         if len(masks) < len(kept):
             raise ValueError("some examples of the batch have a constraint mask and some have none")
-        batch["constraint_masks"] = _stack(masks, True)
+        batch["constraint_masks"] = _stack(masks, True)  # [B, L, V]
     if any(example.conf is not None for example in kept):
         confs = [1.0 if example.conf is None else example.conf for example in kept]
         batch["conf"] = torch.tensor(confs)
@@ -66,17 +67,20 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
 
 
 def _stack(rows: list[Tensor], padding: int) -> Tensor:
+    """Pad B tensors [L_i, …] to one [B, L, …]."""
     return pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
 def _images(examples: list[Example], size: int) -> tuple[Tensor, list[int]]:
-    """The images, each once, and which of them each example has; zeros for one without."""
-    places: dict[int, int] = {}
+    """Return the images [I, 3, H, W], a shared one once, and the image row of each example."""
+    row_of_key: dict[tuple[str, int], int] = {}
     rows = []
-    for at, example in enumerate(examples):
-        key = -1 - at if example.image is None else id(example.image)
-        rows.append(places.setdefault(key, len(places)))
-    images = torch.zeros(len(places), 3, size, size)
+    for number, example in enumerate(examples):
+        key = ("example", number)  # an image, or zeros, of its own
+        if example.image is not None and example.image_id is not None:
+            key = ("image", example.image_id)
+        rows.append(row_of_key.setdefault(key, len(row_of_key)))
+    images = torch.zeros(len(row_of_key), 3, size, size)
     for row, example in zip(rows, examples):
         if example.image is not None:
             images[row] = example.image

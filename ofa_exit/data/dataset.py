@@ -1,39 +1,28 @@
-"""A dataset over examples that refuses, or leaves out and counts, the rows that make none."""
+"""A dataset over examples that rejects, or skips and counts, the rows that make none."""
 
 import logging
-from typing import Protocol
 
 import torch
 from torch.utils.data import Dataset
 
 from ofa_exit.data.collate import collate
 from ofa_exit.data.example import Example
-from ofa_exit.data.tsv import TsvError, TsvFile
+from ofa_exit.data.row_examples import RowExamples
+from ofa_exit.data.tsv import TsvError
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
-
-
-class Examples(Protocol):
-    """A file's examples by row; ``lengths`` estimates source and target in tokens."""
-
-    file: TsvFile
-    lengths: tuple[int, int]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
+_ROWS_LISTED = 5
 
 
 class RowMarks:
-    """A set of row numbers that grows in any process and is seen by all: one shared byte a row."""
+    """A set of row numbers that all processes share: one byte of shared memory per row."""
 
     def __init__(self, rows: int):
         self._marks = torch.zeros(rows, dtype=torch.uint8).share_memory_()
 
     def add(self, row: int) -> bool:
-        """Mark ``row``; whether it is the first one marked."""
+        """Mark ``row``. Return whether it is the first one marked."""
         first = not self._marks.any()
         self._marks[row] = 1
         return first
@@ -46,14 +35,16 @@ class RowMarks:
 
 
 class OFADataset(Dataset):
-    """Examples with the batch they make.
+    """Examples and their batches.
 
-    A row that makes no example raises its TsvError; with ``skip_bad_rows`` it gives None, is left
-    out of its batch and counted. ``summary`` reports in the main process what the workers met;
-    each row counts once, however often it was read.
+    A row that makes no example raises its TsvError. With ``skip_bad_rows`` it gives None instead,
+    and its batch lacks it. ``summary`` reports in the main process what the workers found. Each row
+    counts once, however often it was read.
     """
 
-    def __init__(self, examples: Examples, pad: int, image_size: int, skip_bad_rows: bool = False):
+    def __init__(
+        self, examples: RowExamples, pad: int, image_size: int, skip_bad_rows: bool = False
+    ):
         self.examples = examples
         self.pad = pad
         self.image_size = image_size
@@ -63,7 +54,7 @@ class OFADataset(Dataset):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Source and target tokens of a row, estimated without reading it."""
+        """Return the source and target tokens of a row, estimated without reading it."""
         return self.examples.lengths
 
     @property
@@ -81,7 +72,7 @@ class OFADataset(Dataset):
         try:
             example = self.examples[index]
         except TsvError as error:
-            # An error about the file as a whole is no bad row.
+            # An error about the whole file is not a bad row.
             if not self.skip_bad_rows or error.line is None:
                 raise
             self._bad.add(index)
@@ -100,17 +91,18 @@ class OFADataset(Dataset):
         return collate(examples, self.pad, self.image_size)
 
     def summary(self) -> list[str]:
-        """Lines for a log on what was wrong with the rows read so far; none when all was well."""
+        """Return log lines on the bad rows read so far. Without bad rows there are none."""
         path, rows = self.examples.file.path, len(self)
         lines = []
         if self.bad_rows:
             lines.append(f"{path}: {self.bad_rows} of {rows} rows were skipped, among them")
-            lines += [f"  {self._reason(row)}" for row in self._bad.first(_SHOWN)]
+            lines += [f"  {self._reason(row)}" for row in self._bad.first(_ROWS_LISTED)]
         if self.rows_with_unknown_words:
-            shown = ", ".join(str(row + 1) for row in self._unknown.first(_SHOWN))
+            shown = ", ".join(str(row + 1) for row in self._unknown.first(_ROWS_LISTED))
+            more = ", …" * (self.rows_with_unknown_words > _ROWS_LISTED)
             lines.append(
                 f"{path}: {self.rows_with_unknown_words} of {rows} rows hold words that the "
-                f"dictionary lacks (lines {shown}{', …' * (self.rows_with_unknown_words > _SHOWN)})"
+                f"dictionary lacks (lines {shown}{more})"
             )
         return lines
 

@@ -1,26 +1,32 @@
-"""One example, ready to be batched, and the checks that every kind of example shares."""
+"""One example, ready to be batched, and the token sequences that every data set shares."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import Vocabulary
-from ofa_exit.data.tsv import TsvFile
 
 PROMPT_TYPES = ("none", "src", "prev_output")
-IMAGE_FIELD = "image"
 
 
 @dataclass
 class Example:
-    """What one row gives; L is the length of ``prev_output`` and ``target``.
+    """One row as tensors: T source tokens, L decoder positions, V words in the vocabulary.
 
-    ``prompt_length`` tokens of ``prev_output`` (bos at least) are fed before the answer; their
-    targets are pad. ``references`` are the row's texts as they are; ``unknown`` the symbols
-    that the vocabulary lacks. ``candidates``: tokens of the row's own answers to choose from, no
-    eos.
+    Args:
+        index: number of the row, from 0.
+        source: Long [T], with bos and eos.
+        prev_output: Long [L], the decoder's input: the prompt (at least bos), then the answer.
+        target: Long [L], pad under the prompt but for its last position.
+        prompt_length: tokens of ``prev_output`` before the answer.
+        image: Float [3, H, W], or None for a row without an image.
+        references: the row's texts as they are in the file.
+        unknown: symbols that the vocabulary lacks.
+        constraint_mask: Bool [L, V], True for the words allowed at each position.
+        conf: weight of the row in the loss.
+        candidates: tokens of the row's own answers to choose from, without eos.
+        image_id: equal numbers stand for equal images. None: the image is not shared.
     """
 
     index: int
@@ -35,10 +41,11 @@ class Example:
     constraint_mask: Tensor | None = None
     conf: float | None = None
     candidates: list[list[int]] | None = None
+    image_id: int | None = None
 
 
 def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """bos, text, eos."""
+    """Return bos, ``text``, eos."""
     bos, eos = text.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
     return torch.cat([bos, text, eos])
 
@@ -46,11 +53,11 @@ def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
 def answer_sequences(
     source: Tensor, answer: Tensor, prompt_type: str, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, int]:
-    """Decoder input, target and prompt length for ``answer`` Long[A] (no bos, no eos).
+    """Return decoder input Long [L], target Long [L] and prompt length for ``answer`` Long [A].
 
-    The prompt is bos ("none"), the whole source ("src") or the source without its eos
-    ("prev_output"). The target is the input moved by one with eos at the end, pad up to the
-    answer: the loss ignores the prompt.
+    The answer has neither bos nor eos. The prompt is bos ("none"), the whole source ("src") or the
+    source without its eos ("prev_output"). The target is the input shifted by one, with eos at the
+    end and pad before the answer: the loss ignores the prompt.
     """
     prompts = {"none": source[:1], "src": source, "prev_output": source[:-1]}
     if prompt_type not in prompts:
@@ -59,57 +66,3 @@ def answer_sequences(
     ignored = prompt.new_full((len(prompt) - 1,), vocabulary.pad())
     target = torch.cat([ignored, answer, answer.new_tensor([vocabulary.eos()])])
     return torch.cat([prompt, answer]), target, len(prompt)
-
-
-def read_text(file: TsvFile, index: int, row: dict[str, str], field: str) -> str:
-    """The text of ``field``, single spaces. Raises TsvError: empty, or an image."""
-    text = row[field]
-    if looks_like_image(text):
-        raise file.error(
-            index,
-            field,
-            f"column {file.column_of(field)} holds an image, not text",
-            f"Choose the columns of {', '.join(file.columns)} with --selected-cols",
-        )
-    text = " ".join(text.split())
-    if not text:
-        raise file.error(index, field, "the field is empty", "Fill it in or remove the line")
-    return text
-
-
-def read_image(
-    file: TsvFile, index: int, row: dict[str, str], load_image: ImageLoader
-) -> Tensor | None:
-    """The picture; None where the field is empty and no other column holds an image.
-
-    Raises TsvError, naming a likelier column where there is one.
-    """
-    message, remedy = "the field is empty", ""
-    try:
-        image = load_image(row[IMAGE_FIELD])
-    except ImageError as error:
-        image, message, remedy = None, error.message, error.remedy
-    if image is not None:
-        return image
-    others = [at for at, field in enumerate(file.fields(index)) if looks_like_image(field)]
-    if others and not looks_like_image(row[IMAGE_FIELD]):
-        remedy = (
-            f"Column {file.column_of(IMAGE_FIELD)} was read; column {others[0]} looks like an "
-            f"image: choose the columns of {', '.join(file.columns)} with --selected-cols"
-        )
-    if remedy:
-        raise file.error(index, IMAGE_FIELD, message, remedy)
-    return None
-
-
-def check_length(
-    file: TsvFile, index: int, field: str, tokens: Tensor, limit: int, option: str
-) -> None:
-    """Raises TsvError when ``tokens`` are more than the model has positions for."""
-    if len(tokens) > limit:
-        raise file.error(
-            index,
-            field,
-            f"the row makes {len(tokens)} tokens, more than the {limit} positions of the model",
-            f"Shorten the text or raise {option}",
-        )

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Write files atomically, and hash them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` and rename it onto `path` when the block ends well.
+    """Open a temporary file next to ``path`` and rename it to ``path`` when the block succeeds.
 
-    A block that raises leaves neither a half-written `path` nor the temporary file. A file that
-    already holds the same bytes is left as it is, so whoever reads it is not disturbed.
+    A block that raises leaves neither a partial ``path`` nor the temporary file. A file that
+    already holds the same bytes is not replaced, so that its readers are not disturbed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -36,13 +36,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically."""
+    """Write ``content`` to ``path`` atomically."""
     with atomic_write(path) as stream:
         stream.write(content)
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):

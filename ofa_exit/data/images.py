@@ -1,4 +1,4 @@
-"""Pictures out of TSV fields: base64 of an image file's bytes to a normalised float tensor."""
+"""Images of TSV fields: base64 of an image file's bytes to a normalised float tensor."""
 
 import base64
 import binascii
@@ -16,13 +16,13 @@ MEAN_STD = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# What base64 makes of the first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF.
+# The first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF in base64.
 _BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
-_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
-    """A field that gives no picture; ``remedy`` says what to do about it."""
+    """A field without a usable image; ``remedy`` says what to do about it."""
 
     def __init__(self, message: str, remedy: str):
         super().__init__(message, remedy)
@@ -34,32 +34,33 @@ class ImageError(ValueError):
 
 
 def looks_like_image(field: str) -> bool:
-    """Whether a field begins as the base64 text of an image file does."""
+    """Return whether a field begins like the base64 text of an image file."""
     return len(field) > 40 and field.startswith(_BASE64_STARTS) and " " not in field
 
 
 def decode_image(field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB picture in a field: base64, plain or url-safe, of an image file's bytes.
+    """Decode a field, base64 (plain or URL-safe) of an image file's bytes, to an RGB image.
 
-    Turned upright by its EXIF orientation; transparent parts on white; the first frame of an
-    animation; 16-bit grey scaled to 8 bit.
-    Differs from OFA, which ignores orientation and transparency and pads a cut-off file with grey.
+    The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
+    first frame, and 16-bit grey is scaled to 8 bits.
+    Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
+    grey.
 
-    Raises ImageError: not base64, not an image, broken or cut off, more than ``max_pixels``
-    (the header tells, so a decompression bomb is never unpacked).
+    Raises ImageError: not base64, not an image, broken or truncated, or more than ``max_pixels``
+    (read from the header, so that a decompression bomb is never unpacked).
     """
     data = _decode_base64(field)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise ImageError("the picture is too large for Pillow", "Scale it down") from None
-    except Exception as error:  # foreign bytes make the parsers raise nearly anything
+        raise ImageError("the image is too large for Pillow", "Scale it down") from None
+    except Exception as error:  # on arbitrary bytes the parsers raise nearly anything
         raise ImageError(
             "the bytes are not an image", f"Use one of {', '.join(FORMATS)}"
         ) from error
     if image.width * image.height > max_pixels:
         raise ImageError(
-            f"the picture has {image.width}x{image.height} pixels, more than {max_pixels:,}",
+            f"the image has {image.width}x{image.height} pixels, more than {max_pixels:,}",
             "Scale it down or raise the limit",
         )
     try:
@@ -69,14 +70,17 @@ def decode_image(field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as error:
         raise ImageError(
-            f"the picture is broken ({str(error) or type(error).__name__})", "Replace the file"
+            f"the image is broken ({str(error) or type(error).__name__})", "Replace the file"
         ) from error
 
 
 def image_transform(size: int, mean_std: str = "half") -> Callable[[Image.Image], Tensor]:
-    """OFA's transform: bicubic resize to size × size, then (x - mean) / std of x in [0, 1].
+    """Return OFA's transform: bicubic resize to size × size, then (x - mean) / std, x in [0, 1].
 
-    ``mean_std``: "half" (0.5 throughout) or "imagenet". Gives Float[3, size, size].
+    The transform returns Float [3, size, size].
+
+    Args:
+        mean_std: "half" (mean and std of 0.5) or "imagenet".
     """
     if mean_std not in MEAN_STD:
         raise ValueError(f"mean_std {mean_std!r} is none of {', '.join(MEAN_STD)}")
@@ -85,8 +89,8 @@ def image_transform(size: int, mean_std: str = "half") -> Callable[[Image.Image]
     return transforms.Compose(
         [
             transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC),
-            # ToTensor in two steps: the same numbers without a copy in between.
-            transforms.PILToTensor(),
+            # ToTensor in two steps gives the same numbers without an extra copy.
+            transforms.PILToTensor(),  # uint8 [3, size, size]
             transforms.ConvertImageDtype(torch.float32),
             transforms.Normalize(*MEAN_STD[mean_std], inplace=True),
         ]
@@ -94,7 +98,7 @@ def image_transform(size: int, mean_std: str = "half") -> Callable[[Image.Image]
 
 
 class ImageLoader:
-    """A field's Float[3, size, size], or None for an empty field: a sample without image."""
+    """Loads a field as Float [3, size, size]; an empty field, a row without image, gives None."""
 
     def __init__(self, size: int, mean_std: str = "half", max_pixels: int = MAX_PIXELS):
         if max_pixels < 1:
@@ -104,22 +108,22 @@ class ImageLoader:
         self._transform = image_transform(size, mean_std)
 
     def __call__(self, field: str) -> Tensor | None:
-        """Raises ImageError as ``decode_image`` does."""
+        """Load the image of a field. Raises ImageError as `decode_image` does."""
         if not field.strip():
             return None
         return self._transform(decode_image(field, self.max_pixels))
 
 
 def _decode_base64(field: str) -> bytes:
-    # Some encoders leave the padding out.
+    # Some encoders omit the padding.
     text = field.strip().rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        shown = field.strip()
-        shown = shown if len(shown) <= 40 else shown[:40] + "…"
+        excerpt = field.strip()
+        excerpt = excerpt if len(excerpt) <= 40 else excerpt[:40] + "…"
         raise ImageError(
-            f"{shown!r} is not base64 ({error})", "The field holds an image file's bytes as base64"
+            f"{excerpt!r} is not base64 ({error})", "Encode the bytes of an image file as base64"
         ) from None
 
 
@@ -127,12 +131,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
-        # Conversion alone clips at 255.
+        # A plain conversion would clip at 255.
         grey = image.convert("I").point(lambda value: value * (1 / 256))
         return grey.convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(
-            "the picture has 32-bit pixels, whose scale is unknown", "Save it with 8 bits a channel"
+            "the image has 32-bit pixels of unknown scale", "Save it with 8 bits per channel"
         )
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -144,7 +148,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # unreadable notes about a picture say nothing against the picture
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # unreadable EXIF data do not make the image unusable
         return image
-    return ImageOps.exif_transpose(image) if turned != 1 else image
+    return ImageOps.exif_transpose(image) if orientation != 1 else image

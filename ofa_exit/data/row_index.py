@@ -1,92 +1,134 @@
-"""Byte offsets of a file's rows, found once and kept beside it for every process to share."""
+"""Byte offsets of a file's rows, computed once and shared between processes through an index file.
+
+The index of ``FILE`` is ``FILE.offsets``, an int64 array written by ``numpy.save``: ``[size, mtime,
+offset 0, …, offset N]``. Size (bytes) and mtime (ns) are the stamp of the indexed file. Row ``i``
+is the bytes from offset ``i`` to offset ``i + 1``.
+"""
 
 import contextlib
-import fcntl
 import logging
-from array import array
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
-
-from ofa_exit.data.index_file import (
-    HEADER,
-    MAGIC,
-    WORD,
-    Stamp,
-    file_stamp,
-    index_path,
-    write_index,
-)
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 
-def row_offsets(path: Path) -> tuple[Stamp, Tensor]:
-    """The stamp of ``path`` and Long[rows + 1]: row i is the bytes from offset i to offset i + 1.
+class Stamp(NamedTuple):
+    """Size (bytes) and modification time (ns) of a file. An index is valid for one stamp only."""
 
-    Empty lines at the end of the file are no rows. The index beside the file is used while it
-    fits the file's stamp and made otherwise, by one process while the others wait; it is mapped,
-    not read, so all processes share one copy. Where it cannot be written each keeps its own in
-    memory.
+    size: int
+    mtime: int
 
-    Raises OSError when ``path`` cannot be read, RuntimeError when it changes meanwhile.
+    @classmethod
+    def from_stat(cls, status: os.stat_result) -> "Stamp":
+        return cls(status.st_size, status.st_mtime_ns)
+
+
+def file_stamp(file: BinaryIO) -> Stamp:
+    return Stamp.from_stat(os.fstat(file.fileno()))
+
+
+def index_path(path: Path) -> Path:
+    """Return where the index of ``path`` is kept."""
+    return path.with_name(path.name + ".offsets")
+
+
+def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
+    """Return the stamp of ``path`` and the byte offsets of its rows, int64 [rows + 1].
+
+    Empty lines at the end of the file are not rows. An index that fits the file's stamp is mapped
+    into memory, so that all processes share its pages. Otherwise one process writes the index and
+    the others wait. Where it cannot be written, each process keeps the offsets in its own memory.
+
+    Raises:
+        OSError: ``path`` cannot be read.
+        RuntimeError: ``path`` changes while it is indexed.
     """
     with path.open("rb") as file:
         stamp = file_stamp(file)
         offsets = _load(index_path(path), stamp)
         if offsets is not None:
             return stamp, offsets
-        with _alone(path):
-            offsets = _load(index_path(path), stamp)  # by now another process may have made it
+        with _indexing_lock(path):
+            # Another process may have written it while this one waited.
+            offsets = _load(index_path(path), stamp)
             if offsets is not None:
                 return stamp, offsets
-            counted = _count(file)
+            offsets = _scan(file)
             if file_stamp(file) != stamp:
                 raise RuntimeError("the file is being written")
             with contextlib.suppress(OSError):
-                write_index(path, stamp, counted)
-                offsets = _load(index_path(path), stamp)
-    if offsets is None:
-        offsets = torch.tensor(counted, dtype=torch.long)
+                write_index(path, stamp, offsets)
+                mapped = _load(index_path(path), stamp)
+                offsets = offsets if mapped is None else mapped
     return stamp, offsets
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets in one process at a time to index ``path``, on file systems that have locks.
+def write_index(path: Path, stamp: Stamp, offsets: np.ndarray) -> None:
+    """Write the index of ``path`` atomically. Raises OSError where that is not possible.
 
-    A lock ends with the process that holds it, however that ends; a file left behind locks nobody
-    out. Where no lock can be had, in a folder that cannot be written or a file system without
-    them, all are let in: each writes an index of its own and renames it into place.
+    Args:
+        offsets: int64 [rows + 1], the start of each row, then the end of the last one.
     """
-    lock = index_path(path).with_name(f"{index_path(path).name}.lock")
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            held = stack.enter_context(lock.open("ab"))
-            # Whoever opens another file of this name after that finds the index.
-            stack.callback(_remove, lock)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: waiting for another process to index it (%s)", path, lock)
-                fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+    index = index_path(path)
+    partial = index.with_name(f"{index.name}.{uuid.uuid4().hex}.part")
+    try:
+        with partial.open("xb") as file:
+            np.save(file, np.concatenate([np.array(stamp, dtype=np.int64), offsets]))
+        os.replace(partial, index)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _remove(path: Path) -> None:
+def _load(index: Path, stamp: Stamp) -> np.ndarray | None:
+    """Map the offsets of an index. Return None if it is missing, damaged or of another stamp."""
+    try:
+        table = np.load(index, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 1:
+        return None
+    # A plain view: it pickles as its numbers, and indexing it costs less than indexing a memmap.
+    table = np.asarray(table)
+    return table[2:] if len(table) > 2 and tuple(table[:2].tolist()) == stamp else None
+
+
+@contextlib.contextmanager
+def _indexing_lock(path: Path) -> Iterator[None]:
+    """Admit one process at a time to index ``path``, on file systems that have locks.
+
+    The operating system releases the lock of a process that dies. Without locks, as in a read-only
+    folder, every process is admitted: each writes an index of its own and renames it into place.
+    """
+    lock_path = index_path(path).with_name(f"{index_path(path).name}.lock")
+    lock = FileLock(lock_path)
     with contextlib.suppress(OSError):
-        path.unlink()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s: waiting for another process to index it (%s)", path, lock_path)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        # Removed before the release: a process that makes a new lock file finds the index.
+        with contextlib.suppress(OSError):
+            lock_path.unlink()
+        lock.release()
 
 
-def _count(file: BinaryIO) -> array:
-    """Offsets of the rows, reading in pieces: a line may be longer than memory allows."""
-    offsets = array("q", [0])
+def _scan(file: BinaryIO) -> np.ndarray:
+    """Find the offsets of the rows, int64 [rows + 1], in chunks: a line may exceed the memory."""
+    found = [np.zeros(1, dtype=np.int64)]
     start = 0
     with tqdm(
         desc=f"indexing {Path(file.name).name}",
@@ -96,33 +138,18 @@ def _count(file: BinaryIO) -> array:
         delay=5,  # seconds; most files take less
         leave=False,
     ) as bar:
-        while chunk := file.read(_CHUNK):
-            at = chunk.find(b"\n")
-            while at >= 0:
-                offsets.append(start + at + 1)
-                at = chunk.find(b"\n", at + 1)
+        while chunk := file.read(_CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+            found.append(ends + (start + 1))
             start += len(chunk)
             bar.update(len(chunk))
-    if offsets[-1] < start:
-        offsets.append(start)
+    offsets = np.concatenate(found)
+    if offsets[-1] < start:  # the last line has no line end
+        offsets = np.append(offsets, start)
+    # Empty lines at the end, of one or two bytes each, are not rows.
     while len(offsets) > 1 and offsets[-1] - offsets[-2] <= 2:
-        file.seek(offsets[-2])
-        if file.read(offsets[-1] - offsets[-2]).strip(b"\r\n"):
+        file.seek(int(offsets[-2]))
+        if file.read(int(offsets[-1] - offsets[-2])).strip(b"\r\n"):
             break
-        offsets.pop()
+        offsets = offsets[:-1]
     return offsets
-
-
-def _load(path: Path, stamp: Stamp) -> Tensor | None:
-    """The offsets mapped from an index file; None when there is none, or it is another file's."""
-    try:
-        words, rest = divmod(path.stat().st_size, WORD)
-        if rest or words < HEADER + 1:
-            return None
-        # A private mapping is opened for reading only; its pages are the page cache's.
-        table = torch.from_file(str(path), shared=False, size=words, dtype=torch.long)
-    except (OSError, RuntimeError):
-        return None
-    if table[:HEADER].tolist() != [MAGIC, *stamp, words - HEADER]:
-        return None
-    return table[HEADER:]

@@ -1,4 +1,4 @@
-"""Text as OFA prepares it, and the codecs that part it into the symbols of a dictionary."""
+"""Text as OFA prepares it, and the codecs that split it into the symbols of a dictionary."""
 
 import os
 import re
@@ -15,14 +15,15 @@ _OWN_SYMBOLS = re.compile(r'(&&|[?"])')
 
 
 def strip_punctuation(text: str) -> str:
-    """A caption as OFA trains on it: ASCII punctuation removed, case kept, single spaces."""
+    """Return a caption as OFA trains on it: no ASCII punctuation, case kept, single spaces."""
     return " ".join(text.translate(_PUNCTUATION).split())
 
 
 def normalise_sentence(text: str, max_words: int | None = None) -> str:
-    """A hypothesis, premise or question as OFA reads it, cut to ``max_words``.
+    """Return a hypothesis, premise or question as OFA reads it, cut to ``max_words``.
 
-    Lower-cased; leading ,.!?*#:;~ removed; - and / become spaces; <person> loses its brackets.
+    The text is lower-cased and loses leading ,.!?*#:;~ characters; - and / become spaces, and
+    <person> becomes person.
     """
     text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
     text = text.replace("<person>", "person")
@@ -30,7 +31,7 @@ def normalise_sentence(text: str, max_words: int | None = None) -> str:
 
 
 class TextCodec(Protocol):
-    """Text to symbols parted by spaces, and back: what fairseq calls a bpe."""
+    """Text to symbols separated by spaces, and back: fairseq's ``bpe``."""
 
     def encode(self, text: str) -> str: ...
 
@@ -38,7 +39,7 @@ class TextCodec(Protocol):
 
 
 class WordCodec:
-    """Words between spaces, lower-cased; ``?``, ``"`` and ``&&`` are symbols of their own."""
+    """Lower-cased words between spaces; ``?``, ``"`` and ``&&`` are separate symbols."""
 
     def encode(self, text: str) -> str:
         return " ".join(_OWN_SYMBOLS.sub(r" \1 ", text.lower()).split())
@@ -50,8 +51,9 @@ class WordCodec:
 class Gpt2Codec:
     """GPT-2's byte-level BPE; a symbol is an id written as text.
 
-    ``get_encoder(encoder_json, vocab_bpe)`` makes the encoder, which has ``encode`` to ids and
-    ``decode`` from ids: fairseq's own, handed in because this package does not import fairseq.
+    Args:
+        get_encoder: makes the encoder from ``encoder_json`` and ``vocab_bpe``: fairseq's own
+            function, passed in because this package does not import fairseq.
     """
 
     def __init__(self, get_encoder: Callable[[str, str], Any], encoder_json: str, vocab_bpe: str):
@@ -60,7 +62,7 @@ class Gpt2Codec:
             self._encoder = get_encoder(encoder_json, vocab_bpe)
         except ValueError as error:
             raise ValueError(
-                f"{encoder_json}, {vocab_bpe}: not GPT-2's BPE files ({error}). Fetch them again"
+                f"{encoder_json}, {vocab_bpe}: not GPT-2's BPE files ({error}). Download them again"
             ) from error
 
     def __reduce__(self) -> tuple:
@@ -71,7 +73,7 @@ class Gpt2Codec:
         return " ".join(map(str, self._encoder.encode(text)))
 
     def decode(self, symbols: str) -> str:
-        """Symbols that are no ids (<unk>, <code_3>) stand as they are, parted by spaces."""
+        """Decode ids. Other symbols (<unk>, <code_3>) are kept as they are, after a space."""
         pieces: list[str] = []
         ids: list[int] = []
         for symbol in symbols.split():
@@ -91,7 +93,7 @@ class SentencePieceCodec:
             from sentencepiece import SentencePieceProcessor
         except ImportError:
             raise ImportError(
-                f"{model} is a sentencepiece model: pip install sentencepiece"
+                f"{model} needs sentencepiece, which is missing: pip install sentencepiece"
             ) from None
         self._processor = SentencePieceProcessor(model_file=model)
 
@@ -103,19 +105,20 @@ class SentencePieceCodec:
 
 
 def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], Any]) -> TextCodec:
-    """The codec whose files lie in ``directory``.
+    """Return the codec whose files are in ``directory``.
 
-    encoder.json and vocab.bpe: GPT-2 BPE, made by ``gpt2_encoder`` (see Gpt2Codec); one *.model:
-    sentencepiece; neither: words. Raises FileNotFoundError when half of a codec is there,
-    ValueError when the choice is open.
+    encoder.json and vocab.bpe mean GPT-2 BPE, made by ``gpt2_encoder`` (see `Gpt2Codec`); one
+    *.model means sentencepiece; without either, symbols are words.
+
+    Raises:
+        FileNotFoundError: one of GPT-2's two files is missing.
+        ValueError: there are files of several codecs.
     """
     directory = Path(directory)
     bpe = [directory / "encoder.json", directory / "vocab.bpe"]
     missing = [file.name for file in bpe if not file.is_file()]
     if len(missing) == 1:
-        raise FileNotFoundError(
-            f"{directory}: GPT-2 BPE lacks {missing[0]}. Put it beside the other"
-        )
+        raise FileNotFoundError(f"{directory}: GPT-2 BPE lacks {missing[0]}. Add it to the folder")
     models = sorted(directory.glob("*.model"))
     if len(models) + (not missing) > 1:
         names = [*(file.name for file in bpe if not missing), *(file.name for file in models)]
@@ -126,15 +129,17 @@ def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], 
 
 
 def dictionary_path(directory: str | os.PathLike) -> Path:
-    """The dictionary file of a codec's folder. Raises FileNotFoundError."""
+    """Return the dictionary file of a codec's folder. Raises FileNotFoundError."""
     path = Path(directory) / "dict.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no dictionary. Give the folder of dict.txt by --bpe-dir")
+        raise FileNotFoundError(
+            f"{path}: no dictionary. Give the folder of dict.txt with --bpe-dir"
+        )
     return path
 
 
 def dictionary_symbols(code_dict_size: int = 8192, num_bins: int = 1000) -> list[str]:
-    """What OFA's vocabulary has after the rows of dict.txt: mask, image codes, position bins."""
+    """Return OFA's symbols after those of dict.txt: mask, image codes, position bins."""
     if code_dict_size < 0 or num_bins < 0:
         raise ValueError(f"negative code_dict_size {code_dict_size} or num_bins {num_bins}")
     codes = [f"<code_{code}>" for code in range(code_dict_size)]
@@ -166,9 +171,9 @@ class TextEncoder:
         self._reserved = {vocabulary.bos(), vocabulary.pad(), vocabulary.eos()}
 
     def encode(self, text: str, unknown: list[str] | None = None) -> Tensor:
-        """Long[T] without bos and eos; symbols that became unk are appended to ``unknown``.
+        """Return Long [T] without bos and eos; append symbols that became unk to ``unknown``.
 
-        A text that spells a reserved symbol ("<pad>") does not get its meaning.
+        A text that spells a reserved symbol ("<pad>") becomes unk.
         """
         unk = self.vocabulary.unk()
         tokens = []

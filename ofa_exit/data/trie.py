@@ -1,4 +1,4 @@
-"""A closed set of answers as a prefix tree: which token may follow."""
+"""A closed set of answers as a prefix tree: which tokens may follow a prefix."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class AnswerTrie:
     """The tokens that may follow a prefix of one of ``answers``; every answer ends in ``eos``.
 
-    Answers and prefixes are token numbers without bos; ``eos`` is added here.
-    Raises ValueError for no answers, an empty one, one that holds eos, or two alike.
+    Answers and prefixes are token numbers without bos; ``eos`` is added here. Raises ValueError for
+    no answers, an empty answer, an answer with eos, or two equal answers.
     """
 
     def __init__(self, answers: Iterable[Sequence[int]], eos: int):
@@ -26,45 +26,47 @@ class AnswerTrie:
         for answer in self.answers:
             if not answer or eos in answer:
                 raise ValueError(f"an answer is empty or holds the end symbol: {answer}")
-            for at, token in enumerate([*answer, eos]):
-                self._next.setdefault(tuple(answer[:at]), set()).add(token)
+            for length, token in enumerate([*answer, eos]):
+                self._next.setdefault(tuple(answer[:length]), set()).add(token)
 
     def __contains__(self, answer: Sequence[int]) -> bool:
-        """Whether ``answer``, without its eos, is one of the answers."""
+        """Return whether ``answer``, without eos, is one of the answers."""
         return tuple(answer) in self._known
 
     def prefixes(self) -> list[tuple[int, ...]]:
-        """All prefixes after which a token follows, shorter ones first."""
+        """Return all prefixes after which a token follows, shorter ones first."""
         return sorted(self._next, key=len)
 
     def branches(self) -> list[tuple[int, ...]]:
-        """Prefixes after which more than one token may follow, shorter ones first: the only places
-        where a model decides."""
+        """Return the prefixes after which several tokens may follow, shorter ones first.
+
+        A model decides at these prefixes only.
+        """
         return sorted((p for p, following in self._next.items() if len(following) > 1), key=len)
 
     def choices(self) -> set[int]:
-        """The tokens that can follow at branches: the words that a model has to score."""
+        """Return the tokens that can follow at branches: the words that a model has to score."""
         return {token for branch in self.branches() for token in self._next[branch]}
 
     def allowed_next(self, prefix: Sequence[int]) -> list[int]:
-        """Tokens allowed after ``prefix``, ascending; none when no answer begins so."""
+        """Return the tokens allowed after ``prefix``, ascending; none for other prefixes."""
         return sorted(self._next.get(tuple(prefix), ()))
 
     def mask(self, target: Tensor, prompt_length: int, vocabulary_size: int) -> Tensor:
-        """Bool[L, V], True where a token may stand, for ``target`` Long[L].
+        """Return Bool [L, V] for ``target`` Long [L], True for the tokens allowed at a position.
 
         The answer begins at position ``prompt_length`` - 1, where the last prompt token is the
-        input. Before it all is allowed.
-        Differs from OFA, which allows nothing there: rows of -inf, hence NaN, at ignored places.
-        Raises ValueError when the rest of ``target`` is no answer with its eos.
+        input. Before it every token is allowed.
+        Differs from OFA, which allows none there: rows of -inf, hence NaN, at ignored positions.
+        Raises ValueError if the rest of ``target`` is not an answer with its eos.
         """
         start = prompt_length - 1
         answer = target[start:].tolist()
         if not answer or answer[-1] != self.eos or answer[:-1] not in self:
-            shown = f"{self.answers[:3]}" + ", …" * (len(self.answers) > 3)
-            raise ValueError(f"{answer} is not one of the answers {shown}")
+            known = f"{self.answers[:3]}" + ", …" * (len(self.answers) > 3)
+            raise ValueError(f"{answer} is not one of the answers {known}")
         mask = torch.ones(len(target), vocabulary_size, dtype=torch.bool)
         mask[start:] = False
-        for at in range(len(answer)):
-            mask[start + at, self.allowed_next(answer[:at])] = True
+        for length in range(len(answer)):
+            mask[start + length, self.allowed_next(answer[:length])] = True
         return mask

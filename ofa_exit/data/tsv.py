@@ -1,22 +1,20 @@
-"""Tab-separated files in OFA's form: no header, one example a line, columns chosen by number."""
+"""OFA's tab-separated files: no header, one example per line, columns chosen by number."""
 
 import os
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from ofa_exit.data.row_index import file_stamp, row_offsets
 
 
 class TsvError(ValueError):
-    """What is wrong with a file or one of its rows, where (1-based line, field) and the remedy.
+    """An error in a file or one of its rows, with its place (1-based line, field) and the remedy.
 
-    ``line`` is None when the whole file is meant.
+    ``line`` is None for an error of the whole file.
     """
 
-    # With the first argument alone this is what a data loader makes of an error raised in a
-    # worker: the whole message.
+    # A data loader raises an error of a worker again with the first argument alone, which is then
+    # the whole message.
     def __init__(
         self,
         path: str | os.PathLike,
@@ -44,12 +42,15 @@ class TsvError(ValueError):
 
 
 class TsvFile:
-    """Rows of a TSV file by number, under the names ``columns``.
+    """Rows of a TSV file by number.
 
-    ``selected_cols`` is OFA's option: the numbers, from 0, of the file's columns that hold
-    ``columns``, in that order ("0,4,2"); None takes the first columns as they come.
-    Lines may end in CR LF; empty lines at the end are no rows. Safe to fork and to pickle: every
-    process opens the file for itself when it first reads.
+    Lines may end in CR LF. Empty lines at the end are not rows. An object is safe to fork and to
+    pickle: every process opens the file itself when it first reads.
+
+    Args:
+        selected_cols: OFA's option, the numbers of the columns from 0, as in "0,4,2". None selects
+            the first columns.
+        columns: the names of these columns, in the same order.
 
     Raises TsvError: no such file, no rows, columns that the first line does not have.
     """
@@ -82,7 +83,7 @@ class TsvFile:
                     0,
                     name,
                     f"column {column} is asked for, but the line has {self.width} "
-                    f"(0 to {self.width - 1}, parted by tabs)",
+                    f"(0 to {self.width - 1}, separated by tabs)",
                     f"Choose the columns of {', '.join(columns)} with --selected-cols",
                 )
 
@@ -90,21 +91,21 @@ class TsvFile:
         return len(self._offsets) - 1
 
     def row(self, index: int) -> dict[str, str]:
-        """The selected fields of row ``index`` (from 0). Raises TsvError as ``fields`` does."""
+        """Return the selected fields of row ``index``, from 0. Raises TsvError as `fields` does."""
         fields = self.fields(index)
-        return {name: fields[at] for name, at in zip(self.columns, self._selected, strict=True)}
+        return {name: fields[n] for name, n in zip(self.columns, self._selected, strict=True)}
 
     def fields(self, index: int) -> list[str]:
-        """All fields of row ``index``.
+        """Return all fields of row ``index``.
 
-        Raises TsvError on an empty line, bytes that are not UTF-8, or another number of fields
-        than the first line has: a stray tab would shift the columns without anyone noticing.
+        Raises TsvError: an empty line, bytes that are not UTF-8, or a number of fields that differs
+        from the first line's. Otherwise a stray tab would shift the columns unnoticed.
         """
         line = self._line(index)
         if not line:
             raise self._empty_line(index)
         try:
-            # A byte order mark is a mark on the first line and a letter elsewhere.
+            # A byte order mark is a mark on the first line only.
             text = line.decode("utf-8" if index else "utf-8-sig")
         except UnicodeDecodeError as error:
             raise self.error(
@@ -125,23 +126,23 @@ class TsvFile:
         return fields
 
     def error(self, index: int, field: str | None, message: str, remedy: str) -> TsvError:
-        """The error to raise about ``field`` (a name of ``columns``) of row ``index``."""
+        """Return the error to raise about ``field`` (a name of ``columns``) of row ``index``."""
         return TsvError(self.path, index + 1, field, message, remedy)
 
     def column_of(self, name: str) -> int:
-        """Number, from 0, of the file's column that holds ``name``."""
+        """Return the number, from 0, of the column ``name``."""
         return self._selected[self.columns.index(name)]
 
     def _parse_selection(self, selected_cols: str | None) -> list[int]:
         if selected_cols is None:
             return list(range(len(self.columns)))
         parts = [part.strip() for part in selected_cols.split(",")]
-        # isdecimal alone takes any script's digits.
+        # isdecimal alone accepts the digits of any script.
         if len(parts) != len(self.columns) or not all(p.isascii() and p.isdecimal() for p in parts):
             raise TsvError(
                 self.path,
                 message=f"selected columns {selected_cols!r} are not {len(self.columns)} "
-                "column numbers parted by commas",
+                "column numbers separated by commas",
                 remedy=f"Name the columns of {', '.join(self.columns)}, counted from 0",
             )
         return [int(part) for part in parts]
@@ -159,7 +160,7 @@ class TsvFile:
         descriptor = self._open().fileno()
         pieces = []
         while start < end:
-            # Reading at a position, as a forked process may share the file's own.
+            # pread, because forked processes share the file's own position.
             piece = os.pread(descriptor, end - start, start)
             if not piece:
                 raise self._changed()
@@ -185,11 +186,4 @@ class TsvFile:
         )
 
     def __getstate__(self) -> dict:
-        # As bytes: torch sends tensors by handles, which a mapped file or a copy made here and
-        # gone by the time the other process looks does not have.
-        offsets = self._offsets.numpy().tobytes()
-        return {**self.__dict__, "_file": None, "_pid": 0, "_offsets": offsets}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._offsets = torch.frombuffer(bytearray(state["_offsets"]), dtype=torch.long)
+        return {**self.__dict__, "_file": None, "_pid": 0}

@@ -1,22 +1,12 @@
 """Visual dialogue rows: an image, the dialogue so far, a question, and candidate answers."""
 
 import math
-import os
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from ofa_exit.data.example import (
-    IMAGE_FIELD,
-    Example,
-    answer_sequences,
-    check_length,
-    read_image,
-    read_text,
-    source_sequence,
-)
-from ofa_exit.data.images import ImageLoader
-from ofa_exit.data.text import TextEncoder
-from ofa_exit.data.tsv import TsvFile
+from ofa_exit.data.row_examples import IMAGE_FIELD, Row, RowExamples, RowTokens
 
 COLUMNS = ("uniq_id", "image", "history", "question", "answers", "gt_index", "relevance")
 # question-id, image-id, history, question, answers, gt_index, relevance, image
@@ -24,56 +14,35 @@ PREPARED_COLS = "0,7,2,3,4,5,6"
 SEPARATOR = "&&"
 
 
-class DialogExamples:
-    """Examples of a VisDial file, by row; raises TsvError for a row that makes none.
+class DialogExamples(RowExamples):
+    """Examples of a VisDial file.
 
     The source is `` history question?`` in lower case, of which the last ``max_src_length`` words
-    are kept: what was said first is forgotten first. ``candidates`` are the answers in their
-    order, whole; the target is the true one, and only in training (``train``) cut to
-    ``max_tgt_length`` words. References are the true one's number and the candidates' relevances,
-    as the scorer ``visdial`` reads them; a row of a test split has none, and no target but eos.
+    are kept: the beginning of the dialogue is dropped first. ``candidates`` are the answers in
+    their order, uncut. The target is the true answer, in training cut to ``max_tgt_length`` words.
+    References are the true answer's number and the candidates' relevances, as the scorer
+    ``visdial`` reads them. A row of a test split has no reference, and its target is eos alone.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        encoder: TextEncoder,
-        load_image: ImageLoader,
-        *,
-        train: bool,
-        selected_cols: str | None = None,
-        max_src_length: int = 80,
-        max_tgt_length: int = 20,
-        max_source_positions: int = 1024,
-        max_target_positions: int = 1024,
-    ):
-        self.file = TsvFile(path, selected_cols or PREPARED_COLS, COLUMNS)
-        self.encoder = encoder
-        self.load_image = load_image
-        self.train = train
-        self.max_src_length = max_src_length
-        self.max_tgt_length = max_tgt_length
-        self.max_source_positions = max_source_positions
-        self.max_target_positions = max_target_positions
-        self._last: tuple[str, Tensor | None] | None = None
-        # Source and target in tokens, for making batches; a word counts as a token.
-        self.lengths = (max_src_length + 2, max_tgt_length + 1)
+    COLUMNS = COLUMNS
+    SELECTED_COLS = PREPARED_COLS
+    SOURCE_FIELD = "history"
+    ANSWER_FIELD = "answers"
 
-    def __len__(self) -> int:
-        return len(self.file)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        # Image field, image and number of the last row whose image was decoded.
+        self._last: tuple[str, Tensor | None, int] | None = None
 
-    def __getitem__(self, index: int) -> Example:
-        row = self.file.row(index)
-        uniq_id = read_text(self.file, index, row, "uniq_id")
-        history, question = (
-            read_text(self.file, index, row, field) for field in ("history", "question")
-        )
-        words = f"{history} {question}".lower().split()[-self.max_src_length :]
-        unknown: list[str] = []
-        vocabulary = self.encoder.vocabulary
-        source = source_sequence(self.encoder.encode(" " + " ".join(words), unknown), vocabulary)
-        texts = self._candidates(index, row)
-        true = self._true_index(index, row, len(texts))
+    @cached_property
+    def lengths(self) -> tuple[int, int]:
+        return self.max_src_length + 2, self.max_tgt_length + 1
+
+    def read(self, row: Row, unknown: list[str]) -> RowTokens:
+        words = f"{row.text('history')} {row.text('question')}".lower().split()
+        source = self.encode_source(" " + " ".join(words[-self.max_src_length :]), unknown)
+        texts = self._candidates(row)
+        true = self._true_index(row, len(texts))
         candidates = [self.encoder.encode(f" {text}", unknown) for text in texts]
         answer = source[:0]
         if true is not None:
@@ -81,68 +50,45 @@ class DialogExamples:
             if self.train:
                 cut = " ".join(texts[true].split()[: self.max_tgt_length])
                 answer = self.encoder.encode(f" {cut}")
-        prev_output, target, prompt_length = answer_sequences(source, answer, "none", vocabulary)
-        for tokens, field, limit, option in (
-            (source, "history", self.max_source_positions, "--max-source-positions"),
-            (target, "answers", self.max_target_positions, "--max-target-positions"),
-            *(
-                # Fed are bos and all tokens, and one more is asked for.
-                (tokens, "answers", self.max_target_positions - 1, "--max-target-positions")
-                for tokens in candidates
-            ),
-        ):
-            check_length(self.file, index, field, tokens, limit, option)
-        return Example(
-            index=index,
-            uniq_id=uniq_id,
-            source=source,
-            prev_output=prev_output,
-            target=target,
-            prompt_length=prompt_length,
-            image=self._image(index, row),
-            references=self._references(index, row, true, len(texts)),
-            unknown=unknown,
-            candidates=None if self.train else [tokens.tolist() for tokens in candidates],
-        )
+        references = self._references(row, true, len(texts))
+        return RowTokens(source, answer, references, candidates=None if self.train else candidates)
 
-    def _image(self, index: int, row: dict[str, str]) -> Tensor | None:
-        """The picture; rounds of one dialogue, which stand together, get the same tensor."""
-        if self.train:  # in any order, and batch norm counts each row
-            return read_image(self.file, index, row, self.load_image)
+    def image(self, row: Row) -> tuple[Tensor | None, int | None]:
+        """Decode the image of consecutive rounds once; their ``image_id`` is the first's index.
+
+        Training rows come in any order, and batch norm counts each of them: none is shared.
+        """
+        if self.train:
+            return super().image(row)
         if self._last is None or self._last[0] != row[IMAGE_FIELD]:
-            image = read_image(self.file, index, row, self.load_image)
-            self._last = row[IMAGE_FIELD], image
-        return self._last[1]
+            self._last = row[IMAGE_FIELD], row.image(self.load_image), row.index
+        return self._last[1:]
 
-    def _candidates(self, index: int, row: dict[str, str]) -> list[str]:
-        text = read_text(self.file, index, row, "answers")
-        texts = [" ".join(part.lower().split()) for part in text.split(SEPARATOR)]
+    def _candidates(self, row: Row) -> list[str]:
+        parts = row.text("answers").split(SEPARATOR)
+        texts = [" ".join(part.lower().split()) for part in parts]
         for number, candidate in enumerate(texts):
             if not candidate or not len(self.encoder.encode(f" {candidate}")):
-                raise self.file.error(
-                    index,
+                raise row.error(
                     "answers",
                     f"candidate {number} (counted from 0) of {len(texts)} is empty",
                     "Fill it in",
                 )
         return texts
 
-    def _true_index(self, index: int, row: dict[str, str], count: int) -> int | None:
+    def _true_index(self, row: Row, count: int) -> int | None:
         text = row["gt_index"].strip()
         if not text and not self.train:
             return None
         if not (text.isascii() and text.isdecimal() and int(text) < count):
-            raise self.file.error(
-                index,
+            raise row.error(
                 "gt_index",
-                f"{text!r} is the number of none of the {count} candidates, counted from 0",
+                f"{text!r} is not the number of one of the {count} candidates, counted from 0",
                 "Prepare the data again, or check --selected-cols",
             )
         return int(text)
 
-    def _references(
-        self, index: int, row: dict[str, str], true: int | None, count: int
-    ) -> list[str]:
+    def _references(self, row: Row, true: int | None, count: int) -> list[str]:
         if true is None:
             return []
         relevance = [part.strip() for part in row["relevance"].split(SEPARATOR) if part.strip()]
@@ -152,10 +98,9 @@ class DialogExamples:
             values = [-1.0]
         message = ""
         if values and not (len(values) == count and all(0 <= v < math.inf for v in values)):
-            message = f"not {count} numbers of at least 0 joined by {SEPARATOR}, one a candidate"
+            message = f"not {count} numbers of at least 0 joined by {SEPARATOR}, one per candidate"
         elif values and not any(values):
-            message = "0 for every candidate, of which NDCG is not defined"
+            message = "0 for every candidate, for which NDCG is undefined"
         if message:
-            remedy = "Prepare the data again, or leave the field empty"
-            raise self.file.error(index, "relevance", message, remedy)
+            raise row.error("relevance", message, "Prepare the data again, or leave it empty")
         return [str(true), *relevance]

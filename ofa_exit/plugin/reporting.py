@@ -50,7 +50,7 @@ class Progress:
     def has_ended(self) -> bool:
         """Whether all batches were fetched and the last one is through.
 
-        fairseq's own ``end_of_epoch`` also waits for an empty batch that shards may have at the end.
+        Shards may end with an empty batch, for which fairseq's own ``end_of_epoch`` waits.
         """
         return (
             self.iterator is not None

@@ -1,1 +1,1 @@
-"""OFA TSV files from the official releases of captioning, entailment, VQA and dialogue data."""
+"""OFA's TSV files from the official releases of captioning, entailment, VQA and dialogue data."""

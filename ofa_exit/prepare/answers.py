@@ -1,22 +1,21 @@
-"""Answers of visual question answering: their confidence, their field, and the candidate list.
+"""Answers of visual question answering: confidence, field, and candidate list.
 
-A row of any of these data sets is OFA's vqa_gen row: question-id, image-id, question, answers
+A row of these data sets is OFA's vqa_gen row: question-id, image-id, question, answers
 (``confidence|!+answer`` joined by ``&&``), predicted objects (empty), image.
 
-- **Training** has one row a question and answer, lower-cased. Its confidence, which weighs the
-  loss, is that of the VQA challenge: min(1, 0.3 · annotators who gave it), so 0.3, 0.6, 0.9 or 1.0.
-- **Evaluation** has one row a question with the answers of all ten annotators as they are
-  published, in order, repeated ones too, each as ``1.0|!+answer``: VQA accuracy needs all ten
-  (``parse_answers`` gives them back).
+- **Training** has one row per question and answer, lower-cased. Its confidence weights the loss. It
+  is the VQA challenge's: min(1, 0.3 · annotators who gave the answer), so 0.3, 0.6, 0.9 or 1.0.
+- **Evaluation** has one row per question with the published answers of all ten annotators, in order
+  and with repetitions, each as ``1.0|!+answer``: VQA accuracy needs all ten.
   Differs from OFA's release, which keeps distinct answers and their score.
 - **Test** splits without published answers have an empty field.
 
-The candidate list for scoring all candidates (answers.txt, an answer a line, most frequent first)
-counts each question's most common answer over train and validation and keeps those of at least
-``--min-occurrences`` questions. For VQA v2 and 9 questions that is the usual list of 3,129 answers,
-which OFA uses; training keeps answers in it alone.
-Differs from that list's script (bottom-up attention), which runs the challenge's clean-up over
-answers that the release has cleaned already.
+The candidate list (answers.txt, one answer per line, most frequent first) counts the most common
+answer of each question in train and validation. It keeps the answers of at least
+``--min-occurrences`` questions. For VQA v2 and 9 questions these are the usual 3,129 answers, which
+OFA uses. Training keeps only answers of the list.
+Differs from that list's script (bottom-up attention), which runs the challenge's clean-up on
+answers that are already clean in the release.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ofa_exit.data.answers import CONFIDENCE, join_answers
 from ofa_exit.data.files import sha256_of, write_bytes
 
 from . import manifest
-from .job import say
+from .job import log
 from .records import LeftOut, MalformedError, PrepareError, Record, clean
 
 COLUMNS = ("question_id", "image_id", "question", "answers", "objects", "image")
@@ -38,12 +37,12 @@ ANNOTATORS = 10
 
 
 def confidence(count: int) -> float:
-    """min(1, 0.3 · count): what an answer given by ``count`` annotators is worth in training."""
+    """Return min(1, 0.3 · count), the weight of an answer that ``count`` annotators gave."""
     return min(10, 3 * count) / 10
 
 
 def annotators(answers: Any) -> tuple[str, ...]:
-    """The ten answers of a question as published. Raises MalformedError."""
+    """Return the ten answers of a question as published. Raises MalformedError."""
     given = tuple(_text(one["answer"]) for one in answers)
     if len(given) != ANNOTATORS:
         raise MalformedError(f"the question has {len(given)} answers, not {ANNOTATORS}")
@@ -51,23 +50,26 @@ def annotators(answers: Any) -> tuple[str, ...]:
 
 
 def _text(answer: Any) -> str:
-    # A number or an empty answer is still what an annotator said.
+    # A number or an empty answer is an annotator's answer, too.
     text = clean(str(answer), "an answer") if str(answer).strip() else ""
     if CONFIDENCE in text:
-        raise MalformedError(f"the answer {text!r} holds {CONFIDENCE}")
+        raise MalformedError(f"the answer {text!r} contains {CONFIDENCE}")
     return text
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """The answer given most often, the first of equals; as VQA's multiple_choice_answer."""
+    """Return the most frequent answer, the first in a tie, like VQA's multiple_choice_answer."""
     return Counter(answers).most_common(1)[0][0].lower()
 
 
 def training_answers(
     answers: Iterable[str], candidates: frozenset[str] | None = None
 ) -> list[tuple[float, str]]:
-    """The distinct answers of the annotators, in lower case, with their confidence; where
-    ``candidates`` are given those among them."""
+    """Return (confidence, answer) of the distinct answers, in lower case.
+
+    Args:
+        candidates: keep only these answers; None keeps all.
+    """
     counts = Counter(answer.lower() for answer in answers if answer)
     return [
         (confidence(count), answer)
@@ -86,7 +88,7 @@ def question_rows(
     train: bool,
     candidates: frozenset[str] | None = None,
 ) -> Iterator[Record | LeftOut]:
-    """The rows of a question, see above; ``answers`` None where none are published."""
+    """Yield the rows of a question. ``answers`` is None where none are published."""
     text = clean(question, "the question").lower()
 
     def row(field: str) -> Record:
@@ -113,12 +115,15 @@ def write_candidates(
     answers: int,
     min_occurrences: int,
 ) -> frozenset[str]:
-    """Write the candidate list of each question's most common answer; returns it.
+    """Write the candidate list and return it. Raises PrepareError if no answer is left.
 
-    The ``answers`` most frequent with at least ``min_occurrences`` questions, equals by the
-    alphabet. Raises PrepareError when none is left.
+    Args:
+        commonest: the most common answer of each question.
+        sources: the annotation files.
+        answers: number of answers to keep, the most frequent ones; ties are in alphabetical order.
+        min_occurrences: questions that a candidate must answer.
     """
-    ranked = sorted(Counter(commonest).items(), key=lambda one: (-one[1], one[0]))
+    ranked = sorted(Counter(commonest).items(), key=lambda item: (-item[1], item[0]))
     frequent = [answer for answer, count in ranked if answer and count >= min_occurrences]
     kept = frequent[:answers]
     if not kept:
@@ -126,12 +131,12 @@ def write_candidates(
             f"{path}: no answer occurs {min_occurrences} times. Lower --min-occurrences"
         )
     if len(frequent) != answers:
-        say(
+        log(
             f"warning: {path}: {len(frequent):,} answers occur at least {min_occurrences} times, "
             f"{answers:,} were asked for; {len(kept):,} are kept"
         )
     inputs = manifest.fingerprint(sources, {"answers": answers, "min_occurrences": min_occurrences})
-    manifest.refuse_another_release(path, inputs)
+    manifest.check_release(path, inputs)
     write_bytes(path, "".join(f"{answer}\n" for answer in kept).encode("utf-8"))
     manifest.write_manifest(
         path,
@@ -145,5 +150,5 @@ def write_candidates(
             "inputs": inputs,
         },
     )
-    say(f"{path}: {len(kept):,} candidate answers")
+    log(f"{path}: {len(kept):,} candidate answers")
     return frozenset(kept)

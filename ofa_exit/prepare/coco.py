@@ -1,9 +1,9 @@
 """COCO captions in Karpathy's split: one JSON for all splits, images of train2014 and val2014.
 
 Rows are OFA's caption rows: uniq-id, image-id, caption, predicted objects (empty), image. Captions
-are lower-cased, as in OFA's release. train.tsv has a row a caption (uniq-id: the sentence's);
-train_stage2.tsv, for training on CIDEr, valid.tsv and test.tsv a row an image with all captions
-joined by ``&&`` (uniq-id: the image's). Karpathy's restval is training data, as usual.
+are lower-cased, as in OFA's release. train.tsv has one row per caption (uniq-id: the sentence's).
+valid.tsv, test.tsv and train_stage2.tsv (for training on CIDEr) have one row per image with all
+captions joined by ``&&`` (uniq-id: the image's). Karpathy's restval is training data, as usual.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .json_stream import elements
 from .records import SEPARATOR, Item, LeftOut, MalformedError, Record, clean, items, whole
 from .splits import available
 
-HELP = """COCO captions, Karpathy's split: train.tsv (a row a caption), train_stage2.tsv (a row an
-image, for the CIDEr stage), valid.tsv and test.tsv.
+HELP = """COCO captions, Karpathy's split: train.tsv (one row per caption), train_stage2.tsv (one
+row per image, for the CIDEr stage), valid.tsv and test.tsv.
 
   ROOT/dataset_coco.json   from https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip
   ROOT/train2014/COCO_train2014_000000000009.jpg …   http://images.cocodataset.org/zips/train2014.zip
@@ -29,8 +29,8 @@ image, for the CIDEr stage), valid.tsv and test.tsv.
 
 _FILES = {"captions": ("dataset_coco.json",)}
 SPLITS = dict.fromkeys(("train", "train_stage2", "valid", "test"), _FILES)
-_OF_KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
-# Karpathy & Fei-Fei: 113,287 images (82,783 and 30,504 of restval) with 566,747 captions to train.
+_SPLIT_OF_KARPATHY = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
+# Karpathy & Fei-Fei: 113,287 training images (30,504 of them restval) with 566,747 captions.
 PUBLISHED = {
     "train": {"rows": 566_747, "images": 113_287},
     "train_stage2": {"rows": 113_287, "images": 113_287},
@@ -56,18 +56,18 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path, split: str) -> Iterator[Item]:
-    """Rows of ``split``, in the file's order."""
+    """Yield the rows of ``split`` in the file's order."""
 
     def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
-        # An unknown split is an error even where another one is asked for.
-        if entry["split"] not in _OF_KARPATHY:
-            raise MalformedError(f"split {entry['split']!r}, none of {tuple(_OF_KARPATHY)}")
-        if _OF_KARPATHY[entry["split"]] != split.removesuffix("_stage2"):
+        # An unknown split is an error, whatever split is prepared.
+        if entry["split"] not in _SPLIT_OF_KARPATHY:
+            raise MalformedError(f"split {entry['split']!r}, none of {tuple(_SPLIT_OF_KARPATHY)}")
+        if _SPLIT_OF_KARPATHY[entry["split"]] != split.removesuffix("_stage2"):
             return
         names = (str(entry["filename"]), f"{int(id):012d}.jpg")
         captions = [
-            (whole(one["sentid"], "sentid"), clean(one["raw"], "a caption").lower())
-            for one in entry["sentences"]
+            (whole(sentence["sentid"], "sentid"), clean(sentence["raw"], "a caption").lower())
+            for sentence in entry["sentences"]
         ]
         if not captions:
             yield LeftOut(id, names, "no captions")

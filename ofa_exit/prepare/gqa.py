@@ -1,7 +1,7 @@
-"""GQA: one JSON object a split, question id → question about an image of Visual Genome.
+"""GQA: one JSON object per split, question id → question about an image of Visual Genome.
 
-Rows are those of ``answers``; a question has one answer, of confidence 1. question-id and image-id
-are the release's.
+Rows are those of ``answers``. A question has one answer, with confidence 1. question-id and
+image-id are the release's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path, answered: bool = True) -> Iterator[Item]:
-    """Rows in the file's order; without ``answered`` the answers are left empty."""
+    """Yield the rows in the file's order. Without ``answered``, answers are left empty."""
 
     def make(id: str, entry: Any) -> Iterator[Record]:
         image = clean(str(entry["imageId"]), "imageId")

@@ -1,4 +1,4 @@
-"""One prepared file from start to end: look over the annotations, write, check, publish."""
+"""One prepared file from start to end: survey the annotations, check, write, publish."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from .images import Files, encoded_length
 from .problems import Problems
 from .records import Item, LeftOut, PrepareError, Problem, Record
 
-_SAMPLE = 97  # every so many rows an image's size is asked for
+_ROWS_PER_SAMPLE = 97  # the size of every 97th image is read
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file to write. ``items`` starts over on each call and gives the same each time.
+    """A file to write.
 
-    ``entry`` is what the release counts (questions, rounds); ``expected`` holds the published
-    numbers of rows, images or that.
+    Args:
+        sources: the annotation files.
+        items: returns the items; each call starts over and gives the same items.
+        options: what else the rows depend on.
+        entry: what the release counts: questions, rounds.
+        expected: published numbers of rows, images or entries.
     """
 
     path: Path
@@ -38,9 +42,13 @@ class Job:
 
 @dataclass
 class Survey:
-    """What the annotations hold, found before the first image is read.
+    """Contents of the annotations, counted before the first image is read.
 
-    ``missing``: rows without an image, which are among the problems.
+    Args:
+        found: numbers of entries, images and rows.
+        missing: rows without an image, which are also problems.
+        left_out: entries without a row, by reason.
+        bytes: estimated size of the file.
     """
 
     found: dict[str, int]
@@ -49,47 +57,48 @@ class Survey:
     bytes: int
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> Path:
-    """Prepare ``job.path`` if it is not there from the same inputs; returns it.
+    """Prepare ``job.path``, unless it exists and has the same inputs. Return the path.
 
-    All bad records and images are listed in FILE.problems.txt. Raises PrepareError: any of them
-    without ``skip_missing``, counts other than the published with ``strict_counts``, no rows at
-    all.
+    FILE.problems.txt lists all bad records and images. Raises PrepareError: a problem without
+    ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
-    manifest.refuse_another_release(job.path, inputs, writer.partial_inputs(job.path))
+    manifest.check_release(job.path, inputs, writer.partial_inputs(job.path))
     partial = writer.resumable(job.path, inputs)
     if partial is None:
         done = manifest.finished(job.path)
-        # What was skipped for want of an image may be in other folders.
+        # Images that were missing may be in other folders now.
         if (
             done is not None
             and done["inputs"] == inputs
             and (not done["skipped"] or done["folders"] == _names(files))
         ):
             again = f"; {done['skipped']:,} were skipped: remove it to try them again"
-            told = f"{job.path}: there already, {done['output']['rows']:,} rows"
-            say(told + again * bool(done["skipped"]))
+            message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
+            log(message + again * bool(done["skipped"]))
             return job.path
     if partial is False or (partial is None and job.path.exists()):
         kind = "partial file" if partial is False else "file"
-        say(f"{job.path}: the {kind} there is not from these inputs and options; starting over")
+        log(f"{job.path}: the existing {kind} is not from these inputs and options; starting over")
     with Problems(job.path) as problems:
-        survey = look_over(job, files, problems)
+        summary = survey(job, files, problems)
         _check_problems(job, problems, skip_missing)
-        _check_counts(job, survey, strict_counts)
-        _check_space(job, survey)
-        with tqdm(total=survey.found["rows"] - survey.missing, desc=job.path.name, unit="row") as b:
+        _check_counts(job, summary, strict_counts)
+        _check_space(job, summary)
+        with tqdm(
+            total=summary.found["rows"] - summary.missing, desc=job.path.name, unit="row"
+        ) as b:
             written = writer.write_rows(
                 job.path, inputs, job.items(), files, problems, advance=b.update,
                 skip_broken=skip_missing,
             )  # fmt: skip
-        if len(problems) and not skip_missing:  # images, which are read no sooner
-            raise _refusal(job, problems)
+        if len(problems) and not skip_missing:  # broken images, found while writing
+            raise _rejection(job, problems)
         if not written.rows:
             raise PrepareError(f"{job.path}: not one row could be written{problems.shown()}")
     manifest.write_manifest(
@@ -103,17 +112,17 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             },
             "inputs": inputs,
             "folders": _names(files),
-            "counts": {"found": survey.found, "published": job.expected},
-            "left_out": dict(survey.left_out),
+            "counts": {"found": summary.found, "published": job.expected},
+            "left_out": dict(summary.left_out),
             "skipped": len(problems),
             "problems": problems.path.name if len(problems) else None,
         },
     )
-    # After its manifest, so that a file in place always has the manifest that fits it.
+    # After its manifest, so that a published file always has the right one.
     writer.publish(job.path, written)
     resumed = f", {written.kept:,} of them from an earlier run" if written.kept else ""
     lost = f"; {len(problems):,} skipped, see {problems.path.name}" if len(problems) else ""
-    say(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
+    log(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
     return job.path
 
 
@@ -121,13 +130,13 @@ def _names(files: Files) -> list[str]:
     return [str(folder.resolve()) for folder in files.folders]
 
 
-def look_over(job: Job, files: Files, problems: Problems) -> Survey:
-    """Read all annotations once: counts, missing images, bad records, and the space needed."""
+def survey(job: Job, files: Files, problems: Problems) -> Survey:
+    """Read all annotations once: count them, find missing images and bad records."""
     rows = entries = missing = sampled = sizes = 0
-    last = told = None
+    last = reported = None
     images: set[str] = set()
     left_out: Counter[str] = Counter()
-    for item in tqdm(job.items(), desc=f"{job.path.name}: looking", unit="row", leave=False):
+    for item in tqdm(job.items(), desc=f"{job.path.name}: survey", unit="row", leave=False):
         entries += item.id != last
         last = item.id
         if isinstance(item, Problem):
@@ -141,16 +150,16 @@ def look_over(job: Job, files: Files, problems: Problems) -> Survey:
         image = files.image(item.image_names)
         if image is None:
             missing += 1
-            if told != (item.image_names, item.id):  # once for all answers to a question
+            if reported != (item.image_names, item.id):  # once for all answers to a question
                 problems.add(Problem(item.image_names[0], item.id, "there is no such image"))
-            told = (item.image_names, item.id)
-        elif rows % _SAMPLE == 1:
+            reported = (item.image_names, item.id)
+        elif rows % _ROWS_PER_SAMPLE == 1:
             sampled += 1
             sizes += encoded_length(image) + _text_length(item)
     if rows and missing == rows:
         raise PrepareError(
             f"{job.path.name}: none of its images is below {', '.join(_names(files))}; one of them "
-            f"is {min(images)}. Unpack them there, or name their folders by --images"
+            f"is {min(images)}. Unpack them there, or name their folders with --images"
         )
     found = {job.entry: entries, "images": len(images), "rows": rows}
     return Survey(found, missing, left_out, sizes * rows // max(1, sampled))
@@ -164,44 +173,44 @@ def _check_problems(job: Job, problems: Problems, skip_missing: bool) -> None:
     if not len(problems):
         return
     if not skip_missing:
-        raise _refusal(job, problems)
-    say(f"warning: {_told(job, problems)}\nThey are skipped")
+        raise _rejection(job, problems)
+    log(f"warning: {_listed(job, problems)}\nThey are skipped")
 
 
-def _refusal(job: Job, problems: Problems) -> PrepareError:
+def _rejection(job: Job, problems: Problems) -> PrepareError:
     return PrepareError(
-        f"{_told(job, problems)}\nFetch what is missing or broken (images may lie in further "
-        "folders: --images), or leave such rows out by --skip-missing"
+        f"{_listed(job, problems)}\nDownload what is missing or broken (--images names further "
+        "folders of images), or leave such rows out with --skip-missing"
     )
 
 
-def _told(job: Job, problems: Problems) -> str:
+def _listed(job: Job, problems: Problems) -> str:
     return f"{job.path.name}: {len(problems):,} records cannot become rows:{problems.shown()}"
 
 
-def _check_counts(job: Job, survey: Survey, strict: bool) -> None:
+def _check_counts(job: Job, summary: Survey, strict: bool) -> None:
     wrong = [
-        f"{survey.found[what]:,} {what}, published {number:,}"
+        f"{summary.found[what]:,} {what}, published {number:,}"
         for what, number in job.expected.items()
-        if survey.found[what] != number
+        if summary.found[what] != number
     ]
     if not wrong:
         return
     text = f"{job.path.name} is not the published split: {'; '.join(wrong)}"
     if strict:
         raise PrepareError(
-            f"{text}. Fetch the annotations again, or go without --strict-counts to prepare a part"
+            f"{text}. Download the annotations again, or omit --strict-counts to prepare a part"
         )
-    say(f"warning: {text}")
+    log(f"warning: {text}")
 
 
-def _check_space(job: Job, survey: Survey) -> None:
+def _check_space(job: Job, summary: Survey) -> None:
     partial = writer.partial_path(job.path)
     job.path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(job.path.parent).free
-    needed = survey.bytes - (partial.stat().st_size if partial.exists() else 0)
+    needed = summary.bytes - (partial.stat().st_size if partial.exists() else 0)
     if needed > free:
-        say(
-            f"warning: {job.path} will need some {needed / 1e9:.1f} GB more and the disk has "
+        log(
+            f"warning: {job.path} needs about {needed / 1e9:.1f} GB more and the disk has "
             f"{free / 1e9:.1f} GB; a full disk stops the run, which can then be resumed"
         )

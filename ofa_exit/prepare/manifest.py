@@ -1,9 +1,9 @@
-"""What a prepared file was made from, and whether it is whole: FILE.manifest.json beside it.
+"""FILE.manifest.json: the inputs of a prepared file, and the size and hash of the complete file.
 
-``output`` has name, rows, bytes and SHA-256 of the file; ``inputs`` the sources with theirs and the
-options; ``counts`` what was found, and the published numbers; ``skipped`` how many records made no
-row because they, or their images, are bad, and ``problems`` the file that lists them; ``left_out``
-how many made none by the rules of the format.
+``output`` has name, rows, bytes and SHA-256 of the file, ``inputs`` the options and the hashes of
+the sources, ``counts`` the numbers found and published. ``skipped`` counts the records without a
+row because they or their images are bad, and ``problems`` is the file that lists them. ``left_out``
+counts the records that have no row by the rules of the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ofa_exit.data.files import sha256_of, write_bytes
 
 from .records import PrepareError
 
-# Of the rows' layout: files of another layout are made anew.
+# Layout of the rows: files of another layout are written again.
 FORMAT = 1
 
 
@@ -28,7 +28,7 @@ def _digest(path: Path, size: int, mtime: int) -> str:
 
 
 def fingerprint(sources: Iterable[Path], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``inputs`` of a manifest: two files with the same inputs hold the same rows."""
+    """Return the ``inputs`` of a manifest. Files with equal inputs have equal rows."""
     return {
         "format": FORMAT,
         "options": dict(options),
@@ -57,7 +57,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is none, or none that can be read."""
+    """Return the object in a JSON file, or None if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,34 +65,38 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def refuse_another_release(
+def check_release(
     path: Path, inputs: Mapping[str, Any], partial: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises PrepareError where ``path``, or what is there of it, is of another data set.
+    """Raise PrepareError if ``path``, or its partial file, belongs to another data set.
 
-    That is, where none of the annotations is the same by name: such a file was long in the making.
-    inputs: of the new one; partial: of a partial file.
+    That is the case if no annotation file has the same name. Such a file took long to make and is
+    not overwritten.
+
+    Args:
+        inputs: of the new file.
+        partial: inputs of the partial file.
     """
     done = finished(path)
     for other in (done["inputs"] if done is not None else None, partial):
         before = _annotations(other) if other is not None else set()
         if before and not before & _annotations(inputs):
             raise PrepareError(
-                f"{path} was made of {', '.join(sorted(before))}: choose another folder, or remove "
-                "it"
+                f"{path} was made from {', '.join(sorted(before))}. Choose another folder, or "
+                "remove it"
             )
 
 
 def _annotations(inputs: Mapping[str, Any]) -> set[str]:
-    """Names of the published files among the sources; candidates are made from them."""
+    """Return the names of the published files among the sources."""
     return set(inputs.get("sources", ())) - {"answers.txt"}
 
 
 def finished(path: Path) -> dict[str, Any] | None:
-    """The manifest of ``path`` if the file is there in full (its size tells), else None."""
+    """Return the manifest of ``path`` if the file has the size that it names, else None."""
     manifest = read_json(manifest_path(path))
     if manifest is None or not path.is_file():
         return None
     output = manifest.get("output")
-    whole = isinstance(output, dict) and output.get("bytes") == path.stat().st_size
-    return manifest if whole and "inputs" in manifest else None
+    is_complete = isinstance(output, dict) and output.get("bytes") == path.stat().st_size
+    return manifest if is_complete and "inputs" in manifest else None

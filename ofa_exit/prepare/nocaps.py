@@ -1,9 +1,9 @@
-"""NoCaps validation: zero-shot captions, 10 an image, images in three domains.
+"""NoCaps validation: zero-shot captions, 10 per image, images of three domains.
 
-Rows are OFA's caption rows, one an image, captions joined by ``&&`` in the file's order: uniq-id
-and image-id (both the image's id of NoCaps, as results are submitted), captions, predicted objects
-(empty), image. valid.tsv has all images; valid_in_domain.tsv, valid_near_domain.tsv and
-valid_out_domain.tsv those of a domain.
+Rows are OFA's caption rows, one per image: uniq-id and image-id (both NoCaps' image id, as in
+submitted results), captions joined by ``&&`` in the file's order, predicted objects (empty), image.
+valid.tsv has all images; valid_in_domain.tsv, valid_near_domain.tsv and valid_out_domain.tsv have
+those of one domain.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .json_stream import elements
 from .records import SEPARATOR, Item, MalformedError, Problem, Record, clean, items, whole
 from .splits import available
 
-HELP = """NoCaps validation captions: valid.tsv, and one file for each of the domains in-domain,
-near-domain, out-domain.
+HELP = """NoCaps validation captions: valid.tsv, and one file per domain: in-domain, near-domain,
+out-domain.
 
   ROOT/nocaps_val_4500_captions.json   https://s3.amazonaws.com/nocaps/nocaps_val_4500_captions.json
-  ROOT/images/0013ea2087020901.jpg …   by the file's own coco_url entries (https://nocaps.org/download)
+  ROOT/images/0013ea2087020901.jpg …   from the file's coco_url entries (https://nocaps.org/download)
 
 Captions of the test split are not published."""
 
 SPLITS = {"valid": {"captions": ("nocaps_val_4500_captions.json",)}}
-# Agrawal et al. 2019, and the download page: images of each domain, 10 captions each.
+# Agrawal et al. 2019, and the download page: images per domain, with 10 captions each.
 PUBLISHED = {None: 4_500, "in-domain": 648, "near-domain": 2_938, "out-domain": 914}
 
 
@@ -53,11 +53,11 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path, domain: str | None = None) -> Iterator[Item]:
-    """Rows of the images of ``domain``, None: of all."""
+    """Yield the rows of the images of ``domain``; None: of all images."""
     captions: dict[Any, list[Any]] = defaultdict(list)
-    for place, one in elements(source, "annotations"):
+    for place, entry in elements(source, "annotations"):
         try:
-            captions[whole(one["image_id"], "image_id")].append(one["caption"])
+            captions[whole(entry["image_id"], "image_id")].append(entry["caption"])
         except (KeyError, TypeError, MalformedError) as error:
             yield Problem(source.name, f"caption {place}", f"the record is malformed ({error})")
     seen = set()
@@ -79,4 +79,4 @@ def read(source: Path, domain: str | None = None) -> Iterator[Item]:
 
     yield from items(source, elements(source, "images"), id_of, make)
     for image in captions.keys() - seen:
-        yield Problem(source.name, f"image {image}", "it has captions and is not among the images")
+        yield Problem(source.name, f"image {image}", "it has captions but is not among the images")

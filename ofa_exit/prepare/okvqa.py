@@ -1,4 +1,4 @@
-"""OK-VQA: VQA's format; the answers are the release's processed ones (its field ``answer``)."""
+"""OK-VQA in VQA's format; answers are the release's processed ones (its field ``answer``)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from .images import Files
 from .job import Job
 from .splits import Wanted
 
-HELP = """OK-VQA: train.tsv (a row a question and answer, with its confidence) and valid.tsv (a row
-a question with all ten answers, on which results are reported). With --answers N also answers.txt.
+HELP = """OK-VQA: train.tsv (one row per question and answer, with its confidence) and valid.tsv
+(one row per question with all ten answers, for reported results). With --answers N also
+answers.txt.
 
   ROOT/OpenEnded_mscoco_{train2014,val2014}_questions.json
   ROOT/mscoco_{train2014,val2014}_annotations.json   both from https://okvqa.allenai.org/download.html

@@ -1,4 +1,4 @@
-"""All problems of a preparation, one a line, in FILE.problems.txt beside the file."""
+"""FILE.problems.txt: all problems of a preparation, one per line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ofa_exit.data.files import atomic_write
 
 from .records import PrepareError, Problem
 
-_SHOWN = 10
+_PROBLEMS_SHOWN = 10
 
 
 def problems_path(path: Path) -> Path:
@@ -19,11 +19,11 @@ def problems_path(path: Path) -> Path:
 
 
 class Problems:
-    """Takes problems as they are met; memory: the first of them, which messages show.
+    """Collects problems. Memory: the first ones, which messages show.
 
-    The file is there in full, or not at all, when the block ends, by a PrepareError too, whose
-    message names it; one that is interrupted leaves the file of an earlier run. Where there are
-    none that file is removed.
+    The file is complete when the block ends, also with a PrepareError, whose message names the
+    file. An interrupted block keeps the file of an earlier run. Without problems that file is
+    removed.
     """
 
     def __init__(self, path: Path):
@@ -41,11 +41,11 @@ class Problems:
             self._file = self._stack.enter_context(atomic_write(self.path))
         self._file.write(" ".join(f"{problem}".splitlines()).encode("utf-8") + b"\n")
         self._count += 1
-        if self._count <= _SHOWN:
+        if self._count <= _PROBLEMS_SHOWN:
             self._first.append(problem)
 
     def shown(self) -> str:
-        """The first of them, each on a line of its own, and where the rest is; "" for none."""
+        """Return the first problems, one per line, and the file of all; "" if there are none."""
         if not self._count:
             return ""
         lines = [f"\n  {problem}" for problem in self._first]

@@ -1,4 +1,4 @@
-"""What a reader of an official release gives: rows to write, entries left out, and problems."""
+"""Items of an official release: rows to write, entries left out, and problems."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SEPARATOR = "&&"
 
 
 class PrepareError(Exception):
-    """A refusal: which file and entry, what is wrong with it, and the remedy."""
+    """An error for the user: file and entry, what is wrong, and the remedy."""
 
 
 class MalformedError(Exception):
-    """Raised by a reader about the entry at hand; becomes a Problem with file and id."""
+    """Raised by a reader about the current entry; becomes a Problem with file and id."""
 
 
-# What a reader raises about an entry that is not as published.
+# The errors that a reader raises about a malformed entry.
 ENTRY_ERRORS = (MalformedError, KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 def reason(error: Exception) -> str:
-    """What one of ``ENTRY_ERRORS`` says about the entry."""
+    """Return what one of ``ENTRY_ERRORS`` says about the entry."""
     if isinstance(error, MalformedError):
         return str(error)
     if isinstance(error, KeyError):
@@ -33,10 +33,12 @@ def reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One row. ``columns`` are its fields, None in the image's place.
+    """One row.
 
-    ``image_names`` are the file names under which the releases keep the image; the first that is
-    found is taken. Rows of one entry (a question with several answers) share ``id``.
+    Args:
+        id: of the entry; rows of one entry (a question with several answers) share it.
+        image_names: file names of the image in the releases; the first that exists is used.
+        columns: the fields, None in place of the image.
     """
 
     id: str
@@ -50,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An entry that makes no row by the rules of the format, which is no fault of the data."""
+    """An entry without a row by the rules of the format; the data are fine."""
 
     id: str
     image_names: tuple[str, ...]
@@ -78,11 +80,14 @@ def items(
     id_of: Callable[[str, Any], str],
     make: Callable[[str, Any], Iterable[Item]],
 ) -> Iterator[Item]:
-    """The items of all entries of ``source``, given as (place in the file, entry).
+    """Yield the items of all entries of ``source``. Memory: the ids.
 
-    ``id_of`` names an entry by its place and itself, ``make`` turns an id and its entry into
-    items. An entry that either cannot read, or whose id came before, gives a Problem. Memory: the
-    ids.
+    An entry that ``id_of`` or ``make`` cannot read, or with a duplicate id, becomes a Problem.
+
+    Args:
+        entries: (place in the file, entry).
+        id_of: returns the id of an entry, from its place and itself.
+        make: returns the items of an entry, from its id and itself.
     """
     seen = set()
     for place, entry in entries:
@@ -100,9 +105,9 @@ def items(
 
 
 def clean(text: Any, name: str = "text") -> str:
-    """``text`` fit for a field: no tabs or line breaks, single spaces, ``&&`` as ``&``.
+    """Return ``text`` for a field: no tabs or line breaks, single spaces, ``&&`` as ``&``.
 
-    Raises MalformedError when it is no text or empty.
+    Raises MalformedError if it is not text, or empty.
     """
     if not isinstance(text, str):
         raise MalformedError(f"{name} is {type(text).__name__}, not text")
@@ -115,13 +120,13 @@ def clean(text: Any, name: str = "text") -> str:
 
 
 def whole(value: Any, name: str) -> int:
-    """An id or index that has to be a whole number. Raises MalformedError."""
+    """Return an id or index. Raises MalformedError if it is not an integer."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise MalformedError(f"{name} is {value!r}, not a whole number")
     return value
 
 
 def coco_names(image_id: int) -> tuple[str, ...]:
-    """File names of a COCO image: of the 2014/2015 zips, then of the 2017 zips."""
-    folders = ("train2014", "val2014", "test2015")
-    return (*(f"COCO_{of}_{image_id:012d}.jpg" for of in folders), f"{image_id:012d}.jpg")
+    """Return the file names of a COCO image: in the 2014/2015 zips, then in the 2017 zips."""
+    subsets = ("train2014", "val2014", "test2015")
+    return (*(f"COCO_{subset}_{image_id:012d}.jpg" for subset in subsets), f"{image_id:012d}.jpg")

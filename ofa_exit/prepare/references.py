@@ -23,28 +23,31 @@ OFFICIAL_COLS = "1,2"
 
 
 def captions_by_image(file: TsvFile) -> dict[str, list[str]]:
-    """The distinct captions of every image of a file opened with ``COLUMNS``, in order.
+    """Return the distinct captions of every image, in order.
 
-    Raises TsvError for a caption without words or a row without an image id.
+    Args:
+        file: a file opened with ``COLUMNS``.
+
+    Raises TsvError for a caption without words, or a row without an image id.
     """
     captions: dict[str, dict[str, None]] = {}
     for index in tqdm(range(len(file)), desc=file.path.name, unit="row", disable=None):
         row = file.row(index)
         if not row["image_id"].strip():
             raise file.error(index, "image_id", "no image id", "Fill it in, or choose the column")
-        of_image = captions.setdefault(row["image_id"], {})
+        found = captions.setdefault(row["image_id"], {})
         for part in row["caption"].split(SEPARATOR):
             caption = " ".join(part.split())
             if not strip_punctuation(caption):
                 raise file.error(
                     index, "caption", "a caption has no words", "Fill it in or remove it"
                 )
-            of_image[caption] = None
-    return {image: list(found) for image, found in captions.items()}
+            found[caption] = None
+    return {image: list(distinct) for image, distinct in captions.items()}
 
 
 def group(file: TsvFile, out: Path, more: dict[str, list[str]] | None = None) -> tuple[int, int]:
-    """Writes the grouped rows; ``more`` are further captions of images. Rows and captions made."""
+    """Write the grouped rows, with ``more`` captions of images. Return numbers of both."""
     captions = captions_by_image(file)
     for image, further in (more or {}).items():
         if image in captions:
@@ -54,9 +57,9 @@ def group(file: TsvFile, out: Path, more: dict[str, list[str]] | None = None) ->
     with atomic_write(out) as stream:
         for index in tqdm(range(len(file)), desc=out.name, unit="row", disable=None):
             fields = file.fields(index)
-            of_image = captions.pop(fields[image_column], None)
-            if of_image is not None:
-                fields[caption_column] = SEPARATOR.join(of_image)
+            references = captions.pop(fields[image_column], None)
+            if references is not None:
+                fields[caption_column] = SEPARATOR.join(references)
                 stream.write(("\t".join(fields) + "\n").encode())
     return rows, total
 

@@ -1,4 +1,4 @@
-"""SNLI-VE: JSON lines of an image of Flickr30k, a hypothesis and its label.
+"""SNLI-VE: JSON lines with an image of Flickr30k, a hypothesis and its label.
 
 Rows are OFA's: uniq-id (pairID), image-id, image, hypothesis, caption (sentence1, the text
 premise), label (entailment, neutral, contradiction). Texts are as published; the data loader
@@ -54,10 +54,12 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path) -> Iterator[Item]:
-    """Rows in the file's order."""
+    """Yield the rows in the file's order."""
 
     def make(id: str, entry: Any) -> Iterator[Record]:
-        key = "Flikr30kID" if "Flikr30kID" in entry else "Flickr30K_ID"  # the first releases' name
+        key = (
+            "Flikr30kID" if "Flikr30kID" in entry else "Flickr30K_ID"
+        )  # name in the first releases
         image = str(entry[key]).removesuffix(".jpg")
         if entry["gold_label"] not in _LABELS:
             raise MalformedError(f"gold_label {entry['gold_label']!r}, none of {_LABELS}")

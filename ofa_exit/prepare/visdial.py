@@ -1,22 +1,22 @@
 """VisDial 1.0: dialogues of ten rounds about an image, each round a question with 100 answers.
 
-One row a round, ``COLUMNS``:
+One row per round has the ``COLUMNS``:
 
-- question-id ``IMAGE_ROUND`` (rounds count from 1, as results are submitted), image-id;
-- history: the caption and the rounds before, ``caption. question? answer. question? answer.``;
+- question-id ``IMAGE_ROUND`` (rounds count from 1, as in submitted results), image-id;
+- history: the caption and the earlier rounds, ``caption. question? answer. question? answer.``;
 - question, with its question mark;
-- answers: the candidates joined by ``&&``, in the release's order. Training rows hold the true
-  answer alone;
-- gt_index: the true answer among them, from 0 (0 in training, empty where it is not published);
-- relevance: the candidates' relevance joined by ``&&`` (dense annotations, one round of each
-  validation image), else empty;
+- answers: the candidates joined by ``&&``, in the release's order. Training rows have the true
+  answer only;
+- gt_index: number of the true answer, from 0 (0 in training, empty where it is not published);
+- relevance: the candidates' relevances joined by ``&&`` (dense annotations, one round per
+  validation image), or empty;
 - image.
 
-The test split has one row a dialogue, of its last round, the only one to be answered.
-A round with an empty or malformed text is a problem, and so are those after it, whose history is
-not whole; of a malformed relevance, or one that is 0 for all candidates (NDCG is not defined then),
-only the relevance is.
-Memory: the release's lists of questions and answers (some 100 MB), and the dense annotations.
+The test split has one row per dialogue: its last round, the only one to answer.
+A round with an empty or malformed text is a problem. So are the rounds after it, because their
+history is incomplete. A relevance that is malformed, or 0 for all candidates (NDCG is undefined),
+is a problem, but its round keeps its row.
+Memory: the release's lists of questions and answers (about 100 MB), and the dense annotations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .images import Files
-from .job import Job, say
+from .job import Job, log
 from .json_stream import elements
 from .records import (
     ENTRY_ERRORS,
@@ -45,8 +45,9 @@ from .records import (
 )
 from .splits import available
 
-HELP = """VisDial 1.0: train.tsv (a row a round, the true answer alone), valid.tsv (100 candidates,
-the true one's index, and relevance where it was annotated) and test.tsv (the last round of each).
+HELP = """VisDial 1.0: train.tsv (one row per round, with the true answer), valid.tsv (100
+candidates, the true one's index, annotated relevances) and test.tsv (the last round of each
+dialogue).
 
   ROOT/visdial_1.0_{train,val,test}.json, ROOT/visdial_1.0_val_dense_annotations.json
   ROOT/VisualDialog_val2018/VisualDialog_val2018_000000000284.jpg …
@@ -66,7 +67,7 @@ SPLITS = {
     "test": {"dialogs": ("visdial_1.0_test.json",)},
 }
 _DENSE = "visdial_1.0_val_dense_annotations.json"
-# Das et al. 2017, version 1.0: dialogues of ten rounds, one an image.
+# Das et al. 2017, version 1.0: one dialogue of ten rounds per image.
 PUBLISHED = {
     "train": {"rows": 1_232_870, "images": 123_287},
     "valid": {"rows": 20_640, "images": 2_064},
@@ -84,7 +85,7 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
         source = found["dialogs"]
         dense = files.annotation(_DENSE) if split == "valid" else None
         if split == "valid" and dense is None:
-            say(f"warning: {split}: without {_DENSE} no relevance, hence no NDCG")
+            log(f"warning: {split}: {_DENSE} is missing, so there is no relevance and no NDCG")
         yield Job(
             options.out / f"{split}.tsv",
             (source, *([dense] if dense else [])),
@@ -95,48 +96,48 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
 
 
 def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
-    """Rows in the file's order; then problems of relevances: malformed, or of no round."""
-    questions = [_text(one) for _, one in elements(source, "data", "questions")]
-    answers = [_text(one) for _, one in elements(source, "data", "answers")]
+    """Yield the rows in the file's order, then the problems of relevances."""
+    questions = [_text(text) for _, text in elements(source, "data", "questions")]
+    answers = [_text(text) for _, text in elements(source, "data", "answers")]
     relevance, malformed = ({}, []) if dense is None else read_dense(dense)
     used = set()
 
-    def said(one: Any) -> list[str]:
-        """What a round adds to the history."""
-        if "answer" not in one:
+    def spoken(turn: Any) -> list[str]:
+        """Return what a round adds to the history."""
+        if "answer" not in turn:
             return []
-        question = _ending(_of(questions, one["question"], "question"), "?")
-        return [question, _ending(_of(answers, one["answer"], "answer"), ".")]
+        question = _ending(_text_at(questions, turn["question"], "question"), "?")
+        return [question, _ending(_text_at(answers, turn["answer"], "answer"), ".")]
 
     def make(id: str, entry: Any) -> Iterator[Record | Problem]:
         image = int(id)
         names = coco_names(image)
         if split != "train":
-            of = {"valid": "val2018", "test": "test2018"}[split]
-            names = (f"VisualDialog_{of}_{image:012d}.jpg",)
+            subset = {"valid": "val2018", "test": "test2018"}[split]
+            names = (f"VisualDialog_{subset}_{image:012d}.jpg",)
         history = [_ending(clean(entry["caption"], "caption"), ".")]
         if not entry["dialog"]:
             raise MalformedError("the dialogue has no rounds")
-        lost = ""
-        for number, one in enumerate(entry["dialog"], start=1):
+        history_error = ""
+        for number, turn in enumerate(entry["dialog"], start=1):
             key = f"{id}_{number}"
             if split != "test" or number == len(entry["dialog"]):
                 used.add((image, number))
                 try:
-                    if lost:
-                        raise MalformedError(f"its history is not whole: {lost}")
-                    question = _ending(_of(questions, one["question"], "question"), "?")
-                    of_round = relevance.get((image, number), "")
-                    columns = _answer_columns(one, answers, split, of_round)
+                    if history_error:
+                        raise MalformedError(f"its history is incomplete: {history_error}")
+                    question = _ending(_text_at(questions, turn["question"], "question"), "?")
+                    dense_field = relevance.get((image, number), "")
+                    columns = _answer_columns(turn, answers, split, dense_field)
                 except ENTRY_ERRORS as error:
                     yield Problem(source.name, key, reason(error))
                 else:
                     before = " ".join(history)
                     yield Record(key, names, (key, id, before, question, *columns, None))
             try:
-                history += said(one)
+                history += spoken(turn)
             except ENTRY_ERRORS as error:
-                lost = lost or f"round {number}: {reason(error)}"
+                history_error = history_error or f"round {number}: {reason(error)}"
 
     def id_of(place: str, entry: Any) -> str:
         return str(whole(entry["image_id"], "image_id"))
@@ -148,25 +149,25 @@ def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
 
 
 def _answer_columns(
-    one: Any, answers: list[str], split: str, relevance: str
+    turn: Any, answers: list[str], split: str, relevance: str
 ) -> tuple[str, str, str]:
-    """answers, gt_index, relevance of a round."""
+    """Return answers, gt_index and relevance of a round."""
     if split == "train":
-        return _of(answers, one["answer"], "answer"), "0", ""
-    options = [_of(answers, option, "answer_options") for option in one["answer_options"]]
+        return _text_at(answers, turn["answer"], "answer"), "0", ""
+    options = [_text_at(answers, option, "answer_options") for option in turn["answer_options"]]
     if len(options) != CANDIDATES:
         raise MalformedError(f"a round has {len(options)} candidates, not {CANDIDATES}")
     truth = ""
     if split != "test":
-        at = whole(one["gt_index"], "gt_index")
-        if not 0 <= at < CANDIDATES:
-            raise MalformedError(f"gt_index {at} is none of the {CANDIDATES} candidates")
-        truth = str(at)
+        index = whole(turn["gt_index"], "gt_index")
+        if not 0 <= index < CANDIDATES:
+            raise MalformedError(f"gt_index {index} is none of the {CANDIDATES} candidates")
+        truth = str(index)
     return SEPARATOR.join(options), truth, relevance
 
 
 def read_dense(source: Path) -> tuple[Dense, list[Problem]]:
-    """The field relevance by (image, round), and the annotations that make none."""
+    """Return the relevance fields by (image, round), and the problems of the others."""
     found: dict[tuple[int, int], str] = {}
     problems = []
     for place, entry in elements(source):
@@ -180,7 +181,7 @@ def read_dense(source: Path) -> tuple[Dense, list[Problem]]:
             if len(values) != CANDIDATES or not all(0 <= value <= 1 for value in values):
                 raise MalformedError(f"gt_relevance is not {CANDIDATES} numbers from 0 to 1")
             if not any(values):
-                raise MalformedError("gt_relevance is 0 for all candidates: NDCG is not defined")
+                raise MalformedError("gt_relevance is 0 for all candidates: NDCG is undefined")
         except ENTRY_ERRORS as error:
             problems.append(Problem(source.name, where, reason(error)))
         else:
@@ -189,18 +190,19 @@ def read_dense(source: Path) -> tuple[Dense, list[Problem]]:
 
 
 def _text(value: Any) -> str:
-    """The text; empty where it is none, which is a problem of the rounds that use it."""
+    """Return a text, or "" for others, which are problems of the rounds that use them."""
     try:
         return clean(value)
     except MalformedError:
         return ""
 
 
-def _of(texts: list[str], index: Any, name: str) -> str:
+def _text_at(texts: list[str], index: Any, name: str) -> str:
+    """Return the text that a round refers to. Raises MalformedError."""
     if not 0 <= whole(index, name) < len(texts):
         raise MalformedError(f"{name} {index} is none of the {len(texts):,} texts")
     if not texts[index]:
-        raise MalformedError(f"{name} {index} is empty or no text")
+        raise MalformedError(f"{name} {index} is empty or not text")
     return texts[index]
 
 

@@ -1,7 +1,7 @@
-"""VizWiz VQA: a JSON list a split, one question about each photograph of a blind person.
+"""VizWiz VQA: one JSON list per split, one question about each photograph by a blind person.
 
-Rows are those of ``answers``; question-id is the image's file name, by which results are
-submitted, image-id the same without its ending.
+Rows are those of ``answers``. question-id is the image's file name, as in submitted results;
+image-id is the same without its suffix.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from .records import Item, LeftOut, MalformedError, Record, clean, items
 from .splits import Wanted, available, candidate_sources
 from .vqa import add_options as add_answer_options
 
-HELP = """VizWiz VQA: train.tsv (a row a question and answer, with its confidence), valid.tsv (a row
-a question with all ten answers) and test.tsv (no answers). With --answers N also answers.txt.
+HELP = """VizWiz VQA: train.tsv (one row per question and answer, with its confidence), valid.tsv
+(one row per question with all ten answers) and test.tsv (no answers). With --answers N also
+answers.txt.
 
   ROOT/Annotations/{train,val,test}.json            https://vizwiz.cs.colorado.edu/VizWiz_final/vqa_data/Annotations.zip
   ROOT/{train,val,test}/VizWiz_train_00000000.jpg …   https://vizwiz.cs.colorado.edu/VizWiz_final/images/{train,val,test}.zip"""
@@ -31,7 +32,7 @@ SPLITS: dict[str, Wanted] = {
     "valid": {"questions": ("Annotations/val.json", "val.json")},
     "test": {"questions": ("Annotations/test.json", "test.json")},
 }
-# Gurari et al. 2018, in the version of 2020: a question an image.
+# Gurari et al. 2018, in the version of 2020: one question per image.
 PUBLISHED = {"train": 20_523, "valid": 4_319, "test": 8_000}
 
 
@@ -71,11 +72,11 @@ def _commonest(source: Path) -> Iterator[str]:
         try:
             yield most_common(annotators(entry["answers"]))
         except (MalformedError, KeyError, TypeError):
-            continue  # told of when the rows are made
+            continue  # reported when the rows are made
 
 
 def read(source: Path, split: str, candidates: frozenset[str] | None = None) -> Iterator[Item]:
-    """Rows in the file's order."""
+    """Yield the rows in the file's order."""
 
     def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
         answers = None if split == "test" else annotators(entry["answers"])

@@ -1,7 +1,7 @@
-"""VQA v2 (and OK-VQA, which has its format): question and annotation JSON, joined by question id.
+"""VQA v2 and OK-VQA, which has its format: question and annotation JSON, joined by question id.
 
-What rows hold is told in ``answers``. question-id and image-id are COCO's and the release's.
-Memory: the annotations of a split (some 150 MB for VQA v2), the questions are streamed.
+Rows are those of ``answers``. question-id is the release's, image-id is COCO's.
+Memory: the annotations of a split (about 150 MB for VQA v2); the questions are streamed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .records import (
 )
 from .splits import Wanted, available, candidate_sources
 
-HELP = """VQA v2: train.tsv (a row a question and answer, with its confidence), valid.tsv (a row a
-question with all ten answers), test-dev.tsv and test.tsv (no answers), answers.txt (candidates, of
-train and validation). The split trainval (train and validation, as training data) is made where it
-is asked for by --splits.
+HELP = """VQA v2: train.tsv (one row per question and answer, with its confidence), valid.tsv (one
+row per question with all ten answers), test-dev.tsv and test.tsv (no answers), answers.txt
+(candidates from train and validation). The split trainval (train and validation as training data)
+is made only if --splits names it.
 
   ROOT/v2_OpenEnded_mscoco_{train2014,val2014,test-dev2015,test2015}_questions.json
   ROOT/v2_mscoco_{train2014,val2014}_annotations.json
@@ -47,11 +47,12 @@ _ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 
 
 def parts_of(questions: str, annotations: str, *subsets: str) -> Wanted:
+    """Return the question and annotation files of ``subsets``, by part."""
     parts: dict[str, tuple[str, ...]] = {}
-    for of in subsets:
-        parts[f"questions {of}"] = (questions.format(of),)
+    for subset in subsets:
+        parts[f"questions {subset}"] = (questions.format(subset),)
         if annotations:
-            parts[f"annotations {of}"] = (annotations.format(of),)
+            parts[f"annotations {subset}"] = (annotations.format(subset),)
     return parts
 
 
@@ -77,11 +78,11 @@ def add_options(parser: argparse.ArgumentParser, answers: int = 3129, least: int
     parser.add_argument(
         "--answers", type=_count, default=answers, metavar="N",
         help="write answers.txt, the N most frequent answers of train and validation, and keep "
-        "those alone in training data; 0: no list, all answers (default %(default)s)",
+        "only those in training data; 0: no list, all answers (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--min-occurrences", type=_count, default=least, metavar="K",
-        help="candidates are the answer of at least K questions (default %(default)s)",
+        help="questions that a candidate must answer (default %(default)s)",
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def question_jobs(
     default: tuple[str, ...],
     published: Mapping[str, dict[str, int]],
 ) -> Iterator[Job]:
-    """Jobs of a release in VQA's format; the candidate list is written before the first."""
+    """Yield the jobs of a release in VQA's format; write the candidate list before the first."""
     chosen = options.splits or default
     found = dict(available({name: splits[name] for name in chosen}, options.splits, files))
     candidates, listed = _candidates(options, files, splits["trainval"], found)
@@ -127,9 +128,10 @@ def question_jobs(
 def _candidates(
     options: argparse.Namespace, files: Files, wanted: Wanted, found: Mapping[str, Any]
 ) -> tuple[frozenset[str] | None, tuple[Path, ...]]:
-    """The candidates, and their file, which is an input of training data.
+    """Return the candidates and their file, which is an input of training data.
 
-    ``wanted``: what training and validation together are made from.
+    Args:
+        wanted: the files of training and validation together.
     """
     if not options.answers or not any(split.startswith("train") for split in found):
         return None, ()
@@ -138,8 +140,9 @@ def _candidates(
     sources = candidate_sources(path, annotated, files)
     candidates = write_candidates(
         path,
-        (one.commonest for source in sources for one in read_annotations(source).values()
-         if isinstance(one, Annotation)),
+        (annotation.commonest for source in sources
+         for annotation in read_annotations(source).values()
+         if isinstance(annotation, Annotation)),
         sources,
         answers=options.answers,
         min_occurrences=options.min_occurrences,
@@ -149,7 +152,7 @@ def _candidates(
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A question's answers; ``commonest`` is the release's choice where it names one."""
+    """A question's answers; ``commonest`` is the release's choice if it names one."""
 
     image_id: int
     answers: tuple[str, ...]
@@ -157,9 +160,9 @@ class Annotation:
 
 
 def read_annotations(source: Path) -> dict[int, Annotation | str]:
-    """Annotations by question id; what is wrong with one in the place of one that is malformed."""
+    """Return annotations by question id; for a malformed one, what is wrong with it."""
     found: dict[int, Annotation | str] = {}
-    same: dict[str, str] = {}  # few answers are many: each text is kept once
+    texts: dict[str, str] = {}  # each distinct answer is kept once in memory
     for place, entry in elements(source, "annotations"):
         try:
             id = whole(entry["question_id"], "question_id")
@@ -170,11 +173,11 @@ def read_annotations(source: Path) -> dict[int, Annotation | str]:
             found[id] = "the question is annotated twice"
             continue
         try:
-            given = tuple(same.setdefault(one, one) for one in annotators(entry["answers"]))
+            given = tuple(texts.setdefault(text, text) for text in annotators(entry["answers"]))
             named = entry.get("multiple_choice_answer")
             named = clean(named, "multiple_choice_answer").lower() if named else most_common(given)
             image = whole(entry["image_id"], "image_id")
-            found[id] = Annotation(image, given, same.setdefault(named, named))
+            found[id] = Annotation(image, given, texts.setdefault(named, named))
         except MalformedError as error:
             found[id] = str(error)
         except (KeyError, TypeError, AttributeError) as error:
@@ -185,7 +188,7 @@ def read_annotations(source: Path) -> dict[int, Annotation | str]:
 def read_all(
     pairs: tuple[tuple[Path, Path | None], ...], train: bool, candidates: frozenset[str] | None
 ) -> Iterator[Item]:
-    """Rows of all (questions, annotations), one after the other."""
+    """Yield the rows of all (questions, annotations), one pair after the other."""
     for asked, answered in pairs:
         yield from read(asked, answered, train, candidates)
 
@@ -196,7 +199,7 @@ def read(
     train: bool,
     candidates: frozenset[str] | None = None,
 ) -> Iterator[Item]:
-    """Rows in the order of the questions; then a problem for each annotation without question."""
+    """Yield the rows in the order of the questions, then a problem per unasked annotation."""
     known = None if annotations is None else read_annotations(annotations)
     asked = set()
 
@@ -223,8 +226,10 @@ def read(
 
     yield from items(questions, elements(questions, "questions"), id_of, make)
     if known is not None and annotations is not None:
-        for id, one in known.items():
+        for id, annotation in known.items():
             if id not in asked:
-                message = one if isinstance(one, str) else f"{questions.name} does not ask it"
+                message = f"{questions.name} does not ask it"
+                if isinstance(annotation, str):
+                    message = annotation
                 where = str(id) if id >= 0 else f"entry {-1 - id}"
                 yield Problem(annotations.name, where, message)

@@ -68,7 +68,7 @@ def test_short_last_lines_are_kept(tmp_path):
 
 
 def test_lines_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_index, "_CHUNK", 7)
+    monkeypatch.setattr(row_index, "_CHUNK_BYTES", 7)
     rows = [[str(number), "w" * length] for number, length in enumerate((0, 5, 40, 4, 3, 200, 1))]
     path = write_tsv(tmp_path / "a.tsv", rows)
     assert texts(TsvFile(path, None, COLUMNS)) == [row[1] for row in rows]
@@ -87,8 +87,8 @@ def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypa
     assert [p.name for p in tmp_path.iterdir() if p != path] == [index_path(path).name]
 
     counted = []
-    count = row_index._count
-    monkeypatch.setattr(row_index, "_count", lambda file: counted.append(1) or count(file))
+    count = row_index._scan
+    monkeypatch.setattr(row_index, "_scan", lambda file: counted.append(1) or count(file))
     assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
     assert counted == []
 
@@ -153,7 +153,7 @@ def _read_together(path: Path, barrier, queue) -> None:
 
 def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    count, log = row_index._count, tmp_path / "log"
+    count, log = row_index._scan, tmp_path / "log"
 
     def count_slowly(file):
         with log.open("ab") as told:
@@ -161,7 +161,7 @@ def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
         time.sleep(1)
         return count(file)
 
-    monkeypatch.setattr(row_index, "_count", count_slowly)
+    monkeypatch.setattr(row_index, "_scan", count_slowly)
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(4), context.Queue()
     children = [
@@ -177,7 +177,7 @@ def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
 
 
 def _die_with_the_lock(path: Path) -> None:
-    with row_index._alone(path):
+    with row_index._indexing_lock(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -196,7 +196,7 @@ def test_waiting_for_another_process_is_told(tmp_path, caplog):
     caplog.set_level(logging.INFO, row_index.__name__)
     read = []
     reader = threading.Thread(target=lambda: read.append(texts(TsvFile(path, None, COLUMNS))))
-    with row_index._alone(path):
+    with row_index._indexing_lock(path):
         reader.start()
         for _ in range(200):
             if caplog.records:
@@ -357,7 +357,7 @@ def test_file_that_changes_while_in_use(tmp_path):
 
 def test_file_that_is_still_being_written(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
-    count = row_index._count
+    count = row_index._scan
 
     def count_and_grow(file):
         offsets = count(file)
@@ -365,7 +365,7 @@ def test_file_that_is_still_being_written(tmp_path, monkeypatch):
             more.write(b"2\ttwo\n")
         return offsets
 
-    monkeypatch.setattr(row_index, "_count", count_and_grow)
+    monkeypatch.setattr(row_index, "_scan", count_and_grow)
     with pytest.raises(TsvError, match="being written"):
         TsvFile(path, None, COLUMNS)
 

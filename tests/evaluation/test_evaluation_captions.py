@@ -16,12 +16,12 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from ofa_exit.evaluation.metrics import java
 from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.evaluation.metrics.captions import (
-    CiderReference,
     bleu_from_statistics,
     bleu_statistics,
     plain_tokenize,
     score_captions,
 )
+from ofa_exit.evaluation.metrics.cider_d import CiderD
 
 PREDICTIONS = ["A man's dog isn't here!", "", "a cat sits on a mat", "café (red) Côte"]
 REFERENCES = [
@@ -79,7 +79,7 @@ def test_summed_statistics_are_the_corpus_values():
     assert bleu_from_statistics(sums) == pytest.approx(
         [scores.values[f"BLEU-{n}"] for n in range(1, 5)]
     )
-    cider = CiderReference(REFERENCES)
+    cider = CiderD.of_split(REFERENCES)
     totals = [sum(cider.score(*pair) for pair in worker) for worker in workers]
     assert sum(totals) / len(pairs) == pytest.approx(scores.values["CIDEr"])
     assert cider.score(*pairs[2]) == pytest.approx(100 * each[2])
@@ -87,7 +87,7 @@ def test_summed_statistics_are_the_corpus_values():
 
 def test_cider_of_one_sample_by_hand():
     # Two documents. "a" is in both (idf ln 2 - ln 2 = 0), "cat", "a cat" and "dog" in one (ln 2).
-    cider = CiderReference([["a cat"], ["a dog"]])
+    cider = CiderD.of_split([["a cat"], ["a dog"]])
     # Equal to its reference: 1 for words, 1 for pairs, nothing for triples and quadruples.
     assert cider.score("a cat", ["a cat"]) == pytest.approx(100 * 10 * (1 + 1 + 0 + 0) / 4)
     # "cat" alone: words agree fully, no pairs; one pair less than the reference costs exp(-1/72).
@@ -103,7 +103,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="choose one of auto, ptb, plain"):
         score_captions(["a"], [["a"]], "penn")
     with pytest.raises(ValueError, match="at least one sample"):
-        CiderReference([])
+        CiderD.of_split([])
 
 
 def test_without_java(monkeypatch, tmp_path):
@@ -112,7 +112,7 @@ def test_without_java(monkeypatch, tmp_path):
     assert scores.tokenizer == "plain"
     assert scores.values == score_captions(PREDICTIONS, REFERENCES, "plain").values
     assert "no java command" in scores.line()
-    assert "METEOR and SPICE absent" in scores.line()
+    assert "METEOR and SPICE missing" in scores.line()
     with pytest.raises(java.JavaError, match="no java command"):
         score_captions(PREDICTIONS, REFERENCES, "ptb")
 
@@ -239,7 +239,7 @@ def test_all_metrics_are_pycocoevalcaps(capfd):
     assert scores.values == pytest.approx(expected)
     assert scores.tokenizer == "PTB"
     assert list(scores.values)[-2:] == ["METEOR", "ROUGE-L"]
-    assert "SPICE absent: its models" in scores.line()
+    assert "SPICE missing: its models" in scores.line()
 
 
 def test_nothing_is_printed_by_the_metrics():

@@ -47,7 +47,7 @@ def test_no_exits_where_nothing_keeps_enough(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"), [((("full", 1, 0),), "has no line"), ((), "is no table")]
+    ("rows", "message"), [((("full", 1, 0),), "t.csv has no line"), ((), "t.csv: no row")]
 )
 def test_files_that_do_not_belong_together(tmp_path, monkeypatch, capsys, rows, message):
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))

@@ -53,7 +53,7 @@ def test_coco_annotations(tmp_path):
     assert scores.values["CIDEr"] > 0
     assert scores.notes == [
         "plain tokenizer",
-        "METEOR and SPICE absent: they go with the PTB tokenizer",
+        "METEOR and SPICE missing: they need the PTB tokenizer",
     ]
 
 

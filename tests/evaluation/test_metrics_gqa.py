@@ -63,7 +63,7 @@ def test_worked_example(files):
         "reasoning steps": {"0": (0, 2), "1": (100, 2)},
         "words of the question": {"5": (50, 4)},
     }
-    assert [note.split(" absent")[0] for note in scores.notes] == [
+    assert [note.split(" missing")[0] for note in scores.notes] == [
         "consistency",
         "validity and plausibility",
         "grounding",
@@ -107,13 +107,13 @@ def test_validity_and_plausibility(files, tmp_path):
 def test_questions_with_answers_alone_give_accuracy_alone(files):
     scores = score_gqa(*files({"1": "yes"}, {"1": {"answer": "yes"}}))
     assert scores.values == {"accuracy": 100}
-    assert scores.notes[0] == "binary and open absent: the questions have no types"
+    assert scores.notes[0] == "binary and open missing: the questions have no types"
 
 
 def test_questions_in_several_files(files, tmp_path):
     results, (first,) = files({key: ANSWERS[key] for key in "1234"})
     (tmp_path / "b.json").write_text(json.dumps({"4": QUESTIONS["4"]}))
-    with pytest.raises(ValueError, match=r"b.json, question 4: another of the files"):
+    with pytest.raises(ValueError, match=r"b.json, question 4: another file"):
         score_gqa(results, [first, tmp_path / "b.json"])
     rest = {key: entry for key, entry in QUESTIONS.items() if key != "4"}
     first.write_text(json.dumps(rest))

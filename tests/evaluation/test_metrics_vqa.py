@@ -107,7 +107,7 @@ def test_vizwiz_processes_the_prediction_alone():
     assert vizwiz_answer_accuracy("Unanswerable.", ten("unanswerable")) == 1
     assert vizwiz_answer_accuracy("yes", ten("no", "Yes")) == 0
     assert vizwiz_answer_accuracy("the grey", ten("gray", "gray", "gray", "grey")) == 1
-    with pytest.raises(ValueError, match="here there are none"):
+    with pytest.raises(ValueError, match="there are none"):
         vizwiz_answer_accuracy("yes", [])
 
 
@@ -234,7 +234,8 @@ def test_a_part_is_scored_only_on_request(vqa):
     write(results, RESULTS[:1])
     scores = score_vqa(results, annotations, allow_missing=True)
     assert scores.values == {"VQA accuracy": 100}
-    assert scores.notes == ["only 1 of 3 have a result: no number to compare with papers"]
+    (note,) = scores.notes
+    assert note.startswith("only 1 of 3 have a result")
 
 
 def test_bad_annotations_are_refused(vqa):

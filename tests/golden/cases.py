@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers import task_files as files
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from helpers import task_files as files
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "examples" / "emoji"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import prepare_samples as samples
 from helpers.paths import ROOT
 from helpers.prepare_samples import manifest, prepare, problems, rows
@@ -80,7 +80,7 @@ def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch)
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = {path.name for path in out.iterdir()}
-    assert left == {"train.tsv.partial", "train.tsv.partial.json"}
+    assert left == {"train.tsv.partial", "train.tsv.partial.json", "train.tsv.partial.lock"}
     read = []
     encode = writer.encode_image
     monkeypatch.setattr(writer, "encode_image", lambda path: read.append(path) or encode(path))
@@ -161,7 +161,7 @@ def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys
     assert prepare("coco", root, out, *TRAIN) == 0
     stamp = (out / "train.tsv").stat().st_mtime_ns
     assert prepare("coco", root, out, *TRAIN) == 0
-    assert "there already, 63 rows" in capsys.readouterr().err
+    assert "exists already, 63 rows" in capsys.readouterr().err
     assert (out / "train.tsv").stat().st_mtime_ns == stamp
     # A file that was cut is not whole, though its manifest is there.
     content = (out / "train.tsv").read_bytes()
@@ -190,8 +190,7 @@ def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
 def test_two_runs_at_once_are_refused(root, out, capsys):
     large_coco(root)
     out.mkdir()
-    with (out / "train.tsv.partial").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(out / "train.tsv.partial.lock"):
         assert prepare("coco", root, out, *TRAIN) == 1
     assert "being written by another run" in capsys.readouterr().err
 
@@ -221,7 +220,7 @@ def test_missing_and_broken_images(root, out, capsys):
     assert "starting over" in capsys.readouterr().err
     samples.coco_image(root, "train2014", 103)
     assert prepare("coco", root, out / "strict", *TRAIN) == 1
-    assert "1050" in (told := capsys.readouterr().err) and "is no readable image" in told
+    assert "1050" in (told := capsys.readouterr().err) and "is not a readable image" in told
     assert len(problems(out / "strict" / "train.tsv")) == 2
     # Mended, the run goes on.
     samples.coco_image(root, "train2014", 105)
@@ -250,7 +249,7 @@ def test_one_run_tells_of_all_broken_images(root, out, capsys):
         path.write_bytes(path.read_bytes()[:-200])
     assert prepare("coco", root, out, *TRAIN) == 1
     told = capsys.readouterr().err
-    assert "Looking through the rest for others" in told
+    assert "Reading the other images" in told
     assert "4 records cannot become rows" in told
     assert f"All are listed in {out / 'train.tsv.problems.txt'}" in told
     of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
@@ -292,8 +291,8 @@ def test_the_index_comes_with_the_file(root, out, monkeypatch):
     interrupted(root, out, monkeypatch)
     assert prepare("coco", root, out, *TRAIN) == 0
     path = out / "train.tsv"
-    counted = row_index._count(path.open("rb")).tolist()
-    monkeypatch.setattr(row_index, "_count", None)
+    counted = row_index._scan(path.open("rb")).tolist()
+    monkeypatch.setattr(row_index, "_scan", None)
     assert row_index.row_offsets(path)[1].tolist() == counted
     assert len(counted) == 64
 
@@ -343,14 +342,14 @@ def test_splits_that_are_not_there(root, out, capsys):
     samples.snli_ve(root)
     (root / "snli_ve_test.jsonl").unlink()
     assert prepare("snli_ve", root, out) == 0
-    assert "test: left out, for there is no snli_ve_test.jsonl" in capsys.readouterr().err
+    assert "test: left out, snli_ve_test.jsonl" in capsys.readouterr().err
     assert {path.name for path in out.glob("*.tsv")} == {"train.tsv", "valid.tsv"}
     assert prepare("snli_ve", root, out, "--splits", "test") == 1
     assert "test needs snli_ve_test.jsonl below" in capsys.readouterr().err
     assert prepare("snli_ve", out, out) == 1
     assert "nothing to prepare below" in capsys.readouterr().err
     assert prepare("snli_ve", root / "nowhere", out) == 1
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_an_annotation_file_that_is_there_twice(root, out, capsys):
@@ -358,7 +357,7 @@ def test_an_annotation_file_that_is_there_twice(root, out, capsys):
     (root / "copy").mkdir()
     (root / "copy" / "snli_ve_dev.jsonl").write_text("{}")
     assert prepare("snli_ve", root, out) == 1
-    assert "snli_ve_dev.jsonl is there more than once" in capsys.readouterr().err
+    assert "snli_ve_dev.jsonl exists more than once" in capsys.readouterr().err
 
 
 def test_json_lines_that_are_none(root, out, capsys):

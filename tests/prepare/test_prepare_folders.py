@@ -26,7 +26,7 @@ def test_a_data_set_does_not_replace_another(root, out, capsys):
     before = (out / "train.tsv").read_bytes()
     assert prepare("coco", root / "coco", out) == 1
     told = capsys.readouterr().err
-    assert "train.tsv was made of snli_ve_train.jsonl: choose another folder" in told
+    assert "train.tsv was made from snli_ve_train.jsonl" in told
     assert (out / "train.tsv").read_bytes() == before
 
 
@@ -38,7 +38,7 @@ def test_candidates_do_not_make_data_sets_one(root, out, capsys):
     assert prepare("vqa", root / "vqa", out, *few) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert prepare("vizwiz", root / "vizwiz", out, *few) == 1
-    assert "choose another folder" in capsys.readouterr().err
+    assert "hoose another folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -51,7 +51,7 @@ def test_a_partial_file_of_another_data_set_is_kept(root, out, capsys):
     inputs.write_text(json.dumps(manifest(out / "train.tsv")["inputs"]))
     for path in (out / "train.tsv", None):
         assert prepare("coco", root / "coco", out) == 1
-        assert "was made of snli_ve_train.jsonl" in capsys.readouterr().err
+        assert "was made from snli_ve_train.jsonl" in capsys.readouterr().err
         assert partial.read_bytes() == b"begun"
         if path:  # and where the partial file is all there is
             path.unlink()

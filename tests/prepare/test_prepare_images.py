@@ -35,7 +35,7 @@ def test_an_image_that_is_cut_off_is_broken(tmp_path, options, kept):
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(ImageError):
         decode_image(base64.b64encode(path.read_bytes()).decode())
-    with pytest.raises(BrokenImageError, match=r"x\.jpg is no readable image"):
+    with pytest.raises(BrokenImageError, match=r"x\.jpg is not a readable image"):
         images.encode_image(path)
 
 

@@ -7,7 +7,6 @@ import tracemalloc
 
 import pytest
 
-from ofa_exit.prepare import json_stream
 from ofa_exit.prepare.json_stream import elements
 from ofa_exit.prepare.records import PrepareError, clean
 
@@ -18,37 +17,56 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 1 << 20])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_elements_are_those_of_json(tmp_path, monkeypatch, chunk, indent):
-    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+def test_elements_equal_those_of_json(tmp_path, start, indent):
     path = tmp_path / "x.json"
-    path.write_text(json.dumps(NESTED, indent=indent, ensure_ascii=False), encoding="utf-8")
+    text = start + json.dumps(NESTED, indent=indent, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
     found = list(elements(path, "data", "list"))
     assert [value for _, value in found] == NESTED["data"]["list"]
+    assert [type(value) for _, value in found] == [type(one) for one in NESTED["data"]["list"]]
     assert [place for place, _ in found] == [str(at) for at in range(6)]
     assert dict(elements(path)) == NESTED
     path.write_text("[12, 34]")
     assert [value for _, value in elements(path)] == [12, 34]
+    path.write_text("[]")
+    assert list(elements(path)) == []
+
+
+@pytest.mark.parametrize("depth", [1, 1000, 70_000, 3_000_000])
+def test_elements_longer_than_a_read(tmp_path, depth):
+    path = tmp_path / "x.json"
+    words = ["ä" * depth, {"x": [1.5] * (depth // 100)}]
+    path.write_text(json.dumps({"list": words}, ensure_ascii=False), encoding="utf-8")
+    assert [value for _, value in elements(path, "list")] == words
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("content", "reason"),
     [
-        ('{"data": [1, 2', "character 14: expected ',', found 'the end of the file'"),
-        ('{"data": [1, {"a": ', "not JSON"),
-        ('{"data": [1 2]}', "expected ','"),
-        ('{"other": []}', "there is no 'data'"),
-        ('{"data": 3}', "expected a list or an object"),
-        ("", "there is no 'data'"),
+        (b'{"data": [1, 2', "not JSON.*EOF"),
+        (b'{"data": [1, {"a": ', "not JSON.*EOF"),
+        (b'{"data": [1]', "not JSON.*EOF"),  # truncated after the elements
+        (b'{"data": [1 2]}', "not JSON.*','"),
+        (b'{"data": ["\xff"]}', "not JSON.*UTF"),
+        (b"<html>not found</html>", "not JSON"),
+        (b"", "not JSON.*EOF"),
+        (b'{"other": []}', "no 'data'"),
+        (b'{"data": 3}', "'data' is number"),
     ],
 )
-def test_broken_json_is_refused(tmp_path, text, told):
+def test_broken_json_names_file_and_remedy(tmp_path, content, reason):
     path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(PrepareError, match=r"x\.json") as error:
+    path.write_bytes(content)
+    with pytest.raises(PrepareError, match=rf"x\.json.*{reason}.*ownload it again") as error:
         list(elements(path, "data"))
-    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_file(tmp_path):
+    with pytest.raises(PrepareError, match=r"x\.json.*[Dd]ownload it again"):
+        list(elements(tmp_path / "x.json"))
 
 
 def test_memory_is_that_of_an_element(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from helpers import prepare_samples as samples
 from helpers.prepare_samples import manifest, prepare, problems, rows
 
-from ofa_exit.data import answers
-from ofa_exit.prepare import visdial
+from ofa_exit.data.answers import parse_answers
+from ofa_exit.prepare import answers, visdial
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_vqa_training_and_evaluation_rows(root, out):
         ["9001", "9", "what is it 1?", "1.0|!+yes", ""],
     ]
     (valid,) = rows(out / "valid.tsv")
-    assert answers.parse_answers(valid[3]) == [(1.0, one) for one in samples.ANSWERS[0]]
+    assert parse_answers(valid[3]) == [(1.0, one) for one in samples.ANSWERS[0]]
     for split in ("test", "test-dev"):
         assert texts(out / f"{split}.tsv") == [["1000", "1", "what is it 0?", "", ""]]
     assert manifest(out / "train.tsv")["counts"]["found"] == {
@@ -134,7 +134,7 @@ def test_vqa_candidates_limit_training_alone(root, out, capsys):
     assert manifest(out / "train.tsv")["left_out"] == {"no answer among the candidates": 1}
     assert manifest(out / "train.tsv")["counts"]["found"]["questions"] == 4
     assert manifest(out / "trainval.tsv")["left_out"] == {"no answer among the candidates": 2}
-    assert len(answers.parse_answers(rows(out / "valid.tsv")[0][3])) == 10
+    assert len(parse_answers(rows(out / "valid.tsv")[0][3])) == 10
     assert "2 answers occur at least 2 times, 1 were asked for" in capsys.readouterr().err
 
 
@@ -183,8 +183,8 @@ def test_vqa_of_what_is_there(root, out, capsys):
     (root / "v2_mscoco_val2014_annotations.json").unlink()
     assert prepare("vqa", root, out, "--min-occurrences", 1) == 0
     told = capsys.readouterr().err
-    assert "valid: left out, for there is no v2_mscoco_val2014_annotations.json" in told
-    assert "answers.txt: there is no v2_mscoco_val2014_annotations.json; the candidates" in told
+    assert "valid: left out, v2_mscoco_val2014_annotations.json" in told
+    assert "answers.txt: v2_mscoco_val2014_annotations.json is missing" in told
     assert (out / "answers.txt").read_text() == "yes\nnet\n"
     assert {path.stem for path in out.glob("*.tsv")} == {"train", "test-dev", "test"}
     assert list(manifest(out / "answers.txt")["inputs"]["sources"]) == [
@@ -203,7 +203,7 @@ def test_vizwiz_candidates_of_training_alone(root, out, capsys):
     samples.vizwiz(root)
     (root / "Annotations" / "val.json").unlink()
     assert prepare("vizwiz", root, out, "--answers", 5) == 0
-    assert "answers.txt: there is no Annotations/val.json" in capsys.readouterr().err
+    assert "answers.txt: Annotations/val.json is missing" in capsys.readouterr().err
     assert (out / "answers.txt").read_text() == "unanswerable\n"
 
 
@@ -234,7 +234,7 @@ def test_vizwiz(root, out):
     (valid,) = rows(out / "valid.tsv")
     assert valid[:2] == ["VizWiz_val_00000000.jpg", "VizWiz_val_00000000"]
     given = ["basil leaves", "basil leaves", "basil", "Basil", ""] + ["unanswerable"] * 5
-    assert [answer for _, answer in answers.parse_answers(valid[3])] == given
+    assert [answer for _, answer in parse_answers(valid[3])] == given
     assert rows(out / "test.tsv")[0][3] == ""
     assert prepare("vizwiz", root, out) == 0
     kept = [row[3] for row in rows(out / "train.tsv")]
@@ -272,7 +272,7 @@ def test_visdial_without_dense_annotations(root, out, capsys):
     samples.visdial(root)
     (root / "visdial_1.0_val_dense_annotations.json").unlink()
     assert prepare("visdial", root, out, "--splits", "valid") == 0
-    assert "hence no NDCG" in capsys.readouterr().err
+    assert "visdial_1.0_val_dense_annotations.json is missing" in capsys.readouterr().err
     assert {row["relevance"] for row in named(out / "valid.tsv")} == {""}
 
 
@@ -310,7 +310,7 @@ def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
     source = damaged_visdial(root, "val", lambda data: data["answers"].__setitem__(100, " "))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
     told = capsys.readouterr().err
-    assert f"{source.name}, 284_2: answer_options 100 is empty or no text" in told
+    assert f"{source.name}, 284_2: answer_options 100 is empty or not text" in told
     assert "9 records cannot become rows" in told and "no such round" not in told
     assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
     assert rounds(out / "valid.tsv") == ["1"]
@@ -319,8 +319,8 @@ def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
 @pytest.mark.parametrize(
     ("kind", "index", "told"),
     [
-        ("questions", 3, "question 3 is empty or no text"),
-        ("answers", 6, "answer 6 is empty or no text"),
+        ("questions", 3, "question 3 is empty or not text"),
+        ("answers", 6, "answer 6 is empty or not text"),
     ],
 )
 def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index, told):
@@ -330,7 +330,7 @@ def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index
     assert problems(out / "train.tsv") == [
         f"{source.name}, 378466_4: {told}",
         *(
-            f"{source.name}, 378466_{number}: its history is not whole: round 4: {told}"
+            f"{source.name}, 378466_{number}: its history is incomplete: round 4: {told}"
             for number in range(5, 11)
         ),
     ]

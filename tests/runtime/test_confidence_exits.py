@@ -397,7 +397,5 @@ def test_options():
     with pytest.raises(ValueError, match=r"--exit-active-layers 4: .* after layers 1,2"):
         reject_misfit(flags(), policy, nano(exit_layers="1,2"))
     for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
-        with pytest.raises(
-            ValueError, match="--exit-active-layers must be a list"
-        ):
+        with pytest.raises(ValueError, match="--exit-active-layers must be a list"):
             build_exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), "caption")

@@ -1,7 +1,7 @@
-"""The shards of one generation: what each left in its folder, and all of it in one order.
+"""The shards of one generation: read each folder, and merge their rows in order.
 
-A folder holds what ``fairseq-generate --num-shards N --shard-id I --results-path FOLDER`` wrote
-and, as ``log.txt``, what it printed.
+A folder holds the output of ``fairseq-generate --num-shards N --shard-id I --results-path FOLDER``
+and, as ``log.txt``, what the command printed.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.efficiency.totals import RunTotals
-from ofa_exit.evaluation.metrics.results import member
+from ofa_exit.evaluation.metrics.results import require_field
 
 _RECORD = re.compile(r"Exit shard(?: of model (\d+) of \d+)?: (.*)")
 _RESULT = re.compile(r"(Generate .* with beam=\d+): ")
@@ -24,35 +24,44 @@ _NUMBERS = ("shard", "of", "rows", "all_rows")
 
 @dataclass(frozen=True)
 class Shard:
-    """Number ``shard`` of ``of``, from 0, with ``rows`` of the data set's ``all_rows``."""
+    """One shard of a generation.
+
+    Args:
+        generated: generate-SPLIT.txt.
+        head: "Generate SPLIT with beam=B".
+        shard, count: the shard's number, from 0, and the number of shards.
+        rows, all_rows: rows of the shard and of the data set.
+        run: settings of the generation, by name: files, models, options.
+        totals: one per model.
+    """
 
     folder: Path
-    generated: Path  # generate-SPLIT.txt
-    head: str  # Generate SPLIT with beam=B
+    generated: Path
+    head: str
     shard: int
-    of: int
+    count: int
     rows: int
     all_rows: int
-    run: dict[str, Any]  # what it was generated with, by name: files, models, options given
-    totals: list[RunTotals]  # one a model
+    run: dict[str, Any]
+    totals: list[RunTotals]
 
     @property
     def name(self) -> str:
-        return f"{self.folder} (shard {self.shard} of {self.of})"
+        return f"{self.folder} (shard {self.shard} of {self.count})"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was generated for one row of the data: its lines as they were written."""
+    """The lines that were generated for one row of the data, as they were written."""
 
     number: int
     shard: Shard
     lines: list[str]
 
     def text(self, kind: str) -> str:
-        """The text of its first T- line (the references) or D- line (the best hypothesis).
+        """Return the text of the first T- line (references) or D- line (best hypothesis).
 
-        Raises ValueError where there is none.
+        Raises ValueError if there is none.
         """
         for line in self.lines:
             if line.startswith(f"{kind}-"):
@@ -61,47 +70,47 @@ class Row:
 
 
 def read_shard(folder: Path) -> Shard:
-    """The shard in ``folder``; ValueError, with the remedy, where it is not there to its end."""
+    """Return the shard in ``folder``. Raises ValueError, with the remedy, if it is incomplete."""
     files = sorted(folder.glob("generate-*.txt"))
     if len(files) != 1:
         raise ValueError(
-            f"{folder} holds {len(files)} files generate-*.txt: give the folder of one shard, its "
-            "--results-path (shards that share one overwrite each other)"
+            f"{folder} holds {len(files)} files generate-*.txt. Give the folder of one shard, its "
+            "--results-path (shards with the same one overwrite each other)"
         )
     heads = [result[1] for line in _lines(files[0]) if (result := _RESULT.match(line))]
     if len(heads) != 1:
-        raise ValueError(f"{files[0]} ends before its result: generate that shard again")
+        raise ValueError(f"{files[0]} ends before its result. Generate that shard again")
     log = folder / "log.txt"
     if not log.is_file():
         raise ValueError(
             f"{folder} has no log.txt. Keep there what fairseq-generate prints: "
             f"2>&1 | tee {folder}/log.txt"
         )
-    found = [_RECORD.match(line) for line in _lines(log)]
-    records = [(int(one[1] or 1), one[2]) for one in found if one]
+    matches = [_RECORD.match(line) for line in _lines(log)]
+    records = [(int(match[1] or 1), match[2]) for match in matches if match]
     if [number for number, _ in records] != [*range(1, len(records) + 1)] or not records:
         raise ValueError(
-            f"{log}: no line 'Exit shard: …', or more than one. It should be all that one complete "
-            "fairseq-generate with --num-shards printed"
+            f"{log}: no line 'Exit shard: …', or more than one. Keep there the output of one "
+            "complete fairseq-generate with --num-shards"
         )
     try:
         values = [json.loads(text) for _, text in records]
-        totals = [RunTotals.from_dict(member(one, "totals", "the record")) for one in values]
-        shard, of, rows, all_rows = (
-            member(values[0], name, "the record", int) for name in _NUMBERS
+        totals = [RunTotals.from_dict(require_field(one, "totals", "the record")) for one in values]
+        shard, count, rows, all_rows = (
+            require_field(values[0], name, "the record", int) for name in _NUMBERS
         )
-        run = member(values[0], "run", "the record", dict)
+        run = require_field(values[0], "run", "the record", dict)
     except ValueError as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
-    return Shard(folder, files[0], heads[0], shard, of, rows, all_rows, run, totals)
+    return Shard(folder, files[0], heads[0], shard, count, rows, all_rows, run, totals)
 
 
-def refuse_misfits(shards: Sequence[Shard]) -> None:
-    """Raises ValueError, by name, unless these are all shards of one generation, each once."""
+def check_shards(shards: Sequence[Shard]) -> None:
+    """Raise ValueError, with names, unless these are all shards of one generation, each once."""
     first = shards[0]
     for other in shards[1:]:
         for what, ours, theirs in (
-            ("are parts of different numbers of shards", first.of, other.of),
+            ("are parts of different numbers of shards", first.count, other.count),
             ("are of different splits or beams", first.head, other.head),
             ("are of data sets of different length", first.all_rows, other.all_rows),
             ("ran different numbers of models", len(first.totals), len(other.totals)),
@@ -118,57 +127,58 @@ def refuse_misfits(shards: Sequence[Shard]) -> None:
         if shard.shard in by_number:
             raise ValueError(
                 f"{by_number[shard.shard].folder} and {shard.folder} are both shard {shard.shard} "
-                f"of {shard.of}"
+                f"of {shard.count}"
             )
         by_number[shard.shard] = shard
-    missing = [str(number) for number in range(first.of) if number not in by_number]
+    missing = [str(number) for number in range(first.count) if number not in by_number]
     if missing:
         raise ValueError(
-            f"of {first.of} shards (from 0) there is no {', no '.join(missing)}: generate with "
-            f"--num-shards {first.of} --shard-id {missing[0]}, or name its folder"
+            f"of {first.count} shards (from 0) there is no {', no '.join(missing)}: generate with "
+            f"--num-shards {first.count} --shard-id {missing[0]}, or name its folder"
         )
     rows = sum(shard.rows for shard in shards)
     if rows != first.all_rows:
         raise ValueError(
-            f"the shards have {rows} rows together, the data set {first.all_rows}: batches are "
-            "dealt out, so all shards need the same --batch-size (or --max-tokens)"
+            f"the shards have {rows} rows together, the data set {first.all_rows}. Batches are "
+            "distributed, so all shards need the same --batch-size (or --max-tokens)"
         )
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """What two shards were not generated alike with, and how."""
+    """Return the settings in which two shards differ."""
     return [
-        f"{name}: {_shown(ours.get(name))} and {_shown(theirs.get(name))}"
+        f"{name}: {_text(ours.get(name))} and {_text(theirs.get(name))}"
         for name in {**ours, **theirs}
         if _content(ours.get(name)) != _content(theirs.get(name))
     ]
 
 
 def _content(value: Any) -> Any:
-    """Of a file what it holds, wherever it lies; its path where no more is known."""
+    """Return the content of a file, wherever it is; its path if nothing else is known."""
     if isinstance(value, list):
-        return [_content(one) for one in value]
+        return [_content(item) for item in value]
     if isinstance(value, dict):
-        return {name: of for name, of in value.items() if name != "path"} or value
+        return {name: item for name, item in value.items() if name != "path"} or value
     return value
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "not given"
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_text, value))
     if isinstance(value, dict):
-        parts = (f"{of}" if name == "path" else f"({name} {of})" for name, of in value.items())
-        return " ".join(parts)
+        return " ".join(
+            f"{item}" if name == "path" else f"({name} {item})" for name, item in value.items()
+        )
     return f"{value}"
 
 
 def merged_rows(shards: Sequence[Shard]) -> Iterator[Row]:
-    """The rows of all shards, in the order of the data file, one of each shard in memory.
+    """Yield the rows of all shards in the order of the data file, one per shard in memory.
 
-    Raises ValueError, by name, for a row in two shards, and where a file has more or fewer rows
-    than its report tells of.
+    Raises ValueError, with names, for a row in two shards, and if the number of rows in a file
+    differs from its report.
     """
     last: Row | None = None
     seen: Counter[int] = Counter()
@@ -181,10 +191,10 @@ def merged_rows(shards: Sequence[Shard]) -> Iterator[Row]:
         seen[row.shard.shard] += 1
         yield (last := row)
     for shard in shards:
-        told = shard.totals[0].sentences
-        if seen[shard.shard] != told:
+        reported = shard.totals[0].sentences
+        if seen[shard.shard] != reported:
             raise ValueError(
-                f"{shard.generated} has {seen[shard.shard]} rows, its report tells of {told}: "
+                f"{shard.generated} has {seen[shard.shard]} rows, its report counts {reported}: "
                 "generate it again, without --quiet"
             )
 
@@ -202,7 +212,7 @@ def _rows(shard: Shard) -> Iterator[Row]:
                 if number < row.number:
                     raise ValueError(
                         f"{shard.generated}: row {number} comes after row {row.number}. Rows of a "
-                        "generation are in the data's order: generate it again"
+                        "generation are in the order of the data: generate it again"
                     )
             row = Row(number, shard, [])
         row.lines.append(line)

@@ -10,9 +10,10 @@ file as its quality would be flattered by it.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
+
+from ofa_exit.evaluation.figures.csv_rows import read_rows
 
 SHOWN = (
     "image_layers",
@@ -27,27 +28,26 @@ Row = dict[str, str]
 
 
 def read_settings(path: str | Path) -> dict[str, Row]:
-    """Lines of a sweep's CSV by their setting. Raises ValueError for a file that is none."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "setting" not in rows[0]:
-        raise ValueError(f"{path} is no table of ofa-exit sweep")
-    return {row["setting"]: row for row in rows}
+    """Return the rows of a sweep's CSV by their setting. Raises ValueError for other files."""
+    rows = read_rows(path, ["setting"], "Give a CSV file of ofa-exit sweep")
+    return {row["setting"]: row for _, row in rows}
 
 
 def choose(settings: dict[str, Row], quality: str, wanted: float, by: str) -> str:
-    """The setting that saves most of those with a ``quality`` of at least ``wanted``; the first
-    line, no exits, where none reaches it."""
+    """Return the setting that saves most among those with a ``quality`` of at least ``wanted``.
+
+    Where none reaches it, return the first one, which has no exits.
+    """
     good = [name for name, row in settings.items() if float(row[quality]) >= wanted]
     return max(good, key=lambda name: float(settings[name][by]), default=next(iter(settings)))
 
 
 def table(setting: str, files: dict[str, dict[str, Row]], quality: str) -> list[Row]:
-    """The chosen setting's line in every file, its quality also as a share of the first line's."""
+    """Return the setting's row in every file, with its quality relative to the first row."""
     lines = []
     for name, settings in files.items():
         if setting not in settings:
-            raise ValueError(f"{name} has no line for the setting chosen: {setting}")
+            raise ValueError(f"{name} has no line for the chosen setting: {setting}")
         row, first = settings[setting], next(iter(settings.values()))
         share = float(row[quality]) / (float(first[quality]) or float("nan"))
         shown = {column: f"{float(row[column]):.3g}" for column in SHOWN if row.get(column)}

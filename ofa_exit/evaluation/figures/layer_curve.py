@@ -8,14 +8,14 @@ train. The columns: `run`, `layer` and the quality; others are ignored.
 """
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.evaluation.figures.plots import new_figure, number, save_figure
+from ofa_exit.evaluation.figures.csv_rows import number, read_rows
+from ofa_exit.evaluation.figures.plots import new_figure, save_figure
 
 # The two curves of a CSV, in its column `run`.
 LAYERS, EXITS = "decoder stopped behind the layer", "exit behind the layer"
@@ -25,62 +25,54 @@ Curve = dict[int, float]
 
 
 def read_curves(path: str | os.PathLike[str], quality: str) -> dict[str, Curve]:
-    """The curves of the CSV by their `run`, layers in order; LAYERS is there and complete.
+    """Return the curves of the CSV by their `run`, layers in order; LAYERS has every layer.
 
     Raises ValueError with file, line, column and remedy.
     """
     curves: dict[str, Curve] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [
-            name for name in ("run", "layer", quality) if name not in (reader.fieldnames or [])
-        ]
-        if missing:
+    remedy = "Name the quality column with --quality, and measure the CSV with ofa-exit layers"
+    for where, row in read_rows(path, ["run", "layer", quality], remedy):
+        layer = number(row["layer"], "layer", where)
+        curve = curves.setdefault(row["run"], {})
+        if layer != int(layer) or layer < 1 or int(layer) in curve:
             raise ValueError(
-                f"{path}, line 1: no column {', '.join(missing)} among "
-                f"{', '.join(reader.fieldnames or ['nothing'])}: name the quality column by "
-                "--quality, and measure the CSV by ofa-exit layers"
+                f"{where}, column layer: {row['layer']!r} is not a layer, or it comes twice"
             )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            layer = number(row["layer"], "layer", where)
-            curve = curves.setdefault(row["run"], {})
-            if layer != int(layer) or layer < 1 or int(layer) in curve:
-                raise ValueError(
-                    f"{where}, column layer: {row['layer']!r} is no layer, or comes twice"
-                )
-            curve[int(layer)] = number(row[quality], quality, where)
+        curve[int(layer)] = number(row[quality], quality, where)
     curve = curves.get(LAYERS, {})
     if len(curve) < 2 or sorted(curve) != list(range(1, len(curve) + 1)):
         raise ValueError(
             f"{path}: the run {LAYERS!r} should have every layer from 1 and has "
-            f"{sorted(curve) or 'none'}: measure it again"
+            f"{sorted(curve) or 'none'}. Measure it again"
         )
     return {run: dict(sorted(curve.items())) for run, curve in curves.items()}
 
 
 def check_share(share: float) -> float:
+    """Return ``share``. Raises ValueError if it is not above 0 and at most 1."""
     if not 0 < share <= 1:
-        raise ValueError(f"the share is {share}: give a number above 0, at most 1")
+        raise ValueError(f"the share is {share}. Give a number above 0, at most 1")
     return share
 
 
 def judge(curve: Mapping[int, float], share: float = 1.0) -> dict[int, str]:
-    """What each layer does to the quality Q of stopping behind it (BLIPEE Sections 1 and 3.1).
+    """Return what each layer does to Q, the quality of exits after it (BLIPEE Sections 1 and 3.1).
 
-    Layer k falls if Q(k) < share · M(k), M(k) = max over j ≤ k of Q(j): what an earlier layer knew
-    is lost. It is in *mid-crisis* if a later layer finds it again, that is if Q(l) ≥ share · M(k)
-    for an l > k, and *overthinking* if none does (Kaya et al. 2019). Any other layer is *rising*.
-    share: above 0, at most 1; below 1 forgives small drops, which a small test set makes by chance.
+    Layer k falls if Q(k) < share · M(k), where M(k) = max over j ≤ k of Q(j). It is in *mid-crisis*
+    if a later layer recovers, that is if Q(l) ≥ share · M(k) for some l > k. It is *overthinking*
+    if none does (Kaya et al. 2019). Any other layer is *rising*.
 
-    The paper shows both phenomena in Figure 2 and defines neither in numbers: this is ours.
-    Raises ValueError on another share.
+    Differs from the paper: Figure 2 shows both phenomena, but no numbers define them.
+
+    Args:
+        share: above 0, at most 1. Below 1 it forgives small drops, which a small test set has by
+            chance. Raises ValueError for others.
     """
     check_share(share)
     verdicts, best = {}, -float("inf")
     for layer, quality in sorted(curve.items()):
         best = max(best, quality)
-        # A quality may be below zero; a share of it would be above it.
+        # A share of a negative quality would be above it.
         wanted = share * best if best > 0 else best
         later = [q for number, q in curve.items() if number > layer]
         if quality >= wanted:
@@ -95,10 +87,11 @@ def judge(curve: Mapping[int, float], share: float = 1.0) -> dict[int, str]:
 def choose_exits(
     curve: Mapping[int, float], share: float = 1.0, count: int | None = None
 ) -> list[int]:
-    """Layers to put exits behind: those that rise (see ``judge``), but for the last of the model.
+    """Return the layers to place exits after: the rising ones (see `judge`) before the last.
 
-    count: how many, spread evenly over the candidates; None takes all. Raises ValueError where
-    there are fewer, or none.
+    Args:
+        count: number of exits, spread evenly over the candidates; None takes all. Raises ValueError
+            if there are fewer candidates, or none.
     """
     verdicts = judge(curve, share)
     candidates = [layer for layer in sorted(curve)[:-1] if verdicts[layer] == RISING]
@@ -106,26 +99,25 @@ def choose_exits(
         count = len(candidates)
     if not 1 <= count <= len(candidates):
         raise ValueError(
-            f"{count} exits are asked for, and {len(candidates)} layers before the last are at "
-            f"{share:g} or more of the best before them: ask for at least 1 and at most that, or "
-            "lower the share"
+            f"{count} exits are asked for, and {len(candidates)} layers before the last reach "
+            f"{share:g} of the best before them. Ask for 1 to that many, or lower the share"
         )
     return [candidates[(2 * i + 1) * len(candidates) // (2 * count)] for i in range(count)]
 
 
 def describe(curves: Mapping[str, Curve], quality: str, share: float, count: int | None) -> str:
-    """A table of the layers with their verdicts, and the option to train the exits with."""
+    """Return a table of the layers with their verdicts, and the option to train the exits with."""
     curve = curves[LAYERS]
     verdicts, exits = judge(curve, share), curves.get(EXITS, {})
     lines = [f"layer {quality:>10}" + f" {'its exit':>10}" * bool(exits)]
     for layer, value in curve.items():
-        beside = f" {exits[layer]:10.2f}" if layer in exits else " " * 11 * bool(exits)
+        own_exit = f" {exits[layer]:10.2f}" if layer in exits else " " * 11 * bool(exits)
         remark = "" if verdicts[layer] == RISING else verdicts[layer]
-        lines.append(f"{layer:5} {value:10.2f}{beside}  {remark}".rstrip())
+        lines.append(f"{layer:5} {value:10.2f}{own_exit}  {remark}".rstrip())
     best, last = max(curve, key=curve.__getitem__), max(curve)
     if curve[best] > curve[last]:
         lines.append(
-            f"best behind layer {best}: the layers after it cost {curve[best] - curve[last]:.2f} "
+            f"best after layer {best}: the layers after it cost {curve[best] - curve[last]:.2f} "
             f"{quality} (overthinking)"
         )
     chosen = ",".join(map(str, choose_exits(curve, share, count)))
@@ -135,9 +127,9 @@ def describe(curves: Mapping[str, Curve], quality: str, share: float, count: int
 def plot_layers(
     curves: Mapping[str, Curve], quality: str, out: str | os.PathLike[str], share: float = 1.0
 ) -> list[Path]:
-    """Draws the curves to OUT.png and OUT.svg (BLIPEE Figure 2); layers that fall are marked.
+    """Draw the curves to OUT.png and OUT.svg (BLIPEE Figure 2), and mark layers that fall.
 
-    ImportError where matplotlib is absent.
+    Return these paths. Raises ImportError if matplotlib is missing.
     """
     figure = new_figure(5.2, 3.6)
     axis: Any = figure.subplots()

@@ -9,14 +9,14 @@ ignored, an empty field leaves its point out.
 """
 
 import argparse
-import csv
-import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ofa_exit.evaluation.figures.csv_rows import number, read_rows
 
 REDUCTIONS = {
     "expected_time_reduction": "expected time (MuE Eq. 14)",
@@ -35,51 +35,43 @@ class CurvePoint:
 
     run: str
     quality: float
-    savings: dict[str, float | None]  # for each axis, reductions in percent; None = not given
+    savings: dict[str, float | None]  # per axis, reductions in percent; None: not measured
 
 
 def read_points(
     path: str | os.PathLike[str], quality: str, axes: Sequence[str] = tuple(REDUCTIONS)
 ) -> list[CurvePoint]:
-    """Rows of the CSV. Raises ValueError with file, line, column and remedy."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        needed = ["run", quality, *axes]
-        missing = [name for name in needed if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path}, line 1: no column {', '.join(missing)} among "
-                f"{', '.join(reader.fieldnames or ['nothing'])}: name the quality column by "
-                "--quality and what to draw it against by --axes, and give the CSV the others"
-            )
-        points = []
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            savings = {
-                name: number(row[name], name, where) * (100 if name in REDUCTIONS else 1)
-                if row[name]
-                else None
-                for name in axes
-            }
-            points.append(CurvePoint(row["run"], number(row[quality], quality, where), savings))
-    if not points:
-        raise ValueError(f"{path}: no row below the header, so there is nothing to draw")
+    """Return the rows of the CSV. Raises ValueError with file, line, column and remedy."""
+    rows = read_rows(
+        path,
+        ["run", quality, *axes],
+        "Name the quality column with --quality and the savings with --axes",
+    )
+    points = []
+    for where, row in rows:
+        savings = {
+            name: number(row[name], name, where) * (100 if name in REDUCTIONS else 1)
+            if row[name]
+            else None
+            for name in axes
+        }
+        points.append(CurvePoint(row["run"], number(row[quality], quality, where), savings))
     return points
 
 
 def plot_curve(
     points: Sequence[CurvePoint], quality: str, out: str | os.PathLike[str]
 ) -> list[Path]:
-    """Draws a panel for each axis of the points to OUT.png and OUT.svg and returns these paths.
+    """Draw one panel per axis of the points to OUT.png and OUT.svg. Return these paths.
 
-    The files depend on the points alone: no dates, no random names. ImportError where matplotlib
-    is absent.
+    The files depend on the points alone: they hold no dates and no random names. Raises ImportError
+    if matplotlib is missing.
     """
     return save_figure(_figure(points, quality), out)
 
 
 def save_figure(figure: Any, out: str | os.PathLike[str]) -> list[Path]:
-    """Writes OUT.png and OUT.svg without dates, and returns these paths."""
+    """Write OUT.png and OUT.svg without dates. Return these paths."""
     written = []
     for suffix, metadata in (
         (".png", {"Software": None}),
@@ -92,10 +84,10 @@ def save_figure(figure: Any, out: str | os.PathLike[str]) -> list[Path]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches. ImportError where matplotlib is absent."""
+    """Return an empty figure, in inches. Raises ImportError if matplotlib is missing."""
     matplotlib = _matplotlib()
     matplotlib.rcParams["svg.hashsalt"] = "ofa_exit"
-    # Figure without pyplot: no window system, and no figure kept open behind the caller's back.
+    # Without pyplot, no window system is needed, and no figure stays open in a global list.
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
@@ -123,9 +115,9 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
 
 
 def best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (saving, quality) points that no other beats in both, by growing saving.
+    """Return the (saving, quality) points that no other beats in both, by increasing saving.
 
-    The settings of a sweep vary in several thresholds at once; these are the ones to choose from.
+    The settings of a sweep vary several thresholds at once: these are the ones to choose from.
     """
     kept: list[tuple[float, float]] = []
     for saving, quality in sorted(points, reverse=True):
@@ -140,20 +132,9 @@ def _matplotlib() -> Any:
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(
-            "drawing curves needs matplotlib, which is not installed: pip install 'ofa-exit[plots]'"
+            "drawing curves needs matplotlib, which is missing: pip install 'ofa-exit[plots]'"
         ) from error
     return matplotlib
-
-
-def number(text: str | None, column: str, where: str) -> float:
-    """The finite number in a CSV's field; ValueError that says where it is none."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}, column {column}: {text!r} is not a finite number")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,1 +1,1 @@
-"""Quality metrics, as the data sets' own evaluations define them."""
+"""Quality metrics as the data sets' own evaluations define them."""

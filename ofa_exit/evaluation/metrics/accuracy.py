@@ -1,10 +1,10 @@
-"""Answer accuracy: the share of predictions that equal one of their references."""
+"""Answer accuracy: the fraction of predictions that equal a reference."""
 
 from collections.abc import Sequence
 
 
 def is_correct(prediction: str, references: Sequence[str], ignore_case: bool = False) -> bool:
-    """Whether the prediction equals a reference, spaces at the ends and runs of spaces apart."""
+    """Return whether the prediction equals a reference. Extra spaces do not count."""
     answer = _plain(prediction, ignore_case)
     return any(answer == _plain(reference, ignore_case) for reference in references)
 

@@ -1,4 +1,4 @@
-"""Result files of COCO captions and NoCaps: the caption metrics, NoCaps' by domain too."""
+"""Result files of COCO captions and NoCaps: caption metrics, for NoCaps also by domain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from ofa_exit.evaluation.metrics.captions import CaptionScores, score_captions
 from ofa_exit.evaluation.metrics.results import (
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
@@ -26,15 +26,20 @@ def score_coco(
     tokenizer: str = "auto",
     allow_missing: bool = False,
 ) -> Scores:
-    """Caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
+    """Return the caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
 
-    annotations: captions_val2014.json, or another file of its form, or Karpathy's
-    dataset_coco.json, of which ``split`` is scored. tokenizer: see `score_captions`. Raises
-    ValueError, with file and image, for anything that does not fit.
+    Args:
+        annotations: captions_val2014.json, another file of its form, or Karpathy's
+            dataset_coco.json, of which ``split`` is scored.
+        tokenizer: see `score_captions`.
+
+    Raises ValueError, with file and image, if the files do not fit together.
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    scored = select_scored(
+        captions, references, references, results, annotations, "image", allow_missing
+    )
     found = _score(scored, captions, references, tokenizer)
     notes = [f"{found.tokenizer} tokenizer", *found.notes]
     return Scores(
@@ -51,17 +56,21 @@ def score_nocaps(
     tokenizer: str = "auto",
     allow_missing: bool = False,
 ) -> Scores:
-    """``score_coco`` for NoCaps, over the entire set and each of its domains.
+    """Return the caption metrics of NoCaps, over the entire set and for each domain.
 
-    annotations: nocaps_val_4500_captions.json, whose images have a domain. A domain is scored as a
-    set of its own, with its own document frequencies for CIDEr; so the entire set's CIDEr is no
-    mean of the domains'.
+    A domain is a separate set with its own document frequencies for CIDEr. So the entire set's
+    CIDEr is not the mean over the domains.
+
+    Args:
+        annotations: nocaps_val_4500_captions.json, whose images have a domain.
     """
     references, domains = _read_annotations(annotations, None)
     if not domains:
         raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = matched(captions, references, references, results, annotations, "image", allow_missing)
+    scored = select_scored(
+        captions, references, references, results, annotations, "image", allow_missing
+    )
     entire = _score(scored, captions, references, tokenizer)
     parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
     for domain in DOMAINS:
@@ -97,29 +106,31 @@ def _score(
 def _read_annotations(
     path: ResultPath, split: str | None
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Image → captions, and image → domain where the file has domains."""
+    """Return image → captions, and image → domain if the file has domains."""
     content = read_json(path)
-    images = member(content, "images", str(path), list)
+    images = require_field(content, "images", str(path), list)
     if images and "sentences" in images[0]:
         return _karpathy(images, split, path), {}
-    entries = indexed(images, ("id",), path, "its images")
+    entries = index_by_id(images, ("id",), path, "its images")
     references: dict[str, list[str]] = {image: [] for image in entries}
-    for number, caption in enumerate(member(content, "annotations", str(path), list), start=1):
+    for number, caption in enumerate(
+        require_field(content, "annotations", str(path), list), start=1
+    ):
         where = f"{path}, annotation {number}"
-        image = str(member(caption, "image_id", where, (str, int)))
+        image = str(require_field(caption, "image_id", where, (str, int)))
         if image not in references:
             raise ValueError(f"{where}: the file has no image {image}")
-        references[image].append(member(caption, "caption", where, str))
-    bare = [image for image, captions in references.items() if not captions]
-    if bare:
+        references[image].append(require_field(caption, "caption", where, str))
+    uncaptioned = [image for image, captions in references.items() if not captions]
+    if uncaptioned:
         raise ValueError(
-            f"{path}: {len(bare)} images have no caption, among them {bare[0]}. The captions of "
-            "test splits are not published: score a validation split"
+            f"{path}: {len(uncaptioned)} images have no caption, among them {uncaptioned[0]}. The "
+            "captions of test splits are not published: score a validation split"
         )
     domains = {}
     if any("domain" in entry for entry in entries.values()):
         for image, entry in entries.items():
-            domains[image] = member(entry, "domain", f"{path}, image {image}", str)
+            domains[image] = require_field(entry, "domain", f"{path}, image {image}", str)
             if domains[image] not in DOMAINS:
                 raise ValueError(
                     f"{path}, image {image}: domain {domains[image]!r} is none of "
@@ -131,13 +142,13 @@ def _read_annotations(
 def _karpathy(images: list[Any], split: str | None, path: ResultPath) -> dict[str, list[str]]:
     chosen = [entry for entry in images if entry.get("split") == split]
     if not chosen:
-        there = sorted({str(entry.get("split")) for entry in images})
-        raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(there)}")
-    entries = indexed(chosen, ("cocoid",), path, "its images")
+        splits = sorted({str(entry.get("split")) for entry in images})
+        raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(splits)}")
+    entries = index_by_id(chosen, ("cocoid",), path, "its images")
     return {
         image: [
-            member(sentence, "raw", f"{path}, image {image}", str)
-            for sentence in member(entry, "sentences", f"{path}, image {image}", list)
+            require_field(sentence, "raw", f"{path}, image {image}", str)
+            for sentence in require_field(entry, "sentences", f"{path}, image {image}", list)
         ]
         for image, entry in entries.items()
     }

@@ -1,63 +1,71 @@
-"""Caption metrics of a set, and those two that add up over batches for validation.
+"""Caption metrics of a set, and BLEU statistics that add up over batches.
 
-The arithmetic is pycocoevalcap's (the code behind the COCO caption server); every number is given
-times 100, as papers do.
+The arithmetic is that of pycocoevalcap, the code behind the COCO caption server. All values are
+multiplied by 100, as in papers.
 """
 
 import contextlib
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
+from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
 from ofa_exit.evaluation.metrics import java
 
 TOKENIZERS = ("auto", "ptb", "plain")
 MAX_ORDER = 4
-# The PTB tokenizer's splits that occur in captions: don't = do n't, man's = man 's.
+# The splits of the PTB tokenizer that occur in captions: don't = do n't, man's = man 's.
 _WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:-\w+)*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Metrics of a set of captions."""
+    """Metrics of a set of captions.
 
-    values: dict[
-        str, float
-    ]  # ×100, in the order to print; a metric that could not be had is not in it
+    Args:
+        values: ×100, in the order to print, without the metrics that are missing.
+        tokenizer: "PTB" or "plain".
+        notes: which metrics are missing, and why.
+    """
+
+    values: dict[str, float]
     captions: int
-    tokenizer: str  # "PTB" or "plain"
-    notes: tuple[str, ...]  # what is absent, and why
+    tokenizer: str
+    notes: tuple[str, ...]
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Return everything on one line."""
         numbers = " ".join(f"{name} = {value:.2f}" for name, value in self.values.items())
         remarks = "; ".join((f"{self.captions} captions, {self.tokenizer} tokenizer", *self.notes))
         return f"{numbers} ({remarks})"
 
 
 def plain_tokenize(sentence: str) -> str:
-    """Words in lower case joined by spaces, without punctuation: nearly PTB's, without Java."""
+    """Return lower-cased words without punctuation, joined by spaces: nearly PTB, but no Java."""
     return " ".join(_WORD.findall(sentence.replace("’", "'").lower()))
 
 
 def score_captions(
     predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "auto"
 ) -> CaptionScores:
-    """All caption metrics of a set, one prediction and one or more references a sample.
+    """Return all caption metrics of a set, one prediction and one or more references per sample.
 
-    tokenizer: "ptb" = the PTB tokenizer, needs Java (java.JavaError where there is none); "plain"
-    starts no Java, which leaves METEOR and SPICE out; "auto" = "ptb" where Java runs, otherwise
-    "plain", and the notes say so. BLEU takes the closest reference length; CIDEr is the variant
-    pycocoevalcap implements (clipped counts, Gaussian length penalty with sigma 6: the CIDEr-D of
-    Vedantam et al. 2015), with this set's own document frequencies. Raises ValueError for an empty
-    set, an unknown tokenizer, or a sample without references.
+    BLEU uses the closest reference length. CIDEr is pycocoevalcap's variant, the CIDEr-D of
+    Vedantam et al. 2015 (clipped counts, Gaussian length penalty with sigma 6), with the set's own
+    document frequencies.
+
+    Args:
+        tokenizer: "ptb" is the PTB tokenizer, which needs Java. "plain" starts no Java and omits
+            METEOR and SPICE. "auto" is "ptb" if Java runs and otherwise "plain", with a note.
+
+    Raises:
+        ValueError: an empty set, an unknown tokenizer, or a sample without references.
+        java.JavaError: "ptb" without Java.
     """
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"caption tokenizer {tokenizer!r}: choose one of {', '.join(TOKENIZERS)}")
@@ -82,7 +90,7 @@ def score_captions(
     for order, bleu in enumerate(bleu_from_statistics(sums.tolist()), start=1):
         values[f"BLEU-{order}"] = bleu
     if used == "plain":
-        notes.append("METEOR and SPICE absent: they go with the PTB tokenizer")
+        notes.append("METEOR and SPICE missing: they need the PTB tokenizer")
     else:
         _add_metric(values, notes, "METEOR", lambda: java.meteor(hypotheses, refs_of))
         _add_metric(values, notes, "SPICE", lambda: java.spice(hypotheses, refs_of))
@@ -95,49 +103,17 @@ def score_captions(
     )
 
 
-class CiderReference:
-    """CIDEr of single samples by the document frequencies of a split, for use in training.
-
-    Built once from the references of every sample of the split (in any order, one list a sample);
-    afterwards each sample is scored alone, so sums over batches and workers, divided by the number
-    of samples, are the CIDEr of the split. Words are those of `plain_tokenize`: no Java runs while
-    training.
-    """
-
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        if not references:
-            raise ValueError("CIDEr needs the references of at least one sample")
-        self._scorer = CiderScorer()
-        for refs in references:
-            self._scorer.crefs.append(cook_refs(_plain(refs)))
-        self._scorer.compute_doc_freq()
-        # Asked for what it lacks, a Counter does not grow as the scorer's defaultdict does.
-        self._scorer.document_frequency = Counter(self._scorer.document_frequency)
-        self._samples = len(references)
-
-    def score(self, hypothesis: str, references: Sequence[str]) -> float:
-        """CIDEr ×100 of one sample whose references are among those of the split."""
-        if not references:
-            raise ValueError("CIDEr needs a reference to compare the caption with")
-        # compute_cider reads the number of documents off crefs, and stops with the shorter list.
-        self._scorer.crefs = [cook_refs(_plain(references))] + [[]] * (self._samples - 1)
-        self._scorer.ctest = [cook_test(plain_tokenize(hypothesis))]
-        return 100 * float(self._scorer.compute_cider()[0])
-
-
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[int]:
-    """What BLEU adds up over samples.
+    """Return the ten counts that BLEU sums over samples, for `bleu_from_statistics`.
 
-    [correct 1-grams … 4-grams, all 1-grams … 4-grams, words, closest reference's words].
-
-    Ten integers, words of `plain_tokenize`; sum them element by element and give the sums to
-    `bleu_from_statistics`.
+    They are [correct 1-grams … 4-grams, all 1-grams … 4-grams, words, words of the closest
+    reference], with the words of `plain_tokenize`.
     """
     return _bleu_counts(plain_tokenize(hypothesis), _plain(references))
 
 
 def bleu_from_statistics(sums: Sequence[int]) -> list[float]:
-    """BLEU-1 … BLEU-4 ×100 (Papineni et al. 2002) of the summed `bleu_statistics`."""
+    """Return BLEU-1 … BLEU-4 ×100 (Papineni et al. 2002) of the summed `bleu_statistics`."""
     scorer = BleuScorer(n=MAX_ORDER)
     correct, guess = list(sums[:MAX_ORDER]), list(sums[MAX_ORDER : 2 * MAX_ORDER])
     length, reference_length = sums[2 * MAX_ORDER :]
@@ -149,7 +125,7 @@ def bleu_from_statistics(sums: Sequence[int]) -> list[float]:
 
 
 def _bleu_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
-    """`bleu_statistics` of captions that are tokenised already."""
+    """Return the `bleu_statistics` of tokenised captions."""
     counts = BleuScorer(hypothesis, references, n=MAX_ORDER).ctest[0]
     length = counts["testlen"]
     closest = min(counts["reflen"], key=lambda reference: (abs(reference - length), reference))
@@ -159,11 +135,11 @@ def _bleu_counts(hypothesis: str, references: Sequence[str]) -> list[int]:
 def _add_metric(
     values: dict[str, float], notes: list[str], name: str, metric: Callable[[], float]
 ) -> None:
-    """Adds a metric that Java computes, or says why it is absent; the other metrics stay."""
+    """Add a metric computed by Java, or a note why it is missing."""
     try:
         values[name] = 100 * metric()
     except java.JavaError as error:
-        notes.append(f"{name} absent: {error}")
+        notes.append(f"{name} missing: {error}")
 
 
 def _plain(sentences: Sequence[str]) -> list[str]:
@@ -176,7 +152,7 @@ def _tokenize(
     tokenizer: str,
     notes: list[str],
 ) -> tuple[list[str], list[list[str]], str]:
-    """Tokenised predictions and references, and the tokenizer used ("ptb" or "plain")."""
+    """Return tokenised predictions and references, and the tokenizer used ("ptb" or "plain")."""
     sentences = [*predictions, *(ref for refs in references for ref in refs)]
     tokens, used = None, "plain"
     if tokenizer != "plain":

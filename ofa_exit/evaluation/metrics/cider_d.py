@@ -1,4 +1,4 @@
-"""CIDEr-D of captions by fixed document frequencies: the reward of self-critical training."""
+"""CIDEr-D of single captions by fixed document frequencies, for rewards and for validation."""
 
 import os
 import zipfile
@@ -20,7 +20,7 @@ NGram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many of ``images`` each n-gram of one to four words occurs in some reference.
+    """In how many of ``images`` each n-gram of one to four words occurs in a reference.
 
     N-grams of a single image are left out: log max(1, df) is 0 for them as for unknown ones.
     """
@@ -29,21 +29,33 @@ class DocumentFrequencies:
     images: int
 
     @classmethod
-    def of(cls, references: Iterable[Sequence[str]]) -> "DocumentFrequencies":
-        """Counted over the references of each image. Raises ValueError for fewer than two images:
-        the logarithm of their number scales every score."""
+    def of(
+        cls, references: Iterable[Sequence[str]], count_end: bool = True
+    ) -> "DocumentFrequencies":
+        """Count over the references of each image. ``count_end``: see `CiderD`.
+
+        Raises ValueError for fewer than two images: the logarithm of their number scales every
+        score.
+        """
+        found = cls._count(references, count_end)
+        if found.images < 2:
+            raise ValueError(
+                f"CIDEr-D needs the references of two images or more, not {found.images}"
+            )
+        return found
+
+    @classmethod
+    def _count(cls, references: Iterable[Sequence[str]], count_end: bool) -> "DocumentFrequencies":
         scorer, images = CiderScorer(), 0
         for captions in references:
-            scorer.crefs = [cook_refs([words(caption) for caption in captions])]
+            scorer.crefs = [cook_refs([tokenize(caption, count_end) for caption in captions])]
             scorer.compute_doc_freq()
             images += 1
-        if images < 2:
-            raise ValueError(f"CIDEr-D needs the references of two images or more, not {images}")
         several = {gram: int(n) for gram, n in scorer.document_frequency.items() if n > 1}
         return cls(Counter(several), images)
 
     def save(self, stream: IO[bytes]) -> None:
-        """Writes an npz file without pickles."""
+        """Write an npz file without pickles."""
         grams = sorted(self.counts)
         text = "\n".join(" ".join(gram) for gram in grams).encode()
         np.savez_compressed(
@@ -55,14 +67,14 @@ class DocumentFrequencies:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DocumentFrequencies":
-        """Reads what ``save`` wrote. Raises ValueError, with the remedy, for anything else."""
+        """Read what ``save`` wrote. Raises ValueError, with the remedy, for anything else."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 text = arrays["ngrams"].tobytes().decode()
                 counts, images = arrays["counts"].tolist(), int(arrays["images"])
             grams = [tuple(line.split(" ")) for line in text.split("\n")] if text else []
             if len(grams) != len(counts) or images < 2:
-                raise ValueError("its parts do not fit together")
+                raise ValueError("its arrays do not fit together")
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path}: no document frequencies ({error}). Make the file by {COMMAND}"
@@ -71,30 +83,49 @@ class DocumentFrequencies:
 
 
 class CiderD:
-    """Scores captions one by one; the arithmetic is pycocoevalcap's, as for the metric.
+    """Score captions one by one, with the arithmetic of pycocoevalcap.
 
-    Differs from the metric: the end of a caption counts as a word, so that a caption cut off in
-    the middle ("a man on a") does not score like a whole one; and document frequencies are those
-    of the training references. Words are ``plain_tokenize``'s: the PTB tokenizer is a Java
-    program, far too slow to be asked at every training step.
+    As a reward (``count_end``) it differs from the metric: the end of a caption counts as a word.
+    Without it, a truncated caption ("a man on a") would score like a complete one. The document
+    frequencies are those of the training references. Words are those of `plain_tokenize`: the PTB
+    tokenizer is a Java program, far too slow for every training step.
     """
 
-    def __init__(self, frequencies: DocumentFrequencies) -> None:
+    def __init__(self, frequencies: DocumentFrequencies, count_end: bool = True) -> None:
         self._scorer = CiderScorer()
-        # Asked for what it lacks, a Counter does not grow as the scorer's defaultdict does.
+        # A lookup of a missing key adds it to the scorer's own defaultdict, but not to a Counter.
         self._scorer.document_frequency = frequencies.counts
         self._images = frequencies.images
+        self._count_end = count_end
+
+    @classmethod
+    def of_split(cls, references: Sequence[Sequence[str]]) -> "CiderD":
+        """Return the metric CIDEr of a split's own samples, for validation during training.
+
+        The scores of all samples, summed over batches and workers and divided by the number of
+        samples, are the CIDEr of the split.
+
+        Args:
+            references: the references of every sample of the split, in any order.
+        """
+        if not references:
+            raise ValueError("CIDEr needs the references of at least one sample")
+        return cls(DocumentFrequencies._count(references, False), count_end=False)
 
     def scores(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """CIDEr-D x 100 of each hypothesis by its references; ValueError where it has none."""
+        """Return CIDEr-D ×100 of each hypothesis. Raises ValueError for one without references."""
         if not all(references):
             raise ValueError("CIDEr-D needs a reference to compare each caption with")
         found: list[float] = []
         pairs = [
-            (cook_test(words(hypothesis)), cook_refs([words(one) for one in captions]))
+            (
+                cook_test(tokenize(hypothesis, self._count_end)),
+                cook_refs([tokenize(caption, self._count_end) for caption in captions]),
+            )
             for hypothesis, captions in zip(hypotheses, references, strict=True)
         ]
-        # compute_cider takes the number of documents from crefs, and stops with the shorter list.
+        # compute_cider reads the number of documents off crefs and stops with the shorter list:
+        # pad crefs to as many documents as the frequencies were counted over.
         for start in range(0, len(pairs), self._images):
             part = pairs[start : start + self._images]
             self._scorer.ctest = [test for test, _ in part]
@@ -103,7 +134,12 @@ class CiderD:
             found += [100 * float(score) for score in self._scorer.compute_cider()]
         return found
 
+    def score(self, hypothesis: str, references: Sequence[str]) -> float:
+        """Return CIDEr-D ×100 of one hypothesis."""
+        return self.scores([hypothesis], [references])[0]
 
-def words(caption: str) -> str:
-    """The caption's words and its end, joined by spaces."""
-    return f"{plain_tokenize(caption)} {END}"
+
+def tokenize(caption: str, count_end: bool = True) -> str:
+    """Return the caption's words, and its end if that counts, joined by spaces."""
+    words = plain_tokenize(caption)
+    return f"{words} {END}" if count_end else words

@@ -1,6 +1,6 @@
-"""Result files of GQA: accuracy and what else its evaluation computes from questions and answers.
+"""Result files of GQA: accuracy, and the other metrics of questions and answers.
 
-Hudson and Manning 2019, section 4.4, and the published `eval.py`. Grounding is absent: it wants
+Hudson and Manning 2019, Section 4.4, and the published `eval.py`. Grounding is missing: it needs
 attention maps and scene graphs.
 """
 
@@ -12,14 +12,14 @@ from ofa_exit.evaluation.metrics.results import (
     Means,
     ResultPath,
     Scores,
-    matched,
-    member,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
-# What makes a step, written "operation: argument", no reasoning in the published evaluation.
+# Steps, "operation: argument", that the published evaluation does not count as reasoning.
 _NO_STEPS = ("exist", "query: name", "choose name")
 _BREAKDOWNS = ("structural type", "semantic type", "reasoning steps", "words of the question")
 
@@ -31,19 +31,23 @@ def score_gqa(
     consistency: bool = False,
     allow_missing: bool = False,
 ) -> Scores:
-    """Metrics of ``[{"questionId": "05451384", "prediction": "yes"}, …]``.
+    """Return the metrics of ``[{"questionId": "05451384", "prediction": "yes"}, …]``.
 
-    questions: SPLIT_balanced_questions.json or SPLIT_all_questions.json, or all of the files that
-    a large one comes in. An answer is right if it equals the annotated one letter for letter. Over
-    the balanced questions: accuracy, binary (whose structural type is not ``query``), open, and
-    distribution (χ² of predicted against annotated answers over groups of questions, divided by
-    100; lower is better), by type and length.
+    An answer is correct if it equals the annotated one letter by letter. The metrics are over the
+    balanced questions, by type and length: accuracy, binary (structural type other than ``query``),
+    open, and distribution: χ² of predicted against annotated answers over groups of questions,
+    divided by 100; lower is better.
+    Differs from the published code, which gives 0 for a metric without questions; here it is
+    missing.
 
-    consistency: also the mean accuracy of the questions that a rightly answered one entails; wants
-    results for all questions and a file that holds the entailed ones. choices: SPLIT_choices.json,
-    adds validity and plausibility. Differs from the published code in leaving a metric out where
-    it has no questions, instead of giving 0. Raises ValueError, with file and question, for
-    anything that does not fit.
+    Args:
+        questions: SPLIT_balanced_questions.json or SPLIT_all_questions.json, or all the files of a
+            split question set.
+        consistency: add the mean accuracy of the questions entailed by a correctly answered one.
+            Needs results for all questions, and a file with the entailed ones.
+        choices: SPLIT_choices.json, for validity and plausibility.
+
+    Raises ValueError, with file and question, if the files do not fit together.
     """
     entries = _read_questions(questions)
     source = ", ".join(map(str, questions))
@@ -51,14 +55,14 @@ def score_gqa(
     options = read_json(choices) if choices is not None else None
     balanced = [name for name, entry in entries.items() if entry.get("isBalanced", True)]
     wanted = list(entries) if consistency else balanced
-    # A submission answers all questions of a split; those of other files are passed over, as there.
-    having = matched(
+    # A submission answers all questions of a split. As in the published code, others are ignored.
+    answered = select_scored(
         predictions, wanted, predictions, results, source, "question", allow_missing=allow_missing
     )
     others = sum(name not in entries for name in predictions)
-    scored = [name for name in having if entries[name].get("isBalanced", True)]
+    scored = [name for name in answered if entries[name].get("isBalanced", True)]
     if not scored:
-        raise ValueError(f"{source}: none of the questions with a result is of the balanced set")
+        raise ValueError(f"{source}: none of the questions with a result is in the balanced set")
 
     means, parts = Means(), {title: Means() for title in _BREAKDOWNS}
     for name in scored:
@@ -66,14 +70,14 @@ def score_gqa(
         correct = predictions[name] == entry["answer"]
         means.add("accuracy", correct)
         if "types" in entry:
-            kind = member(entry["types"], "structural", where, str)
+            kind = require_field(entry["types"], "structural", where, str)
             means.add("open" if kind == "query" else "binary", correct)
         for title, part in _parts(entry).items():
             parts[title].add(part, correct)
         if options is not None:
-            allowed = member(options, name, str(choices), Mapping)
+            allowed = require_field(options, name, str(choices), Mapping)
             for metric, key in (("validity", "valid"), ("plausibility", "plausible")):
-                group = member(allowed, key, f"{choices}, question {name}", list)
+                group = require_field(allowed, key, f"{choices}, question {name}", list)
                 means.add(metric, predictions[name] in _group(entry, group))
         if consistency and correct:
             entailed = _entailed_scores(name, entries, predictions, where, allow_missing)
@@ -91,9 +95,9 @@ def score_gqa(
         "balanced questions",
         {title: means.percent() for title, means in parts.items() if means.percent()},
         [
-            *missing_note(len(having), len(wanted)),
+            *missing_note(len(answered), len(wanted)),
             *[f"{others} results are for questions that are not in {source}"][: bool(others)],
-            *_absent(values, consistency, choices),
+            *_missing(values, consistency, choices),
         ],
     )
 
@@ -103,17 +107,17 @@ def _read_questions(paths: Sequence[ResultPath]) -> dict[str, Mapping[str, Any]]
     for path in paths:
         content = read_json(path)
         if not isinstance(content, Mapping) or not content:
-            raise ValueError(f"{path}: questions should be a JSON object, question id to question")
+            raise ValueError(f"{path}: questions should be a JSON object, question id → question")
         for name, entry in content.items():
-            member(entry, "answer", f"{path}, question {name}", str)
+            require_field(entry, "answer", f"{path}, question {name}", str)
             if name in entries:
-                raise ValueError(f"{path}, question {name}: another of the files has it too")
+                raise ValueError(f"{path}, question {name}: another file has it, too")
             entries[name] = entry
     return entries
 
 
 def _parts(entry: Mapping[str, Any]) -> dict[str, str]:
-    """What the question counts for in each breakdown that its entry allows."""
+    """Return the part of each breakdown that the question belongs to."""
     parts = {}
     if "types" in entry:
         parts = {
@@ -130,7 +134,7 @@ def _parts(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _group(entry: Mapping[str, Any], allowed: list[str]) -> list[str]:
-    """The allowed answers; what two things have in common is one of three whatever the list."""
+    """Return the allowed answers. What two objects have in common is always one of three."""
     common = "Common" in str(entry.get("types", {}).get("detailed", ""))
     return ["color", "material", "shape"] if common else allowed
 
@@ -143,12 +147,12 @@ def _entailed_scores(
     allow_missing: bool,
 ) -> list[bool]:
     scores = []
-    for other in member(entries[name], "entailed", where, list):
+    for other in require_field(entries[name], "entailed", where, list):
         if other == name or (allow_missing and other not in predictions):
             continue
         if other not in entries:
             raise ValueError(
-                f"{where}: it entails question {other}, which the file lacks. Consistency needs "
+                f"{where}: it entails question {other}, which is missing. Consistency needs "
                 "the file of all questions (val_all_questions.json) and results for them"
             )
         scores.append(predictions[other] == entries[other]["answer"])
@@ -156,7 +160,7 @@ def _entailed_scores(
 
 
 def _distribution(pairs: Sequence[tuple[Mapping[str, Any], str]]) -> float | None:
-    """χ² of the predicted answers of each group against the annotated, weighted by its size."""
+    """Return χ² of predicted against annotated answers per group, weighted by group size."""
     gold: defaultdict[str, Counter[str]] = defaultdict(Counter)
     predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for entry, prediction in pairs:
@@ -174,14 +178,14 @@ def _distribution(pairs: Sequence[tuple[Mapping[str, Any], str]]) -> float | Non
     return weighted / questions / 100
 
 
-def _absent(
+def _missing(
     values: Mapping[str, float], consistency: bool, choices: ResultPath | None
 ) -> list[str]:
-    absent = {
+    reasons = {
         "binary and open": "binary" in values or "open" in values or "the questions have no types",
         "consistency": consistency or "give --consistency and results for all questions",
         "validity and plausibility": choices is not None or "give --choices",
         "distribution": "distribution" in values or "the questions have no groups",
         "grounding": "it needs attention maps and scene graphs",
     }
-    return [f"{name} absent: {why}" for name, why in absent.items() if isinstance(why, str)]
+    return [f"{name} missing: {why}" for name, why in reasons.items() if isinstance(why, str)]

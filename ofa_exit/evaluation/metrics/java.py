@@ -1,9 +1,8 @@
-"""pycocoevalcap's Java tools (PTB tokenizer, METEOR, SPICE), run so that none hangs or stays.
+"""pycocoevalcap's Java tools (PTB tokenizer, METEOR, SPICE) in processes that always end.
 
-pycocoevalcap's own wrappers write into site-packages, leave reading a dead process to chance and,
-after an error, wait for a lock for ever when they are collected. Here only the jars are used, each
-in a process that is always ended: the command lines, and so the numbers, are those of the wrappers
-(but text is always read as UTF-8, whatever the locale).
+pycocoevalcap's own wrappers write into site-packages, may hang when they read from a dead process,
+and wait for a lock forever when they are collected after an error. Here only the jars are used. The
+command lines, and so the numbers, are those of the wrappers, but text is always read as UTF-8.
 """
 
 import contextlib
@@ -22,10 +21,10 @@ import pycocoevalcap.meteor.meteor as meteor_module
 import pycocoevalcap.spice as spice_module
 import pycocoevalcap.tokenizer.ptbtokenizer as ptb_module
 
-# Without these a C locale turns accents into question marks and a German one writes 0,5 for 0.5.
+# Without these, a C locale replaces accents by question marks and a German one writes 0,5.
 JVM_OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-# SPICE's cache library looks into these packages, which Java 16 and later close to it.
+# SPICE's cache library accesses these packages, which Java 16 and later close.
 SPICE_PACKAGES = (
     "java.lang", "java.math", "java.util", "java.util.concurrent", "java.net", "java.text",
 )  # fmt: skip
@@ -34,11 +33,11 @@ SECONDS_PER_SENTENCE = 0.5
 
 
 class JavaError(RuntimeError):
-    """A Java tool is missing, failed or took too long; the text says which and why."""
+    """A Java tool is missing, failed or timed out; the text says which and why."""
 
 
 def find_java() -> str:
-    """Path of the `java` command; JavaError where there is none."""
+    """Return the path of the ``java`` command. Raises JavaError if there is none."""
     java = shutil.which("java")
     if java is None:
         raise JavaError("no java command on the PATH (install a Java runtime, version 8 or later)")
@@ -46,21 +45,23 @@ def find_java() -> str:
 
 
 def time_limit(sentences: int) -> float:
-    """Seconds a tool may take: far more than it needs for this many sentences."""
+    """Return the seconds a tool may take: far more than it needs."""
     return START_SECONDS + SECONDS_PER_SENTENCE * sentences
 
 
 def ptb_tokenize(sentences: Sequence[str], limit: float | None = None) -> list[str]:
-    """Tokens of each sentence joined by spaces: PTB tokens in lower case, punctuation left out.
+    """Return the PTB tokens of each sentence: lower-cased, without punctuation, joined by spaces.
 
-    Equals pycocoevalcap's PTBTokenizer. `limit` is in seconds (default: `time_limit`). Raises
-    JavaError.
+    The result equals that of pycocoevalcap's PTBTokenizer. Raises JavaError.
+
+    Args:
+        limit: seconds (default: `time_limit`).
     """
     if not sentences:
         return []
     jar = Path(ptb_module.__file__).with_name(ptb_module.STANFORD_CORENLP_3_4_1_JAR)
     command = [find_java(), *JVM_OPTIONS, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    # Any line end inside a sentence (there are eight kinds) would shift all later sentences by one.
+    # A line end inside a sentence (there are eight kinds) would shift all later sentences by one.
     text = "".join(" ".join(sentence.split()) + "\n" for sentence in sentences)
     output = _run(
         [*command, "-preserveLines", "-lowerCase"],
@@ -78,11 +79,10 @@ def ptb_tokenize(sentences: Sequence[str], limit: float | None = None) -> list[s
 def meteor(
     predictions: Sequence[str], references: Sequence[Sequence[str]], limit: float | None = None
 ) -> float:
-    """Corpus METEOR of tokenised captions, between 0 and 1.
+    """Return the corpus METEOR of tokenised captions, between 0 and 1.
 
-    Denkowski and Lavie 2014, version 1.5 with `-l en -norm`, as pycocoevalcap runs it.
-
-    Raises JavaError, also when the tool takes longer than `limit` seconds (default: `time_limit`).
+    Denkowski and Lavie 2014, version 1.5 with ``-l en -norm``, as in pycocoevalcap. Raises
+    JavaError, also after ``limit`` seconds (default: `time_limit`).
     """
     jar = Path(meteor_module.__file__).with_name(meteor_module.METEOR_JAR)
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
@@ -90,11 +90,11 @@ def meteor(
     limit = limit or time_limit(len(predictions))
     with tempfile.TemporaryFile() as errors:
         process = _start(command, errors, jar.parent)
-        # Reading blocks; ending the process is what unblocks it.
-        too_late = threading.Event()
+        # A read blocks until the process ends, so the watchdog ends the process.
+        timed_out = threading.Event()
 
         def stop() -> None:
-            too_late.set()
+            timed_out.set()
             _end(process)
 
         watchdog = threading.Timer(limit, stop)
@@ -104,15 +104,15 @@ def meteor(
                 _ask(process, " ||| ".join(["SCORE", *map(_no_bars, refs), _no_bars(prediction)]))
                 for prediction, refs in zip(predictions, references, strict=True)
             ]
-            # One answer for each sentence, then the one for all of them.
+            # EVAL is answered by one score per sentence, then by the score of the corpus.
             _ask(process, " ||| ".join(["EVAL", *statistics]))
             for _ in statistics[1:]:
                 _answer(process)
             return float(_answer(process))
         except (OSError, ValueError) as error:
             errors.seek(0)
-            said = errors.read().decode(errors="replace")
-            why = _tail(said) if not too_late.is_set() else f"it took more than {limit:g} s"
+            output = errors.read().decode(errors="replace")
+            why = _tail(output) if not timed_out.is_set() else f"it took more than {limit:g} s"
             raise JavaError(f"METEOR failed: {why}") from error
         finally:
             watchdog.cancel()
@@ -123,15 +123,14 @@ def meteor(
 def spice(
     predictions: Sequence[str], references: Sequence[Sequence[str]], limit: float | None = None
 ) -> float:
-    """Mean SPICE F-score (Anderson et al. 2016, jar 1.0) of captions, between 0 and 1.
+    """Return the mean SPICE F-score (Anderson et al. 2016, jar 1.0) of captions, between 0 and 1.
 
-    Its language models are no part of pycocoevalcap: JavaError says where they belong when they
-    are not there.
+    Its language models are not part of pycocoevalcap. JavaError says where to put them.
     """
     folder = Path(spice_module.__file__).parent
-    absent = [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]
-    if absent:
-        raise JavaError(f"its models ({' and '.join(absent)}) are not in pycocoevalcap/spice/lib")
+    missing = [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]
+    if missing:
+        raise JavaError(f"its models ({' and '.join(missing)}) are not in pycocoevalcap/spice/lib")
     java = find_java()
     opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in SPICE_PACKAGES]
     with tempfile.TemporaryDirectory() as scratch:
@@ -157,7 +156,7 @@ def spice(
 def _run(
     command: Sequence[str], tool: str, limit: float, text: str, folder: Path | None = None
 ) -> str:
-    """Standard output of a command fed with `text`; its process never outlives this call."""
+    """Return the output of a command fed with ``text``. Its process never outlives this call."""
     with tempfile.TemporaryFile() as errors:
         process = _start(command, errors, folder)
         try:
@@ -170,13 +169,13 @@ def _run(
             raise
         if process.returncode != 0:
             errors.seek(0)
-            said = _tail(errors.read().decode(errors="replace"))
-            raise JavaError(f"{tool} ended with status {process.returncode}: {said}")
+            reason = _tail(errors.read().decode(errors="replace"))
+            raise JavaError(f"{tool} ended with status {process.returncode}: {reason}")
     return output
 
 
 def _start(command: Sequence[str], errors: IO[bytes], folder: Path | None) -> subprocess.Popen:
-    """A process that is the head of a group: `java` is often a script that starts the real one."""
+    """Start a process group: ``java`` is often a script that starts the real one."""
     try:
         return subprocess.Popen(
             command,
@@ -213,10 +212,10 @@ def _answer(process: subprocess.Popen) -> str:
 
 
 def _no_bars(caption: str) -> str:
-    """The tool parts its fields by |||; as in pycocoevalcap, captions lose theirs."""
+    """Remove |||, the tool's field separator, from a caption, as pycocoevalcap does."""
     return caption.replace("|||", "").replace("  ", " ")
 
 
 def _tail(errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no error message"

@@ -1,59 +1,63 @@
-"""Result files of the benchmarks: reading them, matching them to annotations, and the report.
+"""Result files of the benchmarks: read them, match them to annotations, report the scores.
 
-Identifiers are compared as text, so 42 and "42" are the same.
+Identifiers are compared as text: 42 and "42" are the same.
 """
 
 import json
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_SHOWN = 5
+from tabulate import tabulate
+
+_NAMES_SHOWN = 5
 ResultPath = str | os.PathLike[str]
 
 
 @dataclass
 class Scores:
-    """What a benchmark says of a result file.
+    """The scores of a result file.
 
-    values: the metrics in the order to print, in percent where their benchmark says nothing else;
-    breakdowns: for a kind of question (or an image's domain) the value and how many there were;
-    notes: what is absent, and why.
+    Args:
+        values: metrics in the order to print, in percent unless their benchmark has another unit.
+        counted: number of questions or images scored; ``unit`` says which.
+        breakdowns: title → part (a kind of question, a domain) → (value, count).
+        notes: which metrics are missing, and why.
     """
 
     values: dict[str, float]
     counted: int
-    unit: str  # what was counted: questions, images
+    unit: str
     breakdowns: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """For people: one metric a line, then the breakdowns."""
+        """Return a report for people: one metric per line, then the breakdowns."""
         lines = [f"{name} = {value:.2f}" for name, value in self.values.items()]
         lines.append(f"({self.counted} {self.unit})")
         for title, parts in self.breakdowns.items():
-            lines += ["", f"{title}:"]
-            width = max(map(len, parts), default=0)
-            lines += [
-                f"  {name.ljust(width)}  {value:6.2f}  ({count})"
-                for name, (value, count) in parts.items()
-            ]
+            rows = [(name, f"{value:.2f}", f"({count})") for name, (value, count) in parts.items()]
+            table = tabulate(
+                rows, tablefmt="plain", colalign=("left", "right", "left"), disable_numparse=True
+            )
+            lines += ["", f"{title}:", textwrap.indent(table, "  ")]
         return "\n".join([*lines, *([""] * bool(self.notes)), *self.notes])
 
     def line(self) -> str:
-        """The metrics alone, in one line."""
+        """Return the metrics alone, on one line."""
         numbers = " ".join(f"{name} = {value:.2f}" for name, value in self.values.items())
         return f"{numbers} ({self.counted} {self.unit})"
 
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return the scores as a JSON object."""
         return asdict(self)
 
 
 class Means:
-    """Means of a metric over all, and over each part of it."""
+    """Means of a metric over each part of a set."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
@@ -62,7 +66,7 @@ class Means:
         self._values.setdefault(part, []).append(value)
 
     def percent(self) -> dict[str, tuple[float, int]]:
-        """Part → (mean ×100, how many), the parts in order, numbers by size."""
+        """Return part → (mean ×100, count). Parts are sorted, numeric ones by size."""
         return {
             part: (100 * sum(values) / len(values), len(values))
             for part, values in sorted(self._values.items(), key=lambda item: _by_size(item[0]))
@@ -70,19 +74,24 @@ class Means:
 
 
 def read_json(path: ResultPath) -> Any:
-    """The file's content. Raises ValueError with file and line where it is not JSON."""
+    """Return the content of a JSON file. Raises ValueError, with file and line, for others."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}, line {error.lineno}: no JSON ({error.msg}). Was the file written to its end?"
+            f"{path}, line {error.lineno}: no JSON ({error.msg}). Is the file complete?"
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def member(record: Any, name: str, where: str, kind: type | tuple[type, ...] = object) -> Any:
-    """``record[name]`` of a JSON object; ValueError that says where it is missing or wrong."""
+def require_field(
+    record: Any, name: str, where: str, kind: type | tuple[type, ...] = object
+) -> Any:
+    """Return ``record[name]`` of a JSON object.
+
+    Raises ValueError, with ``where``, if it is missing or not of ``kind``.
+    """
     if not isinstance(record, Mapping) or name not in record:
         raise ValueError(f"{where}: no {name!r}. Is this the file that the option asks for?")
     value = record[name]
@@ -91,22 +100,22 @@ def member(record: Any, name: str, where: str, kind: type | tuple[type, ...] = o
     return value
 
 
-def indexed(
+def index_by_id(
     records: Any, keys: tuple[str, ...], path: ResultPath, what: str
 ) -> dict[str, Mapping[str, Any]]:
-    """The objects of a JSON list by their identifiers, in the file's order.
+    """Return the objects of a JSON list by their identifiers, in the file's order.
 
-    Several ``keys`` make one identifier, parted by spaces. Raises ValueError: no list, an object
-    without identifier, or one that comes twice.
+    Several ``keys`` make one identifier, separated by spaces. Raises ValueError: not a list, an
+    object without identifier, a duplicate identifier.
     """
     if not isinstance(records, list):
         raise ValueError(f"{path}: {what} should be a list of objects with {', '.join(keys)}")
     found: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(records, start=1):
         where = f"{path}, entry {number}"
-        name = " ".join(str(member(record, key, where, (str, int))) for key in keys)
+        name = " ".join(str(require_field(record, key, where, (str, int))) for key in keys)
         if name in found:
-            raise ValueError(f"{where}: {' '.join(keys)} {name} comes twice. Leave one of them")
+            raise ValueError(f"{where}: {' '.join(keys)} {name} comes twice. Keep one of them")
         found[name] = record
     if not found:
         raise ValueError(f"{path}: {what} has no entries")
@@ -114,18 +123,19 @@ def indexed(
 
 
 def read_results(path: ResultPath, keys: tuple[str, ...], value: str, kind: type) -> dict[str, Any]:
-    """Identifier → value of a result file: a JSON list of objects with ``keys`` and ``value``.
+    """Return identifier → value of a result file.
 
-    Raises ValueError, with file and identifier, for anything else.
+    The file is a JSON list of objects with ``keys`` and ``value``. Raises ValueError, with file and
+    identifier, for anything else.
     """
-    entries = indexed(read_json(path), keys, path, "the results")
+    entries = index_by_id(read_json(path), keys, path, "the results")
     return {
-        name: member(entry, value, f"{path}, {' '.join(keys)} {name}", kind)
+        name: require_field(entry, value, f"{path}, {' '.join(keys)} {name}", kind)
         for name, entry in entries.items()
     }
 
 
-def matched(
+def select_scored(
     results: Mapping[str, Any],
     expected: Iterable[str],
     known: Iterable[str],
@@ -134,10 +144,14 @@ def matched(
     what: str,
     allow_missing: bool,
 ) -> list[str]:
-    """The identifiers to score, in the annotations' order.
+    """Return the identifiers to score, in the order of the annotations.
 
-    expected: those that must have a result, if not ``allow_missing``; known: all that may. Raises
-    ValueError that names the first identifiers that are missing or unknown.
+    Args:
+        expected: identifiers that must have a result, unless ``allow_missing``.
+        known: identifiers that may have a result.
+        what: what an identifier stands for: question, image.
+
+    Raises ValueError, with the first identifiers that are missing or unknown.
     """
     known = set(known)
     unknown = [name for name in results if name not in known]
@@ -160,14 +174,14 @@ def matched(
 
 
 def missing_note(scored: int, expected: int) -> list[str]:
-    """The remark that part of the split was scored; none where all of it was."""
+    """Return a note if only a part of the split was scored."""
     if scored == expected:
         return []
-    return [f"only {scored} of {expected} have a result: no number to compare with papers"]
+    return [f"only {scored} of {expected} have a result: do not compare the scores with papers"]
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+    return ", ".join(names[:_NAMES_SHOWN]) + ", …" * (len(names) > _NAMES_SHOWN)
 
 
 def _by_size(part: str) -> tuple[float, str]:

@@ -19,9 +19,9 @@ _SHOWN = 5
 
 
 def number(name: str) -> int:
-    """The identifier as a number; ValueError if it is none."""
+    """Return the identifier as a number. Raises ValueError for others."""
     if not (name.isascii() and name.isdecimal()):
-        raise ValueError(f"identifier {name!r} is no number. Choose its column with --id-column")
+        raise ValueError(f"identifier {name!r} is not a number. Choose its column with --id-column")
     return int(name)
 
 
@@ -33,9 +33,12 @@ def _visdial_entry(name: str, text: str) -> dict[str, Any]:
 
 
 def ranks_of_order(text: str) -> list[int]:
-    """Rank, from 1, of each candidate, where ``text`` has their numbers from 0, the best first.
+    """Return the rank, from 1, of each candidate.
 
-    Raises ValueError where they are no permutation.
+    Args:
+        text: the candidates' numbers from 0, the best first.
+
+    Raises ValueError if they are not a permutation.
     """
     words = text.split()
     order = [int(word) for word in words if word.isascii() and word.isdecimal()]
@@ -58,7 +61,7 @@ def _caption(name: str, text: str) -> dict[str, Any]:
     return {"image_id": number(name), "caption": text}
 
 
-# Benchmark → entry of an identifier and its generated text, and what the identifier is.
+# Benchmark → function from identifier and generated text to entry, and a help text.
 FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
     "vqa": (_answer, "VQA v2; the identifier is the question's number"),
     "okvqa": (_answer, "OK-VQA; the identifier is the question's number"),
@@ -85,37 +88,40 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
 
 
 def hypotheses(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, str]]:
-    """Line, from 1, row and text of each hypothesis in a file that fairseq-generate wrote.
+    """Yield line (from 1), row and text of each hypothesis in an output of fairseq-generate.
 
-    With --nbest a row's hypotheses follow each other, the best first. Raises ValueError, with file
-    and line, for a line that is torn.
+    With --nbest, a row's hypotheses follow each other, the best first. Raises ValueError, with file
+    and line, for a truncated line.
     """
     with open(path, encoding="utf-8", newline="\n") as file:
-        for at, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             if not line.startswith("D-"):
                 continue
             row, _, rest = line[2:].rstrip("\r\n").partition("\t")
             _, found, text = rest.partition("\t")
             if not row.isdecimal() or not found:
-                raise ValueError(f"{path}, line {at}: not D-ROW, score and text: {line[:60]!r}")
-            yield at, int(row), text
+                raise ValueError(
+                    f"{path}, line {line_number}: not D-ROW, score and text: {line[:60]!r}. "
+                    "Generate it again"
+                )
+            yield line_number, int(row), text
 
 
 def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
-    """Row → the best hypothesis, of the files that fairseq-generate wrote.
+    """Return row → best hypothesis of the outputs of fairseq-generate.
 
-    Raises ValueError, with file and line, for a row that was generated twice, or if there is none.
+    Raises ValueError, with file and line, for a row that was generated twice, or without any row.
     """
     texts: dict[int, str] = {}
     for path in paths:
         last = None
-        for at, row, text in hypotheses(path):
+        for line, row, text in hypotheses(path):
             if row == last:
                 continue
             last = row
             if row in texts:
                 raise ValueError(
-                    f"{path}, line {at}: row {row} was generated before. Give the files of "
+                    f"{path}, line {line}: row {row} was generated before. Give the files of "
                     "one generation"
                 )
             texts[row] = text
@@ -125,37 +131,36 @@ def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
 
 
 def nothing_generated(paths: Sequence[str | os.PathLike[str]]) -> ValueError:
-    """The error to raise about files without hypotheses."""
+    """Return the error to raise about files without hypotheses."""
     names = ", ".join(map(str, paths))
     return ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
 
 
 def read_ids(path: str | os.PathLike[str], column: int) -> list[str]:
-    """The identifiers of a TSV's rows, one row of images in memory at a time.
+    """Return the identifiers of a TSV's rows, with one row in memory at a time.
 
-    Raises ValueError, with file and line: no such column, an empty identifier, one that comes
-    twice.
+    Raises ValueError, with file and line: no such column, an empty or a duplicate identifier.
     """
     names: dict[str, int] = {}
     with open(path, "rb") as file:
-        for at, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             fields = line.rstrip(b"\r\n").split(b"\t", column + 1)
-            if fields == [b""]:  # empty lines at the end are no rows
+            if fields == [b""]:  # empty lines at the end are not rows
                 continue
-            where = f"{path}, line {at}"
-            if at > len(names) + 1:
+            where = f"{path}, line {line_number}"
+            if line_number > len(names) + 1:
                 raise ValueError(f"{where}: there is an empty line above it. Remove that")
             if column >= len(fields):
                 raise ValueError(f"{where}: no column {column} (from 0) among {len(fields)}")
-            name = fields[column].decode("utf-8-sig" if at == 1 else "utf-8").strip()
+            name = fields[column].decode("utf-8-sig" if line_number == 1 else "utf-8").strip()
             if not name:
                 raise ValueError(f"{where}: the identifier in column {column} is empty")
             if name in names:
                 raise ValueError(
                     f"{where}: identifier {name} was in line {names[name]}. A result file has one "
-                    "entry for each: choose its column with --id-column"
+                    "entry per identifier: choose its column with --id-column"
                 )
-            names[name] = at
+            names[name] = line_number
     return list(names)
 
 
@@ -166,10 +171,10 @@ def make_results(
     id_column: int = 0,
     allow_missing: bool = False,
 ) -> list[dict[str, Any]]:
-    """The entries of a result file, in the order of the TSV's rows.
+    """Return the entries of a result file, in the order of the TSV's rows.
 
-    Raises ValueError, with file and row, for rows without hypothesis (if not ``allow_missing``),
-    hypotheses without row, and identifiers that the benchmark does not have.
+    Raises ValueError, with file and row: a row without hypothesis (unless ``allow_missing``), a
+    hypothesis without row, an identifier that the benchmark does not accept.
     """
     make_entry, _ = FORMATS[benchmark]
     texts = read_generated(generated)
@@ -177,8 +182,8 @@ def make_results(
     beyond = [row for row in texts if row >= len(names)]
     if beyond:
         raise ValueError(
-            f"{tsv} has {len(names)} rows, and row {beyond[0]} was generated, counted from 0: it "
-            "was another file"
+            f"{tsv} has {len(names)} rows, but row {beyond[0]}, counted from 0, was generated. "
+            "Give the file that it was generated for"
         )
     missing = [row for row in range(len(names)) if row not in texts]
     if missing and not allow_missing:
@@ -199,7 +204,7 @@ def make_results(
 
 
 def write_json(entries: list[dict[str, Any]], path: Path) -> None:
-    """Writes the file whole or not at all."""
+    """Write the file atomically."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -1,54 +1,43 @@
 """VisDial: NDCG, MRR, R@k and mean rank of ranked candidate answers, and its result files.
 
-The metrics are those of Das et al. 2017 (section 5) and, for NDCG, of the VisDial challenge since
-2018; the arithmetic follows its published starter code.
+The metrics are those of Das et al. 2017 (Section 5) and, for NDCG, of the VisDial challenge since
+2018. The arithmetic follows its published starter code.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ofa_exit.evaluation.metrics.results import (
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 
 KEYS = ("image_id", "round_id")
 RECALL_AT = (1, 5, 10)
 
 
-def ranks_of(scores: Tensor) -> Tensor:
-    """Rank of each candidate, 1 the best, Long of the shape of ``scores`` [..., candidates].
-
-    Of equal scores the candidate that stands first gets the better rank. The starter code leaves
-    it to an unstable sort, so that there a tie is broken anyhow. Raises ValueError for NaN.
-    """
-    if scores.isnan().any():
-        raise ValueError("a candidate's score is not a number (NaN), so it has no rank")
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(1, scores.size(-1) + 1, device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
-
-
 def ndcg(ranks: Sequence[int], relevance: Sequence[float]) -> float:
-    """Normalized discounted cumulative gain at k, 0 to 1; k candidates have a relevance above 0.
+    """Return the normalized discounted cumulative gain at k, 0 to 1.
 
-    DCG@k = Σ_{r=1…k} relevance of the candidate ranked r / log₂(r + 1), over the same of the best
-    ranking. ranks: 1 … candidates, one for each candidate. Ties in relevance change nothing.
-    Raises ValueError where no candidate is relevant, which the published code makes NaN.
+    k is the number of candidates with a relevance above 0. DCG@k = Σ_{r=1…k} rel(r) / log₂(r + 1),
+    with rel(r) the relevance of the candidate at rank r; NDCG@k divides it by the DCG@k of the best
+    ranking. Ties in relevance do not change it.
+    Differs from the published code, which gives NaN if no candidate is relevant: this raises
+    ValueError.
+
+    Args:
+        ranks: 1 … number of candidates, one per candidate.
     """
     k = sum(value > 0 for value in relevance)
     if not k:
-        raise ValueError("no candidate has a relevance above 0, so NDCG is not defined")
+        raise ValueError("no candidate has a relevance above 0, so NDCG is undefined")
     ranked = sorted(zip(ranks, relevance))[:k]
     gain = sum(value / math.log2(rank + 1) for rank, value in ranked)
     best = sorted(relevance, reverse=True)[:k]
@@ -72,22 +61,27 @@ class VisDialMetrics:
         relevance: Sequence[float] | None = None,
         where: str = "a round",
     ) -> None:
-        """One round: the rank of each candidate, which is the true one, and their relevance.
+        """Add a round.
 
-        relevance: None where the round was not annotated for it, and does not count for NDCG.
-        Raises ValueError, after ``where``, for ranks that are no permutation of 1 … candidates, an
-        index outside them, or as many relevances as there are not candidates.
+        Args:
+            ranks: the rank of each candidate.
+            true_index: number of the true candidate, from 0.
+            relevance: of each candidate, or None for a round that does not count for NDCG.
+            where: the place that error messages begin with.
+
+        Raises ValueError for ranks that are not a permutation of 1 … number of candidates, an index
+        out of range, or a wrong number of relevances.
         """
         count = len(ranks)
         if not count or sorted(ranks) != list(range(1, count + 1)):
-            raise ValueError(f"{where}: the ranks are no permutation of 1 to {count}")
+            raise ValueError(f"{where}: the ranks are not a permutation of 1 to {count}")
         if not 0 <= true_index < count:
             raise ValueError(f"{where}: the true answer {true_index} is none of {count} candidates")
         if relevance is not None:
             if len(relevance) != count:
                 raise ValueError(f"{where}: {len(relevance)} relevances for {count} candidates")
             if not all(math.isfinite(value) and value >= 0 for value in relevance):
-                raise ValueError(f"{where}: a relevance is negative or no finite number")
+                raise ValueError(f"{where}: a relevance is negative or not a finite number")
             try:
                 self._ndcg.append(ndcg(ranks, relevance))
             except ValueError as error:
@@ -95,13 +89,13 @@ class VisDialMetrics:
         self._true_ranks.append(ranks[true_index])
 
     def values(self) -> dict[str, float]:
-        """NDCG, MRR and R@k ×100, and the mean rank; NDCG only if a round had relevances.
+        """Return NDCG, MRR and R@k ×100, and the mean rank; NDCG only if a round had relevances.
 
         Raises ValueError if no round was added.
         """
         rounds = len(self)
         if not rounds:
-            raise ValueError("no round of a dialog was ranked")
+            raise ValueError("no round of a dialogue was ranked")
         values = {}
         if self._ndcg:
             values["NDCG"] = 100 * sum(self._ndcg) / len(self._ndcg)
@@ -112,9 +106,9 @@ class VisDialMetrics:
         return values
 
     def scores(self, notes: Sequence[str] = ()) -> Scores:
-        """``values`` with what they were taken over."""
+        """Return the values with the number of rounds."""
         values = self.values()
-        ndcg_note = f"NDCG over {len(self._ndcg)} rounds" if self._ndcg else "NDCG absent"
+        ndcg_note = f"NDCG over {len(self._ndcg)} rounds" if self._ndcg else "NDCG missing"
         return Scores(values, len(self), "rounds", notes=[ndcg_note, *notes])
 
 
@@ -124,17 +118,23 @@ def score_visdial(
     dense: ResultPath | None = None,
     allow_missing: bool = False,
 ) -> Scores:
-    """Metrics of ``[{"image_id": 1, "round_id": 1, "ranks": [100 integers]}, …]``.
+    """Return the metrics of ``[{"image_id": 1, "round_id": 1, "ranks": [100 integers]}, …]``.
 
-    Rounds count from 1; ranks[i] is the rank, from 1, of candidate i. annotations:
-    visdial_1.0_val.json, with candidates and true answers of all rounds, every one of which must be
-    ranked if not ``allow_missing``. dense: visdial_1.0_val_dense_annotations.json, the relevances
-    of one round an image, for NDCG. Raises ValueError, with file, image and round, for anything
-    that does not fit.
+    Rounds count from 1; ranks[i] is the rank, from 1, of candidate i.
+
+    Args:
+        annotations: visdial_1.0_val.json, with candidates and true answers of all rounds. Every
+            round must be ranked, unless ``allow_missing``.
+        dense: visdial_1.0_val_dense_annotations.json, with the relevances of one round per image,
+            for NDCG.
+
+    Raises ValueError, with file, image and round, if the files do not fit together.
     """
     rounds = _rounds(annotations)
     ranks: dict[str, list[int]] = read_results(results, KEYS, "ranks", list)
-    scored = matched(ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing)
+    scored = select_scored(
+        ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing
+    )
     relevances = _relevances(dense, rounds, annotations) if dense is not None else {}
     metrics = VisDialMetrics()
     for name in scored:
@@ -144,7 +144,7 @@ def score_visdial(
         if len(given) != candidates:
             raise ValueError(f"{where}: {len(given)} ranks for {candidates} candidates")
         if not all(type(rank) is int for rank in given):
-            raise ValueError(f"{where}: the ranks should be whole numbers")
+            raise ValueError(f"{where}: the ranks should be integers")
         metrics.add(given, true_index, relevances.get(name), where)
     notes = missing_note(len(scored), len(rounds))
     if dense is None:
@@ -153,37 +153,44 @@ def score_visdial(
 
 
 def _rounds(path: ResultPath) -> dict[str, tuple[int, int]]:
-    """Image and round → true answer and number of candidates."""
-    data = member(read_json(path), "data", str(path))
-    dialogs = indexed(member(data, "dialogs", str(path)), KEYS[:1], path, "its dialogs")
+    """Return image and round → (true answer, number of candidates)."""
+    data = require_field(read_json(path), "data", str(path))
+    dialogs = index_by_id(require_field(data, "dialogs", str(path)), KEYS[:1], path, "its dialogs")
     rounds = {}
     for image, dialog in dialogs.items():
-        for number, turn in enumerate(member(dialog, "dialog", f"{path}, image {image}"), start=1):
+        for number, turn in enumerate(
+            require_field(dialog, "dialog", f"{path}, image {image}"), start=1
+        ):
             where = f"{path}, image {image}, round {number}"
             if "gt_index" not in turn:
                 raise ValueError(
                     f"{where}: no 'gt_index'. The answers of the test split are not published: "
                     "score the validation split, or submit the file to the challenge's server"
                 )
-            options = member(turn, "answer_options", where, list)
-            rounds[f"{image} {number}"] = (member(turn, "gt_index", where, int), len(options))
+            options = require_field(turn, "answer_options", where, list)
+            rounds[f"{image} {number}"] = (
+                require_field(turn, "gt_index", where, int),
+                len(options),
+            )
     return rounds
 
 
 def _relevances(
     path: ResultPath, rounds: Mapping[str, Any], annotations: ResultPath
 ) -> dict[str, list[float]]:
-    entries = indexed(read_json(path), KEYS, path, "the relevances")
+    entries = index_by_id(read_json(path), KEYS, path, "the relevances")
     found = {}
     for name, entry in entries.items():
         where = f"{path}, {' '.join(KEYS)} {name}"
         if name not in rounds:
-            raise ValueError(f"{where}: {annotations} has no such round. Are both of one split?")
-        # The published files of train and validation name it differently.
+            raise ValueError(
+                f"{where}: {annotations} has no such round. Do both belong to one split?"
+            )
+        # The published files of train and validation use different names.
         key = "relevance" if "relevance" in entry else "gt_relevance"
-        values = member(entry, key, where, list)
+        values = require_field(entry, key, where, list)
         if not all(type(value) in (int, float) for value in values):
-            raise ValueError(f"{where}: a relevance is no number")
+            raise ValueError(f"{where}: a relevance is not a number")
         if len(values) != rounds[name][1]:
             raise ValueError(f"{where}: {len(values)} relevances, {rounds[name][1]} candidates")
         found[name] = values

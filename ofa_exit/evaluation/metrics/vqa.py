@@ -7,12 +7,12 @@ from ofa_exit.evaluation.metrics.results import (
     Means,
     ResultPath,
     Scores,
-    indexed,
-    matched,
-    member,
+    index_by_id,
     missing_note,
     read_json,
     read_results,
+    require_field,
+    select_scored,
 )
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 
@@ -25,20 +25,25 @@ def score_vqa(
     questions: ResultPath | None = None,
     allow_missing: bool = False,
 ) -> Scores:
-    """VQA accuracy of ``[{"question_id": 1, "answer": "yes"}, …]``, for VQA v2 and OK-VQA.
+    """Return the VQA accuracy of ``[{"question_id": 1, "answer": "yes"}, …]``.
 
-    annotations: v2_mscoco_SPLIT_annotations.json, or OK-VQA's mscoco_SPLIT_annotations.json, of
-    which the stemmed ``answer`` counts and ``raw_answer`` does not, as published. questions: the
-    questions file, optional, only checked to be that of the annotations. Raises ValueError, with
-    file and question, for anything that does not fit.
+    Args:
+        annotations: v2_mscoco_SPLIT_annotations.json, or OK-VQA's mscoco_SPLIT_annotations.json. Of
+            the latter the stemmed ``answer`` counts, not ``raw_answer``, as published.
+        questions: the questions file, to check that it belongs to the annotations.
+
+    Raises ValueError, with file and question, if the files do not fit together.
     """
     content = read_json(annotations)
-    entries = indexed(
-        member(content, "annotations", str(annotations)), ("question_id",), annotations, "its list"
+    entries = index_by_id(
+        require_field(content, "annotations", str(annotations)),
+        ("question_id",),
+        annotations,
+        "its list",
     )
     if questions is not None:
         _same_questions(entries, questions, annotations)
-    # OK-VQA's types are codes that its file explains.
+    # OK-VQA's types are codes; its file has their names.
     names = content.get("question_types")
     return _score(
         read_results(results, ("question_id",), "answer", str),
@@ -53,15 +58,19 @@ def score_vqa(
 def score_vizwiz(
     results: ResultPath, annotations: ResultPath, allow_missing: bool = False
 ) -> Scores:
-    """VizWiz's accuracy of ``[{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]``.
+    """Return VizWiz's accuracy of ``[{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]``.
 
-    annotations: val.json, a list with image, answers and answer_type. Raises ValueError, with file
-    and image, for anything that does not fit. The average precision and F1 of VizWiz's second
-    task, answerability, need a confidence that these results do not have.
+    The metrics of VizWiz's second task, answerability (average precision and F1), are missing: they
+    need a confidence that these results do not have.
+
+    Args:
+        annotations: val.json, a list with image, answers and answer_type.
+
+    Raises ValueError, with file and image, if the files do not fit together.
     """
     return _score(
         read_results(results, ("image",), "answer", str),
-        indexed(read_json(annotations), ("image",), annotations, "the annotations"),
+        index_by_id(read_json(annotations), ("image",), annotations, "the annotations"),
         vizwiz_answer_accuracy,
         {"answer type": "answer_type"},
         {},
@@ -70,11 +79,11 @@ def score_vizwiz(
 
 
 def ten_answers(answers: Sequence[str], where: str) -> Sequence[str]:
-    """The answers, if there are the ten that VQA accuracy is defined on; else ValueError."""
+    """Return the answers. Raises ValueError unless there are ten, as VQA accuracy requires."""
     if len(answers) != ANNOTATORS:
         raise ValueError(
             f"{where}: {len(answers)} answers. VQA accuracy is defined on those of {ANNOTATORS} "
-            "annotators: give all of them, also where they are the same"
+            "annotators: give all of them, including repeated ones"
         )
     return answers
 
@@ -88,7 +97,7 @@ def _score(
     source: tuple[ResultPath, ResultPath, str, bool],
 ) -> Scores:
     results, annotations, what, allow_missing = source
-    scored = matched(
+    scored = select_scored(
         predictions, entries, entries, results, annotations, what, allow_missing=allow_missing
     )
     total = 0.0
@@ -96,8 +105,8 @@ def _score(
     for name in scored:
         where = f"{annotations}, {what} {name}"
         answers = [
-            member(answer, "answer", where, str)
-            for answer in member(entries[name], "answers", where, list)
+            require_field(answer, "answer", where, str)
+            for answer in require_field(entries[name], "answers", where, list)
         ]
         value = accuracy(predictions[name], ten_answers(answers, where))
         total += value
@@ -117,11 +126,11 @@ def _score(
 def _same_questions(
     entries: Mapping[str, Any], questions: ResultPath, annotations: ResultPath
 ) -> None:
-    listed = member(read_json(questions), "questions", str(questions))
-    asked = indexed(listed, ("question_id",), questions, "its list")
+    listed = require_field(read_json(questions), "questions", str(questions))
+    asked = index_by_id(listed, ("question_id",), questions, "its list")
     different = sorted(set(asked) ^ set(entries))
     if different:
         raise ValueError(
             f"{questions} and {annotations} are not of one split: {len(different)} questions are "
-            f"in one of them alone, among them {different[0]}"
+            f"in one of them only, among them {different[0]}"
         )

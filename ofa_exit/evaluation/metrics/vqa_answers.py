@@ -1,16 +1,16 @@
 """VQA accuracy of one answer, with the answer processing of the VQA challenge's evaluation.
 
 The rules are those of https://visualqa.org/evaluation.html and of the published evaluation
-(GT-Vision-Lab/VQA, `vqaEval.py`), its quirks included, because numbers in papers have them:
+(GT-Vision-Lab/VQA, `vqaEval.py`), including its quirks, which the numbers in papers have, too:
 
-- neither the prediction nor the annotators' answers are processed where all annotators wrote the
-  same: "Yes" is wrong then if they wrote "yes", and "two" if they wrote "2";
-- a full stop goes wherever no digit follows it (the rule says "unless it is a decimal point", the
-  pattern written for it looks behind in vain), but at most 32 of them;
-- a mark of punctuation is removed where it stands beside a space anywhere in the answer, or where
-  the answer holds a number like 1,000; otherwise it becomes a space;
-- contractions are restored from a fixed list, which lacks some ("lets", "shes") and has
-  "somebody'd" the wrong way round.
+- If all annotators wrote the same, neither their answers nor the prediction are processed: "Yes" is
+  wrong if they wrote "yes", and "two" if they wrote "2".
+- A full stop is removed unless a digit follows it (the rule says "unless it is a decimal point"),
+  but at most 32 times.
+- A punctuation mark is removed if it is next to a space anywhere in the answer, or if the answer
+  contains a number like 1,000. Otherwise it becomes a space.
+- Contractions are restored from a fixed list, which lacks some ("lets", "shes") and reverses
+  "somebody'd".
 """
 
 import re
@@ -19,14 +19,14 @@ from functools import lru_cache
 
 _MARKS = ';/[]"{}()=+\\_->@`,?!<'
 _FULL_STOP = re.compile(r"\.(?![0-9])")
-_MOST_FULL_STOPS = 32  # the published code passes re.UNICODE, which is 32, as the count
+_MAX_FULL_STOPS = 32  # the published code passes re.UNICODE, which is 32, as the count
 _THOUSANDS = re.compile(r"[0-9],[0-9]")
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = dict(
     none="0", zero="0", one="1", two="2", three="3", four="4", five="5", six="6", seven="7",
     eight="8", nine="9", ten="10",
 )  # fmt: skip
-# The published list has each of these without one of its apostrophes.
+# The published list maps each of these without one of its apostrophes to itself.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -39,20 +39,20 @@ _CONTRACTED = """
     you've
 """
 CONTRACTIONS = {
-    word[:at] + word[at + 1 :]: word
+    word[:index] + word[index + 1 :]: word
     for word in _CONTRACTED.split()
-    for at, letter in enumerate(word)
+    for index, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}
 """Word as written → word as compared.
 
-Differs from the published list in leaving out what does nothing there: words mapped to themselves
-(let's, she's), and keys with a capital letter (Im, Ive, I'dve, Id've), which no word in lower case
-ever equals.
+Differs from the published list, which also has entries without effect: words mapped to themselves
+(let's, she's), and keys with a capital letter (Im, Ive, I'dve, Id've), which no lower-cased word
+equals.
 """
 
 
-# VizWiz's evaluation has the same list with ’ in the place of ', but for these.
+# VizWiz's evaluation has the same list with ’ instead of ', except for these.
 _STRAIGHT = frozenset(["aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"])
 _STRAIGHT_KEYS = frozenset(("couldn'tve", "hadn'tve"))
 VIZWIZ_CONTRACTIONS = {
@@ -61,35 +61,36 @@ VIZWIZ_CONTRACTIONS = {
     )
     for key, word in CONTRACTIONS.items()
 }
-"""The same for VizWiz: "dont" becomes "don’t" there, which no answer with ' equals."""
+"""The list of VizWiz, where "dont" becomes "don’t", which no answer with ' equals."""
 
 
 def strip_answer(answer: str) -> str:
-    """Line breaks and tabs as spaces, none at the ends: done to every answer."""
+    """Replace line breaks and tabs by spaces, and strip the ends, as for every answer."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(maxsize=1 << 16)  # the same few thousand answers come again and again
+@lru_cache(maxsize=1 << 16)  # a few thousand answers recur
 def normalise_answer(answer: str) -> str:
-    """The answer without punctuation, capitals and articles, numbers as digits, don't for dont."""
+    """Remove punctuation, capitals and articles; write numbers as digits, and dont as don't."""
     return _words(_punctuation(answer), CONTRACTIONS)
 
 
 @lru_cache(maxsize=1 << 16)
 def normalise_vizwiz_answer(answer: str) -> str:
-    """The same by VizWiz's evaluation, whose contractions are written otherwise."""
+    """Normalise an answer as VizWiz's evaluation does, with its own contractions."""
     return _words(_punctuation(answer), VIZWIZ_CONTRACTIONS)
 
 
 def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA accuracy of a prediction, 0 to 1: the mean of min(1, matches / 3) over leaving one out.
+    """Return the VQA accuracy of a prediction, 0 to 1.
 
-    Antol et al. 2015, section 4, as averaged since by the challenge over the ten sets of nine
-    annotators. Prediction and answers are normalised only where the annotators differ.
+    It is min(1, matches / 3), averaged over the ten sets of nine annotators (Antol et al. 2015,
+    Section 4, and the challenge). Prediction and answers are normalised only if the annotators
+    differ.
+    Differs from the published code, which leaves out all answers with the same text, confidence and
+    id, while this leaves out one answer. With ids, as in VQA v2 and OK-VQA, both are equal.
 
-    Differs from the published code in leaving an answer out by its place: the code leaves out all
-    that equal it with confidence and id, which is the same where answers carry ids. VQA v2 and
-    OK-VQA do. Raises ValueError without answers.
+    Raises ValueError without answers.
     """
     prediction, answers = strip_answer(prediction), [strip_answer(answer) for answer in answers]
     if len(set(answers)) > 1:
@@ -98,21 +99,21 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vizwiz_answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VizWiz's accuracy of a prediction, 0 to 1: VQA's formula on answers as they are published.
+    """Return VizWiz's accuracy of a prediction, 0 to 1: VQA's formula on the published answers.
 
-    Its evaluation always normalises the prediction and never the annotators' answers, which its
-    annotation files hold in that form already. Raises ValueError without answers.
+    Its evaluation always normalises the prediction, and never the annotators' answers, which its
+    files hold in normalised form. Raises ValueError without answers.
     """
     return _leave_one_out(normalise_vizwiz_answer(strip_answer(prediction)), answers)
 
 
 def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
     if not answers:
-        raise ValueError("VQA accuracy needs the annotators' answers, here there are none")
+        raise ValueError("VQA accuracy needs the annotators' answers, but there are none")
     matches = sum(answer == prediction for answer in answers)
-    # Leaving a matching answer out leaves one match fewer.
-    left = matches * min(1, (matches - 1) / 3) + (len(answers) - matches) * min(1, matches / 3)
-    return left / len(answers)
+    # A set without a matching answer has one match fewer.
+    total = matches * min(1, (matches - 1) / 3) + (len(answers) - matches) * min(1, matches / 3)
+    return total / len(answers)
 
 
 def _punctuation(answer: str) -> str:
@@ -121,7 +122,7 @@ def _punctuation(answer: str) -> str:
     for mark in _MARKS:
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if beside_space or thousands else " ")
-    return _FULL_STOP.sub("", text, count=_MOST_FULL_STOPS)
+    return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)
 
 
 def _words(answer: str, contractions: Mapping[str, str]) -> str:

@@ -12,10 +12,10 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.metrics.captions import (
-    CiderReference,
     bleu_from_statistics,
     bleu_statistics,
 )
+from ofa_exit.evaluation.metrics.cider_d import CiderD
 from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
@@ -55,7 +55,7 @@ class MuECaptionTask(BeamSearchTask):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._cider: dict[str, tuple[Any, CiderReference]] = {}
+        self._cider: dict[str, tuple[Any, CiderD]] = {}
         self._all_references = False
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -101,12 +101,12 @@ class MuECaptionTask(BeamSearchTask):
                 lambda meters: round(bleu_from_statistics(meters["_bleu"].sum.tolist())[3], 3),
             )
 
-    def _cider_reference(self, subset: str) -> CiderReference:
+    def _cider_reference(self, subset: str) -> CiderD:
         """Return CIDEr with the word frequencies of all references of a split, read once."""
         dataset = self.datasets[subset]
         cached = self._cider.get(subset)
         if cached is None or cached[0] is not dataset:
-            cached = dataset, CiderReference(_all_references(dataset.rows.examples))
+            cached = dataset, CiderD.of_split(_all_references(dataset.rows.examples))
             self._cider[subset] = cached
         return cached[1]
 

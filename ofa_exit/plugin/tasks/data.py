@@ -7,8 +7,9 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from ofa_exit.data.dataset import Examples, OFADataset
+from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
@@ -50,7 +51,7 @@ class DataTask(FairseqTask):
             if getattr(cfg, option) < 0:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> Examples:
+    def examples(self, path: Any, split: str, load_image: ImageLoader) -> RowExamples:
         """Return the rows of a file of ``split`` as examples of this task."""
         raise NotImplementedError
 
