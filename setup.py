@@ -22,6 +22,7 @@ setup(
     package_dir={"ofa_exit.user_dir": "user_dir"},
     include_package_data=False,
     package_data={"ofa_exit": ["py.typed"]},
+    entry_points={"console_scripts": ["ofa-exit = ofa_exit.cli.main:main"]},
     zip_safe=False,
     install_requires=[
         f"ve-fairseq==0.12.3; {WHEEL_PLATFORM}",
@@ -32,6 +33,7 @@ setup(
         "numpy",
         "pillow",
         "sacrebleu>=2.0",
+        "tabulate>=0.9",
         "pycocoevalcap==1.2",
         "tqdm",
     ],

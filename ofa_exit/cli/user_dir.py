@@ -1,12 +1,13 @@
 """Print the folder to give fairseq as --user-dir:
 
-    fairseq-generate DATA --user-dir $(ofa-exit user-dir) …
+fairseq-generate DATA --user-dir $(ofa-exit user-dir) …
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ofa_exit.cli.parsing import new_parser
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -18,12 +19,7 @@ def user_dir() -> Path | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit user-dir",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    new_parser("user-dir", __doc__).parse_args(argv)
     folder = user_dir()
     if folder is None:
         print(f"error: {PACKAGE} has no user_dir: reinstall ofa-exit", file=sys.stderr)

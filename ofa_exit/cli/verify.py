@@ -1,18 +1,16 @@
-"""``ofa-exit verify FIXTURE.json…``: is this model the official one, number by number?
+"""Compare this package's model with the official one, number by number.
 
-A fixture is a pair NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
-(arrays that the official model produced). Weights and inputs are not stored: every one of them is
-drawn from numpy's frozen legacy generator, seeded by a checksum of its name.
+A fixture is a pair of NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
+(arrays that the official model produced). Weights and inputs are not stored: each is drawn from
+numpy's frozen legacy generator, seeded by a checksum of its name.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from ofa_exit.cli.parsing import new_parser
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 
@@ -36,7 +35,7 @@ def _generator(text: str) -> np.random.RandomState:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Value of the state-dict entry ``name``: normal draws at a scale fit for its kind."""
+    """Return the value of a state-dict entry: normal draws, scaled for its kind."""
     draw: Any = _generator(name).standard_normal(shape).astype(np.float32)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "running_var":
@@ -59,7 +58,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def random_tokens(name: str, shape: tuple[int, int], vocab: int) -> Tensor:
-    """Words of the vocabulary: neither special symbols nor the mask."""
+    """Draw words of the vocabulary, no special symbols and not the mask."""
     return torch.from_numpy(_generator("tokens:" + name).randint(4, vocab - 2, shape)).long()
 
 
@@ -69,7 +68,7 @@ def random_images(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def dictionary_of(size: int) -> Dictionary:
-    """A dictionary of ``size`` symbols, of which only the special ones mean anything."""
+    """Return a dictionary of ``size`` symbols; only the special ones have a meaning."""
     dictionary = Dictionary()
     while len(dictionary) < size:
         dictionary.add_symbol(f"w{len(dictionary)}")
@@ -77,7 +76,7 @@ def dictionary_of(size: int) -> Dictionary:
 
 
 def build_with_weights(options: dict[str, Any], vocab: int, **arguments: Any) -> OFAModel:
-    """A model in eval mode whose weights are drawn from the names of its state dict."""
+    """Build a model in eval mode whose weights are drawn from the names of its state dict."""
     dictionary = dictionary_of(vocab)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     model = OFAModel.build_model(Namespace(**{**options, **arguments}), task)
@@ -91,9 +90,10 @@ def build_with_weights(options: dict[str, Any], vocab: int, **arguments: Any) ->
 
 
 def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
-    """The fixture's model with the fixture's weights, in eval mode.
+    """Build the fixture's model with the fixture's weights, in eval mode.
 
-    Raises ValueError if names or shapes of its state dict differ from the fixture's.
+    Raises:
+        ValueError: names or shapes of the state dict differ from the fixture's.
     """
     options = {**ARCHS[fixture["arch"]], **fixture["overrides"], **fixture["flags"]}
     model = build_with_weights(options, fixture["vocab"], split_modalities=split)
@@ -106,7 +106,7 @@ def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
 
 
 def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
-    """The fixture's net input: 9 source tokens; row 1 is shorter, row 2 has no image."""
+    """Return the fixture's net input: 9 source tokens; row 1 is shorter, row 2 has no image."""
     batch, vocab, size = fixture["batch"], fixture["vocab"], fixture["image_size"]
     source = random_tokens("src", (batch, 9), vocab)
     source[:, 0], source[:, 8] = 0, 2
@@ -127,16 +127,17 @@ def inputs(fixture: dict[str, Any], target_length: int) -> dict[str, Tensor]:
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
-    """Large arrays are stored thinned out."""
+    """Return what a fixture stores of an array: of large ones every n-th value."""
     if array.size < 60_000:
         return array
     return array.reshape(-1)[:: max(1, array.size // 20_000)][:20_000]
 
 
 def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> float:
-    """Largest difference relative to the stored array's own scale.
+    """Return the largest difference, relative to the largest stored value.
 
-    padding: Bool [B, T], where set the official numbers are undefined.
+    Args:
+        padding: Bool [B, T]; True where the official numbers are undefined.
     """
     mine, valid = ours.float().numpy(), np.ones(tuple(ours.shape), dtype=bool)
     if padding is not None:
@@ -152,7 +153,7 @@ def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> floa
 def compare_arrays(
     fixture: dict[str, Any], arrays: dict[str, np.ndarray], split: bool
 ) -> Iterator[tuple[str, float]]:
-    """(name, largest relative deviation) of every array of the joint or the split encoder."""
+    """Yield name and largest relative deviation of every array, joint or split encoder."""
     prefix = "split_" if split else ""
     model = build(fixture, split)
     net_input = inputs(fixture, arrays["prev_output_tokens"].shape[1])
@@ -185,7 +186,7 @@ def compare_arrays(
 
 
 def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bool]]:
-    """(setting, largest deviation of scores, tokens equal) for every setting of the fixture."""
+    """Yield setting, largest deviation of scores, and whether the tokens are equal."""
     model = build(fixture)
     net_input = inputs(fixture, 1)
     del net_input["prev_output_tokens"]
@@ -206,7 +207,7 @@ def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bo
 
 
 def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
-    """Prints every deviation of one fixture; True if all are within ``tolerance``."""
+    """Print every deviation of a fixture; return True if all are within ``tolerance``."""
     fixture = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = {name: stored[name] for name in stored.files}
@@ -225,20 +226,19 @@ def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
     return fine
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ofa-exit verify", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser("verify", __doc__)
     parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE.json")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="largest deviation (default %(default)s)"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest deviation allowed (default: %(default)s)",
     )
-    options = parser.parse_args()
-    missing = [str(path) for path in options.fixtures if not path.is_file()]
+    args = parser.parse_args(argv)
+    missing = [str(path) for path in args.fixtures if not path.is_file()]
     if missing:
         parser.error(f"no such fixture: {', '.join(missing)}")
-    results = [verify(path, options.tolerance) for path in options.fixtures]
+    results = [verify(path, args.tolerance) for path in args.fixtures]
     print("all within tolerance" if all(results) else "FAILED: see above")
     return 0 if all(results) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,7 @@ def test_verify_fails_on_other_numbers(tmp_path, capsys):
 
 def test_verify_is_a_command():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "ofa_exit.cli.verify", "--help"], capture_output=True
+        [sys.executable, "-W", "ignore", "-m", "ofa_exit", "verify", "--help"], capture_output=True
     )
     assert done.returncode == 0 and b"FIXTURE.json" in done.stdout
 
