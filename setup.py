@@ -45,6 +45,7 @@ setup(
     package_dir={"ofa_exit.user_dir": "user_dir"},
     include_package_data=False,
     package_data={"ofa_exit": ["py.typed"]},
+    entry_points={"console_scripts": ["ofa-exit = ofa_exit.cli.main:main"]},
     zip_safe=False,
     install_requires=[
         f"ve-fairseq==0.12.3; {WHEEL_PLATFORM}",

@@ -1,9 +1,12 @@
-"""``python -m ofa_exit`` prints the folder that fairseq's ``--user-dir`` wants."""
+"""``python -m ofa_exit VERB …`` is ``ofa-exit VERB …``."""
 
-from importlib.util import find_spec
+import sys
+
+from ofa_exit.cli.main import main
 
 if __name__ == "__main__":
-    spec = find_spec("ofa_exit.user_dir")  # finds it without importing it, which takes seconds
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("ofa_exit is not installed: run pip install on its checkout first")
-    print(spec.submodule_search_locations[0])
+    if len(sys.argv) > 1:
+        sys.exit(main())
+    # The previous release printed the user-dir.
+    print("python -m ofa_exit is now ofa-exit user-dir", file=sys.stderr)
+    sys.exit(main(["user-dir"]))

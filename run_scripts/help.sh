@@ -1,10 +1,10 @@
-# Sourced first by every script: with -h or --help it prints the script's own header, and those of the files whose
-# variables it takes, and ends.
+# Sourced first by every script: with -h or --help it prints the script's header and those of the files whose variables
+# the script takes, then exits.
 case ${1:-} in
   -h | --help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
     for shared in benchmark common; do
-      # A script that sources benchmark.sh, or common.sh by another, takes their variables.
+      # A script that sources benchmark.sh, or common.sh through another file, takes their variables.
       grep -q "benchmark.sh\"\|$shared.sh\"" "$0" || continue
       echo
       sed -n '/^[^#]\|^$/q; s/^# \{0,1\}//p' "$(dirname "${BASH_SOURCE[0]}")/$shared.sh"

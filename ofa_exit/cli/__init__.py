@@ -1,1 +1,1 @@
-"""The commands of ofa-exit, one file per verb."""
+"""The verbs of ``ofa-exit``, one file each; ``main`` finds the one that is called."""

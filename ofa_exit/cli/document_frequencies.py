@@ -1,52 +1,47 @@
-"""``ofa-exit document-frequencies TRAIN.tsv[,…] OUT.npz``: for CIDEr-D rewards.
+"""Count in how many training images each n-gram of one to four words occurs.
 
-Counts in how many training images each n-gram of one to four words occurs in some reference, once,
-for ``--cider-frequencies`` of ``--criterion mue_scst``. Rows of one image are one document.
+The counts weight the n-grams of CIDEr-D rewards: --cider-frequencies of --criterion mue_scst.
+An n-gram counts once per image, in whichever reference it occurs. Rows of one image are one
+document.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ofa_exit.cli.parsing import new_parser
 from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
 from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
 from ofa_exit.prepare.references import COLUMNS, OFFICIAL_COLS, captions_by_image
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit document-frequencies",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser("document-frequencies", __doc__)
     parser.add_argument(
-        "train", help="captioning data, files separated by commas; captions may be joined by &&"
+        "train",
+        metavar="TRAIN.tsv[,…]",
+        help="captioning data, one or several files; && separates captions of one row",
     )
-    parser.add_argument("out", type=Path, help="npz file to write")
+    parser.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
     parser.add_argument(
         "--selected-cols",
         default=OFFICIAL_COLS,
         metavar="I,C",
-        help="numbers of the columns image-id and caption (default %(default)s, those of OFA)",
+        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     try:
         captions: dict[str, list[str]] = {}
-        for path in given.train.split(","):
-            file = TsvFile(path.strip(), given.selected_cols, COLUMNS)
+        for path in args.train.split(","):
+            file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
             for image, found in captions_by_image(file).items():
                 captions.setdefault(image, []).extend(found)
         frequencies = DocumentFrequencies.of(captions.values())
-        with atomic_write(given.out) as stream:
+        with atomic_write(args.out) as stream:
             frequencies.save(stream)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.out}: {len(frequencies.counts)} n-grams of {frequencies.images} images")
+    print(f"{args.out}: {len(frequencies.counts)} n-grams of {frequencies.images} images")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

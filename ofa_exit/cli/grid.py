@@ -1,4 +1,4 @@
-"""A sweep's settings: the grid file, and what is refused about it before a model is there."""
+"""A sweep's settings: reading the grid file and checking it before a model is loaded."""
 
 import contextlib
 import difflib
@@ -15,8 +15,8 @@ from ofa_exit.policies.base import ExitPolicy
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
-# Option of a setting -> its type; traces are of single generations.
-OPTIONS = {
+# Option of a setting -> its type. A trace belongs to a single generation.
+SETTING_TYPES = {
     field.name: field.type
     for field in fields(ExitFlags)
     if field.name.startswith("exit_") and field.name != "exit_trace"
@@ -25,10 +25,14 @@ OPTIONS = {
 
 @dataclass
 class ExitSetting:
-    """One line of a grid.
+    """One entry of a grid.
 
-    where: what errors call it. given: its exit options; options: all of them, complete with the
-    command line's.
+    Attributes:
+        where: the entry's name in errors.
+        run: name of the curve that it belongs to.
+        given: its own exit options.
+        options: all exit options, including those of the command line.
+        policy: None = full depth.
     """
 
     where: str
@@ -39,18 +43,22 @@ class ExitSetting:
 
     @property
     def kv(self) -> str:
-        """How keys and values of skipped layers are made."""
+        """How the K/V cache of skipped layers is filled."""
         return self.options.exit_kv or "propagate"
 
-    def reject_misfit(self, arguments: Any) -> None:
-        """Raises UsageError where an OFA model of these arguments cannot follow the setting."""
+    def check_arguments(self, arguments: Any) -> None:
+        """Raise UsageError if an OFA model of these arguments cannot follow the setting."""
         if self.policy is not None:
-            with errors_of(self.where):
+            with errors_name(self.where):
                 reject_misfit_arguments(self.options, self.policy, arguments)
 
 
 def read_grid(path: Path) -> Grid:
-    """The settings in a JSON file, as they are. Raises UsageError where it holds no list of any."""
+    """Return the settings in a JSON file, unchecked.
+
+    Raises:
+        UsageError: the file holds no list of settings.
+    """
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,71 +73,78 @@ def read_grid(path: Path) -> Grid:
 def exit_settings(
     grid: Sequence[Any], cfg: Any, task: str, where: str, run: str
 ) -> list[ExitSetting]:
-    """The settings of a grid with their policies.
+    """Return the settings of a grid with their policies.
 
-    cfg: the task's options, of which the exits' hold for every setting that has no others.
-    where: what errors call the grid. run: name of the curve that settings without one belong to.
-    Raises UsageError that names the setting, counted from 1, and what to give instead.
+    Args:
+        cfg: the task's options; its exit options hold for every setting without its own.
+        where: the grid's name in errors.
+        run: curve of the settings without a ``run``.
+    Raises:
+        UsageError: names the setting, counted from 1, and the remedy.
     """
     if not grid:
         raise UsageError(f"{where} is empty: give at least one setting")
     if cfg.exit_trace:
-        raise UsageError("--exit-trace is of a single generation: leave it out of a sweep")
+        raise UsageError("--exit-trace belongs to a single generation: leave it out of a sweep")
     settings = []
     for number, given in enumerate(grid, start=1):
         name = f"{where}, setting {number}"
         check_setting(given, name)
         exits = {option: value for option, value in given.items() if option != "run"}
-        options = Namespace(**{**{o: getattr(cfg, o) for o in OPTIONS}, **exits}, exit_trace=None)
+        options = Namespace(
+            **{**{option: getattr(cfg, option) for option in SETTING_TYPES}, **exits},
+            exit_trace=None,
+        )
         if exits and "exit_policy" not in exits:
             options.exit_policy = "similarity"
-        with errors_of(name):
+        with errors_name(name):
             policy = build_exit_policy(options, task)
         settings.append(ExitSetting(name, given.get("run", run), exits, options, policy))
     return settings
 
 
 def check_setting(given: Any, where: str) -> None:
-    """Raises UsageError for what is no object of known options with values of their types."""
+    """Raise UsageError unless ``given`` is an object of known options with valid types."""
     if not isinstance(given, dict):
         raise UsageError(f"{where} is {_shown(given)}: give an object of exit options, or {{}}")
     for option, value in given.items():
         if option == "run":
             _check_type(option, value, str, where)
             continue
-        if option not in OPTIONS:
-            near = difflib.get_close_matches(option, [*OPTIONS, "run"], n=1)
-            meant = f": is {near[0]} meant? Options" if near else ": options"
+        if option not in SETTING_TYPES:
+            near = difflib.get_close_matches(option, [*SETTING_TYPES, "run"], n=1)
+            hint = f"did you mean {near[0]}? Options" if near else "options"
             raise UsageError(
-                f"{where}: {option!r} is no exit option of fairseq-generate{meant} are run, "
-                f"{', '.join(OPTIONS)}"
+                f"{where}: {option!r} is not an exit option of fairseq-generate: {hint} are run, "
+                f"{', '.join(SETTING_TYPES)}"
             )
-        if value is not None or OPTIONS[option] is str:
-            _check_type(option, value, OPTIONS[option], where)
+        if value is not None or SETTING_TYPES[option] is str:
+            _check_type(option, value, SETTING_TYPES[option], where)
 
 
 def _check_type(option: str, value: Any, kind: Any, where: str) -> None:
     if kind in (float, Optional[float]):
-        sound, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        is_valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        wanted = "a number"
     else:
-        sound, wanted = isinstance(value, str), "a text in quotes"
+        is_valid, wanted = isinstance(value, str), "a text in quotes"
         if option == "exit_depths":
             wanted += ', "IMAGE,TEXT,DECODER"'
         elif option == "exit_options":
             wanted += ', a JSON object in it: "{\\"layers\\": [1, 3]}"'
-    if not sound:
+    if not is_valid:
         raise UsageError(f"{where}: {option} is {_shown(value)}, give {wanted}")
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON has it, no longer than a line."""
+    """Return a value as JSON, cut to 40 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:40] + "…"
 
 
 @contextlib.contextmanager
-def errors_of(where: str) -> Iterator[None]:
-    """ValueError from within become UsageError headed by the setting they are of."""
+def errors_name(where: str) -> Iterator[None]:
+    """Turn a ValueError from within into a UsageError that starts with the setting's name."""
     try:
         yield
     except ValueError as error:

@@ -1,39 +1,39 @@
-"""Quality after each decoder layer of a checkpoint, and of each of its exits alone.
+"""Measure the quality after each decoder layer of a checkpoint, and at each of its exits.
 
-    ofa-exit layers OUT DATA --path CHECKPOINT …
+  ofa-exit layers OUT DATA --path CHECKPOINT …
 
-For k = 1…N the decoder stops behind layer k, through the final norm and the vocabulary projection,
-for every word; image and text run in full. Where the model has exits, words then leave through each
-of them alone. Everything else on the command line goes to fairseq-generate's parser unchanged.
+For k = 1…N every word stops after decoder layer k and passes the final norm and the vocabulary
+projection. Image and text run in full. If the model has exits, words then leave through each exit
+alone. Everything else on the command line goes to fairseq-generate's parser unchanged.
 
-Writes OUT.csv, with the columns of ``ofa-exit sweep`` and `layer`, and draws OUT.png and
-OUT.svg: Figure 2 of BLIPEE, whose middle layers know less than those before them (mid-crisis) and
-whose last ones may, too (overthinking). Then prints the ``--exit-layers`` that avoid both: choose
-them on validation data. ``ofa-exit plot-layers`` draws and chooses again from
-OUT.csv.
+Writes OUT.csv, with the columns of ofa-exit sweep and `layer`, and draws OUT.png and OUT.svg. They
+are Figure 2 of BLIPEE: middle layers may know less than those before them (mid-crisis), and so may
+the last ones (overthinking). Finally prints the --exit-layers that avoid both. Measure on
+validation data. ofa-exit plot-layers draws and suggests again from OUT.csv.
 """
 
-import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.plot_layers import add_options
 from ofa_exit.cli.sweep import Grid, sweep, write_csv
 from ofa_exit.evaluation.figures.layer_curve import (
     EXITS,
     LAYERS,
-    add_options,
     describe,
     plot_layers,
     read_curves,
 )
 
-PREFERRED = "CIDEr"
+PREFERRED_QUALITY = "CIDEr"
 
 
 def layer_grid(model: Any) -> Grid:
-    """One setting a decoder layer, the last (full depth) first, and one an exit."""
+    """Return one setting per decoder layer, the last (full depth) first, and one per exit."""
     encoder, decoder = model.cfg.encoder_layers, model.cfg.decoder_layers
 
     def stop(run: str, layer: int, **options: Any) -> dict[str, Any]:
@@ -48,9 +48,12 @@ def layer_grid(model: Any) -> Grid:
 
 
 def measure(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The CSV's lines in the order of layers, exits behind them; and the names of the scores.
+    """Run the sweep over layers and exits.
 
-    arguments: fairseq-generate's.
+    Args:
+        arguments: those of fairseq-generate.
+    Returns:
+        The CSV's rows, layers in order and then exits, and the names of the scores.
     """
     layers: list[int] = []
 
@@ -61,8 +64,9 @@ def measure(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
         return settings
 
     rows = sweep(grid, arguments)
-    scores = list(rows[0])[2:]
-    scores = scores[: scores.index("sentences")]
+    # A row starts with run and setting; the scores follow, up to the number of sentences.
+    columns = list(rows[0])
+    scores = columns[2 : columns.index("sentences")]
     for row, layer in zip(rows, layers, strict=True):
         del row["setting"]
         row["layer"] = layer
@@ -70,38 +74,34 @@ def measure(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     return [{"run": row.pop("run"), "layer": row.pop("layer"), **row} for row in rows], scores
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit layers",
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(
+        "layers",
+        __doc__,
         usage="%(prog)s [--quality NAME] [--share SHARE] [--exits COUNT] OUT DATA "
         "--path CHECKPOINT [options of fairseq-generate]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="files to write, without extension")
     parser.add_argument(
-        "--quality", help=f"the score to judge by (default: {PREFERRED}, or the scorer's first)"
+        "--quality",
+        help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)",
     )
     add_options(parser)
-    given, arguments = parser.parse_known_args()
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # tells of every font it looks at
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    sys.argv = ["fairseq-generate", *arguments]  # where fairseq's parser looks for --user-dir
+    args, arguments = parser.parse_known_args(argv)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sys.argv = [parser.prog, *arguments]  # fairseq's parser looks for --user-dir there
     rows, scores = measure(arguments)
-    table = given.out.with_name(given.out.name + ".csv")
+    table = args.out.with_name(args.out.name + ".csv")
     write_csv(rows, table)
     print(table)
-    quality = given.quality or (PREFERRED if PREFERRED in scores else scores[0])
+    quality = args.quality or (PREFERRED_QUALITY if PREFERRED_QUALITY in scores else scores[0])
     try:
         curves = read_curves(table, quality)
-        print(*plot_layers(curves, quality, given.out, given.share), sep="\n")
-        print(describe(curves, quality, given.share, given.exits))
+        print(*plot_layers(curves, quality, args.out, args.share), sep="\n")
+        print(describe(curves, quality, args.share, args.exits))
     except (ValueError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

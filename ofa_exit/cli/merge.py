@@ -1,9 +1,11 @@
-"""``ofa-exit merge OUT FOLDER…``: the shards of one generation as if it were one run.
+"""Merge the shards of one generation.
 
-Each FOLDER is the --results-path of ``fairseq-generate --num-shards N --shard-id I``, one of its
-own for every shard, and holds as log.txt what that printed (``2>&1 | tee FOLDER/log.txt``). OUT
-becomes what a single run would have left: generate-SPLIT.txt, scored as a whole, and log.txt with
-the report of layers and operations. Only times differ: those of all processes are added.
+  ofa-exit merge OUT FOLDER…
+
+Each FOLDER is the --results-path of a shard: fairseq-generate --num-shards N --shard-id I. As
+log.txt it holds what that command printed (2>&1 | tee FOLDER/log.txt). OUT gets what a single run
+would have left: generate-SPLIT.txt, scored as a whole, and log.txt with the report of layers and
+operations. Only the times differ: those of all processes are added.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from fairseq.registry import REGISTRIES
 from fairseq.scoring import build_scorer
 
 import ofa_exit.plugin  # noqa: F401 (scorers)
+from ofa_exit.cli.parsing import new_parser
 from ofa_exit.data.files import atomic_write
 from ofa_exit.evaluation.efficiency.shards import Shard, check_shards, merged_rows, read_shard
 from ofa_exit.evaluation.efficiency.totals import RunTotals
@@ -27,64 +30,65 @@ _SCORERS = REGISTRIES["scoring"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit merge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the whole")
+    parser = new_parser("merge", __doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the merged results")
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="results of a shard, in any order"
     )
-    # Scorers of words as fairseq has them; its bleu wants the tokens, which the files do not hold.
+    # Scorers of text; fairseq's bleu needs the token ids, which the files do not hold.
     texts = [name for name, cls in _SCORERS["registry"].items() if hasattr(cls, "add_string")]
     parser.add_argument(
         "--scoring",
         choices=sorted(texts),
-        help="the scorer that the shards were generated with; its own options (--coco-tokenizer, "
-        "…) as there. Without it nothing is scored",
+        help="scorer of the shards' generation; give its options (--coco-tokenizer, …) too. "
+        "Default: no score",
     )
     parser.add_argument(
         "--trace",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="also merge the --exit-trace files, each shard's FOLDER/NAME",
+        help="also merge the --exit-trace files FOLDER/NAME",
     )
     return parser
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, those of the chosen scorer too."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options, including those of the chosen scorer."""
     parser = build_parser()
-    given, _ = parser.parse_known_args(arguments)
-    if given.scoring in _SCORERS["dataclass_registry"]:
-        gen_parser_from_dataclass(parser, _SCORERS["dataclass_registry"][given.scoring]())
-    return parser.parse_args(arguments)
+    args, _ = parser.parse_known_args(argv)
+    if args.scoring in _SCORERS["dataclass_registry"]:
+        gen_parser_from_dataclass(parser, _SCORERS["dataclass_registry"][args.scoring]())
+    return parser.parse_args(argv)
 
 
-def merge(given: argparse.Namespace) -> str:
-    """Writes OUT; returns what it says. Raises ValueError and OSError before anything is kept."""
-    shards = [read_shard(folder) for folder in given.folders]
+def merge(args: argparse.Namespace) -> str:
+    """Write OUT and return the result and the report.
+
+    Raises:
+        ValueError, OSError: the shards do not form one generation; nothing is written.
+    """
+    shards = [read_shard(folder) for folder in args.folders]
     check_shards(shards)
-    target = given.out / shards[0].generated.name
+    target = args.out / shards[0].generated.name
     if target.exists():
-        raise ValueError(f"{target} is there already: remove it, or give another folder")
-    scorer = build_scorer(given, None) if given.scoring else None
+        raise ValueError(f"{target} exists already: remove it, or give another folder")
+    scorer = build_scorer(args, None) if args.scoring else None
     report = "\n".join(_reports(shards))
     with contextlib.ExitStack() as stack:
-        # Left in reverse: the file with the result, which marks the whole as complete, comes last.
+        # Files are published in reverse order: the one with the result, which marks the
+        # generation as complete, comes last.
         out = stack.enter_context(atomic_write(target))
-        log = stack.enter_context(atomic_write(given.out / "log.txt"))
-        traces = [_Traces(stack, given.out, shards, name) for name in given.trace]
+        log = stack.enter_context(atomic_write(args.out / "log.txt"))
+        traces = [_TraceMerger(stack, args.out, shards, name) for name in args.trace]
         for row in merged_rows(shards):
             out.write("".join(row.lines).encode())
             if scorer is not None:
                 scorer.add_string(row.text("T"), row.text("D"))
             for trace in traces:
-                trace.take(row.shard)
+                trace.copy_line(row.shard)
         for trace in traces:
-            trace.refuse_rest()
+            trace.check_end()
         quality = "not scored" if scorer is None else scorer.result_string()
         result = f"{shards[0].head}: {quality}\n"
         out.write(result.encode())
@@ -93,18 +97,18 @@ def merge(given: argparse.Namespace) -> str:
 
 
 def _reports(shards: Sequence[Shard]) -> list[str]:
-    """Each model's report, as fairseq-generate prints it."""
+    """Return each model's report as fairseq-generate prints it."""
     lines, models = [], len(shards[0].totals)
     for number, parts in enumerate(zip(*(shard.totals for shard in shards)), start=1):
-        of = f" of model {number} of {models}" if models > 1 else ""
+        suffix = f" of model {number} of {models}" if models > 1 else ""
         totals = RunTotals.merged(parts)
-        lines += [f"Layers and time{of}:", totals.table()]
-        lines.append(f"Exit summary{of}: {json.dumps(totals.summary())}")
+        lines += [f"Layers and time{suffix}:", totals.table()]
+        lines.append(f"Exit summary{suffix}: {json.dumps(totals.summary())}")
     return lines
 
 
-class _Traces:
-    """The shards' trace files, read line by line into one."""
+class _TraceMerger:
+    """Merges the shards' trace files line by line."""
 
     def __init__(
         self, stack: contextlib.ExitStack, out: Path, shards: Sequence[Shard], name: str
@@ -115,34 +119,31 @@ class _Traces:
         }
         self._out = stack.enter_context(atomic_write(out / name))
 
-    def take(self, shard: Shard) -> None:
-        """The next line of a shard; ValueError where it is torn or not there."""
+    def copy_line(self, shard: Shard) -> None:
+        """Copy the next line of a shard; raise ValueError if it is torn or missing."""
         line = self._files[shard.folder].readline()
         if not line.endswith(b"\n"):
             raise self._misfit(shard.folder)
         self._out.write(line)
 
-    def refuse_rest(self) -> None:
+    def check_end(self) -> None:
+        """Raise ValueError if a shard's file has lines left."""
         for folder, file in self._files.items():
             if file.readline():
                 raise self._misfit(folder)
 
     def _misfit(self, folder: Path) -> ValueError:
         return ValueError(
-            f"{folder / self._name} does not have a line for each row of its shard: is it of "
-            "another generation?"
+            f"{folder / self._name} does not have one line for each row of its shard: does it "
+            "belong to another generation?"
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     try:
-        print(merge(given))
+        print(merge(args))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

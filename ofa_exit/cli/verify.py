@@ -7,10 +7,8 @@ numpy's frozen legacy generator, seeded by a checksum of its name.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from ofa_exit.cli.parsing import new_parser
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.testing import build_with_weights, random_images, random_tokens, record_states
@@ -169,20 +168,19 @@ def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
     return fine
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ofa-exit verify", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser("verify", __doc__)
     parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE.json")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="largest deviation (default %(default)s)"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest deviation allowed (default: %(default)s)",
     )
-    options = parser.parse_args()
-    missing = [str(path) for path in options.fixtures if not path.is_file()]
+    args = parser.parse_args(argv)
+    missing = [str(path) for path in args.fixtures if not path.is_file()]
     if missing:
         parser.error(f"no such fixture: {', '.join(missing)}")
-    results = [verify(path, options.tolerance) for path in options.fixtures]
+    results = [verify(path, args.tolerance) for path in args.fixtures]
     print("all within tolerance" if all(results) else "FAILED: see above")
     return 0 if all(results) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``ofa-exit holdout KIND VALID.tsv OUT``: a validation split, parted to train on.
+"""A validation split, separated into rows to train on and held-out rows.
 
 BLIPEE trains on 80 % of each validation split and develops on the rest (Section 4, Training).
 OUT/train.tsv gets the rows of those pictures in the form of training data, OUT/valid.tsv the others
@@ -8,9 +8,7 @@ would be no test. Which pictures train follows from their ids alone, so runs agr
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -138,33 +136,3 @@ def _progress(rows: Sequence[int], name: str) -> Iterable[int]:
 
 def _line(fields: list[str]) -> bytes:
     return ("\t".join(fields) + "\n").encode("utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit holdout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "kind", choices=KINDS, help="of the rows: COCO's, those of the VQA data sets, VisDial's"
-    )
-    parser.add_argument("source", type=Path, metavar="VALID.tsv", help="as prepared")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument(
-        "--share", type=float, default=0.8, help="of the pictures, to train (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--candidates", type=Path, metavar="answers.txt", help="train on these answers alone"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        print(part(given.kind, given.source, given.out, given.share, given.candidates))
-    except (OSError, ValueError) as error:  # a TsvError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-# COCO captions, Karpathy's split: options that its scripts share, OFA's own where its release has them.
+# COCO captions, Karpathy's split: options that its scripts share; OFA's own if its release has them.
 TASK=(--task mue_caption --patch-image-size 480 --max-tgt-length 20)
 CHOOSE=(--eval-cider --eval-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3}' --best-checkpoint-metric cider
   --maximize-best-checkpoint-metric)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# COCO captions, Karpathy's split: all splits as TSV files; a killed run goes on where it was.
-#   run_scripts/coco/prepare.sh ROOT OUT [arguments of python -m ofa_exit.prepare coco…]
-# What to download into ROOT: python -m ofa_exit.prepare coco --help
+# COCO captions, Karpathy's split: all splits as TSV files; a killed run resumes.
+#   run_scripts/coco/prepare.sh ROOT OUT [arguments of ofa-exit prepare coco…]
+# What to download into ROOT: ofa-exit prepare coco --help
 DEVICE=cpu source "$(dirname "$0")/../common.sh"
-prepare coco "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"
+ofa_exit prepare coco "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Every results/blipee_*, after results.sh: exits on its plain models, trained in the paper's ways and without its
-# parts, α swept, and MuE's exits beside them; some three hours on two cores. What is done already is not done again,
-# a training that was stopped goes on. To sweep one file anew remove it.
-#   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL the usual way round, synthetic captions
+# Makes every results/blipee_*, after results.sh: trains exits on its plain models as in the paper and in ablations, sweeps α,
+# and adds MuE's exits for comparison; about three hours on two cores. Finished steps are not repeated and a stopped
+# training resumes. Remove a file to sweep it again.
+#   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL in the usual direction, synthetic captions
 #   no_adversarial, no_words, untrained             without Eqs. 2 and 3, without Eq. 4, without both (Figure 4a)
-# 800 updates, 600 of entailment, half of them the feature classifiers'; 400 where there are none. `short` is the
-# supervised training with half the updates: both are looked at on validation. ROWS (default 1000):
-# rows of the test split. Settings are chosen on validation and read on the test.
+# 800 updates, 600 for entailment; half of them train the feature classifiers. 400 without feature classifiers. `short` is
+# the supervised training with half the updates; both are compared on validation. ROWS (default 1000):
+# rows of the test split. Settings are selected on validation and reported on the test split.
 source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1
-[ -e "$DATA/dict.txt" ] || { echo "$DATA is not there: python -m examples.emoji.builder build" >&2; exit 1; }
+[ -e "$DATA/dict.txt" ] || { echo "$DATA is missing: python -m examples.emoji.builder build" >&2; exit 1; }
 here=run_scripts/emoji grids=run_scripts/emoji/grids runs=runs/blipee rows=${ROWS:-1000}
 [ -x .venv/bin/python ] && python=.venv/bin/python || python=python
 set -e
@@ -51,7 +51,7 @@ exits entailment_supervised 600
 MODE=distill exits entailment_distill 600
 MODE=distill exits caption_distill_usual 800 --kl-direction final_to_exit
 
-# CapFilt on every third picture of the training split; its captions train the ranker alone.
+# CapFilt on every third image of the training split; their captions train only the ranker.
 awk 'NR % 3 == 1' "$DATA/caption_train.tsv" > $runs/third/caption_third.tsv
 cp "$DATA"/{dict.txt,caption_train.tsv,caption_valid.tsv} $runs/third/
 BATCH=128 DATA=$runs/third $here/capfilt.sh runs/caption_ft_plain/checkpoint_last.pt third $runs/capfilt
@@ -71,23 +71,23 @@ trained caption no_adversarial valid "without adversarial loss"
 trained caption no_words valid "without CE"
 trained entailment supervised "$both" supervised
 trained entailment distill "$both" distillation
-# Untrained exits are copies of the backbone's layers, made as it is loaded.
+# Untrained exits are copies of the backbone's layers, made at loading.
 curve caption untrained valid blipee "without both (untrained)" $plain --model-overrides "{'exit_layers': '1,2,3,4'}"
 curve caption exits valid blipee_exits "supervised, fewer exits" $supervised
 curve caption exits test_artist blipee_exits_1_3 "supervised, fewer exits" $supervised
-# beside TASK VARIANT: MuE's exits as results.sh swept them; k is 0 in their parameter_speedup.
-beside() {
+# add_mue TASK VARIANT: copies MuE's exits from results.sh; k is 0 in their parameter_speedup.
+add_mue() {
   local split
   for split in valid test_artist; do
     sed "s/^plain OFA,/MuE's exits on the backbone,/" "results/$1_${split}_$2.csv" > "results/blipee_$1_${split}_$2.csv"
   done
 }
-beside caption mue
-beside caption plain
-beside entailment plain
+add_mue caption mue
+add_mue caption plain
+add_mue entailment plain
 
-# Figure 2: every layer, and every exit alone.
-[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit.cli.layers results/blipee_caption_layers runs/rows/caption_valid.tsv \
+# Figure 2: quality after every layer, and at every exit.
+[ -e results/blipee_caption_layers.csv ] || $python -m ofa_exit layers results/blipee_caption_layers runs/rows/caption_valid.tsv \
   --user-dir user_dir --task mue_caption --patch-image-size 64 --code-dict-size 0 --num-bins 0 --cpu --num-workers 0 \
   --path $runs/caption_supervised/checkpoint_last.pt --gen-subset valid --batch-size 32 --beam 5 --max-len-b 16 \
   --scoring coco_caption --coco-tokenizer plain
@@ -97,8 +97,8 @@ for task in caption entailment; do
   for valid in results/blipee_${task}_valid_*.csv; do
     test=${valid/_valid_/_test_artist_}
     [ -e "$test" ] || test=
-    # Where the test was not swept with the setting choice says so, and the others are still to be chosen.
-    $python -m ofa_exit.evaluation.figures.choice --quality $quality --keep 0.99 --by parameter_speedup \
+    # If the test split was not swept with the setting, choose reports it; the others still have to be selected.
+    $python -m ofa_exit choose --quality $quality --keep 0.99 --by parameter_speedup \
       --baseline results/blipee_${task}_valid_supervised.csv "$valid" ${test:+"$test"} || true
   done | tee results/blipee_${task}_chosen.txt
 done
@@ -107,7 +107,7 @@ done
 draw() {
   local out=$1 split=$2 quality=$3
   shift 3
-  $python -m ofa_exit.evaluation.figures.plots "${@/#/results/blipee_${split}_}" --quality "$quality" \
+  $python -m ofa_exit plot "${@/#/results/blipee_${split}_}" --quality "$quality" \
     --axes parameter_speedup,flop_reduction --out "results/$out"
 }
 draw blipee_caption_valid caption_valid CIDEr {supervised,short,exits,distill,capfilt,mue,plain}.csv

@@ -1,9 +1,9 @@
-# Shared by the emoji scripts: the data, the task's options and the two kinds of training.
+# Shared by the emoji scripts: the data, the task's options, and training.
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 DATA=${DATA:-$ROOT/examples/emoji}
 
-# task_options caption|entailment: what training and generation have in common.
+# task_options caption|entailment: options of both training and generation.
 task_options() {
   case $1 in
     caption) echo "--task mue_caption" ;;
@@ -13,7 +13,7 @@ task_options() {
   echo "--patch-image-size 64 --code-dict-size 0 --num-bins 0"
 }
 
-# model_options plain|mue|no_split|no_layer_loss: what is trained.
+# model_options plain|mue|no_split|no_layer_loss: encoder and loss of a variant.
 model_options() {
   case $1 in
     plain) echo "--layer-weights last" ;;
@@ -24,7 +24,7 @@ model_options() {
   esac
 }
 
-# valid_options caption|entailment: the score that chooses the best checkpoint.
+# valid_options caption|entailment: the score that selects the best checkpoint.
 valid_options() {
   case $1 in
     caption)
@@ -34,7 +34,7 @@ valid_options() {
   echo "--maximize-best-checkpoint-metric"
 }
 
-# fit TASK VARIANT OUT UPDATES LR ARGUMENTS…: trains an ofa_nano; killed runs resume where they were.
+# fit TASK VARIANT OUT UPDATES LR ARGUMENTS…: trains an ofa_nano; a killed run resumes.
 fit() {
   local task=$1 variant=$2 out=$3 updates=$4 lr=$5
   shift 5

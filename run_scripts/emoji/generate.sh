@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Captions or answers one split with a checkpoint; keeps results and log for the table of results:
+# Captions or answers a split with a checkpoint; keeps results and log, as ofa-exit table reads them:
 #   run_scripts/emoji/generate.sh caption|entailment CHECKPOINT SPLIT OUT [fairseq-generate arguments, --exit-…]
-# DATA (default examples/emoji), DEVICE: see common.sh. A generation that is complete is kept.
+# DATA (default examples/emoji), DEVICE: see common.sh. A finished generation is kept.
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?folder for results}
 shift 4
 if grep -qs "^Generate " "$out"/generate-*.txt; then
-  echo "$out is there already: remove it to generate again"
+  echo "$out exists already: remove it to generate again"
   exit 0
 fi
 mkdir -p "$out"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The CIDEr stage on captions (criterion mue_scst), from a checkpoint that cross-entropy trained:
 #   run_scripts/emoji/scst.sh plain|mue|no_split|no_layer_loss INIT OUT [UPDATES] [fairseq-train arguments…]
-# DATA (default examples/emoji), BATCH (48 pictures), LR (5e-5), BASELINE (mean or greedy); PROCESSES, DEVICE: see common.sh. The
-# training rows with all their references, and the document frequencies of these, are made once, in OUT. Without DATA's
-# references_train.tsv the references of a picture are the captions of its own rows.
+# DATA (default examples/emoji), BATCH (48 images), LR (5e-5), BASELINE (mean or greedy); PROCESSES, DEVICE: see common.sh. The
+# training rows with all of their references, and the document frequencies, are made once, in OUT. Without DATA's
+# references_train.tsv the references of an image are the captions of its own rows.
 # A killed run resumes.
 source "$(dirname "$0")/common.sh"
 variant=${1:?plain, mue, no_split or no_layer_loss} init=${2:?checkpoint to start from}
@@ -14,10 +14,9 @@ mkdir -p "$out"
 rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
 further=()
 [ ! -e "$DATA/references_train.tsv" ] || further=(--references "$DATA/references_train.tsv")
-[ -e "$rows" ] || "$BIN/python" -m ofa_exit.prepare.references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
-[ -e "$frequencies" ] || "$BIN/python" -m ofa_exit.cli.document_frequencies "$rows" "$frequencies"
-# No dropout and a stem that stays as it is, so that the loss sees the probabilities that the captions
-# were sampled by.
+[ -e "$rows" ] || ofa_exit references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
+[ -e "$frequencies" ] || ofa_exit document-frequencies "$rows" "$frequencies"
+# No dropout and a frozen stem: the loss needs the probabilities that the captions were sampled with.
 # shellcheck disable=SC2046
 train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $(model_options "$variant") \
   $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" \

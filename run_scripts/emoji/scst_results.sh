@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# results/scst_*.csv, after results.sh: the CIDEr stage on its captions (updates of 48 pictures, lr 5e-5), beside as many
-# updates of cross-entropy at the same rate, three seeds each; an hour on a core. What is done already is not done again.
+# Makes results/scst_*.csv, after results.sh: the CIDEr stage on its captions (updates of 48 images, lr 5e-5), compared with
+# as many updates of cross-entropy at the same rate, three seeds each; an hour on a core. Finished steps are not repeated.
 #   mue     60 updates, loss on every decoder layer, mean baseline; scored at full depth and with exits
 #   plain   15 and 60 updates, loss on the last layer, greedy baseline
-# Scored by greedy search and by beam 5 on the validation rows behind the first 256, by which updates, rate and baseline
-# were chosen, and on the first ROWS (default 500) of the artist no training saw.
+# Scored by greedy search and by beam 5: on the validation rows after the first 256, which selected updates, rate and
+# baseline, and on the first ROWS (default 500) of the artist that training never saw.
 source "$(dirname "$0")/../help.sh"
 cd "$(dirname "$0")/../.." || exit 1
 export DATA=${DATA:-data/emoji} OMP_NUM_THREADS=1 PROCESSES=1 CURVE=
-[ -e "$DATA/references_train.tsv" ] || { echo "$DATA/references_train.tsv is not there: python -m examples.emoji.builder build" >&2; exit 1; }
+[ -e "$DATA/references_train.tsv" ] || { echo "$DATA/references_train.tsv is missing: python -m examples.emoji.builder build" >&2; exit 1; }
 here=run_scripts/emoji runs=runs/scst
 quiet=(--log-interval 5 --num-workers 0 --disable-validation --no-save-optimizer-state)
 set -e
@@ -22,7 +22,7 @@ exits='{"exit_policy": "similarity", "exit_image_threshold": 1, "exit_text_thres
 echo "[$full]" > $runs/plain.json
 echo "[$full, $exits]" > $runs/mue.json
 
-# score LABEL VARIANT NAME CHECKPOINT: its lines in results/scst_*.csv.
+# score LABEL VARIANT NAME CHECKPOINT: adds its lines to results/scst_*.csv.
 score() {
   local label=$1 variant=$2 name=$3 checkpoint=$4 split beam csv out
   for split in valid test_artist; do
@@ -34,12 +34,12 @@ score() {
   done
 }
 
-# stage VARIANT BASELINE UPDATES: both ways of going on from what results.sh trained.
+# stage VARIANT BASELINE UPDATES: continues the training of results.sh in both ways.
 stage() {
   local variant=$1 baseline=$2 updates=$3 init=runs/caption_ft_$1/checkpoint_last.pt seed out
   for seed in 1 2 3; do
     out=$runs/${variant}_scst_${updates}_$seed
-    [ -e "$out.done" ] || rm -rf "$out" # without the optimizer's state it would begin to count anew
+    [ -e "$out.done" ] || rm -rf "$out" # without the optimizer's state its updates would count from 0
     [ -e "$out.done" ] || BASELINE=$baseline $here/scst.sh "$variant" "$init" "$out" "$updates" --seed $seed "${quiet[@]}"
     touch "$out.done"
     score "CIDEr stage, $updates updates, seed $seed" "$variant" "${out##*/}" "$out/checkpoint_last.pt"

@@ -1,4 +1,4 @@
-# GQA, balanced: options that its scripts share, OFA's own where its release has them.
+# GQA, balanced: options that its scripts share; OFA's own if its release has them.
 TASK=(--task mue_vqa --prompt-type none --patch-image-size 480 --max-src-length 80 --max-tgt-length 30 --vqa-metric
   gqa_accuracy)
 CHOOSE=(--eval-acc --best-checkpoint-metric vqa_acc --maximize-best-checkpoint-metric)

@@ -1,3 +1,3 @@
-# NoCaps validation captions: options that its scripts share, OFA's own where its release has them.
+# NoCaps validation captions: options that its scripts share; OFA's own if its release has them.
 # The task is COCO's.
 source "$(dirname "${BASH_SOURCE[0]}")/../coco/options.sh"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# NoCaps validation captions: many exit settings over one checkpoint, as OUT.csv and curves, OUT.png and OUT.svg.
+# NoCaps validation captions: sweeps many exit settings over one checkpoint: OUT.csv and its curves, OUT.png and OUT.svg.
 #   run_scripts/nocaps/sweep.sh DATA CHECKPOINT SPLIT OUT [fairseq-generate arguments…]
-# GRID names other settings than the default ones (python -m ofa_exit.cli.sweep --help); for what train_blipee.sh made:
+# GRID names other settings than the default ones (ofa-exit sweep --help). For checkpoints of train_blipee.sh:
 #   GRID=run_scripts/grids/blipee.json.
 # MuE: NoCaps is not in the paper. On BLIP-2 (BLIPEE, Table 1), CIDEr and SPICE: in-domain 118.1, 15.4; near-domain 115.3, 14.8;
 # out-domain 118.7, 14.8; all 114.8, 14.9; 1.44 x.
 # BLIPEE, Table 1, trained on COCO, CIDEr and SPICE: in-domain 122.7, 15.7; near-domain 118.1, 15.5; out-domain 123.9, 15.1; all
 # 119.9, 15.6; 1.63 x (BLIP-2 OPT-2.7B). 124.3, 16.5; 120.0, 15.9; 125.5, 15.4; 122.7, 16.1; 1.51 x (FlanT5-XL).
-# Not yet run here on the real data.
+# Not yet run on the real data.
 source "$(dirname "$0")/../benchmark.sh"
 sweep "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SNLI-VE visual entailment: all splits as TSV files; a killed run goes on where it was.
-#   run_scripts/snli_ve/prepare.sh ROOT OUT [arguments of python -m ofa_exit.prepare snli_ve…]
-# What to download into ROOT: python -m ofa_exit.prepare snli_ve --help
+# SNLI-VE visual entailment: all splits as TSV files; a killed run resumes.
+#   run_scripts/snli_ve/prepare.sh ROOT OUT [arguments of ofa-exit prepare snli_ve…]
+# What to download into ROOT: ofa-exit prepare snli_ve --help
 DEVICE=cpu source "$(dirname "$0")/../common.sh"
-prepare snli_ve "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"
+ofa_exit prepare snli_ve "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# VisDial 1.0: all splits as TSV files; a killed run goes on where it was.
-#   run_scripts/visdial/prepare.sh ROOT OUT [arguments of python -m ofa_exit.prepare visdial…]
-# What to download into ROOT: python -m ofa_exit.prepare visdial --help
+# VisDial 1.0: all splits as TSV files; a killed run resumes.
+#   run_scripts/visdial/prepare.sh ROOT OUT [arguments of ofa-exit prepare visdial…]
+# What to download into ROOT: ofa-exit prepare visdial --help
 DEVICE=cpu source "$(dirname "$0")/../common.sh"
-prepare visdial "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"
+ofa_exit prepare visdial "${1:?folder of the unpacked downloads}" "${2:?folder for the TSV files}" "${@:3}"

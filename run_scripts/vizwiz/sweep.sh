@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# VizWiz VQA: many exit settings over one checkpoint, as OUT.csv and curves, OUT.png and OUT.svg.
+# VizWiz VQA: sweeps many exit settings over one checkpoint: OUT.csv and its curves, OUT.png and OUT.svg.
 #   run_scripts/vizwiz/sweep.sh DATA CHECKPOINT SPLIT OUT [fairseq-generate arguments…]
-# GRID names other settings than the default ones (python -m ofa_exit.cli.sweep --help); for what train_blipee.sh made:
+# GRID names other settings than the default ones (ofa-exit sweep --help). For checkpoints of train_blipee.sh:
 #   GRID=run_scripts/grids/blipee.json BPE_DIR=… run_scripts/vizwiz/sweep.sh TRAINED/rows TRAINED/exits/checkpoint_last.pt valid OUT
-# on the rows held out, where the paper chooses α.
+# on the held-out rows, where the paper selects α.
 # MuE: VizWiz is not in the paper. On BLIP-2, without labels (BLIPEE, Table 3): 24.7 at 1.36 x.
 # BLIPEE, Table 3, without labels: 26.8 at 1.51 x (BLIP-2 OPT-2.7B), 29.5 at 1.45 x (FlanT5-XL).
-# Not yet run here on the real data.
+# Not yet run on the real data.
 source "$(dirname "$0")/../benchmark.sh"
 sweep "$@"

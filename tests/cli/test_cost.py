@@ -1,15 +1,16 @@
-"""What a training step costs, counted without running it."""
+"""Cost of training and answering, counted without running them."""
 
+import itertools
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.flop_counts import counted
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ofa_exit.cli.cost import counted as cost
-from ofa_exit.cli.cost import datasets, measured
-from ofa_exit.cli.cost.__main__ import main
+from ofa_exit.cli.cost import datasets, main, measured
 from ofa_exit.evaluation.efficiency.flops import bias_costs, image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
@@ -55,9 +56,9 @@ def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
     assert cost.sample_cost(model, LENGTHS, layer_weights).forward == expected
 
 
-def test_captions_of_a_picture_share_its_encoding():
+def test_captions_of_an_image_share_its_encoding():
     model = cost.build("ofa_nano")
-    stem = cost.picture_cost(model, LENGTHS.size)
+    stem = cost.size_cost(model, LENGTHS.size)
     one, three = (
         cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
     )
@@ -70,7 +71,7 @@ def test_captions_of_a_picture_share_its_encoding():
 def test_an_answer_is_what_torch_counts_of_a_search(steps):
     model = cost.build("ofa_nano", "cpu").requires_grad_(False)
     answer = cost.Answer(beam=2, steps=steps)
-    stem = cost.picture_cost(model, LENGTHS.size)
+    stem = cost.size_cost(model, LENGTHS.size)
     biases: dict[str, int] = {}
     for positions in (16, 16 if steps <= 16 else 32):
         biases |= bias_costs(model, stem.tokens, LENGTHS.source, positions)
@@ -79,10 +80,10 @@ def test_an_answer_is_what_torch_counts_of_a_search(steps):
     assert cost.answer_flops(model, LENGTHS, answer) + shared == real
 
 
-def test_candidates_are_run_once_behind_the_prompt():
+def test_candidates_are_run_once_after_the_prompt():
     model = cost.build("ofa_nano")
     lengths = replace(LENGTHS, prompt=2)
-    source = cost.picture_cost(model, LENGTHS.size).tokens + LENGTHS.source
+    source = cost.size_cost(model, LENGTHS.size).tokens + LENGTHS.source
     few, many = (
         cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
         for count in (1, 5)
@@ -113,7 +114,7 @@ def test_command(capsys):
 
 
 def test_data_sets_have_the_rows_that_preparation_expects():
-    rows = {of.name: of for of in datasets.DATA_SETS}
+    rows = {data_set.name: data_set for data_set in datasets.DATA_SETS}
     for name, published in (
         ("coco", coco.PUBLISHED),
         ("snli_ve", snli_ve.PUBLISHED),
@@ -123,7 +124,7 @@ def test_data_sets_have_the_rows_that_preparation_expects():
         ("okvqa", okvqa.PUBLISHED),
         ("vizwiz", {split: {"rows": count} for split, count in vizwiz.PUBLISHED.items()}),
     ):
-        found = {s: of.get("rows", of.get("questions")) for s, of in published.items()}
+        found = {s: n.get("rows", n.get("questions")) for s, n in published.items()}
         assert (rows[name].rows, rows[name].valid) == (found["train"], found["valid"])
         found.pop("trainval", None)  # the same rows once more, on demand
         assert rows[name].files == sum(found.values())
@@ -134,8 +135,8 @@ def test_data_sets_have_the_rows_that_preparation_expects():
 
 def test_plan(capsys, monkeypatch):
     """Rows times epochs times operations, at the rates given."""
-    few = [of for of in datasets.DATA_SETS if of.name in ("coco, CIDEr", "nocaps")]
-    small = [replace(of, lengths=replace(of.lengths, size=32)) for of in few]
+    few = [one for one in datasets.DATA_SETS if one.name in ("coco, CIDEr", "nocaps")]
+    small = [replace(one, lengths=replace(one.lengths, size=32)) for one in few]
     monkeypatch.setattr(datasets, "DATA_SETS", small)
     assert main(["--plan", "--arch", "ofa_nano", "--tflops", "0.001", "2"]) == 0
     head, cider, nocaps = capsys.readouterr().out.splitlines()
@@ -147,13 +148,19 @@ def test_plan(capsys, monkeypatch):
     assert f"{cost.hours(answer, 15_000, 1, 0.001, 1):.1f}" in cider.split()
 
 
-def test_a_sample_is_timed(capsys):
+def test_a_sample_is_timed(capsys, monkeypatch):
+    """By a clock that advances half a second whenever it is read."""
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))
     arguments = ["--measure", "--arch", "ofa_nano", "--patch-image-size", "32", "--repeats", "1"]
     assert main([*arguments, "--source-length", "5", "--target-length", "4", "--steps", "3"]) == 0
-    head, _, picture, step, update, search = capsys.readouterr().out.splitlines()
-    assert head == "ofa_nano on cpu (threads: 1), batches of 1"
-    assert 100 < int(picture.split()[4]) < 250  # KB, as of a photograph of COCO
-    assert all(float(line.split()[-1]) > 0 for line in (picture, update))
-    for line in (step, search):
-        seconds, rate = map(float, line.split()[-2:])
-        assert seconds > 0 and rate > 0
+    head, columns, image, step, update, search = capsys.readouterr().out.splitlines()
+    assert head == f"ofa_nano on cpu (threads: {torch.get_num_threads()}), batch size 1"
+    assert columns.split() == ["seconds", "GFLOP/s"]
+    assert 100 < int(image.split()[4]) < 250  # KB, as a photo of COCO
+    assert [line.split()[-1] for line in (image, update)] == ["0.5", "0.5"]
+    model, lengths = cost.build("ofa_nano"), cost.Lengths(32, 5, 4)
+    training = cost.sample_cost(model, lengths).training
+    counts = (training, cost.answer_flops(model, lengths, cost.Answer(5, 3)))
+    for line, count in zip((step, search), counts, strict=True):
+        assert line.split()[-2:] == ["0.5", f"{count / 0.5 / 1e9:.0f}"]

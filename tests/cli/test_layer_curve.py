@@ -1,16 +1,14 @@
-"""Quality after each layer: what is measured, what the curve says, and the exits it suggests."""
+"""Quality after each layer: the measurement, its curve, and the exits it suggests."""
 
 from __future__ import annotations
 
 import csv
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 from helpers.task_files import SMALL, caption_folder, entailment_folder, generate, train
 
-from ofa_exit.cli import layers as layer_curve
-from ofa_exit.evaluation.figures import layer_curve as curves
+from ofa_exit.cli import layers, plot_layers
 from ofa_exit.evaluation.figures.layer_curve import (
     EXITS,
     LAYERS,
@@ -19,6 +17,7 @@ from ofa_exit.evaluation.figures.layer_curve import (
     RISING,
     choose_exits,
     judge,
+    read_curves,
 )
 from ofa_exit.policies.static import StaticExit
 
@@ -26,7 +25,7 @@ from ofa_exit.policies.static import StaticExit
 FIGURE = {1: 20.0, 2: 45.0, 3: 40.0, 4: 30.0, 5: 45.0, 6: 70.0, 7: 80.0, 8: 78.0}
 
 
-def test_figure_2_is_told_apart():
+def test_the_phenomena_of_figure_2_are_found():
     verdicts = judge(FIGURE)
     assert [layer for layer, v in verdicts.items() if v == MID_CRISIS] == [3, 4]
     assert [layer for layer, v in verdicts.items() if v == OVERTHINKING] == [8]
@@ -57,21 +56,20 @@ def test_a_falling_curve_leaves_one_layer():
     curve = {1: 3.0, 2: 2.0, 3: 1.0}
     assert judge(curve) == {1: RISING, 2: OVERTHINKING, 3: OVERTHINKING}
     assert choose_exits(curve) == [1]
-    with pytest.raises(ValueError, match="2 exits are asked for, and 1 layers"):
+    with pytest.raises(ValueError, match=r"2 exits.* 1 layers"):
         choose_exits(curve, count=2)
 
 
 @pytest.mark.parametrize("share", [0, 1.1, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
+def test_an_invalid_share_is_rejected(share):
     with pytest.raises(ValueError, match="share"):
         judge(FIGURE, share)
 
 
 @pytest.mark.parametrize("wrong", [["--share", "2"], ["--share", "x"], ["--exits", "0"]])
-def test_wrong_options_are_refused_before_anything_is_measured(wrong, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["layer_curve", "out", "data", *wrong])
+def test_invalid_options_are_rejected_before_anything_is_measured(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
-        layer_curve.main()
+        layers.main(["out", "data", *wrong])
     assert stopped.value.code == 2
     assert wrong[0] in capsys.readouterr().err
 
@@ -85,7 +83,7 @@ def test_static_depths_can_leave_an_exit_out():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model with exits behind layers 2 and 4, of a plain one trained for a few updates."""
+    """Train a plain model for a few updates, then exits after layers 2 and 4."""
     folder = tmp_path_factory.mktemp("curve")
     data = caption_folder(folder / "data")
     plain = train("mue_caption", data, folder / "plain", updates=6)
@@ -105,12 +103,10 @@ def arguments(data, checkpoint, task="mue_caption") -> list[str]:
     ]
 
 
-def test_every_layer_and_every_exit_alone(trained, tmp_path, monkeypatch, capsys):
+def test_every_layer_and_every_exit_alone(trained, tmp_path, capsys):
     data, _, checkpoint = trained
     out = tmp_path / "made" / "curve"
-    command = ["layer_curve", str(out), "--share", "0.5", *arguments(data, checkpoint)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert layer_curve.main() == 0
+    assert layers.main([str(out), "--share", "0.5", *arguments(data, checkpoint)]) == 0
     rows = list(csv.DictReader((tmp_path / "made" / "curve.csv").open()))
     assert [(row["run"], row["layer"]) for row in rows] == [
         *[(LAYERS, str(layer)) for layer in range(1, 7)],
@@ -119,7 +115,7 @@ def test_every_layer_and_every_exit_alone(trained, tmp_path, monkeypatch, capsys
     # The encoder runs in full, the decoder to where it is stopped.
     assert {(row["image_layers"], row["text_layers"]) for row in rows} == {("6", "6")}
     assert [float(row["decoder_layers"]) for row in rows[:6]] == [1, 2, 3, 4, 5, 6]
-    # Each says what a generation of its own does.
+    # Each agrees with a generation of its own.
     static = ["--exit-policy", "static", "--exit-depths"]
     for row, options in (
         (rows[1], [*static, "6,6,2", "--exit-options", '{"use_exits": false}']),
@@ -135,22 +131,21 @@ def test_every_layer_and_every_exit_alone(trained, tmp_path, monkeypatch, capsys
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     ET.fromstring(out.with_suffix(".svg").read_bytes())
     printed = capsys.readouterr().out
-    chosen = curves.read_curves(out.with_suffix(".csv"), "CIDEr")[LAYERS]
+    chosen = read_curves(out.with_suffix(".csv"), "CIDEr")[LAYERS]
     expected = ",".join(map(str, choose_exits(chosen, 0.5)))
     assert printed.splitlines()[-1] == f"--exit-layers {expected}"
     # Drawn and chosen again, by another metric.
     again = [str(out.with_suffix(".csv")), "--quality", "BLEU-1", "--exits", "1", "--share", "0.01"]
-    assert curves.main([*again, "--out", str(tmp_path / "again")]) == 0
+    assert plot_layers.main([*again, "--out", str(tmp_path / "again")]) == 0
     assert "--exit-layers " in capsys.readouterr().out
     assert (tmp_path / "again.svg").exists()
 
 
-def test_entailment_by_its_scorer(tmp_path, monkeypatch, capsys):
+def test_entailment_by_its_scorer(tmp_path, capsys):
     data = entailment_folder(tmp_path / "data")
     checkpoint = train("mue_snli_ve", data, tmp_path / "run", updates=2)
     given = arguments(data, checkpoint, "mue_snli_ve")
-    monkeypatch.setattr(sys, "argv", ["layer_curve", str(tmp_path / "curve"), *given])
-    assert layer_curve.main() == 0
+    assert layers.main([str(tmp_path / "curve"), *given]) == 0
     rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
     assert [row["layer"] for row in rows] == list("123456")
     assert all(0 <= float(row["accuracy"]) <= 100 for row in rows)
@@ -161,12 +156,12 @@ def test_entailment_by_its_scorer(tmp_path, monkeypatch, capsys):
     ("text", "message"),
     [
         ("run,layer\n", "line 1: no column CIDEr"),
-        (f"run,layer,CIDEr\n{LAYERS},1,2\n{LAYERS},3,2\n", "should have every layer"),
+        (f"run,layer,CIDEr\n{LAYERS},1,2\n{LAYERS},3,2\n", "curve.csv"),
         (f"run,layer,CIDEr\n{LAYERS},1,2\n{LAYERS},1,2\n", "line 3, column layer"),
         (f"run,layer,CIDEr\n{LAYERS},1,nan\n", "line 2, column CIDEr"),
     ],
 )
-def test_what_is_no_curve_is_named(text, message, tmp_path, capsys):
+def test_an_invalid_curve_is_named(text, message, tmp_path, capsys):
     (tmp_path / "curve.csv").write_text(text)
-    assert curves.main([str(tmp_path / "curve.csv"), "--quality", "CIDEr"]) == 2
+    assert plot_layers.main([str(tmp_path / "curve.csv"), "--quality", "CIDEr"]) == 2
     assert message in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_shards_merged_are_the_single_run(runs, tmp_path, capsys):
     assert values[quality] != pytest.approx(sum(parts) / len(parts), abs=1e-3)
 
     assert merge.main(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "generate-test.txt" in capsys.readouterr().err
 
 
 def test_without_a_scorer_nothing_is_scored(runs, tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_without_a_scorer_nothing_is_scored(runs, tmp_path, capsys):
 
 @pytest.fixture
 def copies(runs, tmp_path):
-    """Shards to spoil."""
+    """Copies of the shards, to damage."""
     return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in runs[2]]
 
 
@@ -142,7 +142,7 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def missing(folders):
     del folders[0]
-    return "there is no 0: generate with --num-shards"
+    return "--num-shards"
 
 
 def repeated(folders):

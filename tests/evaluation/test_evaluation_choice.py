@@ -1,11 +1,10 @@
 """Settings are chosen on one file and read on another."""
 
 import csv
-import sys
 
 import pytest
 
-from ofa_exit.evaluation.figures import choice
+from ofa_exit.cli.choose import main
 
 
 def write(path, *rows):
@@ -19,12 +18,7 @@ def write(path, *rows):
     return str(path)
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["choice", *arguments])
-    return choice.main()
-
-
-def test_the_deepest_saving_that_keeps_enough(tmp_path, monkeypatch, capsys):
+def test_the_deepest_saving_that_keeps_enough(tmp_path, capsys):
     valid = write(
         tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3), ("b", 96.5, 0.4), ("c", 90, 0.6)
     )
@@ -32,25 +26,25 @@ def test_the_deepest_saving_that_keeps_enough(tmp_path, monkeypatch, capsys):
     test = write(
         tmp_path / "t.csv", ("full", 50, 0), ("a", 50, 0.3), ("b", 45, 0.4), ("c", 55, 0.6)
     )
-    assert run(monkeypatch, valid, test, "--keep", "0.96") == 0
+    assert main([valid, test, "--keep", "0.96"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("b: at least 96.0 CIDEr")
     assert lines[2].split("\t") == [valid, "MuE", "96.5", "96.5 %", "0.4"]
     assert lines[3].split("\t") == [test, "MuE", "45.0", "90.0 %", "0.4"]
 
 
-def test_no_exits_where_nothing_keeps_enough(tmp_path, monkeypatch, capsys):
+def test_no_exits_where_nothing_keeps_enough(tmp_path, capsys):
     baseline = write(tmp_path / "b.csv", ("full", 200, 0))
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
-    run(monkeypatch, valid, "--baseline", baseline)
+    assert main([valid, "--baseline", baseline]) == 0
     assert capsys.readouterr().out.startswith("full: at least 192.0")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"), [((("full", 1, 0),), "t.csv has no line"), ((), "t.csv: no row")]
 )
-def test_files_that_do_not_belong_together(tmp_path, monkeypatch, capsys, rows, message):
+def test_files_that_do_not_belong_together(tmp_path, capsys, rows, message):
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
     with pytest.raises(SystemExit):
-        run(monkeypatch, valid, write(tmp_path / "t.csv", *rows))
+        main([valid, write(tmp_path / "t.csv", *rows)])
     assert message in capsys.readouterr().err

@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ofa_exit.evaluation.figures.plots import best, main, plot_curve, read_points
+from ofa_exit.cli.plot import main
+from ofa_exit.evaluation.figures.plots import best, plot_curve, read_points
 
 HEADER = "run,cider,expected_time_reduction,flop_reduction,measured_time_reduction,seed\n"
 ROWS = "MuE,120.5,0.4,0.3,0.25,1\nMuE,130,0.1,0.05,,1\nOFA,128,0,0,0,1\n"

@@ -5,8 +5,8 @@ import json
 import pytest
 from helpers.prepare_samples import snli_entry
 
+from ofa_exit.cli import score, submit
 from ofa_exit.data.snli_ve import _LABELS
-from ofa_exit.evaluation.metrics import score, submission
 from ofa_exit.evaluation.metrics.snli_ve import ANSWERS, LABELS, label_of, score_snli_ve
 
 GOLD = ("entailment", "neutral", "contradiction", "neutral")
@@ -71,12 +71,12 @@ def test_from_generation_to_accuracy(tmp_path, annotations, capsys):
     generated.write_text("".join(f"D-{n}\t-0.1\t{text}\n" for n, text in enumerate(answers)))
     tsv.write_text("".join(f"{name}\t7\timage\th\tp\tneutral\n" for name in names()))
     out = tmp_path / "out.json"
-    assert submission.main(["snli_ve", str(generated), str(tsv), str(out)]) == 0
+    assert submit.main(["snli_ve", str(generated), str(tsv), str(out)]) == 0
     assert json.loads(out.read_text())[2] == {"pairID": names()[2], "prediction": "neutral"}
     given = ["snli_ve", "--results", str(out), "--annotations", str(annotations)]
     assert score.main(given) == 0
     assert "accuracy = 50.00\n(4 pairs)" in capsys.readouterr().out
     generated.write_text("D-0\t-0.1\ta dog\n")
     tsv.write_text(tsv.read_text().splitlines(keepends=True)[0])
-    assert submission.main(["snli_ve", str(generated), str(tsv), str(out)]) == 2
+    assert submit.main(["snli_ve", str(generated), str(tsv), str(out)]) == 2
     assert "test.tsv, line 1: the answer 'a dog' is none of yes" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from helpers.task_files import (
     write_tsv,
 )
 
-from ofa_exit.evaluation.metrics import score, submission
+from ofa_exit.cli import score, submit
+from ofa_exit.evaluation.metrics import submission
 
 GENERATED = """2026-01-01 | INFO | fairseq_cli.generate | D-7 is no line of results
 S-1\twhat?
@@ -121,7 +122,7 @@ def test_misfits_are_refused(generated, tmp_path):
 
 def test_commands(generated, tmp_path, capsys):
     path, out = tsv(tmp_path, "123"), tmp_path / "results.json"
-    assert submission.main(["vqa", str(generated), str(path), str(out)]) == 0
+    assert submit.main(["vqa", str(generated), str(path), str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 3 results\n"
     answers = [{"answer": "no"}] * 10
     annotations = [
@@ -138,7 +139,7 @@ def test_commands(generated, tmp_path, capsys):
     file.write_text(json.dumps({"annotations": annotations[:1]}))
     assert score.main(given) == 2
     assert "2 of 3 results are for no question" in capsys.readouterr().err
-    assert submission.main(["vqa", str(generated), str(tmp_path / "no.tsv"), str(out)]) == 2
+    assert submit.main(["vqa", str(generated), str(tmp_path / "no.tsv"), str(out)]) == 2
     assert "no.tsv" in capsys.readouterr().err
     assert len(json.loads(out.read_text())) == 3  # untouched by what failed
     assert not list(tmp_path.glob("*.partial"))
@@ -147,7 +148,7 @@ def test_commands(generated, tmp_path, capsys):
 @pytest.mark.parametrize("benchmark", score.BENCHMARKS)
 def test_each_benchmark_has_help_and_a_writer(benchmark, capsys):
     assert set(score.BENCHMARKS) == set(submission.FORMATS)
-    for command in (score, submission):
+    for command in (score, submit):
         with pytest.raises(SystemExit) as stop:
             command.main([benchmark, "--help"])
         assert stop.value.code == 0
@@ -172,7 +173,7 @@ def test_from_generation_to_scores(tmp_path, capsys):
     scorer = run(parser, fairseq_cli.generate.main, [*arguments, *more])
 
     generated, out = tmp_path / "out/generate-test.txt", tmp_path / "results.json"
-    assert submission.main(["coco", str(generated), str(data / "test.tsv"), str(out)]) == 0
+    assert submit.main(["coco", str(generated), str(data / "test.tsv"), str(out)]) == 0
     annotations = {
         "images": [{"id": int(row[0])} for row in rows],
         "annotations": [

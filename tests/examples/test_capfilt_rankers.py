@@ -1,4 +1,4 @@
-"""CapFilt's rankers: the dual encoder and its training, and CLIP."""
+"""CapFilt's rankers: the dual encoder of the emoji example and its training, and CLIP."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import math
 import pytest
 import torch
 from helpers.capfilt_samples import captions, sampled_rows, write_samples
+from helpers.paths import ROOT
 from helpers.task_files import COLOURS, caption_folder, train, write_dictionary
 from PIL import Image
 
-from ofa_exit.prepare.capfilt import training
-from ofa_exit.prepare.capfilt.__main__ import main
-from ofa_exit.prepare.capfilt.checkpoint import load, load_dual_encoder, load_text_encoder
-from ofa_exit.prepare.capfilt.dual_encoder import (
+from examples.emoji.capfilt_ranker import training
+from examples.emoji.capfilt_ranker.__main__ import main as ranker_command
+from examples.emoji.capfilt_ranker.checkpoint import load, load_text_encoder
+from examples.emoji.capfilt_ranker.checkpoint import load_ranker as load_dual_encoder
+from examples.emoji.capfilt_ranker.dual_encoder import (
     DualEncoder,
     DualEncoderConfig,
     info_nce,
     start_from_ofa,
 )
+from examples.emoji.capfilt_ranker.recall import recall_at_1
+from examples.emoji.capfilt_ranker.training import Training, same_pairs
+from ofa_exit.cli.capfilt import main
 from ofa_exit.prepare.capfilt.filtering import filter_captions
 from ofa_exit.prepare.capfilt.rankers import ClipRanker, load_ranker, similarities
-from ofa_exit.prepare.capfilt.recall import recall_at_1
-from ofa_exit.prepare.capfilt.training import Training, same_pairs
 
 # ------------------------------------------------------------------ the dual encoder
 
@@ -55,7 +58,7 @@ def test_info_nce_with_equal_captions_against_a_loop():
     assert float(info_nce(images, texts, torch.tensor(3.0), same)) == pytest.approx(total / 8)
 
 
-def test_equal_captions_and_equal_pictures_are_no_negatives():
+def test_equal_captions_and_equal_images_are_no_negatives():
     images = torch.randn(4, 3, 4, 4)
     images[3] = images[1]
     found = same_pairs([7, 8, 9, 4], ["a", "b", "a", "c"], images)
@@ -102,10 +105,10 @@ def options(folder, **more) -> Training:
     return Training(**{name: str(path) for name, path in files.items()}, **told)
 
 
-def test_training_learns_and_a_killed_run_goes_on(folder, tmp_path, monkeypatch):
+def test_training_learns_and_a_killed_run_resumes(folder, tmp_path, monkeypatch):
     run = options(folder, epochs=12)
     unbroken = training.train(run, tmp_path / "unbroken")
-    # Colours that 12 pictures taught: chance is 1 of 6.
+    # Colours learnt from 12 images: chance is 1 of 6.
     assert unbroken["recall"] > 0.5
     whole = load(tmp_path / "unbroken" / "checkpoint_last.pt")
     assert whole["log"][-1]["loss"] < 0.7 * whole["log"][0]["loss"]
@@ -125,16 +128,16 @@ def test_training_learns_and_a_killed_run_goes_on(folder, tmp_path, monkeypatch)
     again = load(tmp_path / "broken" / "checkpoint_last.pt")
     for name, weight in whole["model"].items():
         assert torch.equal(weight, again["model"][name]), name
-    with pytest.raises(ValueError, match=r"another run \(lr differs\)"):
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt.*\(lr "):
         training.train(options(folder, epochs=12, lr=1e-4), tmp_path / "broken")
     # As a ranker: the right colour before another.
-    ranker = load_ranker(str(tmp_path / "unbroken"))
+    ranker = load_dual_encoder(tmp_path / "unbroken")
     pictures = [Image.new("RGB", (16, 16), colour) for colour in COLOURS]
     texts = [f"a {colour} square" for colour in COLOURS]
     scores = torch.tensor(similarities(ranker, pictures, [texts] * len(pictures)))
     assert scores.argmax(dim=1).eq(torch.arange(len(COLOURS))).float().mean() > 0.5
     write_dictionary(tmp_path / "other", ("other", "words"))
-    with pytest.raises(ValueError, match="not the vocabulary"):
+    with pytest.raises(ValueError, match=r"dict\.txt.*--bpe-dir"):
         load_dual_encoder(
             tmp_path / "broken" / "checkpoint_last.pt", bpe_dir=str(tmp_path / "other")
         )
@@ -150,32 +153,45 @@ def test_stem_and_words_of_an_ofa_checkpoint(folder, tmp_path, capsys):
     assert torch.equal(
         model.embed_tokens.weight, state["encoder.embed_tokens.weight"][: len(words)]
     )
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=r"embed_images|stem"):
         start_from_ofa(small(resnet_width=16), state)
-    with pytest.raises(ValueError, match="no checkpoint of OFA"):
+    with pytest.raises(ValueError, match=r"dict\.txt"):
         training.build(options(folder, init_from=str(folder / "dict.txt")), len(words), words.pad())
     # The command line, from there to recall and filtering.
     out = tmp_path / "ranker"
     files = [str(folder / "train.tsv"), str(folder / "valid.tsv"), str(out)]
     more = ["--bpe-dir", str(folder), "--init-from", str(checkpoint), "--image-size", "32"]
-    assert main(["train", *files, *more, "--epochs", "1", "--batch-size", "4"]) == 0
+    assert ranker_command(["train", *files, *more, "--epochs", "1", "--batch-size", "4"]) == 0
+    assert ranker_command(["recall", str(folder / "test.tsv"), "--ranker", str(out)]) == 0
+    recall = capsys.readouterr().out.splitlines()[-1]
+    assert "(11 rows)" in recall
+    # The previous release's name of the command.
     assert main(["recall", str(folder / "test.tsv"), "--ranker", str(out)]) == 0
-    assert "(11 rows)" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == recall
+    assert "python -m examples.emoji.capfilt_ranker recall" in printed.err
     samples = write_samples(
         tmp_path / "generate-test.txt",
         {row: ["a red square", "a blue square"] for row in range(11)},
     )
     kept = tmp_path / "kept.tsv"
-    given = [str(folder / "test.tsv"), str(samples), "--ranker", str(out), "--out", str(kept)]
+    given = [str(folder / "test.tsv"), str(samples), "--out", str(kept)]
+    package = ROOT / "examples" / "emoji" / "capfilt_ranker"
+    own = ["--ranker", str(package), "--ranker-checkpoint", str(out), "--bpe-dir", str(folder)]
+    assert main(["filter", *given, *own, "--keep", "1"]) == 0
+    expected = kept.read_bytes()
+    kept.unlink()
+    given += ["--ranker", str(out)]  # its name in the previous release
     assert main(["filter", *given, "--keep", "1"]) == 0
+    assert kept.read_bytes() == expected
     assert "11 images with 11 captions of 22 samples" in capsys.readouterr().out
     assert {row[2] for row in captions(kept)} <= {"a red square", "a blue square"}
     assert main(["filter", *given, "--keep", "3"]) == 2
-    assert "are to be kept of 2" in capsys.readouterr().err
+    assert "3 captions of 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"warmup": 1.0}])
-def test_training_options_that_make_no_sense(folder, wrong):
+def test_invalid_training_options_are_rejected(folder, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         options(folder, **wrong)
 
@@ -239,14 +255,14 @@ def test_clip_from_a_folder(tmp_path):
     assert counts.kept == 5
 
 
-def test_what_is_no_clip_is_named(tmp_path):
+def test_a_folder_without_clip_is_named(tmp_path):
     pytest.importorskip("transformers", reason="CLIP needs ofa-exit[clip]")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no CLIP could be loaded"):
+    with pytest.raises(ValueError, match=r"empty.*CLIP"):
         ClipRanker(str(tmp_path / "empty"))
 
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"ofa-exit\[clip\].*capfilt train"):
+    with pytest.raises(ImportError, match=r"ofa-exit\[clip\].*--ranker"):
         ClipRanker("openai/clip-vit-large-patch14")

@@ -1,4 +1,4 @@
-"""Generations as CapFilt reads them, shared by its tests."""
+"""Output of fairseq-generate as CapFilt reads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from helpers.task_files import COLOURS, caption_row, image_field, write_tsv
 
 
 def write_samples(path, rows: dict[int, list[str]], ends: bool = True):
-    lines = ["2026-01-01 | INFO | D-9 is no line of results"]
+    lines = ["2026-01-01 | INFO | D-9 is not a line of results"]
     for row, samples in rows.items():
         lines += [f"S-{row}\twhat?", f"T-{row}\tx"]
         for text in samples:
@@ -17,7 +17,7 @@ def write_samples(path, rows: dict[int, list[str]], ends: bool = True):
 
 
 def sampled_rows(tmp_path):
-    """Rows 0 to 3 red, green, blue, black, and 4 with the image of 1; shards of their samples."""
+    """Write rows 0 to 3 (red, green, blue, black), row 4 with the image of 1, and their samples."""
     rows = [caption_row(number, image=image_field(COLOURS[number % 4])) for number in range(5)]
     rows[4][1] = "i1"
     tsv = write_tsv(tmp_path / "images.tsv", rows)

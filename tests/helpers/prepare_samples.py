@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ofa_exit.prepare.__main__ import main
+from ofa_exit.cli.prepare import main
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 

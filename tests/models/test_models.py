@@ -41,7 +41,7 @@ def test_verify_fails_if_numbers_differ(tmp_path, capsys):
 
 def test_verify_is_a_command():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "ofa_exit.cli.verify", "--help"], capture_output=True
+        [sys.executable, "-W", "ignore", "-m", "ofa_exit", "verify", "--help"], capture_output=True
     )
     assert done.returncode == 0 and b"FIXTURE.json" in done.stdout
 

@@ -1,4 +1,4 @@
-"""CapFilt: what is read of a generation, and what a ranker keeps of it."""
+"""CapFilt: reading sampled captions, and keeping those that a ranker prefers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from helpers.capfilt_samples import captions, sampled_rows, write_samples
 from helpers.task_files import COLOURS, caption_row, write_dictionary, write_tsv
 from PIL import Image
 
+from examples.emoji.capfilt_ranker.checkpoint import load_text_encoder
+from ofa_exit.cli.capfilt import main
 from ofa_exit.data.caption import CaptionExamples
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.prepare.capfilt import filtering
-from ofa_exit.prepare.capfilt.__main__ import main
-from ofa_exit.prepare.capfilt.checkpoint import load_text_encoder
 from ofa_exit.prepare.capfilt.filtering import filter_captions
 from ofa_exit.prepare.capfilt.rankers import similarities
-from ofa_exit.prepare.capfilt.samples import distinct, look_over, read_samples
+from ofa_exit.prepare.capfilt.samples import distinct, read_samples, survey
 
 
 class ColourRanker:
-    """A picture is its colour, a text the first colour that it names; shorter texts fit better."""
+    """Embeds an image by its colour, a text by its first colour word; short texts fit better."""
 
     def embed_images(self, images):
-        seen = [image.getpixel((0, 0)) for image in images]
+        pixels = [image.getpixel((0, 0)) for image in images]
         palette = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in COLOURS]
-        rows = torch.tensor([[float(one == pixel) for one in palette] for pixel in seen])
+        rows = torch.tensor([[float(one == pixel) for one in palette] for pixel in pixels])
         return torch.cat([rows, torch.zeros(len(rows), 1)], dim=1)
 
     def embed_texts(self, texts):
         rows = torch.zeros(len(texts), len(COLOURS) + 1)
         for row, text in zip(rows, texts):
-            named = [at for at, colour in enumerate(COLOURS) if colour in text.split()]
+            named = [n for n, colour in enumerate(COLOURS) if colour in text.split()]
             row[-1] = len(text)
             if named:
                 row[named[0]] = 100
@@ -49,29 +49,29 @@ def test_samples_of_shards(tmp_path):
         write_samples(tmp_path / "b", {1: ["x", "x"]}),
     ]
     assert list(read_samples(paths)) == [(2, ["x", "y"]), (0, ["z", ""]), (1, ["x", "x"])]
-    found = look_over(paths, 3)
-    assert (found.rows, found.samples, found.most) == (3, 6, 2)
-    assert look_over(paths, 5, allow_missing=True).rows == 3
+    found = survey(paths, 3)
+    assert (found.rows, found.samples, found.per_row) == (3, 6, 2)
+    assert survey(paths, 5, allow_missing=True).rows == 3
 
 
 @pytest.mark.parametrize(
-    ("rows", "of", "message"),
+    ("rows", "count", "message"),
     [
-        ({0: ["x", "y"], 4: ["x", "y"]}, 3, "the TSV has 3"),
-        ({0: ["x", "y"], 2: ["x", "y"]}, 3, r"1 of 3 rows have no samples \(lines 2\)"),
+        ({0: ["x", "y"], 4: ["x", "y"]}, 3, r"row 4\b.* 3 rows"),
+        ({0: ["x", "y"], 2: ["x", "y"]}, 3, r"1 of 3 rows.*\(lines 2\)"),
         ({0: ["x", "y"], 1: ["x"]}, 2, "1 rows with 1, 1 rows with 2"),
-        ({}, 2, "nothing was generated"),
+        ({}, 2, r"D-.*--quiet"),
     ],
 )
-def test_generations_that_are_not_whole(rows, of, message, tmp_path):
+def test_incomplete_generations_are_rejected(rows, count, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        look_over([write_samples(tmp_path / "a", rows)], of)
+        survey([write_samples(tmp_path / "a", rows)], count)
 
 
 def test_a_file_given_twice(tmp_path):
     path = write_samples(tmp_path / "a", {0: ["x"]})
-    with pytest.raises(ValueError, match="generated twice"):
-        look_over([path, path], 1)
+    with pytest.raises(ValueError, match=r"row 0\b"):
+        survey([path, path], 1)
 
 
 def test_distinct_samples():
@@ -108,15 +108,21 @@ def test_the_best_are_kept(sampled):
     assert sorted(path.name for path in out.parent.iterdir() if "partial" in path.name) == []
 
 
-def test_what_is_kept_is_training_data(sampled):
+def test_the_output_is_training_data(sampled):
     tsv, parts, out = sampled
     filter_captions(ColourRanker(), parts, tsv, out)
     encoder = load_text_encoder(write_dictionary(out.parent))
     rows = CaptionExamples(out, encoder, ImageLoader(32), train=True)
-    assert [rows[at].uniq_id for at in range(len(rows))] == ["c2#1", "c2#2", "c0#1", "c0#2", "c1#1"]
+    assert [rows[index].uniq_id for index in range(len(rows))] == [
+        "c2#1",
+        "c2#2",
+        "c0#1",
+        "c0#2",
+        "c1#1",
+    ]
 
 
-def test_a_killed_run_goes_on(sampled, monkeypatch):
+def test_a_killed_run_resumes(sampled, monkeypatch):
     tsv, parts, out = sampled
     whole = filter_captions(ColourRanker(), parts, tsv, out, batch_size=1)
     expected = out.read_bytes()
@@ -137,18 +143,18 @@ def test_a_killed_run_goes_on(sampled, monkeypatch):
     assert not out.exists()
     partial = out.with_name("out.tsv.partial")
     with partial.open("ab") as file:
-        file.write(b"torn")  # a row that was on its way
+        file.write(b"torn")  # an unfinished row
     monkeypatch.setattr(
         filtering, "similarities", lambda *a: ranked.append(len(a[1])) or similarities(*a)
     )
     assert filter_captions(ColourRanker(), parts, tsv, out, batch_size=1) == whole
     assert out.read_bytes() == expected
-    assert ranked == [1]  # of three images two were ranked before
+    assert ranked == [1]  # two of three images were ranked before
     # Another ranker starts over.
     with pytest.raises(KeyboardInterrupt):
         filter_captions(Killed(), parts, tsv, out, batch_size=1)
     filter_captions(ColourRanker(), parts, tsv, out, batch_size=1, options={"ranker": "other"})
-    assert len(ranked) == 1 + 3 + 3  # the third call was the one that was killed
+    assert len(ranked) == 1 + 3 + 3  # the third call was killed
 
 
 def test_broken_images(sampled):
@@ -165,28 +171,28 @@ def test_broken_images(sampled):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 4}, "4 captions an image are to be kept of 3"),
-        ({"keep": 0}, "at least 1"),
+        ({"keep": 4}, r"4 captions of 3.*--nbest"),
+        ({"keep": 0}, "0 captions.*32"),
         ({"image_id_column": 9}, "no column 9"),
     ],
 )
-def test_numbers_that_make_no_sense(sampled, options, message):
+def test_invalid_numbers_are_rejected(sampled, options, message):
     tsv, parts, out = sampled
     with pytest.raises(ValueError, match=message):
         filter_captions(ColourRanker(), parts, tsv, out, **options)
 
 
-def test_a_ranker_that_is_broken(sampled):
+def test_similarities_that_are_not_finite_are_rejected(sampled):
     class Broken(ColourRanker):
         def embed_texts(self, texts):
             return super().embed_texts(texts) * math.nan
 
     tsv, parts, out = sampled
-    with pytest.raises(FloatingPointError, match="not numbers"):
+    with pytest.raises(FloatingPointError, match="similarities"):
         filter_captions(Broken(), parts, tsv, out)
 
 
-def test_one_row_an_image(tmp_path, capsys):
+def test_one_row_per_image(tmp_path, capsys):
     rows = [caption_row(number) for number in (0, 1, 0, 2)]
     rows[1][2] = ""
     out = tmp_path / "images.tsv"
@@ -197,3 +203,43 @@ def test_one_row_an_image(tmp_path, capsys):
         ["c2", "i2", "a blue square"],
     ]
     assert "3 images of 4 rows" in capsys.readouterr().out
+
+
+RANKER = """
+from pathlib import Path
+
+import torch
+
+
+class Lengths:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def embed_images(self, images):
+        return torch.ones(len(images), 1)
+
+    def embed_texts(self, texts):
+        return torch.tensor([[self.weight * len(text)] for text in texts])
+
+
+def load_ranker(checkpoint, device):
+    return Lengths(float(Path(checkpoint).read_text()))
+"""
+
+
+def test_a_ranker_of_ones_own(sampled, tmp_path, capsys):
+    """By a Python file and its checkpoint; the longest caption or the shortest is the best."""
+    tsv, parts, out = sampled
+    (tmp_path / "lengths.py").write_text(RANKER)
+    given = ["filter", str(tsv), *map(str, parts), "--out", str(out), "--keep", "1"]
+    given += ["--ranker", str(tmp_path / "lengths.py"), "--ranker-checkpoint"]
+    for weight, first in (("1", "a blue square"), ("-1", "blue paint")):
+        (tmp_path / f"weight{weight}").write_text(weight)
+        assert main([*given, str(tmp_path / f"weight{weight}")]) == 0
+        assert captions(out)[0] == ["c2#1", "i2", first]
+    capsys.readouterr()
+    (tmp_path / "lengths.py").write_text("")
+    assert main([*given, "x"]) == 2
+    assert main([*given[:-2], str(tmp_path / "no.py"), "--ranker-checkpoint", "x"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "lengths.py" in first and "load_ranker" in first and "no.py" in second

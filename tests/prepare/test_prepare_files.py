@@ -56,7 +56,7 @@ TRAIN = ("--splits", "train")
 KILLED = """
 import os, signal, sys
 from ofa_exit.prepare import writer
-from ofa_exit.prepare.__main__ import main
+from ofa_exit.cli.prepare import main
 encode, left = writer.encode_image, [int(sys.argv.pop(1))]
 def encode_or_die(path):
     left[0] -= 1

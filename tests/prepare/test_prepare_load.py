@@ -12,7 +12,7 @@ from helpers.paths import ROOT
 from helpers.prepare_samples import prepare
 from helpers.task_files import setup, write_dictionary
 
-from ofa_exit.prepare.__main__ import RELEASES
+from ofa_exit.cli.prepare import RELEASES
 
 FILES = {
     "coco": {"train", "train_stage2", "valid", "test"},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from helpers.emoji_scripts import EMOJI, few_rows, script
+from ofa_exit.prepare.capfilt.checkpoint import load_text_encoder
 
 from ofa_exit.data.caption import CaptionExamples
 from ofa_exit.data.images import ImageLoader
-from ofa_exit.prepare.capfilt.checkpoint import load_text_encoder
 
 
 def test_captions_for_a_split(tmp_path):

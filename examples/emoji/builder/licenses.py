@@ -9,7 +9,7 @@ from ofa_exit.data.files import write_bytes
 
 from .packages import ARTWORK, NAMES
 
-TEXTS = Path(__file__).parent / "license_texts"
+TEXTS = Path(__file__).parents[1] / "LICENSES"
 
 NOTICE_HEAD = """\
 Attribution of the emoji data

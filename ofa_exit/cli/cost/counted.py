@@ -1,8 +1,8 @@
 """Operations and memory of a training step and of an answer, counted without computing them.
 
-A training step of ``mue_loss`` on tensors without values gives the operations (a multiply-add is 2)
-and the bytes that the backward pass keeps, for batches of 1 and 2, whose difference is the cost of
-a sample. An answer costs the FLOPs of ``evaluation.efficiency.flops`` at full depth.
+A training step of ``mue_loss`` runs on tensors without values. It gives the operations (a
+multiply-add is 2) and the bytes kept for the backward pass, for batches of 1 and 2. The difference
+is the cost of a sample. An answer costs the FLOPs of ``evaluation.efficiency.flops`` at full depth.
 """
 
 from argparse import Namespace
@@ -23,24 +23,27 @@ from ofa_exit.runtime.flops import PARTS, Work, add_work
 from ofa_exit.testing import build_dictionary
 
 VOCABULARY = 59_457  # OFA's: words, 8,192 image codes, 1,000 position bins
-CAPACITY = 16  # positions that the decoder's cache makes room for at first
+CACHE_POSITIONS = 16  # capacity of the decoder's cache at first
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step over a batch."""
+    """Cost of one step over a batch."""
 
     forward: int  # operations
     training: int  # operations, forward and backward
-    kept: int  # bytes kept for the backward pass, parameters left out
+    kept: int  # bytes kept for the backward pass, without parameters
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a sample is made of: pixels of a picture's side, words of source and target.
+    """Sizes of a sample.
 
-    prompt: of the target, words that are fed but not learnt. captions: targets of one picture, of
-    which the encoder is run once.
+    Attributes:
+        size: side of the image in pixels.
+        source, target: tokens.
+        prompt: tokens of the target that are fed but not learnt.
+        captions: targets per image; the encoder runs once for all of them.
     """
 
     size: int
@@ -54,8 +57,10 @@ class Lengths:
 class Answer:
     """How a row is answered: by beam search, or by scoring candidates.
 
-    beam, steps: of the search. candidates: tokens of all candidates that are run, those that the
-    candidates share once; 0 = a search. words: scored at a time; None = the whole vocabulary.
+    Attributes:
+        beam, steps: of the search.
+        candidates: tokens of all candidates, shared prefixes once; 0 = beam search.
+        words: vocabulary entries scored per token; None = the whole vocabulary.
     """
 
     beam: int = 5
@@ -65,7 +70,7 @@ class Answer:
 
 
 def build(arch: str, device: str = "meta", **options: Any) -> OFAModel:
-    """The model, split, with OFA's vocabulary; without weights, or with random ones on a device."""
+    """Build a split model with OFA's vocabulary: random weights, or none on device meta."""
     task = Namespace(target_dictionary=build_dictionary(VOCABULARY))
     arguments = {**ARCHS[arch], "split_modalities": True, **options}
     with torch.device(device):
@@ -73,7 +78,7 @@ def build(arch: str, device: str = "meta", **options: Any) -> OFAModel:
 
 
 def training_step(model: OFAModel, rows: int, lengths: Lengths, layer_weights: str) -> Tensor:
-    """The loss of ``mue_loss`` over ``rows`` samples, on the model's device."""
+    """Return the loss of ``mue_loss`` over ``rows`` samples, on the model's device."""
     device = next(model.parameters()).device
     words = torch.full((rows * lengths.captions, lengths.target), 5, device=device)
     target = words.clone()
@@ -94,13 +99,13 @@ def training_step(model: OFAModel, rows: int, lengths: Lengths, layer_weights: s
 
 
 def step_cost(model: OFAModel, rows: int, lengths: Lengths, layer_weights: str) -> StepCost:
-    """Counts one training step over ``rows`` samples, on the model's device."""
+    """Count one training step over ``rows`` samples, on the model's device."""
     weights = {_storage(tensor) for tensor in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = tensor  # alive, so that no other takes its address
+            kept[_storage(tensor)] = tensor  # a reference, so that its address is not reused
         return tensor
 
     with FlopCounterMode(display=False) as counter:
@@ -114,19 +119,19 @@ def step_cost(model: OFAModel, rows: int, lengths: Lengths, layer_weights: str) 
 
 
 def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform") -> StepCost:
-    """What one more sample adds to a batch, without the position biases, which a batch shares."""
+    """Return what a sample adds to a batch, without the position biases, which a batch shares."""
     one, two = (step_cost(model.train(), rows, lengths, layer_weights) for rows in (1, 2))
     return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
 
 
-def picture_cost(model: OFAModel, size: int) -> ImageCost:
+def size_cost(model: OFAModel, size: int) -> ImageCost:
     """Return the FLOPs of stem and projection for one image, and its tokens."""
     return image_cost(model.encoder, (size, size))
 
 
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
     """Return the FLOPs of answering one row at full depth, without the position biases."""
-    image = picture_cost(model, lengths.size)
+    image = size_cost(model, lengths.size)
     encoder, decoder = model.encoder, model.decoder
     layer: Any = encoder.layers[0]
     passes = layer.flops(image.tokens) + layer.flops(lengths.source)
@@ -138,23 +143,23 @@ def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
         work.append(words._replace(units=[answer.candidates]))
     else:
         for step in range(1, answer.steps + 1):
-            work += full_work(decoder, 1, answer.beam, _room(step), first=step == 1)
+            work += full_work(decoder, 1, answer.beam, _cache_capacity(step), first=step == 1)
             work.append(words._replace(units=[answer.beam]))
     total = dict.fromkeys(PARTS, 0)
     add_work(total, work, [image.tokens + lengths.source])
     return image.flops + len(encoder.layers) * passes + sum(total.values())
 
 
-def _room(positions: int) -> int:
-    """Positions that the decoder's cache has room for: it doubles where it is full."""
-    room = CAPACITY
-    while room < positions:
-        room *= 2
-    return room
+def _cache_capacity(positions: int) -> int:
+    """Return the capacity of the decoder's cache, which doubles when it is full."""
+    capacity = CACHE_POSITIONS
+    while capacity < positions:
+        capacity *= 2
+    return capacity
 
 
 def hours(operations: float, rows: int, epochs: float, tflops: float, gpus: int) -> float:
-    """Time of ``rows`` samples ``epochs`` times, at ``tflops`` sustained by each of ``gpus``."""
+    """Return the hours of ``epochs`` passes over ``rows`` at ``tflops`` sustained per GPU."""
     return operations * rows * epochs / (tflops * 1e12 * 3600 * gpus)
 
 

@@ -1,9 +1,10 @@
-"""The papers' data sets as their scripts train and answer them, and what that costs."""
+"""The papers' data sets as their scripts train on them and answer them, and the cost of that."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tabulate import tabulate
 from tqdm import tqdm
 
 from ofa_exit.cli.cost.counted import Answer, Lengths, answer_flops, build, hours, sample_cost
@@ -17,10 +18,14 @@ FEW_WORDS = Answer(beam=5, steps=3)
 
 @dataclass(frozen=True)
 class DataSet:
-    """rows: of training, an epoch; 0 = none. least: there are more, since a question makes a row
-    for each of its answers. valid: rows that are answered after each epoch. files: rows of all the
-    files that are prepared; 0 = none of its own. searches: a row is answered before it is learnt,
-    with a frozen stem (the CIDEr stage).
+    """A data set as its scripts use it.
+
+    Attributes:
+        rows: training rows per epoch; 0 = not trained on.
+        is_lower_bound: there are more rows, because a question makes a row for each answer.
+        valid: rows answered after each epoch.
+        files: rows of all prepared files; 0 = none of its own.
+        searches: a row is answered before it is learnt, with a frozen stem (the CIDEr stage).
     """
 
     name: str
@@ -30,12 +35,12 @@ class DataSet:
     rows: int = 0
     epochs: int = 5
     files: int = 0
-    least: bool = False
+    is_lower_bound: bool = False
     searches: bool = False
 
 
-# Rows are those that ofa_exit.prepare checks its files by. Lengths in tokens are assumed: the
-# data were not at hand. Epochs are those of run_scripts: MuE's 5, and OFA's 3 of the CIDEr stage.
+# Rows are the counts that ofa-exit prepare checks. Lengths in tokens are assumptions: the data was
+# not available. Epochs are those of run_scripts: MuE's 5, and OFA's 3 of the CIDEr stage.
 DATA_SETS = (
     DataSet(
         name="coco",
@@ -66,7 +71,7 @@ DATA_SETS = (
     DataSet(
         name="vqa",
         rows=443_757,
-        least=True,
+        is_lower_bound=True,
         valid=214_354,
         files=443_757 + 214_354 + 107_394 + 447_793,
         lengths=Lengths(SIZE, source=9, target=11, prompt=8),
@@ -75,7 +80,7 @@ DATA_SETS = (
     DataSet(
         name="okvqa",
         rows=9_009,
-        least=True,
+        is_lower_bound=True,
         valid=5_046,
         files=9_009 + 5_046,
         lengths=ANSWER,
@@ -92,7 +97,7 @@ DATA_SETS = (
     DataSet(
         name="vizwiz",
         rows=20_523,
-        least=True,
+        is_lower_bound=True,
         valid=4_319,
         files=20_523 + 4_319 + 8_000,
         lengths=ANSWER,
@@ -110,38 +115,38 @@ DATA_SETS = (
 
 
 def plan(arch: str, tflops: Sequence[float], row_bytes: int) -> str:
-    """A table of the data sets: GFLOPs of a row are counted, hours of one GPU that sustains so many
-    TFLOP/s and GiB of the files estimated."""
+    """Return a table of the data sets: counted GFLOPs per row, estimated hours and GiB.
+
+    Args:
+        tflops: TFLOP/s that one GPU sustains; a column of hours for each.
+        row_bytes: bytes per row of the prepared files.
+    """
     rates = [f"h at {rate:g}" for rate in tflops]
     table = [
         ["", "rows", "epochs", "GFLOPs", *rates, "valid", "GFLOPs", *rates[:1], "files, GiB"],
     ]
     models = {frozen: build(arch, freeze_resnet=frozen) for frozen in (False, True)}
-    for of in tqdm(DATA_SETS, desc="data sets", leave=False, disable=None):
-        model = models[of.searches]
-        answer = answer_flops(model, of.lengths, of.answer)
-        least = "≥ " * of.least
-        line = [of.name]
-        if of.rows:
-            step = sample_cost(model, of.lengths).training + answer * of.searches
-            line += [f"{least}{of.rows:,}", str(of.epochs), f"{step / 1e9:.0f}"]
-            line += [f"{hours(step, of.rows, of.epochs, rate, 1):.1f}" for rate in tflops]
+    for data_set in tqdm(DATA_SETS, desc="data sets", leave=False, disable=None):
+        model = models[data_set.searches]
+        lengths, rows = data_set.lengths, data_set.rows
+        answer = answer_flops(model, lengths, data_set.answer)
+        bound = "≥ " if data_set.is_lower_bound else ""
+        line = [data_set.name]
+        if rows:
+            step = sample_cost(model, lengths).training + answer * data_set.searches
+            line += [f"{bound}{rows:,}", str(data_set.epochs), f"{step / 1e9:.0f}"]
+            line += [f"{hours(step, rows, data_set.epochs, rate, 1):.1f}" for rate in tflops]
         else:
             line += [""] * (3 + len(tflops))
-        line += [f"{of.valid:,}", f"{answer / 1e9:.0f}"]
-        line += [f"{hours(answer, of.valid, of.epochs if of.rows else 1, tflops[0], 1):.1f}"]
-        line += [f"{least}{of.files * row_bytes / GIB:.0f}" if of.files else ""]
+        passes = data_set.epochs if rows else 1
+        line += [f"{data_set.valid:,}", f"{answer / 1e9:.0f}"]
+        line += [f"{hours(answer, data_set.valid, passes, tflops[0], 1):.1f}"]
+        line += [f"{bound}{data_set.files * row_bytes / GIB:.0f}" if data_set.files else ""]
         table.append(line)
     return as_text(table)
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, names on the left and numbers on the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    )
+    """Align the columns: names on the left, numbers on the right. The first line is the header."""
+    align = ["left", *["right"] * (len(table[0]) - 1)]
+    return tabulate(table[1:], table[0], tablefmt="plain", disable_numparse=True, colalign=align)

@@ -1,16 +1,7 @@
-"""Quality after each decoder layer: overthinking, mid-crisis, and where to put exits.
+"""Quality after each decoder layer: overthinking, mid-crisis, and where to put exits."""
 
-    ofa-exit plot-layers curve.csv --quality CIDEr --out curve
-
-reads what ``ofa-exit layers`` measured, says of every layer what it does to the
-quality, draws BLIPEE's Figure 2 to curve.png and curve.svg, and prints the ``--exit-layers`` to
-train. The columns: `run`, `layer` and the quality; others are ignored.
-"""
-
-import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,57 +143,3 @@ def plot_layers(
     axis.grid(True, alpha=0.3)
     axis.legend()
     return save_figure(figure, out)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """How exits are chosen, for this command and the one that measures."""
-    parser.add_argument(
-        "--share",
-        type=_share,
-        default=1.0,
-        help="a layer falls below this share of the best before it (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--exits",
-        type=_count,
-        help="how many exits, spread evenly (default: behind every good layer)",
-    )
-
-
-def _share(text: str) -> float:
-    try:
-        return check_share(float(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} exits: give a whole number of at least 1")
-    return int(text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit plot-layers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("csv", help="what ofa-exit layers wrote")
-    parser.add_argument("--quality", required=True, help="quality column, for instance CIDEr")
-    parser.add_argument("--out", help="files to draw, without .png and .svg (default: none)")
-    add_options(parser)
-    given = parser.parse_args(arguments)
-    try:
-        curves = read_curves(given.csv, given.quality)
-        print(describe(curves, given.quality, given.share, given.exits))
-        if given.out:
-            print(*plot_layers(curves, given.quality, given.out, given.share), sep="\n")
-    except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

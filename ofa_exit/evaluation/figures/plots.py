@@ -1,16 +1,6 @@
-"""The accuracy–time curve: quality against what exits save.
+"""The accuracy-time curve: quality against savings."""
 
-    ofa-exit plot sweep.csv… --quality CIDEr --out sweep
-
-reads CSVs with a header and writes sweep.png and sweep.svg, a panel for each of ``--axes``. A line
-joins the settings of one run that no other of its settings beats in saving and quality both; the
-others are pale. The columns: `run`, the quality, and the axes, reductions as fractions; others are
-ignored, an empty field leaves its point out.
-"""
-
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,37 +125,3 @@ def _matplotlib() -> Any:
             "drawing curves needs matplotlib, which is missing: pip install 'ofa-exit[plots]'"
         ) from error
     return matplotlib
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit plot",
-        description="Draw quality against what exits save.",
-    )
-    parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY and the axes")
-    parser.add_argument("--quality", required=True, help="quality column, for instance CIDEr")
-    parser.add_argument(
-        "--axes",
-        default=",".join(REDUCTIONS),
-        help=f"what to draw it against, of {', '.join(AXES)} (default: %(default)s)",
-    )
-    parser.add_argument("--out", required=True, help="files to write, without .png and .svg")
-    options = parser.parse_args(arguments)
-    axes = options.axes.split(",")
-    if unknown := [name for name in axes if name not in AXES]:
-        parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
-    try:
-        written = plot_curve(
-            [p for path in options.csv for p in read_points(path, options.quality, axes)],
-            options.quality,
-            options.out,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(*written, sep="\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,16 +1,11 @@
-"""``ofa-exit table NAME=FOLDER…``: fairseq-generate's results side by side.
+"""Results of finished generations side by side."""
 
-FOLDER holds what ``fairseq-generate --results-path FOLDER`` wrote and, as ``log.txt``, what it
-printed. The first is what the time of the others is compared with: the run at full depth.
-"""
-
-import argparse
-import csv
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 QUALITY = re.compile(r"([A-Z][A-Za-z0-9-]*|accuracy) = (-?[0-9.]+)")
 SUMMARY = re.compile(r"Exit summary(?: of model 1 of \d+)?: (.*)")
@@ -49,10 +44,10 @@ def compare(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows for people: quality, layers, and the three reductions in percent."""
+    """Return the rows as a table: quality, layers, and the three reductions in percent."""
     quality = [name for name in SHOWN if name in rows[0]]
     header = ["run", *quality, "image", "text", "decoder", "expected", "FLOPs", "measured", "ms"]
-    lines = [header]
+    lines = []
     for row in rows:
         layers = [row[f"{part}_layers"] for part in ("image", "text", "decoder")]
         saved = [row[f"{kind}_reduction"] for kind in ("expected_time", "flop", "measured_time")]
@@ -65,53 +60,11 @@ def format_table(rows: list[dict[str, Any]]) -> str:
                 f"{1000 * row['seconds_per_sentence']:.1f}",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    shown = (
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in lines
+    align = ["left", *["right"] * (len(header) - 1)]
+    table = tabulate(lines, header, tablefmt="plain", disable_numparse=True, colalign=align)
+    return (
+        f"{table}\n"
+        "Layers are means. Savings: expected time (MuE Eq. 14) and counted FLOPs against full "
+        "depth, measured time\nagainst the first run; -10% saves a tenth. Separate runs on a busy "
+        "machine measure the machine: ofa-exit\nsweep interleaves the settings."
     )
-    return "\n".join(
-        [
-            *shown,
-            "layers: mean used. Time against the first run: expected by MuE Eq. 14, by counted "
-            "FLOPs, and measured",
-            "(-10% saves a tenth; runs one after the other on a busy machine measure the machine: "
-            "ofa_exit.cli.sweep interleaves)",
-        ]
-    )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--csv", type=Path, help="also write the rows to this file")
-    given = parser.parse_args()
-    try:
-        runs = {}
-        for run in given.runs:
-            name, found, folder = run.partition("=")
-            if not found:
-                raise ValueError(f"{run!r}: give NAME=FOLDER")
-            runs[name] = read_run(Path(folder))
-        rows = compare(runs)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(format_table(rows))
-    if given.csv:
-        with open(given.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

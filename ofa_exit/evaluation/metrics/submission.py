@@ -1,14 +1,7 @@
-"""``ofa-exit submit BENCHMARK GENERATED… TSV OUT.json``: a result file.
+"""Result files of the benchmarks, made from the output of fairseq-generate."""
 
-GENERATED is what ``fairseq-generate --results-path`` wrote (generate-test.txt; all of them, where
-several processes shared the work), TSV the file that was generated for. The number in a line
-``D-5`` is that of the row, from 0, whose identifier (column 0 of OFA's files) goes into the result.
-"""
-
-import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +75,7 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
     "nocaps": (_caption, "NoCaps; the identifier is the image's number"),
     "snli_ve": (
         lambda name, text: {"pairID": name, "prediction": label_of(text)},
-        "SNLI-VE, which has no server, for evaluation.score; the identifier is the pair's (pairID)",
+        "SNLI-VE, which has no server, for ofa-exit score; the identifier is the pair's (pairID)",
     ),
 }
 
@@ -208,50 +201,3 @@ def write_json(entries: list[dict[str, Any]], path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit submit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    for name, (_, text) in FORMATS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
-            "generated", nargs="+", type=Path, metavar="GENERATED", help="generate-SPLIT.txt"
-        )
-        command.add_argument("tsv", type=Path, metavar="TSV", help="what it was generated for")
-        command.add_argument("out", type=Path, metavar="OUT.json", help="the file to write")
-        command.add_argument(
-            "--id-column",
-            type=int,
-            default=0,
-            help="column of the TSV, from 0, with the identifiers (default: %(default)s)",
-        )
-        command.add_argument(
-            "--allow-missing", action="store_true", help="leave out rows without hypothesis"
-        )
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    given = parser.parse_args(arguments)
-    if given.id_column < 0:
-        parser.error(f"--id-column {given.id_column}: columns count from 0")
-    try:
-        entries = make_results(
-            given.benchmark, given.generated, given.tsv, given.id_column, given.allow_missing
-        )
-        write_json(entries, given.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{given.out}: {len(entries)} results")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

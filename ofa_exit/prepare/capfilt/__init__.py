@@ -1,1 +1,1 @@
-"""CapFilt: sampled captions ranked by image-text similarity, the best kept (BLIPEE Section 3.4)."""
+"""CapFilt: rank sampled captions by image-text similarity, keep the best (BLIPEE Section 3.4)."""

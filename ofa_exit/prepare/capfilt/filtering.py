@@ -1,4 +1,4 @@
-"""Samples to a caption TSV: for every image the captions that the ranker finds the most alike."""
+"""Filter samples: keep for every image the captions most similar to it, as a caption TSV."""
 
 import json
 import os
@@ -16,20 +16,20 @@ from ofa_exit.data.files import write_bytes
 from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.capfilt.rankers import Ranker, similarities
-from ofa_exit.prepare.capfilt.samples import Paths, distinct, look_over, read_samples
+from ofa_exit.prepare.capfilt.samples import Paths, distinct, read_samples, survey
 
 
 @dataclass
 class Counts:
-    """What became of the samples and the rows that they are of."""
+    """What happened to the samples and to their rows."""
 
-    rows: int = 0  # of the generation that were looked at
-    same_image: int = 0  # rows whose image an earlier row had
-    broken: int = 0  # rows whose image could not be read
+    rows: int = 0  # of the generation, read so far
+    same_image: int = 0  # rows whose image an earlier row has
+    broken: int = 0  # rows with an unreadable image
     images: int = 0  # with at least one caption kept
-    fewer: int = 0  # of them, with fewer than asked for
+    fewer: int = 0  # of these, images with fewer captions than wanted
     none: int = 0  # images without any caption left
-    samples: int = 0  # of the images
+    samples: int = 0
     empty: int = 0
     duplicates: int = 0
     kept: int = 0
@@ -37,7 +37,7 @@ class Counts:
     similarity_dropped: float = 0.0
 
     def text(self, keep: int) -> str:
-        """For people."""
+        """Return the counts in words."""
         dropped = self.samples - self.empty - self.duplicates - self.kept
         lines = [
             f"{self.images} images with {self.kept} captions of {self.samples} samples",
@@ -46,7 +46,7 @@ class Counts:
             f"  {self.fewer} images with fewer than {keep}, {self.none} with none",
         ]
         if self.same_image:
-            lines.append(f"  {self.same_image} rows left out: an earlier one has their image")
+            lines.append(f"  {self.same_image} rows left out: an earlier row has their image")
         if self.broken:
             lines.append(f"  {self.broken} rows left out: their image cannot be read")
         if self.kept:
@@ -67,7 +67,7 @@ class Candidates:
 
 @dataclass
 class Output:
-    """OUT.partial and how far it is, in OUT.partial.json, until it is renamed to OUT."""
+    """OUT.partial, and its progress in OUT.partial.json, until it is renamed to OUT."""
 
     path: Path
     inputs: dict[str, Any]
@@ -80,22 +80,24 @@ class Output:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             state = json.loads(self.state.read_text(encoding="utf-8"))
-            known = state["inputs"] == self.inputs and self.partial.stat().st_size >= state["size"]
+            resumes = (
+                state["inputs"] == self.inputs and self.partial.stat().st_size >= state["size"]
+            )
         except (OSError, ValueError, LookupError):
-            known = False
-        if known:
+            resumes = False
+        if resumes:
             self.counts, self.size = Counts(**state["counts"]), state["size"]
-        self.file = self.partial.open("r+b" if known else "wb")
-        self.file.truncate(self.size)  # what was written after the last note
+        self.file = self.partial.open("r+b" if resumes else "wb")
+        self.file.truncate(self.size)  # drop rows written after the last note of progress
         self.file.seek(self.size)
 
     def write(self, lines: list[str]) -> None:
-        """Rows, and the note that they are there."""
+        """Write rows, then note the progress."""
         self.size += self.file.write("".join(lines).encode("utf-8"))
         self.file.flush()
         os.fsync(self.file.fileno())
-        note = {"inputs": self.inputs, "counts": asdict(self.counts), "size": self.size}
-        write_bytes(self.state, json.dumps(note).encode("utf-8"))
+        state = {"inputs": self.inputs, "counts": asdict(self.counts), "size": self.size}
+        write_bytes(self.state, json.dumps(state).encode("utf-8"))
 
     def publish(self) -> None:
         self.file.close()
@@ -117,26 +119,29 @@ def filter_captions(
     batch_size: int = 32,
     options: dict[str, Any] | None = None,
 ) -> Counts:
-    """Writes ``out``: the rows of ``tsv`` with new captions, ``keep`` rows an image, best first.
+    """Write the rows of ``tsv`` with new captions to ``out``: ``keep`` rows per image, best first.
 
-    BLIPEE Section 3.4 samples 10 captions an image and keeps 2 by CLIP. The rows stand in the order
-    of the generation; all columns but the caption's and the identifier's (ID#1, ID#2) stay. An
-    image has its captions once, however many rows show it. ``out`` is whole or not there: a killed
-    run leaves OUT.partial and goes on when it is called with the same ``options`` (what else tells
-    the runs apart: the ranker), files and numbers. Memory: a batch of images.
+    BLIPEE Section 3.4 samples 10 captions per image and keeps 2 by CLIP. The rows have the order of
+    the generation. All columns stay, except the caption and the identifier (ID#1, ID#2). An image
+    gets its captions once, however many rows show it. ``out`` is written atomically. A killed run
+    leaves OUT.partial and resumes if called with the same files, numbers and options. Memory holds
+    one batch of images.
 
-    Raises ValueError as ``samples.look_over`` does, TsvError for a row without a readable image if
-    not ``skip_bad_rows``, ValueError if no caption is left.
+    Args:
+        options: what else distinguishes runs, such as the name of the ranker.
+    Raises:
+        ValueError: as ``samples.survey``; or no caption is left.
+        TsvError: a row has no readable image, unless ``skip_bad_rows``.
     """
     if keep < 1 or batch_size < 1:
-        raise ValueError(f"{keep} captions an image, batches of {batch_size}: give at least 1")
+        raise ValueError(f"{keep} captions per image, batch size {batch_size}: give at least 1")
     file = TsvFile(tsv, selected_cols, COLUMNS)
     if not 0 <= image_id_column < file.width:
         raise ValueError(f"{tsv} has {file.width} columns and no column {image_id_column}, from 0")
-    survey = look_over(generated, len(file), allow_missing)
-    if survey.most < keep:
+    found = survey(generated, len(file), allow_missing)
+    if found.per_row < keep:
         raise ValueError(
-            f"{keep} captions an image are to be kept of {survey.most}: sample more by --beam and "
+            f"cannot keep {keep} captions of {found.per_row} per image: sample more by --beam and "
             "--nbest"
         )
     inputs = {
@@ -146,14 +151,14 @@ def filter_captions(
     }
     output = Output(out, inputs)
     counts = output.counts
-    with tqdm(total=survey.rows, initial=counts.rows, desc=out.name, unit="row") as bar:
+    with tqdm(total=found.rows, initial=counts.rows, desc=out.name, unit="row") as bar:
         rows = _candidates(file, generated, image_id_column, counts, skip_bad_rows)
         while batch := list(islice(rows, batch_size)):
             images, captions = [c.image for c in batch], [c.captions for c in batch]
             scores = similarities(ranker, images, captions)
             lines = []
-            for candidates, of in zip(batch, scores, strict=True):
-                lines += _best_rows(file, candidates, of, keep, counts)
+            for candidates, caption_scores in zip(batch, scores, strict=True):
+                lines += _best_rows(file, candidates, caption_scores, keep, counts)
             output.write(lines)
             bar.update(counts.rows - bar.n)
         bar.update(counts.rows - bar.n)
@@ -171,26 +176,26 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _candidates(
     file: TsvFile, generated: Paths, image_id_column: int, counts: Counts, skip_bad_rows: bool
 ) -> Iterator[Candidates]:
-    """Rows with captions to rank, from where ``counts`` says that an earlier run was."""
+    """Yield rows with captions to rank, starting after the rows in ``counts``."""
     done = counts.rows
     seen: set[str] = set()
-    for at, (row, samples) in enumerate(read_samples(generated)):
-        again, fields, image = False, [], None
+    for number, (row, samples) in enumerate(read_samples(generated)):
+        is_repeated, fields, image = False, [], None
         try:
             fields = file.fields(row)
-            again = fields[image_id_column] in seen
+            is_repeated = fields[image_id_column] in seen
             seen.add(fields[image_id_column])
-            if at >= done and not again:
+            if number >= done and not is_repeated:
                 image = _image(file, row, fields)
         except TsvError as error:
             if not skip_bad_rows or error.line is None:
                 raise
-        if at < done:
+        if number < done:
             continue
         counts.rows += 1
         if image is None:
-            counts.same_image += again
-            counts.broken += not again
+            counts.same_image += is_repeated
+            counts.broken += not is_repeated
             continue
         found = distinct(text.replace(SEPARATOR, " ").replace("\t", " ") for text in samples)
         counts.samples += len(samples)
@@ -212,17 +217,17 @@ def _image(file: TsvFile, row: int, fields: list[str]) -> Image:
 def _best_rows(
     file: TsvFile, candidates: Candidates, scores: list[float], keep: int, counts: Counts
 ) -> list[str]:
-    """The lines of an image; of equally good captions the one sampled first."""
-    order = sorted(range(len(scores)), key=lambda at: -scores[at])
+    """Return an image's lines; of equally good captions the one sampled first wins."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
     counts.images += 1
     counts.fewer += len(order) < keep
     counts.kept += len(order[:keep])
-    counts.similarity_kept += sum(scores[at] for at in order[:keep])
-    counts.similarity_dropped += sum(scores[at] for at in order[keep:])
+    counts.similarity_kept += sum(scores[index] for index in order[:keep])
+    counts.similarity_dropped += sum(scores[index] for index in order[keep:])
     lines = []
-    for number, at in enumerate(order[:keep], start=1):
+    for number, index in enumerate(order[:keep], start=1):
         fields = list(candidates.fields)
-        fields[file.column_of("caption")] = candidates.captions[at]
+        fields[file.column_of("caption")] = candidates.captions[index]
         fields[file.column_of("uniq_id")] += f"#{number}"
         lines.append("\t".join(fields) + "\n")
     return lines

@@ -18,10 +18,14 @@ def write_images(
     selected_cols: str = OFFICIAL_COLS,
     image_id_column: int = 1,
 ) -> tuple[int, int]:
-    """Copies the first row of each image; the numbers of images and of rows.
+    """Copy the first row of each image to ``out``, atomically.
 
-    An empty caption becomes NO_CAPTION, as fairseq-generate wants a reference in every row. ``out``
-    is written whole or not at all. Raises TsvError for a row that cannot be read.
+    An empty caption becomes NO_CAPTION, because fairseq-generate needs a reference in every row.
+
+    Returns:
+        The numbers of images and of rows.
+    Raises:
+        TsvError: a row cannot be read.
     """
     file = TsvFile(tsv, selected_cols, COLUMNS)
     if not 0 <= image_id_column < file.width:

@@ -1,4 +1,4 @@
-"""Sampled captions of fairseq-generate, row by row."""
+"""Sampled captions in the output of fairseq-generate, row by row."""
 
 import os
 from collections import Counter
@@ -7,44 +7,62 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ofa_exit.data.text import strip_punctuation
-from ofa_exit.evaluation.metrics.submission import hypotheses, nothing_generated
 
-_SHOWN = 5
+LISTED_LINES = 5
 Paths = Sequence[str | os.PathLike[str]]
 
 
 def read_samples(paths: Paths) -> Iterator[tuple[int, list[str]]]:
-    """Row of the data, from 0, and its samples, in the order of the files and their lines.
+    """Yield each row of the data, from 0, with its samples, in the order of the files.
 
-    paths: generate-SPLIT.txt of fairseq-generate --sampling --nbest N; several where shards or
-    processes shared the work. Of its lines D- is read: H- as words. One row at a time in memory.
+    Args:
+        paths: generate-SPLIT.txt of fairseq-generate --sampling --nbest N; several files if shards
+            or processes shared the work. Only one row is in memory at a time.
+    Raises:
+        ValueError: a line D-ROW is torn; names file and line.
     """
     for path in paths:
-        for row, lines in groupby(hypotheses(path), key=lambda line: line[1]):
-            yield row, [text for _, _, text in lines]
+        for row, lines in groupby(_samples(path), key=lambda sample: sample[0]):
+            yield row, [text for _, text in lines]
+
+
+def _samples(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yield row and text of every line D-ROW, SCORE, TEXT."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.startswith("D-"):
+                continue
+            row, *fields = line[2:].rstrip("\r\n").split("\t", 2)
+            if not row.isdecimal() or len(fields) != 2:
+                raise ValueError(f"{path}, line {number}: not D-ROW, score and text: {line[:60]!r}")
+            yield int(row), fields[1]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the files of a generation hold."""
+    """Contents of the files of a generation."""
 
     rows: int
     samples: int
-    most: int  # samples of a row
+    per_row: int
 
 
-def look_over(paths: Paths, rows: int, allow_missing: bool = False) -> Survey:
-    """Reads all once, so that what is wrong shows before any image is ranked.
+def survey(paths: Paths, rows: int, allow_missing: bool = False) -> Survey:
+    """Read everything once, so that errors show before any image is ranked.
 
-    rows: of the TSV that was generated for. Raises ValueError: rows that come twice or that the
-    TSV lacks, rows without all of their samples, and, if not ``allow_missing``, without any.
+    Args:
+        rows: number of rows of the TSV that was generated for.
+    Raises:
+        ValueError: a row was generated twice or is not in the TSV; rows have different numbers of
+            samples; a row has none, unless ``allow_missing``.
     """
     seen = bytearray(rows)
     sizes: Counter[int] = Counter()
     for row, samples in read_samples(paths):
         if row >= rows:
             raise ValueError(
-                f"row {row}, from 0, was generated, and the TSV has {rows}: it was another file"
+                f"row {row}, from 0, was generated, but the TSV has {rows} rows: give the file "
+                "that was generated for"
             )
         if seen[row]:
             raise ValueError(
@@ -53,28 +71,29 @@ def look_over(paths: Paths, rows: int, allow_missing: bool = False) -> Survey:
         seen[row] = 1
         sizes[len(samples)] += 1
     if not sizes:
-        raise nothing_generated(paths)
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
     if len(sizes) > 1:
-        told = ", ".join(f"{count} rows with {size}" for size, count in sorted(sizes.items()))
+        counts = ", ".join(f"{count} rows with {size}" for size, count in sorted(sizes.items()))
         raise ValueError(
-            f"rows have different numbers of samples ({told}): did the generation end? Its last "
-            "line says Generate …"
+            f"rows have different numbers of samples ({counts}): did the generation finish? Its "
+            "last line starts with Generate"
         )
-    missing = [row for row, there in enumerate(seen) if not there]
+    missing = [row for row, is_generated in enumerate(seen) if not is_generated]
     if missing and not allow_missing:
-        shown = ", ".join(str(row + 1) for row in missing[:_SHOWN])
+        shown = ", ".join(str(row + 1) for row in missing[:LISTED_LINES])
         raise ValueError(
             f"{len(missing)} of {rows} rows have no samples (lines {shown}"
-            f"{', …' * (len(missing) > _SHOWN)}). Did the generation end, and are all shards here? "
-            "--allow-missing leaves them out"
+            f"{', …' * (len(missing) > LISTED_LINES)}). Did the generation finish, and are all "
+            "shards given? --allow-missing leaves the rows out"
         )
-    (most,) = sizes
-    return Survey(sum(sizes.values()), most * sum(sizes.values()), most)
+    (per_row,) = sizes
+    return Survey(sum(sizes.values()), per_row * sum(sizes.values()), per_row)
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """The captions worth ranking, and how many samples were none."""
+    """The captions to rank, and the numbers of samples left out."""
 
     captions: list[str]
     empty: int
@@ -82,7 +101,7 @@ class Distinct:
 
 
 def distinct(samples: Iterable[str]) -> Distinct:
-    """Samples with words that no other before them has; case and punctuation make no difference."""
+    """Drop empty samples and repetitions; case and punctuation make no difference."""
     kept: dict[str, str] = {}
     empty = duplicates = 0
     for sample in samples:

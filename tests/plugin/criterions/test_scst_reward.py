@@ -13,8 +13,8 @@ from helpers import task_files as files
 from helpers.paths import ROOT
 
 from ofa_exit.cli.document_frequencies import main as count_command
+from ofa_exit.cli.references import main as group_command
 from ofa_exit.evaluation.metrics.cider_d import END, CiderD, DocumentFrequencies
-from ofa_exit.prepare.references import main as group_command
 
 WORDS = ["a", "man", "the", "cat", "dog", "sits", "on", "red", "mat", "under", "sky"]
 

@@ -1,4 +1,4 @@
-"""Training of the dual encoder on a caption TSV; a killed run goes on at its last epoch."""
+"""Training of the dual encoder on a caption TSV; a killed run resumes after its last epoch."""
 
 import math
 import pickle
@@ -19,22 +19,17 @@ from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.tsv import TsvFile
 from ofa_exit.plugin.saved_arguments import saved_arguments
-from ofa_exit.prepare.capfilt import checkpoint
-from ofa_exit.prepare.capfilt.dual_encoder import (
-    DualEncoder,
-    DualEncoderConfig,
-    info_nce,
-    start_from_ofa,
-)
-from ofa_exit.prepare.capfilt.rankers import DUAL_ENCODER_FILE
-from ofa_exit.prepare.capfilt.recall import evaluate
+
+from . import checkpoint
+from .dual_encoder import DualEncoder, DualEncoderConfig, info_nce, start_from_ofa
+from .recall import evaluate
 
 LAST = "checkpoint_last.pt"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run is told. A run goes on only with the same."""
+    """Options of a run. A run resumes only with the same options."""
 
     train: str
     valid: str
@@ -53,7 +48,7 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "image_size", "batch_size"):
-            least = 2 if name == "batch_size" else 1  # one pair has nothing to be told from
+            least = 2 if name == "batch_size" else 1  # a single pair has no contrast
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: give at least {least}")
         for name in ("lr", "clip_norm"):
@@ -66,11 +61,16 @@ class Training:
 def train(
     run: Training, out: Path, device: str | torch.device = "cpu", workers: int = 0
 ) -> dict[str, Any]:
-    """Trains into the folder ``out``; the last epoch's numbers, which ``log`` in the file keeps.
+    """Train into the folder ``out``.
 
-    ``checkpoint_last.pt`` is written after each epoch and gone on from, ``checkpoint_best.pt`` has
-    the best mean recall@1 on the validation file. Raises ValueError where ``out`` holds another
-    run, FloatingPointError for a loss that is no number.
+    ``checkpoint_last.pt`` is written after each epoch; a killed run resumes from it.
+    ``checkpoint_best.pt`` has the best mean recall@1 on the validation file.
+
+    Returns:
+        The last epoch's numbers; ``log`` in the file keeps those of all epochs.
+    Raises:
+        ValueError: ``out`` holds another run.
+        FloatingPointError: the loss is not finite.
     """
     encoder = checkpoint.load_text_encoder(run.bpe_dir)
     load_image = ImageLoader(run.image_size, run.mean_std)
@@ -92,7 +92,7 @@ def train(
     )
     log = _resume(run, out, model, optimizer, schedule)
     for epoch in range(len(log) + 1, run.epochs + 1):
-        # Of the epoch alone, so that a run that goes on draws what an unbroken one would.
+        # Seeded per epoch, so that a resumed run draws what an uninterrupted one would.
         torch.manual_seed(run.seed * 100_003 + epoch)
         loader = DataLoader(
             data, run.batch_size, shuffle=True, drop_last=True, num_workers=workers,
@@ -102,7 +102,7 @@ def train(
         log.append({"epoch": epoch, "loss": loss, **_validate(model, run, encoder, valid, device)})
         print("  ".join(f"{k} {v:.4g}" for k, v in log[-1].items()), flush=True)
         if log[-1]["recall"] >= max(entry["recall"] for entry in log):
-            checkpoint.save(out / DUAL_ENCODER_FILE, model, run.bpe_dir, log=log)
+            checkpoint.save(out / checkpoint.BEST, model, run.bpe_dir, log=log)
         checkpoint.save(
             out / LAST, model, run.bpe_dir, log=log, run=asdict(run),
             optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
@@ -111,16 +111,17 @@ def train(
 
 
 def build(run: Training, vocabulary: int, pad: int) -> DualEncoder:
-    """A new model, or one that has stem and words of the OFA checkpoint ``run.init_from``.
+    """Return a new model, with stem and words of the OFA checkpoint ``run.init_from`` if given.
 
-    Raises ValueError where the checkpoint is none, or another vocabulary's.
+    Raises:
+        ValueError: that file is not a checkpoint of OFA, or has another vocabulary.
     """
     sizes = {"image_size": run.image_size, "mean_std": run.mean_std}
     if run.init_from is None:
         return DualEncoder(DualEncoderConfig(vocabulary, pad, **sizes))  # type: ignore[arg-type]
     arguments = saved_arguments(run.init_from, "{}")
     if arguments is None:
-        raise ValueError(f"{run.init_from} is no checkpoint of OFA")
+        raise ValueError(f"{run.init_from} is not a checkpoint of OFA")
     try:
         state = torch.load(run.init_from, map_location="cpu", weights_only=True)["model"]
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -141,15 +142,19 @@ def build(run: Training, vocabulary: int, pad: int) -> DualEncoder:
 
 
 def same_pairs(ids: list[int], captions: list[str], images: Tensor) -> Tensor:
-    """Bool [B, B]: equal captions, equal pictures and the pair itself.
+    """Return Bool [B, B]: True for the pair itself, equal captions and equal images.
 
-    ids: rows; images: [B, 3, H, W]. A caption of one of two equal pictures fits the other, too.
+    A caption of one of two equal images also fits the other.
+
+    Args:
+        ids: numbers of the rows.
+        images: Float [B, 3, H, W].
     """
     words: dict[str, int] = {}
     text = torch.tensor([words.setdefault(caption, row) for row, caption in zip(ids, captions)])
     same = text.unsqueeze(0) == text.unsqueeze(1)
     flat = images.flatten(1)
-    # Sums tell nearly all pictures apart; only those that agree are compared.
+    # Nearly all different images have different sums; only equal sums are compared by pixel.
     sums = flat.sum(dim=1)
     rows, columns = (sums.unsqueeze(0) == sums.unsqueeze(1)).triu(1).nonzero(as_tuple=True)
     for i, j in zip(rows.tolist(), columns.tolist()):
@@ -167,17 +172,17 @@ def _epoch(
     epoch: int,
     device: str | torch.device,
 ) -> float:
-    """The epoch's mean loss."""
+    """Train one epoch; return its mean loss."""
     model.train()
     total = torch.zeros((), device=device)
     with tqdm(loader, desc=f"epoch {epoch}/{run.epochs}", unit="batch") as bar:
         for batch in bar:
-            _refuse_no_image(batch)
-            pictures = batch["net_input"]["patch_images"]
+            _check_images(batch)
+            images = batch["net_input"]["patch_images"]
             captions = [references[0] for references in batch["references"]]
-            same = same_pairs(batch["id"].tolist(), captions, pictures).to(device)
+            same = same_pairs(batch["id"].tolist(), captions, images).to(device)
             loss = info_nce(
-                model.embed_images(pictures.to(device)),
+                model.embed_images(images.to(device)),
                 model.embed_texts(batch["target"].to(device)),
                 model.scale,
                 same,
@@ -194,7 +199,7 @@ def _epoch(
     return mean
 
 
-def _refuse_no_image(batch: dict[str, Any]) -> None:
+def _check_images(batch: dict[str, Any]) -> None:
     masks = batch["net_input"]["patch_masks"]
     if not masks.all():
         name = batch["uniq_ids"][masks.tolist().index(False)]
@@ -211,7 +216,7 @@ def _validate(
 
 
 def _groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and the temperature do not, as in CLIP."""
+    """Return parameter groups: matrices decay; biases, norms and the temperature do not (CLIP)."""
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -220,13 +225,14 @@ def _groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _factor(steps: int, warmup: float) -> Callable[[int], float]:
-    """Of the learning rate: rises linearly, then falls along half a cosine to 0."""
-    rising = max(1, round(warmup * steps))
+    """Return the factor of the learning rate by step: a linear rise, then half a cosine to 0."""
+    warmup_steps = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return factor
 
@@ -234,7 +240,7 @@ def _factor(steps: int, warmup: float) -> Callable[[int], float]:
 def _resume(
     run: Training, out: Path, model: DualEncoder, optimizer: Any, schedule: Any
 ) -> list[dict[str, Any]]:
-    """Loads the last epoch that ``out`` holds of this run; its log, [] where there is none."""
+    """Load the last epoch of this run from ``out``; return its log, [] if there is none."""
     path = out / LAST
     if not path.is_file():
         return []
@@ -243,11 +249,11 @@ def _resume(
     changed = [name for name in now if now[name] != then.get(name)]
     if changed or content["config"] != asdict(model.cfg):
         raise ValueError(
-            f"{path} is of another run ({', '.join(changed) or 'another --init-from'} differs): "
-            "give the same options to go on with it, or another folder"
+            f"{path} belongs to another run ({', '.join(changed) or '--init-from'} differs): "
+            "give the same options to resume it, or another folder"
         )
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     schedule.load_state_dict(content["schedule"])
-    print(f"{path}: going on after epoch {len(content['log'])}", file=sys.stderr)
+    print(f"{path}: resuming after epoch {len(content['log'])}", file=sys.stderr)
     return content["log"]

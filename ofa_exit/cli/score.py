@@ -1,7 +1,9 @@
-"""``ofa-exit score BENCHMARK …``: the official metrics of a result file.
+"""Compute the official metrics of a result file.
 
-Result files are those of each benchmark's server (SNLI-VE has none: see its help);
-`ofa-exit submit` writes them from what fairseq-generate wrote.
+  ofa-exit score BENCHMARK --results FILE --annotations FILE
+
+Result files have the format of each benchmark's server (SNLI-VE has no server: see its help).
+ofa-exit submit writes them from the output of fairseq-generate.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ofa_exit.cli.parsing import new_parser
 from ofa_exit.evaluation.metrics.caption_results import score_coco, score_nocaps
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS
 from ofa_exit.evaluation.metrics.gqa import score_gqa
@@ -18,7 +21,7 @@ from ofa_exit.evaluation.metrics.snli_ve import score_snli_ve
 from ofa_exit.evaluation.metrics.visdial import score_visdial
 from ofa_exit.evaluation.metrics.vqa import score_vizwiz, score_vqa
 
-# Benchmark → what its result file looks like, and its annotations file.
+# Benchmark → format of its result file, and name of its annotations file.
 BENCHMARKS = {
     "vqa": (
         'VQA v2: VQA accuracy. [{"question_id": 1, "answer": "yes"}, …]',
@@ -35,7 +38,7 @@ BENCHMARKS = {
     "gqa": (
         "GQA: accuracy, binary, open, distribution, and more. "
         '[{"questionId": "05451384", "prediction": "yes"}, …]',
-        "testdev_balanced_questions.json; several where the questions come in several files",
+        "testdev_balanced_questions.json; all files if the questions come in several",
     ),
     "visdial": (
         "VisDial v1.0: NDCG, MRR, R@1, R@5, R@10, mean rank. "
@@ -59,15 +62,11 @@ BENCHMARKS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("score", __doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, (text, file) in BENCHMARKS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--results", type=Path, required=True, help="the result file, JSON")
+        command.add_argument("--results", type=Path, required=True, help="result file, JSON")
         command.add_argument(
             "--annotations",
             *(["--questions"] if name == "gqa" else []),
@@ -79,12 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--allow-missing",
             action="store_true",
-            help="score what has a result, where not everything has; the output says so",
+            help="score only the entries that have a result; the output says so",
         )
         command.add_argument("--json", type=Path, help="also write the scores to this file")
         if name in ("vqa", "okvqa"):
             command.add_argument(
-                "--questions", type=Path, help="questions file, to check that all is of one split"
+                "--questions",
+                type=Path,
+                help="questions file, to check that the split matches",
             )
         if name == "gqa":
             command.add_argument(
@@ -93,8 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--consistency",
                 action="store_true",
-                help="also consistency: give results and the file for all questions, not only the "
-                "balanced ones",
+                help="also compute consistency; needs results and questions of the whole split, "
+                "not only the balanced ones",
             )
         if name == "visdial":
             command.add_argument(
@@ -102,52 +103,48 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if name == "coco":
             command.add_argument(
-                "--split", default="test", help="of Karpathy's file (default: %(default)s)"
+                "--split", default="test", help="split of Karpathy's file (default: %(default)s)"
             )
         if name in ("coco", "nocaps"):
             command.add_argument(
                 "--coco-tokenizer",
                 choices=TOKENIZERS,
                 default="auto",
-                help="ptb needs Java; plain starts none and leaves METEOR and SPICE out; auto is "
-                "ptb where Java runs (default)",
+                help="ptb needs Java; plain does not, but leaves out METEOR and SPICE; auto (the "
+                "default) is ptb if Java runs",
             )
     return parser
 
 
-def compute(given: argparse.Namespace) -> Scores:
-    """The scores that the options ask for."""
-    files, partly = (given.results, given.annotations), given.allow_missing
-    match given.benchmark:
+def compute(args: argparse.Namespace) -> Scores:
+    """Return the scores of the benchmark in the options."""
+    files, partial = (args.results, args.annotations), args.allow_missing
+    match args.benchmark:
         case "vqa" | "okvqa":
-            return score_vqa(*files, given.questions, partly)
+            return score_vqa(*files, args.questions, partial)
         case "vizwiz":
-            return score_vizwiz(*files, partly)
+            return score_vizwiz(*files, partial)
         case "gqa":
-            return score_gqa(*files, given.choices, given.consistency, partly)
+            return score_gqa(*files, args.choices, args.consistency, partial)
         case "visdial":
-            return score_visdial(*files, given.dense, partly)
+            return score_visdial(*files, args.dense, partial)
         case "coco":
-            return score_coco(*files, given.split, given.coco_tokenizer, partly)
+            return score_coco(*files, args.split, args.coco_tokenizer, partial)
         case "snli_ve":
-            return score_snli_ve(*files, partly)
+            return score_snli_ve(*files, partial)
         case _:
-            return score_nocaps(*files, given.coco_tokenizer, partly)
+            return score_nocaps(*files, args.coco_tokenizer, partial)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = build_parser().parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     try:
-        scores = compute(given)
-        if given.json:
+        scores = compute(args)
+        if args.json:
             text = json.dumps(scores.as_dict(), indent=2, ensure_ascii=False)
-            given.json.write_text(text + "\n", encoding="utf-8")
+            args.json.write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(scores.text())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

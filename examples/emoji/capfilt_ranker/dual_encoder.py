@@ -1,4 +1,4 @@
-"""A small dual encoder: an image tower, a text tower, one space, and the loss that joins them."""
+"""A small dual encoder: image tower, text tower, one space, and the loss that joins them."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem
 
-# CLIP's: the temperature at the start, and the largest factor that it may become.
-START_SCALE, MAX_SCALE = math.log(1 / 0.07), math.log(100)
+# As in CLIP: log of the scale (1 / temperature) at the start, and its upper limit.
+START_LOG_SCALE, MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100)
 
 
 @dataclass(frozen=True)
 class DualEncoderConfig:
-    """Sizes. vocabulary: rows of the embedding; longest: tokens of a text that are read."""
+    """Sizes; ``vocabulary``: rows of the embedding, ``longest``: tokens read of a text."""
 
     vocabulary: int
     pad: int
@@ -35,7 +35,7 @@ class DualEncoder(nn.Module):
     """ResNet stem and mean pooling for images; embedding, transformer and mean pooling for texts.
 
     Both end in a linear projection to ``dim`` and are scaled to length 1, as in CLIP (Radford et
-    al. 2021, Figure 3). The stem is OFA's, hence an OFA checkpoint's weights fit.
+    al. 2021, Figure 3). The stem is OFA's, so the weights of an OFA checkpoint fit.
     """
 
     def __init__(self, cfg: DualEncoderConfig) -> None:
@@ -53,22 +53,22 @@ class DualEncoder(nn.Module):
             layer, cfg.text_layers, nn.LayerNorm(cfg.text_dim), enable_nested_tensor=False
         )
         self.text_projection = nn.Linear(cfg.text_dim, cfg.dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(START_SCALE))
+        self.log_scale = nn.Parameter(torch.tensor(START_LOG_SCALE))
         nn.init.normal_(self.embed_tokens.weight, std=cfg.text_dim**-0.5)
         nn.init.zeros_(self.embed_tokens.weight[cfg.pad])
         nn.init.normal_(self.embed_positions.weight, std=0.02)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Float [B, 3, H, W] -> [B, dim], rows of length 1."""
+        """Embed Float [B, 3, H, W] as [B, dim], rows of length 1."""
         pooled = self.stem(images).mean(dim=(2, 3))
         return F.normalize(self.image_projection(pooled), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Long [B, T], padded on the right, cut to ``longest`` -> [B, dim], rows of length 1."""
+        """Embed Long [B, T], padded on the right, as [B, dim], rows of length 1."""
         tokens = tokens[:, : self.cfg.longest]
         padding = tokens.eq(self.cfg.pad)
-        places = torch.arange(tokens.size(1), device=tokens.device)
-        x = self.embed_tokens(tokens) + self.embed_positions(places)
+        positions = torch.arange(tokens.size(1), device=tokens.device)
+        x = self.embed_tokens(tokens) + self.embed_positions(positions)  # [B, T, text_dim]
         x = self.text_layers(x, src_key_padding_mask=padding)
         words = (~padding).unsqueeze(-1).to(x)
         pooled = (x * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)
@@ -77,17 +77,21 @@ class DualEncoder(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The factor of the similarities, 1 / temperature."""
-        return self.log_scale.clamp(max=MAX_SCALE).exp()
+        return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
 
 
 def info_nce(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """The symmetric InfoNCE loss, a mean over the batch (CLIP, Figure 3).
+    """Return the symmetric InfoNCE loss, a mean over the batch (CLIP, Figure 3).
 
         −(1 / 2B) Σ_i Σ_j P_ij (log softmax_j(s·u_i·v_j) + log softmax_j(s·v_i·u_j))
 
-    images u, texts v [B, D], rows of length 1. same: Bool [B, B], True where text j fits image i;
-    P spreads each row's weight evenly over them, as ALBEF does for captions of one image (Li et al.
-    2021). With the diagonal alone it is CLIP's.
+    P spreads each row's weight evenly over the fitting texts, as ALBEF does for captions of one
+    image (Li et al. 2021). With the diagonal alone this is CLIP's loss.
+
+    Args:
+        images, texts: u and v, Float [B, D], rows of length 1.
+        scale: s.
+        same: Bool [B, B], True where text j fits image i.
     """
     logits = scale * images @ texts.t()
     wanted = same.to(logits)
@@ -98,9 +102,12 @@ def info_nce(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tens
 
 
 def start_from_ofa(model: DualEncoder, state: dict[str, Tensor]) -> None:
-    """Copies stem and text embedding of an OFA model's state dict.
+    """Copy stem and text embedding from an OFA model's state dict.
 
-    The embedding may have further rows. Raises ValueError naming what does not fit.
+    The embedding there may have more rows.
+
+    Raises:
+        ValueError: names the weights that do not fit.
     """
     prefix, words = "encoder.embed_images.", "encoder.embed_tokens.weight"
     stem = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The dual encoder on disk, with the vocabulary it reads by, and as a ranker."""
+"""The dual encoder as a file, with its vocabulary, and as a ranker."""
 
 import os
 import pickle
@@ -17,25 +17,27 @@ from ofa_exit.data.files import atomic_write, sha256_of
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.text import TextEncoder, dictionary_path, load_codec, strip_punctuation
 from ofa_exit.plugin.vocabulary import OFADictionary
-from ofa_exit.prepare.capfilt.dual_encoder import DualEncoder, DualEncoderConfig
+
+from .dual_encoder import DualEncoder, DualEncoderConfig
 
 KIND = "ofa_exit dual encoder 1"
+BEST = "checkpoint_best.pt"
 
 
 def load_text_encoder(bpe_dir: str | os.PathLike[str]) -> TextEncoder:
-    """OFA's codec and the words of its vocabulary, which come before its image codes."""
+    """Return OFA's codec with the words of its vocabulary, which precede its image codes."""
     dictionary = OFADictionary.of_folder(bpe_dir, code_dict_size=0, num_bins=0)
     return TextEncoder(load_codec(bpe_dir, get_encoder), dictionary)
 
 
 def text_tokens(encoder: TextEncoder, text: str) -> Tensor:
-    """Long [T] of a caption as the captioning task reads it, eos at the end."""
+    """Encode a caption as the captioning task does: Long [T], eos at the end."""
     tokens = encoder.encode(" " + strip_punctuation(text))
     return torch.cat([tokens, tokens.new_tensor([encoder.vocabulary.eos()])])
 
 
 def save(path: Path, model: DualEncoder, bpe_dir: str | os.PathLike[str], **more: Any) -> None:
-    """Writes the file whole or not at all."""
+    """Write the checkpoint atomically."""
     content = {
         "kind": KIND,
         "config": asdict(model.cfg),
@@ -49,20 +51,21 @@ def save(path: Path, model: DualEncoder, bpe_dir: str | os.PathLike[str], **more
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``save`` wrote. Raises ValueError for another file."""
+    """Return what ``save`` wrote; raise ValueError for any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of a dual encoder ({error})") from error
+        raise ValueError(f"{path} is not a checkpoint of a dual encoder ({error})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ValueError(
-            f"{path} is no checkpoint of a dual encoder: train one by ofa-exit capfilt train"
+            f"{path} is not a checkpoint of a dual encoder: train one by "
+            "python -m examples.emoji.capfilt_ranker train"
         )
     return content
 
 
 class DualEncoderRanker:
-    """A dual encoder as a Ranker; it should be in eval mode."""
+    """A dual encoder, in eval mode, as a Ranker."""
 
     def __init__(
         self, model: DualEncoder, text_encoder: TextEncoder, device: str | torch.device
@@ -82,14 +85,22 @@ class DualEncoderRanker:
         return self.model.embed_texts(tokens.to(self.device))
 
 
-def load_dual_encoder(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", bpe_dir: str | None = None
+def load_ranker(
+    checkpoint: str | os.PathLike[str] | None,
+    device: str | torch.device = "cpu",
+    bpe_dir: str | None = None,
 ) -> DualEncoderRanker:
-    """The ranker in a file of ``save``.
+    """Return the ranker in a file or folder of ``train``.
 
-    bpe_dir: the folder of its vocabulary; default: where it lay in training. Raises ValueError
-    where another lies there, or none.
+    Args:
+        bpe_dir: folder of its vocabulary; default: the one of training.
+    Raises:
+        ValueError: the folder has no vocabulary, or another one.
     """
+    if checkpoint is None:
+        raise ValueError("the dual encoder's checkpoint is missing: give --ranker-checkpoint")
+    path = Path(checkpoint)
+    path = path / BEST if path.is_dir() else path
     content = load(path)
     folder = bpe_dir or content["bpe_dir"]
     try:
@@ -98,8 +109,8 @@ def load_dual_encoder(
         raise ValueError(f"{error} (the vocabulary that {path} was trained with)") from error
     if dictionary != content["dictionary"]:
         raise ValueError(
-            f"{folder}/dict.txt is not the vocabulary that {path} was trained with: give the "
-            "folder of that one by --bpe-dir"
+            f"{folder}/dict.txt is not the vocabulary that {path} was trained with: give its "
+            "folder by --bpe-dir"
         )
     model = DualEncoder(DualEncoderConfig(**content["config"]))
     model.load_state_dict(content["model"])

@@ -1,15 +1,22 @@
-"""Command line: ``ofa-exit prepare NAME ROOT OUT``."""
+"""Convert the official release of a data set to the TSV files of OFA.
+
+  ofa-exit prepare NAME ROOT OUT
+
+ofa-exit prepare NAME --help lists what to download.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from . import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
-from .images import Files
-from .job import run
-from .records import PrepareError
+from ofa_exit.cli.parsing import new_parser
+from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
+from ofa_exit.prepare.images import Files
+from ofa_exit.prepare.job import run
+from ofa_exit.prepare.records import PrepareError
 
 RELEASES = {
     "coco": coco,
@@ -21,30 +28,27 @@ RELEASES = {
     "vizwiz": vizwiz,
     "visdial": visdial,
 }
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ofa-exit prepare",
-        description="OFA TSV files from the official releases. NAME --help tells what to download.",
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = new_parser("prepare", __doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, release in RELEASES.items():
         command = commands.add_parser(
             name,
             help=release.HELP.split(":", maxsplit=1)[0].split(",", maxsplit=1)[0],
             description=release.HELP
-            + "\n\nFiles are found by name, at any depth. A killed run goes on where it was; a "
-            "file that is\nwhole has its FILE.manifest.json beside it.",
+            + "\n\nFiles are found by name, at any depth. A killed run resumes. A complete file "
+            "has its\nFILE.manifest.json beside it.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("root", type=Path, help="folder of the unpacked downloads")
         command.add_argument("out", type=Path, help="folder for the TSV files")
         command.add_argument(
             "--splits", nargs="+", choices=list(release.SPLITS), metavar="SPLIT",
-            help=f"which to make, of {', '.join(release.SPLITS)} (default: those whose files are "
-            "there)",
+            help=f"splits to make, of {', '.join(release.SPLITS)} (default: those whose files "
+            "exist)",
         )  # fmt: skip
         command.add_argument(
             "--images", nargs="+", type=Path, default=[], metavar="DIR",
@@ -53,18 +57,18 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--skip-missing", action="store_true",
             help="leave out records that are malformed or lack a readable image, instead of "
-            "stopping; either way FILE.problems.txt lists them all",
+            "stopping; FILE.problems.txt lists them either way",
         )  # fmt: skip
         command.add_argument(
             "--strict-counts", action="store_true",
-            help="stop when the annotations do not hold the published numbers, instead of warning",
+            help="stop if the annotations do not have the published counts, instead of warning",
         )  # fmt: skip
         release.add_options(command)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = make_parser().parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
     release = RELEASES[options.name]
     try:
         files = Files([options.root, *options.images])
@@ -79,10 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return _INTERRUPTED
+        print("interrupted: the same command resumes", file=sys.stderr)
+        return INTERRUPTED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

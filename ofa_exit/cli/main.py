@@ -1,0 +1,74 @@
+"""``ofa-exit VERB …``: import the verb's module and run it.
+
+A verb is a module of this folder with ``main(argv) -> exit status``. Only the module in use is
+imported: ``ofa-exit --help`` does not wait for torch and fairseq.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "prepare": "convert an official release to TSV files",
+    "holdout": "split a validation file into rows to train on and held-out rows",
+    "references": "join all captions of an image in one row, for the CIDEr stage",
+    "document-frequencies": "count n-grams of the training captions, for CIDEr-D rewards",
+    "capfilt": "filter sampled captions by image-text similarity (CapFilt)",
+    "sweep": "measure quality and savings of many exit settings",
+    "choose": "select an exit setting on one split and report it on others",
+    "plot": "draw quality against savings",
+    "layers": "measure quality after each decoder layer and at each exit",
+    "plot-layers": "draw what `layers` measured and suggest --exit-layers",
+    "table": "compare finished generations",
+    "score": "compute the official metrics of a result file",
+    "submit": "write a benchmark's result file from generated text",
+    "merge": "merge the shards of a generation",
+    "export": "reduce a checkpoint to what others need",
+    "verify": "compare the model with the official one, number by number",
+    "cost": "estimate the cost of training and answering",
+    "user-dir": "print the folder for fairseq's --user-dir",
+}
+
+
+def help_text() -> str:
+    verbs = "\n".join(f"  {verb:22}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: ofa-exit VERB [arguments]\n\n"
+        "Early exits for OFA. Training and generation run by fairseq-train and\n"
+        "fairseq-generate with --user-dir $(ofa-exit user-dir).\n\n"
+        f"{verbs}\n\nofa-exit VERB --help explains one of them."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that ``argv`` (default: the command line) starts with; return its status."""
+    verb, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    if verb in ("", "-h", "--help"):
+        print(help_text(), file=sys.stdout if verb else sys.stderr)
+        return 0 if verb else 2
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "ofa-exit --help lists all verbs"
+        print(f"ofa-exit: error: unknown verb {verb!r}: {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"ofa_exit.cli.{verb.replace('-', '_')}")
+    try:
+        return module.main(arguments)
+    except ValueError as error:
+        text = usage_error(error)
+        if text is None:
+            raise
+        print(f"ofa-exit {verb}: error: {text}", file=sys.stderr)
+        return 2
+
+
+def usage_error(error: ValueError) -> str | None:
+    """Return the message of an error that the user can mend, None for any other error."""
+    from ofa_exit.data.tsv import TsvError
+    from ofa_exit.plugin.errors import UsageError  # imports fairseq
+
+    if not isinstance(error, (UsageError, TsvError)):
+        return None
+    # The error of a data-loading worker carries the worker's traceback in front of its message.
+    return str(error).rpartition(f"{TsvError.__name__}: ")[2].strip()
