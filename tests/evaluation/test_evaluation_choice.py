@@ -1,4 +1,4 @@
-"""Settings are chosen on one file and read on another."""
+"""Settings are chosen on one file and looked up in another."""
 
 import csv
 import sys
@@ -24,7 +24,7 @@ def run(monkeypatch, *arguments):
     return choice.main()
 
 
-def test_the_deepest_saving_that_keeps_enough(tmp_path, monkeypatch, capsys):
+def test_largest_saving_with_enough_quality(tmp_path, monkeypatch, capsys):
     valid = write(
         tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3), ("b", 96.5, 0.4), ("c", 90, 0.6)
     )
@@ -39,7 +39,7 @@ def test_the_deepest_saving_that_keeps_enough(tmp_path, monkeypatch, capsys):
     assert lines[3].split("\t") == [test, "MuE", "45.0", "90.0 %", "0.4"]
 
 
-def test_no_exits_where_nothing_keeps_enough(tmp_path, monkeypatch, capsys):
+def test_no_exits_without_enough_quality(tmp_path, monkeypatch, capsys):
     baseline = write(tmp_path / "b.csv", ("full", 200, 0))
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
     run(monkeypatch, valid, "--baseline", baseline)
