@@ -17,7 +17,7 @@ from typing import Any
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, LeftOut, MalformedError, Record, clean, items, whole
+from .records import SEPARATOR, Item, LeftOut, MalformedError, Record, clean, items, require_int
 from .splits import available
 
 HELP = """COCO captions, Karpathy's split: train.tsv (one row per caption), train_stage2.tsv (one
@@ -66,7 +66,7 @@ def read(source: Path, split: str) -> Iterator[Item]:
             return
         names = (str(entry["filename"]), f"{int(id):012d}.jpg")
         captions = [
-            (whole(sentence["sentid"], "sentid"), clean(sentence["raw"], "a caption").lower())
+            (require_int(sentence["sentid"], "sentid"), clean(sentence["raw"], "a caption").lower())
             for sentence in entry["sentences"]
         ]
         if not captions:
@@ -79,6 +79,6 @@ def read(source: Path, split: str) -> Iterator[Item]:
             yield Record(id, names, (id, id, joined, "", None))
 
     def id_of(place: str, entry: Any) -> str:
-        return str(whole(entry["cocoid"], "cocoid"))
+        return str(require_int(entry["cocoid"], "cocoid"))
 
     return items(source, elements(source, "images"), id_of, make)

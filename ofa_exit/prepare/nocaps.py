@@ -18,7 +18,7 @@ from typing import Any
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, MalformedError, Problem, Record, clean, items, whole
+from .records import SEPARATOR, Item, MalformedError, Problem, Record, clean, items, require_int
 from .splits import available
 
 HELP = """NoCaps validation captions: valid.tsv, and one file per domain: in-domain, near-domain,
@@ -57,7 +57,7 @@ def read(source: Path, domain: str | None = None) -> Iterator[Item]:
     captions: dict[Any, list[Any]] = defaultdict(list)
     for place, entry in elements(source, "annotations"):
         try:
-            captions[whole(entry["image_id"], "image_id")].append(entry["caption"])
+            captions[require_int(entry["image_id"], "image_id")].append(entry["caption"])
         except (KeyError, TypeError, MalformedError) as error:
             yield Problem(source.name, f"caption {place}", f"the record is malformed ({error})")
     seen = set()
@@ -75,7 +75,7 @@ def read(source: Path, domain: str | None = None) -> Iterator[Item]:
         yield Record(id, names, (id, id, joined, "", None))
 
     def id_of(place: str, entry: Any) -> str:
-        return str(whole(entry["id"], "id"))
+        return str(require_int(entry["id"], "id"))
 
     yield from items(source, elements(source, "images"), id_of, make)
     for image in captions.keys() - seen:

@@ -119,10 +119,10 @@ def clean(text: Any, name: str = "text") -> str:
     return cleaned
 
 
-def whole(value: Any, name: str) -> int:
+def require_int(value: Any, name: str) -> int:
     """Return an id or index. Raises MalformedError if it is not an integer."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise MalformedError(f"{name} is {value!r}, not a whole number")
+        raise MalformedError(f"{name} is {value!r}, not an integer")
     return value
 
 

@@ -41,7 +41,7 @@ from .records import (
     coco_names,
     items,
     reason,
-    whole,
+    require_int,
 )
 from .splits import available
 
@@ -140,7 +140,7 @@ def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
                 history_error = history_error or f"round {number}: {reason(error)}"
 
     def id_of(place: str, entry: Any) -> str:
-        return str(whole(entry["image_id"], "image_id"))
+        return str(require_int(entry["image_id"], "image_id"))
 
     yield from items(source, elements(source, "data", "dialogs"), id_of, make)
     yield from malformed
@@ -159,7 +159,7 @@ def _answer_columns(
         raise MalformedError(f"a round has {len(options)} candidates, not {CANDIDATES}")
     truth = ""
     if split != "test":
-        index = whole(turn["gt_index"], "gt_index")
+        index = require_int(turn["gt_index"], "gt_index")
         if not 0 <= index < CANDIDATES:
             raise MalformedError(f"gt_index {index} is none of the {CANDIDATES} candidates")
         truth = str(index)
@@ -173,7 +173,10 @@ def read_dense(source: Path) -> tuple[Dense, list[Problem]]:
     for place, entry in elements(source):
         where = f"entry {place}"
         try:
-            key = whole(entry["image_id"], "image_id"), whole(entry["round_id"], "round_id")
+            key = (
+                require_int(entry["image_id"], "image_id"),
+                require_int(entry["round_id"], "round_id"),
+            )
             where = f"{key[0]}_{key[1]}"
             if key in found:
                 raise MalformedError("the round is annotated twice")
@@ -199,7 +202,7 @@ def _text(value: Any) -> str:
 
 def _text_at(texts: list[str], index: Any, name: str) -> str:
     """Return the text that a round refers to. Raises MalformedError."""
-    if not 0 <= whole(index, name) < len(texts):
+    if not 0 <= require_int(index, name) < len(texts):
         raise MalformedError(f"{name} {index} is none of the {len(texts):,} texts")
     if not texts[index]:
         raise MalformedError(f"{name} {index} is empty or not text")

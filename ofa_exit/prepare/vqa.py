@@ -26,7 +26,7 @@ from .records import (
     clean,
     coco_names,
     items,
-    whole,
+    require_int,
 )
 from .splits import Wanted, available, candidate_sources
 
@@ -165,7 +165,7 @@ def read_annotations(source: Path) -> dict[int, Annotation | str]:
     texts: dict[str, str] = {}  # each distinct answer is kept once in memory
     for place, entry in elements(source, "annotations"):
         try:
-            id = whole(entry["question_id"], "question_id")
+            id = require_int(entry["question_id"], "question_id")
         except (KeyError, TypeError, MalformedError):
             found[-1 - int(place)] = "the annotation has no question_id"
             continue
@@ -176,7 +176,7 @@ def read_annotations(source: Path) -> dict[int, Annotation | str]:
             given = tuple(texts.setdefault(text, text) for text in annotators(entry["answers"]))
             named = entry.get("multiple_choice_answer")
             named = clean(named, "multiple_choice_answer").lower() if named else most_common(given)
-            image = whole(entry["image_id"], "image_id")
+            image = require_int(entry["image_id"], "image_id")
             found[id] = Annotation(image, given, texts.setdefault(named, named))
         except MalformedError as error:
             found[id] = str(error)
@@ -204,7 +204,7 @@ def read(
     asked = set()
 
     def make(id: str, entry: Any) -> Iterator[Record | LeftOut]:
-        image = whole(entry["image_id"], "image_id")
+        image = require_int(entry["image_id"], "image_id")
         answers = None
         if known is not None:
             asked.add(int(id))
@@ -222,7 +222,7 @@ def read(
         )  # fmt: skip
 
     def id_of(place: str, entry: Any) -> str:
-        return str(whole(entry["question_id"], "question_id"))
+        return str(require_int(entry["question_id"], "question_id"))
 
     yield from items(questions, elements(questions, "questions"), id_of, make)
     if known is not None and annotations is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,18 +108,40 @@ def example(index: int, **options) -> Example:
     return Example(index, str(index), tokens, tokens, tokens + 2, 1, None, ["x"], [], **options)
 
 
-def test_confidences_where_given():
+def test_examples_without_confidence_have_1():
     batch = collate([example(0, conf=0.5), example(1)], PAD, SIZE)
     assert batch["conf"].tolist() == [0.5, 1.0]
 
 
-def test_constraint_masks_are_for_all_or_none():
+def test_constraint_masks_for_all_examples_or_none():
     mask = torch.ones(2, 9, dtype=torch.bool)
     with pytest.raises(ValueError, match="constraint mask"):
         collate([example(0, constraint_mask=mask), example(1)], PAD, SIZE)
 
 
-def test_rows_left_out_of_a_batch():
+def with_image(index: int, value: float | None, image_id: int | None) -> Example:
+    image = None if value is None else torch.full((3, SIZE, SIZE), value)
+    return replace(example(index), image=image, image_id=image_id)
+
+
+def test_examples_share_images_by_id():
+    """Equal tensors are not enough; rows without an image have separate zeros."""
+    rows = [(1.0, 7), (1.0, 7), (1.0, None), (1.0, None), (None, 7), (None, 7), (2.0, 9), (1.0, 7)]
+    examples = [with_image(index, *row) for index, row in enumerate(rows)]
+    net_input = collate(examples, PAD, SIZE)["net_input"]
+    assert net_input["image_rows"].tolist() == [0, 0, 1, 2, 3, 4, 5, 0]
+    assert net_input["patch_images"][:, 0, 0, 0].tolist() == [1, 1, 1, 0, 0, 2]
+    assert net_input["patch_masks"].tolist() == [value is not None for value, _ in rows]
+    assert net_input["padded"]
+    net_input = collate(examples[1:4], PAD, SIZE)["net_input"]
+    assert "image_rows" not in net_input and not net_input["padded"]
+    assert set(net_input) == {
+        *("src_tokens", "src_lengths", "patch_images", "patch_masks", "padded"),
+        "prev_output_tokens",
+    }
+
+
+def test_skipped_rows_are_dropped_from_a_batch():
     batch = collate([None, example(1), None], PAD, SIZE)
     assert batch["id"].tolist() == [1]
     assert batch["nsentences"] == 1
@@ -187,7 +210,7 @@ def test_a_changed_file_is_never_skipped(tmp_path):
         dataset[0]
 
 
-def test_errors_that_are_no_row_errors_are_never_skipped(tmp_path, monkeypatch):
+def test_other_errors_are_never_skipped(tmp_path, monkeypatch):
     dataset = captions(tmp_path, ROWS, skip=True)
 
     def fail(field: str):
@@ -227,7 +250,7 @@ def test_workers_read_every_row_once_and_report_to_the_main_process(tmp_path, co
     assert "4 of 40 rows were skipped" in dataset.summary()[0]
 
 
-def test_an_error_in_a_worker_tells_the_row(tmp_path):
+def test_an_error_in_a_worker_names_the_row(tmp_path):
     dataset = captions(tmp_path, ROWS)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=dataset.collater)
     with pytest.raises(

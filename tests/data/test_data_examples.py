@@ -1,4 +1,4 @@
-"""Captioning and entailment rows: what each becomes, and what is refused."""
+"""Captioning and entailment rows: their examples and their errors."""
 
 import base64
 from pathlib import Path
@@ -28,7 +28,7 @@ LOADER = ImageLoader(16)
 
 
 class SpacedCodec:
-    """A codec that keeps case and shows the space a text begins with, as GPT-2's does."""
+    """A codec that keeps case and marks a leading space, as GPT-2's does."""
 
     def encode(self, text: str) -> str:
         return text.replace(" ", " _").strip()
@@ -134,7 +134,7 @@ def failure(examples: CaptionExamples | EntailmentExamples, index: int = 1) -> T
         (plain_field(), True, "column 2 holds an image, not text"),
     ],
 )
-def test_captions_that_are_refused(tmp_path, caption, train, message):
+def test_invalid_captions_raise(tmp_path, caption, train, message):
     error = failure(captions(tmp_path, caption_row(1), caption_row(2, caption), train=train))
     assert error.field == "caption"
     assert message in error.message
@@ -166,7 +166,7 @@ def test_broken_images_name_the_row(tmp_path, name):
 @pytest.mark.parametrize(
     ("selected", "field"), [("0,2,2", "image"), ("0,3,2", "image"), ("0,4,4", "caption")]
 )
-def test_wrong_columns_point_at_the_right_one(tmp_path, selected, field):
+def test_wrong_columns_name_the_likely_one(tmp_path, selected, field):
     # Column 3, the predicted objects, is often empty: no reason to go on without images.
     rows = [[*caption_row(1)[:3], "", plain_field()]]
     with pytest.raises(TsvError) as caught:
@@ -183,7 +183,7 @@ def test_missing_column_of_the_official_layout(tmp_path):
         captions(tmp_path, ["1", plain_field(), "a dog"])
 
 
-def test_texts_longer_than_the_model_are_refused_not_cut(tmp_path):
+def test_texts_longer_than_the_model_raise(tmp_path):
     examples = captions(tmp_path, caption_row(1), caption_row(2, "a dog " * 9), train=False)
     examples.max_target_positions = 12
     error = failure(examples)
@@ -233,7 +233,7 @@ def test_entailment_source_with_and_without_premise(tmp_path):
     )
 
 
-def test_the_source_is_spelt_as_ofa_spells_it(tmp_path):
+def test_source_text_equals_ofas(tmp_path):
     spelt = []
 
     class Recorder:
@@ -295,7 +295,7 @@ def test_constraint_mask_allows_the_answers(tmp_path, prompt_type):
     assert mask.gather(1, example.target[:, None])[example.prompt_length - 1 :].all()
 
 
-def test_answers_that_the_dictionary_lacks(tmp_path):
+def test_answers_missing_from_the_dictionary_raise(tmp_path):
     path = write_tsv(tmp_path / "ve.tsv", [entailment_row(1)])
     encoder = word_encoder(["does", "the", "image", "describe", "yes", "no"])
     with pytest.raises(ValueError, match="lacks the answer 'maybe'"):
@@ -316,7 +316,7 @@ def test_answers_that_the_dictionary_lacks(tmp_path):
         ({"label": plain_field()}, "label", "holds an image"),
     ],
 )
-def test_entailment_rows_that_are_refused(tmp_path, change, field, message):
+def test_invalid_entailment_rows_raise(tmp_path, change, field, message):
     rows = [entailment_row(1), entailment_row(2, **change)]
     error = failure(entailment(tmp_path, *rows, add_caption=True))
     assert error.field == field
@@ -328,7 +328,7 @@ def test_premise_may_be_missing_where_it_is_not_read(tmp_path):
     assert isinstance(example, Example)
 
 
-def test_wrong_label_column_points_at_the_right_one(tmp_path):
+def test_wrong_label_column_names_the_likely_one(tmp_path):
     examples = entailment(tmp_path, entailment_row(1), selected_cols="0,2,3,4,4")
     with pytest.raises(TsvError) as caught:
         examples[0]
@@ -344,7 +344,7 @@ def test_wrong_label_column_points_at_the_right_one(tmp_path):
         lambda path: entailment(path, entailment_row(1), prompt_type="all"),
     ],
 )
-def test_nonsense_options(tmp_path, make):
+def test_invalid_options_raise(tmp_path, make):
     with pytest.raises(ValueError, match=r"not positive|none of none, src, prev_output"):
         make(tmp_path)
 

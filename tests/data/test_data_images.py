@@ -1,4 +1,4 @@
-"""Pictures out of fields: every form decoded to the same RGB, every broken one refused."""
+"""Images of TSV fields: every format is decoded to RGB, and broken ones raise."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def two_colours() -> Image.Image:
-    """Red, with a blue left half, so that turning it shows."""
+    """Red with a blue left half, so that a rotation is visible."""
     image = Image.new("RGB", (8, 4), "red")
     image.paste("blue", (0, 0, 4, 4))
     return image
@@ -57,7 +57,7 @@ def test_every_alphabet_and_padding_of_base64():
         assert torch.equal(pil_to_tensor(decode_image(field)), pil_to_tensor(image))
 
 
-def test_transparency_lies_on_white():
+def test_transparency_becomes_white():
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
     rgba.paste((0, 0, 255, 0), (0, 0, 2, 4))
     rgba.putpixel((3, 3), (255, 0, 0, 128))
@@ -111,13 +111,13 @@ def test_16_bit_grey_is_scaled(file_format):
     assert [decoded.getpixel((x, 0)) for x in range(4)] == [(v // 257,) * 3 for v in values]
 
 
-def test_grey_and_two_level_pictures():
+def test_grey_and_two_level_images():
     assert decode_image(encoded(Image.new("L", (2, 2), 77))).getpixel((0, 0)) == (77, 77, 77)
     assert decode_image(encoded(Image.new("1", (2, 2), 1))).getpixel((0, 0)) == WHITE
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_32_bit_pixels_are_refused(mode):
+def test_32_bit_pixels_raise(mode):
     with pytest.raises(ImageError, match=r"32-bit pixels.*8 bits"):
         decode_image(encoded(Image.new(mode, (4, 4), 1), "TIFF"))
 
@@ -141,7 +141,7 @@ def test_orientation_of_exif(file_format):
         assert difference.abs().float().mean() < 4
 
 
-def test_unreadable_exif_does_not_refuse_a_good_picture():
+def test_unreadable_exif_is_ignored():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for exif in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0"):
@@ -160,7 +160,7 @@ def test_unreadable_exif_does_not_refuse_a_good_picture():
         (base64.b64encode(b"\x89PNG\r\n\x1a\nrubbish").decode(), "not an image"),
     ],
 )
-def test_fields_that_are_no_picture(field, message):
+def test_fields_that_are_not_images_raise(field, message):
     with pytest.raises(ImageError, match=message) as caught:
         decode_image(field)
     assert caught.value.remedy
@@ -168,7 +168,7 @@ def test_fields_that_are_no_picture(field, message):
 
 
 @pytest.mark.parametrize("file_format", ["EPS", "PDF", "TGA"])
-def test_formats_beyond_plain_pictures_are_not_tried(file_format):
+def test_unsupported_formats_raise(file_format):
     with pytest.raises(ImageError, match=r"not an image.*JPEG"):
         decode_image(encoded(two_colours(), file_format))
 
@@ -178,7 +178,7 @@ def _bytes_of(field: str) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
-def test_cut_off_files_are_refused(file_format):
+def test_truncated_files_raise(file_format):
     noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
     whole = _bytes_of(
         encoded(Image.frombytes("RGB", (64, 64), noise.numpy().tobytes()), file_format)
@@ -188,7 +188,7 @@ def test_cut_off_files_are_refused(file_format):
             decode_image(base64.b64encode(whole[:part]).decode())
 
 
-def test_damaged_data_is_refused_by_name():
+def test_damaged_data_raise():
     whole = bytearray(_bytes_of(encoded(Image.effect_noise((64, 64), 50).convert("RGB"))))
     at = whole.index(b"IDAT") + 40
     whole[at : at + 20] = bytes(20)
@@ -197,7 +197,7 @@ def test_damaged_data_is_refused_by_name():
 
 
 def _png_header_only(width: int, height: int) -> str:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG with a size in its header and almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -209,7 +209,7 @@ def _png_header_only(width: int, height: int) -> str:
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode()
 
 
-def test_huge_pictures_are_refused_by_their_header():
+def test_huge_images_are_rejected_by_their_header():
     with pytest.raises(ImageError, match="8000x8000 pixels, more than 50,000,000"):
         decode_image(_png_header_only(8000, 8000))
     with pytest.raises(ImageError, match="too large"):
@@ -256,12 +256,12 @@ def test_loader():
 @pytest.mark.parametrize(
     "arguments", [(0, "half"), (-4, "half"), (16, "quarter"), (16, "half", 0)], ids=str
 )
-def test_nonsense_options(arguments):
+def test_invalid_options_raise(arguments):
     with pytest.raises(ValueError, match=r"positive|none of half, imagenet"):
         ImageLoader(*arguments)
 
 
-def test_images_are_known_by_their_first_letters():
+def test_images_are_recognised_by_their_first_letters():
     noise = Image.effect_noise((32, 32), 50)
     for file_format in ("JPEG", "PNG", "GIF", "TIFF", *["WEBP"] * features.check("webp")):
         assert looks_like_image(encoded(noise, file_format))

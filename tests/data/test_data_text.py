@@ -122,7 +122,7 @@ def test_gpt2_codec_round_trips_and_pickles(tiny_bpe):
     assert codec.encode("🙂").count(" ") == 3
 
 
-def test_gpt2_files_that_are_none(tmp_path):
+def test_invalid_gpt2_files_raise(tmp_path):
     (tmp_path / "encoder.json").write_text("not json")
     (tmp_path / "vocab.bpe").write_text("#version\n")
     with pytest.raises(ValueError, match=r"encoder\.json.*not GPT-2"):
@@ -181,7 +181,7 @@ def test_sentencepiece(tmp_path):
     assert codec.decode(pieces) == "a dog sleeps"
 
 
-def test_sentencepiece_that_is_not_installed(tmp_path, monkeypatch):
+def test_missing_sentencepiece(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
     (tmp_path / "m.model").write_text("")
     with pytest.raises(ImportError, match="pip install sentencepiece"):
@@ -213,7 +213,7 @@ def test_fairseqs_dictionary_is_a_vocabulary():
 EOS = 2
 
 
-def test_trie_gives_the_tokens_allowed_next():
+def test_trie_allowed_next():
     trie = AnswerTrie([[7], [7, 8], [5, 9]], EOS)
     assert trie.allowed_next([]) == [5, 7]
     assert trie.allowed_next([7]) == [EOS, 8]
@@ -234,13 +234,13 @@ def test_trie_mask():
 
 
 @pytest.mark.parametrize("target", [[5, EOS], [7, 8], [7, 8, EOS, EOS], [EOS], []], ids=str)
-def test_trie_refuses_what_is_no_answer(target):
+def test_trie_rejects_other_answers(target):
     trie = AnswerTrie([[7], [7, 8], [5, 9]], EOS)
     with pytest.raises(ValueError, match="not one of the answers"):
         trie.mask(torch.tensor(target, dtype=torch.long), 1, 11)
 
 
 @pytest.mark.parametrize("answers", [[], [[]], [[4], []], [[4], [4]], [[4, EOS]]], ids=str)
-def test_trie_refuses_nonsense_answers(answers):
+def test_trie_rejects_invalid_answers(answers):
     with pytest.raises(ValueError, match="answer"):
         AnswerTrie(answers, EOS)

@@ -1,4 +1,4 @@
-"""TSV files: offsets, their index file, and everything that may be wrong with a line."""
+"""TSV files: offsets, the index file, and errors of lines."""
 
 import errno
 import fcntl
@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.data_samples import write_tsv
@@ -67,7 +68,7 @@ def test_short_last_lines_are_kept(tmp_path):
         assert lines == content.rstrip().split(b"\n")
 
 
-def test_lines_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
+def test_lines_longer_than_a_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(row_index, "_CHUNK_BYTES", 7)
     rows = [[str(number), "w" * length] for number, length in enumerate((0, 5, 40, 4, 3, 200, 1))]
     path = write_tsv(tmp_path / "a.tsv", rows)
@@ -104,7 +105,7 @@ def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "odd"])
-def test_damaged_index_is_built_again(tmp_path, damage):
+def test_damaged_index_is_rebuilt(tmp_path, damage):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     TsvFile(path, None, COLUMNS)
     index = index_path(path)
@@ -113,6 +114,33 @@ def test_damaged_index_is_built_again(tmp_path, damage):
     index.write_bytes(changed[damage])
     assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
     assert index.read_bytes() == good
+
+
+@pytest.mark.parametrize("change", ["other stamp", "other type", "other shape", "no offsets"])
+def test_index_of_another_file_or_layout_is_rebuilt(tmp_path, change):
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    TsvFile(path, None, COLUMNS)
+    good = np.load(index_path(path))
+    changed = {
+        "other stamp": good + np.array([0, 1, *[0] * (len(good) - 2)]),
+        "other type": good.astype(np.float64),
+        "other shape": good[None],
+        "no offsets": good[:2],
+    }
+    with index_path(path).open("wb") as file:
+        np.save(file, changed[change])
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
+    assert np.array_equal(np.load(index_path(path)), good)
+
+
+def test_index_of_an_earlier_version_is_rebuilt(tmp_path):
+    """It began with a magic number, then size, mtime and the number of offsets, as int64 words."""
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
+    status = path.stat()
+    wrong = [0x0FA0_1DE8_0000_0001, status.st_size, status.st_mtime_ns, 2, 0, status.st_size]
+    index_path(path).write_bytes(np.array(wrong, dtype=np.int64).tobytes())
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
+    assert index_path(path).read_bytes().startswith(b"\x93NUMPY")
 
 
 def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
@@ -126,7 +154,7 @@ def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_many_readers_at_once_build_one_index(tmp_path):
+def test_concurrent_readers_build_one_index(tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [[str(n), f"row {n}"] for n in range(3000)])
     seen = []
     threads = [
@@ -181,7 +209,7 @@ def _die_with_the_lock(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_lock_of_a_killed_process_locks_nobody_out(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
     child = multiprocessing.get_context("fork").Process(target=_die_with_the_lock, args=(path,))
     child.start()
@@ -191,7 +219,7 @@ def test_the_lock_of_a_killed_process_locks_nobody_out(tmp_path):
     assert not lock_path(path).exists() and index_path(path).exists()
 
 
-def test_waiting_for_another_process_is_told(tmp_path, caplog):
+def test_waiting_for_another_process_is_logged(tmp_path, caplog):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
     caplog.set_level(logging.INFO, row_index.__name__)
     read = []
@@ -219,7 +247,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, error):
     assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
 
 
-def test_a_folder_in_which_no_file_can_be_made(tmp_path, monkeypatch):
+def test_read_only_folder(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
     original = Path.open
 
@@ -250,7 +278,7 @@ def _read_in_child(file: TsvFile, start: int, queue) -> None:
 
 
 @pytest.mark.parametrize(("method", "starts"), [("fork", (0, 1)), ("spawn", (0,))])
-def test_processes_read_side_by_side(tmp_path, method, starts):
+def test_processes_read_in_parallel(tmp_path, method, starts):
     path = write_tsv(tmp_path / "a.tsv", [[str(n), f"row {n}"] for n in range(200)])
     file = TsvFile(path, None, COLUMNS)
     assert file.row(0)["text"] == "row 0"  # the parent's handle is open
@@ -300,7 +328,7 @@ def test_missing_file_and_no_rows(tmp_path):
     assert "cannot be read" in str(failure(tmp_path))
 
 
-def test_missing_column_is_refused_before_any_row_is_read(tmp_path):
+def test_missing_column_raises_before_any_row_is_read(tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
     with pytest.raises(TsvError) as caught:
         TsvFile(path, "0,4", COLUMNS)
@@ -321,7 +349,7 @@ def test_ragged_lines_name_both_counts(tmp_path):
 
 
 @pytest.mark.parametrize("selected", ["0", "0,1,2", "0,x", "0,-1", "0;1", "0,", "0,²"])
-def test_nonsense_column_choices(tmp_path, selected):
+def test_invalid_column_choices_raise(tmp_path, selected):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one", "x"]])
     error = failure(path, 0, selected)
     assert error.line is None
@@ -337,7 +365,7 @@ def test_bytes_that_are_not_utf8_name_the_field(tmp_path):
     assert "UTF-8" in error.message
 
 
-def test_file_that_changes_while_in_use(tmp_path):
+def test_file_changed_while_in_use(tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     file = TsvFile(path, None, COLUMNS)
     write_tsv(path, [["1", "one"], ["2", "two"], ["3", "three"]])
@@ -370,14 +398,14 @@ def test_file_that_is_still_being_written(tmp_path, monkeypatch):
         TsvFile(path, None, COLUMNS)
 
 
-def test_rows_outside_the_file(tmp_path):
+def test_rows_out_of_range(tmp_path):
     file = TsvFile(write_tsv(tmp_path / "a.tsv", [["1", "one"]]), None, COLUMNS)
     for index in (-1, 1):
         with pytest.raises(IndexError):
             file.row(index)
 
 
-def test_error_text_and_its_way_through_processes():
+def test_error_text_survives_processes():
     error = TsvError("a.tsv", 3, "image", "it is broken", "Mend it")
     assert str(error) == "a.tsv, line 3, field 'image': it is broken. Mend it"
     copy = pickle.loads(pickle.dumps(error))

@@ -1,4 +1,4 @@
-"""Caption metrics: by hand, against pycocoevalcap's wrappers, and with a misbehaving Java."""
+"""Caption metrics: by hand, against pycocoevalcap's wrappers, and with a failing Java."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ REFERENCES = [
 
 
 def by_library(predictions, references, tokenize):
-    """The same scores through pycocoevalcap's classes."""
+    """The same scores from pycocoevalcap's classes."""
     truth = {i: [tokenize(ref) for ref in refs] for i, refs in enumerate(references)}
     results = {i: [tokenize(prediction)] for i, prediction in enumerate(predictions)}
     bleu, _ = Bleu(4).compute_score(truth, results, verbose=0)
@@ -95,7 +95,7 @@ def test_cider_of_one_sample_by_hand():
     assert cider.score("a dog", ["a cat"]) == 0
 
 
-def test_refusals():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match="set is empty"):
         score_captions([], [])
     with pytest.raises(ValueError, match="caption 2 has no reference"):
@@ -119,7 +119,7 @@ def test_without_java(monkeypatch, tmp_path):
 
 @pytest.fixture
 def fake_java(monkeypatch, tmp_path):
-    """A function that puts a shell script in the place of Java."""
+    """A function that replaces Java by a shell script."""
 
     def install(script):
         command = tmp_path / "java"
@@ -139,7 +139,7 @@ def is_running(folder):
 
 
 @pytest.mark.parametrize("script", ["exec sleep 60", "read line; sleep 60; true"])
-def test_a_hanging_java_is_ended(fake_java, script):
+def test_a_hanging_java_is_killed(fake_java, script):
     folder = fake_java(script)
     start = time.monotonic()
     with pytest.raises(java.JavaError, match="PTB tokenizer took more than"):
@@ -161,7 +161,7 @@ def test_a_dying_java_says_why(fake_java):
     assert scores.tokenizer == "plain" and "out of memory" in scores.line()
 
 
-def test_lines_that_do_not_match_are_refused(fake_java):
+def test_wrong_number_of_lines_raises(fake_java):
     fake_java("cat > /dev/null; echo one; echo two")
     with pytest.raises(java.JavaError, match="2 lines for 1 sentences"):
         java.ptb_tokenize(["a"])
@@ -182,7 +182,7 @@ def test_meteor_dialogue(fake_java):
     assert not is_running(folder)
 
 
-def test_spice_is_said_to_be_absent(monkeypatch):
+def test_missing_spice_models(monkeypatch):
     monkeypatch.setattr(java, "SPICE_MODELS", ("no-such-models.jar",))
     with pytest.raises(
         java.JavaError, match=r"no-such-models.jar.* not in pycocoevalcap/spice/lib"
@@ -204,7 +204,7 @@ def test_spice_answers_are_averaged(monkeypatch, fake_java):
 
 
 @pytest.mark.java
-def test_ptb_tokens_are_pycocoevalcaps(capfd):
+def test_ptb_tokens_equal_pycocoevalcaps(capfd):
     captions = [*PREDICTIONS, *(ref for refs in REFERENCES for ref in refs)]
     expected = PTBTokenizer().tokenize({i: [{"caption": c}] for i, c in enumerate(captions)})
     capfd.readouterr()
@@ -223,13 +223,13 @@ def test_ptb_does_not_depend_on_the_locale(monkeypatch):
 
 
 @pytest.mark.java
-def test_plain_tokens_are_nearly_ptbs():
+def test_plain_tokens_equal_ptbs_for_usual_captions():
     captions = ["A man's dog isn't here!", "Two, snow-covered hills: white.", "he'll don't"]
     assert [plain_tokenize(caption) for caption in captions] == java.ptb_tokenize(captions)
 
 
 @pytest.mark.java
-def test_all_metrics_are_pycocoevalcaps(capfd):
+def test_all_metrics_equal_pycocoevalcaps(capfd):
     scores = score_captions(PREDICTIONS, REFERENCES)
     out, _ = capfd.readouterr()
     assert out == ""
@@ -242,7 +242,7 @@ def test_all_metrics_are_pycocoevalcaps(capfd):
     assert "SPICE missing: its models" in scores.line()
 
 
-def test_nothing_is_printed_by_the_metrics():
+def test_metrics_print_nothing():
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         score_captions(PREDICTIONS, REFERENCES, "plain")
     assert printed.getvalue() == ""

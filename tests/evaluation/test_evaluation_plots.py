@@ -1,4 +1,4 @@
-"""The accuracy–time curve: what it reads, draws and refuses."""
+"""The accuracy–time curve: reading, drawing, and errors."""
 
 import sys
 import xml.etree.ElementTree as ET
@@ -26,7 +26,7 @@ def test_points(sweep):
     assert points[1].savings["measured_time_reduction"] is None
 
 
-def test_files_are_the_same_every_time(sweep, tmp_path):
+def test_files_are_reproducible(sweep, tmp_path):
     points = read_points(sweep, "cider")
     first = [path.read_bytes() for path in plot_curve(points, "cider", tmp_path / "one")]
     again = [path.read_bytes() for path in plot_curve(points, "cider", tmp_path / "two")]
@@ -38,7 +38,7 @@ def test_files_are_the_same_every_time(sweep, tmp_path):
     assert fewer[1] != first[1]
 
 
-def test_a_point_is_drawn_where_its_reduction_is_known(sweep):
+def test_points_without_reduction_are_not_drawn(sweep):
     from ofa_exit.evaluation.figures.plots import _figure
 
     figure = _figure(read_points(sweep, "cider"), "cider")
@@ -47,7 +47,7 @@ def test_a_point_is_drawn_where_its_reduction_is_known(sweep):
     assert drawn[2] == [[25, 120.5]]
 
 
-def test_only_settings_that_no_other_beats_are_joined():
+def test_only_undominated_settings_are_joined():
     points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
     assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
 
@@ -80,13 +80,13 @@ def test_command(sweep, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("value", ["much", "nan", ""])
-def test_a_number_that_is_none_is_named(sweep, value):
+def test_invalid_number_names_its_place(sweep, value):
     sweep.write_text(f"{HEADER}{ROWS}MuE,{value},0,0,0,1\n")
     with pytest.raises(ValueError, match=r"sweep\.csv, line 5, column cider"):
         read_points(sweep, "cider")
 
 
-def test_an_empty_sweep_is_refused(sweep):
+def test_an_empty_sweep_raises(sweep):
     sweep.write_text(HEADER)
     with pytest.raises(ValueError, match=r"sweep\.csv.*no row"):
         read_points(sweep, "cider")

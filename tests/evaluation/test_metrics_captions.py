@@ -77,7 +77,7 @@ def test_karpathys_split(tmp_path):
         score_coco(given, path, split="dev", tokenizer="plain")
 
 
-def test_nocaps_domains_are_sets_of_their_own(tmp_path):
+def test_nocaps_domains_are_separate_sets(tmp_path):
     scores = score_nocaps(results(tmp_path), annotations(tmp_path, DOMAINS), "plain")
     assert scores.values == pytest.approx(expected(1, 2, 3, 4))
     for domain, images in (("in-domain", (1, 3)), ("near-domain", (4,)), ("out-domain", (2,))):
@@ -93,7 +93,7 @@ def test_nocaps_domains_are_sets_of_their_own(tmp_path):
         score_nocaps(results(tmp_path), annotations(tmp_path, {**DOMAINS, 4: "far"}), "plain")
 
 
-def test_misfits_are_refused(tmp_path):
+def test_files_that_do_not_fit_raise(tmp_path):
     path = annotations(tmp_path)
     with pytest.raises(ValueError, match=r"no result for 1 of 4 .* image 4"):
         score_coco(results(tmp_path, {image: CAPTIONS[image] for image in (1, 2, 3)}), path)

@@ -104,7 +104,7 @@ def test_validity_and_plausibility(files, tmp_path):
         score_gqa(*files(answers, questions), choices=path)
 
 
-def test_questions_with_answers_alone_give_accuracy_alone(files):
+def test_questions_with_answers_only_give_accuracy_only(files):
     scores = score_gqa(*files({"1": "yes"}, {"1": {"answer": "yes"}}))
     assert scores.values == {"accuracy": 100}
     assert scores.notes[0] == "binary and open missing: the questions have no types"
@@ -120,7 +120,7 @@ def test_questions_in_several_files(files, tmp_path):
     assert score_gqa(results, [first, tmp_path / "b.json"]).values["accuracy"] == 50
 
 
-def test_answers_to_questions_of_other_files_are_passed_over(files):
+def test_answers_to_questions_of_other_files_are_ignored(files):
     scores = score_gqa(*files({**ANSWERS, "9": "x"}))
     assert scores.values == score_gqa(*files(ANSWERS)).values
     assert any(note.startswith("1 results are for questions that are not") for note in scores.notes)
@@ -133,6 +133,6 @@ def test_answers_to_questions_of_other_files_are_passed_over(files):
         ({"5": "no"}, "no result for 4 of 4"),
     ],
 )
-def test_misfits_are_refused(files, answers, message):
+def test_files_that_do_not_fit_raise(files, answers, message):
     with pytest.raises(ValueError, match=message):
         score_gqa(*files(answers))

@@ -42,7 +42,7 @@ def test_vqa_accuracy():
     assert scorer.score() == pytest.approx(160 / 3)
 
 
-def test_vizwiz_accuracy_leaves_the_answers_as_they_are():
+def test_vizwiz_accuracy_keeps_the_answers():
     scorers = build("vizwiz_accuracy"), build("vqa_accuracy")
     for scorer in scorers:
         scorer.add_string(" && ".join(["Red"] * 9 + ["blue"]), "red")

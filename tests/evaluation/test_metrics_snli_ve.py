@@ -31,7 +31,7 @@ def saved(tmp_path, *answers):
     return path
 
 
-def test_accuracy_and_that_of_each_label(tmp_path, annotations):
+def test_accuracy_and_accuracy_per_label(tmp_path, annotations):
     results = saved(tmp_path, "yes", "neutral", "Entailment", "no")
     scores = score_snli_ve(results, annotations)
     assert scores.values == {"accuracy": 50} and scores.counted == 4
@@ -42,14 +42,14 @@ def test_accuracy_and_that_of_each_label(tmp_path, annotations):
     ]
 
 
-def test_answers_are_those_of_the_data():
+def test_answers_equal_those_of_the_data():
     assert {label: answer for answer, label in ANSWERS.items()} == {
         label: answer for label, answer in _LABELS.items() if label not in ANSWERS
     }
     assert [label_of(answer) for answer in (" yes ", "maybe", "NO")] == list(LABELS)
 
 
-def test_misfits_are_refused(tmp_path, annotations):
+def test_files_that_do_not_fit_raise(tmp_path, annotations):
     with pytest.raises(ValueError, match=r"no result for 1 of 4 .*: pair 7\.jpg#3r1n"):
         score_snli_ve(saved(tmp_path, "yes", "no", "no"), annotations)
     partly = score_snli_ve(saved(tmp_path, "yes", "no", "no"), annotations, allow_missing=True)

@@ -1,4 +1,4 @@
-"""Result files written from fairseq-generate's output, and the two commands."""
+"""Result files made from the output of fairseq-generate, and the two commands."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_visdial_ranks(generated):
             made("visdial", generated, ("12_1",))
 
 
-def test_several_processes_files(generated, tmp_path):
+def test_files_of_several_processes(generated, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("D-3\t-1\tcat\n")
     path = tsv(tmp_path, "1234")
@@ -99,7 +99,7 @@ def test_several_processes_files(generated, tmp_path):
         submission.make_results("vqa", [generated, other], path)
 
 
-def test_misfits_are_refused(generated, tmp_path):
+def test_files_that_do_not_fit_raise(generated, tmp_path):
     with pytest.raises(ValueError, match=r"has 2 rows, but row 2"):
         made("vqa", generated, "12")
     with pytest.raises(ValueError, match=r"1 of 4 rows have no hypothesis \(lines 4\)"):

@@ -10,7 +10,7 @@ from ofa_exit.evaluation.metrics.visdial import VisDialMetrics, ndcg, score_visd
 
 
 def test_ndcg_of_a_worked_example():
-    """By hand, after the definition.
+    """By hand, from the definition.
 
     Five answers, relevances 1, 1, 1, 0.5, 0 (k = 4), ranked 3, 5, 1, 2, 4: the four best ranked
     have 1, 0.5, 1, 0.
@@ -26,7 +26,7 @@ def test_ndcg_of_a_worked_example():
 
 
 def starter_code_ndcg(ranks, relevance):
-    """NDCG in the starter code's steps, on tensors."""
+    """NDCG in the steps of the starter code, on tensors."""
     relevance = torch.tensor(relevance)
     k = int((relevance != 0).sum())
 
@@ -76,7 +76,7 @@ def test_metrics_of_rounds():
         (([1, 2], 0, [-1, 1]), "negative"),
     ],
 )
-def test_bad_rounds_are_refused_and_not_counted(round_, message):
+def test_invalid_rounds_raise_and_are_not_counted(round_, message):
     metrics = VisDialMetrics()
     with pytest.raises(ValueError, match=f"image 5: .*{message}"):
         metrics.add(*round_, where="image 5")
@@ -157,11 +157,11 @@ def test_files(files):
         ([*RESULTS[:3], result(9, 1, "1234")], r"9 1: 'ranks' is str"),
     ],
 )
-def test_bad_results_are_refused_by_file_and_round(files, results, message):
+def test_invalid_results_name_file_and_round(files, results, message):
     given = files(results)
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=message) as raised:
         score_visdial(*given)
-    assert str(given[0]) in str(refused.value)
+    assert str(given[0]) in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_bad_results_are_refused_by_file_and_round(files, results, message):
         ({"image_id": 9, "round_id": 1}, "9 1: no 'gt_relevance'"),
     ],
 )
-def test_bad_relevances_are_refused(files, dense, message):
+def test_invalid_relevances_raise(files, dense, message):
     with pytest.raises(ValueError, match=message):
         score_visdial(*files(RESULTS, [dense]))
 

@@ -16,7 +16,7 @@ from ofa_exit.evaluation.metrics.vqa_answers import (
 
 
 def ten(*answers):
-    """Ten answers, the last of those given filling up."""
+    """Ten answers; the last one is repeated."""
     return [*answers, *[answers[-1]] * (10 - len(answers))]
 
 
@@ -37,7 +37,7 @@ def test_leaving_one_out(matches, accuracy):
     assert answer_accuracy("red", answers) == pytest.approx(accuracy)
 
 
-def test_nothing_is_processed_where_all_annotators_agree():
+def test_no_processing_if_all_annotators_agree():
     assert answer_accuracy("yes", ten("yes")) == 1
     assert answer_accuracy("Yes", ten("yes")) == 0
     assert answer_accuracy("two", ten("2")) == 0
@@ -81,8 +81,8 @@ def test_answer_processing(answer, processed):
     assert normalise_answer(answer) == processed
 
 
-def test_contractions_are_those_published():
-    """Lines "key value", sorted, of the published list without what does nothing there."""
+def test_contractions_equal_the_published_ones():
+    """Lines "key value", sorted, of the published list without entries that have no effect."""
     lines = "\n".join(f"{key} {value}" for key, value in sorted(CONTRACTIONS.items()))
     assert len(CONTRACTIONS) == 114
     assert hashlib.sha256(lines.encode()).hexdigest() == (
@@ -91,8 +91,8 @@ def test_contractions_are_those_published():
     assert not {"let's", "she's", "im", "ive", "i'dve", "id've"} & CONTRACTIONS.keys()
 
 
-def test_vizwizs_contractions_are_those_published():
-    """Its evaluation has VQA's list with ’ for ', but for some."""
+def test_vizwiz_contractions_equal_the_published_ones():
+    """Its evaluation has VQA's list with ’ instead of ', except for some."""
     lines = "\n".join(f"{key} {value}" for key, value in sorted(VIZWIZ_CONTRACTIONS.items()))
     assert len(VIZWIZ_CONTRACTIONS) == 114
     assert hashlib.sha256(lines.encode()).hexdigest() == (
@@ -103,7 +103,7 @@ def test_vizwizs_contractions_are_those_published():
     assert vizwiz_answer_accuracy("cant know", ten("can't know")) == 1
 
 
-def test_vizwiz_processes_the_prediction_alone():
+def test_vizwiz_processes_the_prediction_only():
     assert vizwiz_answer_accuracy("Unanswerable.", ten("unanswerable")) == 1
     assert vizwiz_answer_accuracy("yes", ten("no", "Yes")) == 0
     assert vizwiz_answer_accuracy("the grey", ten("gray", "gray", "gray", "grey")) == 1
@@ -170,7 +170,7 @@ def test_vqa_file(vqa, tmp_path):
         score_vqa(results, annotations, questions)
 
 
-def test_okvqa_counts_the_stems_and_names_its_categories(tmp_path):
+def test_okvqa_counts_stems_and_names_categories(tmp_path):
     entry = annotation(1, ten("pony tail"), question="eight")
     for answer in entry["answers"]:
         answer["raw_answer"] = "pony tails"
@@ -219,14 +219,14 @@ def test_vizwiz_file(tmp_path):
         (lambda r: r.clear(), "has no entries"),
     ],
 )
-def test_bad_results_are_refused_by_file_and_question(vqa, change, message):
+def test_invalid_results_name_file_and_question(vqa, change, message):
     annotations, results = vqa
     changed = json.loads(results.read_text())
     change(changed)
     write(results, changed)
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=message) as raised:
         score_vqa(results, annotations)
-    assert str(results) in str(refused.value)
+    assert str(results) in str(raised.value)
 
 
 def test_a_part_is_scored_only_on_request(vqa):
@@ -238,7 +238,7 @@ def test_a_part_is_scored_only_on_request(vqa):
     assert note.startswith("only 1 of 3 have a result")
 
 
-def test_bad_annotations_are_refused(vqa):
+def test_invalid_annotations_raise(vqa):
     annotations, results = vqa
     write(annotations, {"annotations": [*ANNOTATIONS[:2], annotation(12, ["2"] * 9)]})
     with pytest.raises(ValueError, match=r"question 12: 9 answers.* those of 10"):

@@ -1,4 +1,4 @@
-"""Small vocabularies, pictures and TSV files for the tests of the data."""
+"""Small vocabularies, images and TSV files for the tests of the data."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ def word_encoder(words: Iterable[str] = WORDS.split()) -> TextEncoder:
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options) -> str:
-    """The url-safe base64 field of a picture saved in ``file_format``."""
+    """Return the URL-safe base64 field of an image saved in ``file_format``."""
     stream = io.BytesIO()
     image.save(stream, file_format, **options)
     return base64.urlsafe_b64encode(stream.getvalue()).decode()

@@ -37,7 +37,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def jpeg(path: Path, number: int = 0, side: int = 12) -> bytes:
-    """A picture of its own at ``path``; its bytes."""
+    """Write an image that differs per number to ``path``. Return its bytes."""
     buffer = io.BytesIO()
     image = Image.new("RGB", (side + number, side), COLOURS[number % len(COLOURS)])
     image.save(buffer, "JPEG")

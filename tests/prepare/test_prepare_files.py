@@ -1,4 +1,4 @@
-"""Resuming, manifests and refusals of the preparation."""
+"""Preparation: resuming, manifests, and errors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch):
+def test_a_killed_run_leaves_no_file_and_resumes(root, out, capsys, monkeypatch):
     large_coco(root, 60)
     # Larger than what Python holds back before it writes.
     samples.jpeg(root / "train2014" / "COCO_train2014_000000000110.jpg", side=900)
@@ -102,7 +102,7 @@ def test_a_killed_run_leaves_no_file_and_goes_on(root, out, capsys, monkeypatch)
 
 
 def interrupted(root, out, monkeypatch, after: int = 30, *options: str) -> Path:
-    """A run that stops at the ``after``th image; its partial file."""
+    """Stop a run at the ``after``th image. Return its partial file."""
     encode, left = writer.encode_image, [after]
 
     def encode_or_stop(path):
@@ -118,7 +118,7 @@ def interrupted(root, out, monkeypatch, after: int = 30, *options: str) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["torn", "zeros", "other row", "too long", "nothing"])
-def test_what_the_partial_file_lost_is_written_again(root, out, monkeypatch, capsys, damage):
+def test_lost_rows_of_the_partial_file_are_written_again(root, out, monkeypatch, capsys, damage):
     large_coco(root)
     partial = interrupted(root, out, monkeypatch)
     assert "interrupted" in capsys.readouterr().err
@@ -150,9 +150,9 @@ def test_other_inputs_start_over(root, out, monkeypatch, capsys):
     interrupted(root, out, monkeypatch)
     source.write_text(source.read_text().replace("picture 0 0", "portrait 0 0"))
     assert prepare("coco", root, out, *TRAIN) == 0
-    told = capsys.readouterr().err
-    assert "not from these inputs and options; starting over" in told
-    assert "earlier run" not in told
+    message = capsys.readouterr().err
+    assert "not from these inputs and options; starting over" in message
+    assert "earlier run" not in message
     assert rows(out / "train.tsv")[3][2] == "portrait 0 0"
 
 
@@ -187,7 +187,7 @@ def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
     assert "63 rows, 63 of them from an earlier run" in capsys.readouterr().err
 
 
-def test_two_runs_at_once_are_refused(root, out, capsys):
+def test_concurrent_runs_raise(root, out, capsys):
     large_coco(root)
     out.mkdir()
     with FileLock(out / "train.tsv.partial.lock"):
@@ -200,9 +200,9 @@ def test_missing_and_broken_images(root, out, capsys):
     folder = root / "train2014"
     (folder / "COCO_train2014_000000000103.jpg").unlink()
     assert prepare("coco", root, out, *TRAIN) == 1
-    told = capsys.readouterr().err
-    assert "2 records cannot become rows" in told
-    assert "COCO_train2014_000000000103.jpg, 1030: there is no such image" in told
+    message = capsys.readouterr().err
+    assert "2 records cannot become rows" in message
+    assert "COCO_train2014_000000000103.jpg, 1030: there is no such image" in message
     assert [path.name for path in out.iterdir()] == ["train.tsv.problems.txt"]
     # One that is there and no image is found when it is read.
     (folder / "COCO_train2014_000000000105.jpg").write_bytes(b"<html>not found</html>")
@@ -220,7 +220,7 @@ def test_missing_and_broken_images(root, out, capsys):
     assert "starting over" in capsys.readouterr().err
     samples.coco_image(root, "train2014", 103)
     assert prepare("coco", root, out / "strict", *TRAIN) == 1
-    assert "1050" in (told := capsys.readouterr().err) and "is not a readable image" in told
+    assert "1050" in (message := capsys.readouterr().err) and "is not a readable image" in message
     assert len(problems(out / "strict" / "train.tsv")) == 2
     # Mended, the run goes on.
     samples.coco_image(root, "train2014", 105)
@@ -241,17 +241,17 @@ def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
     assert len(rows(out / "train.tsv")) == 61
 
 
-def test_one_run_tells_of_all_broken_images(root, out, capsys):
-    """Those behind the first, too, though no row can be written after it."""
+def test_one_run_reports_all_broken_images(root, out, capsys):
+    """Also those after the first one, although no row is written after it."""
     large_coco(root)
     for image in (105, 120):
         path = root / "train2014" / f"COCO_train2014_000000000{image}.jpg"
         path.write_bytes(path.read_bytes()[:-200])
     assert prepare("coco", root, out, *TRAIN) == 1
-    told = capsys.readouterr().err
-    assert "Reading the other images" in told
-    assert "4 records cannot become rows" in told
-    assert f"All are listed in {out / 'train.tsv.problems.txt'}" in told
+    message = capsys.readouterr().err
+    assert "Reading the other images" in message
+    assert "4 records cannot become rows" in message
+    assert f"All are listed in {out / 'train.tsv.problems.txt'}" in message
     of = [line.partition(":")[0][-13:] for line in problems(out / "train.tsv")]
     assert of == ["105.jpg, 1050", "105.jpg, 1051", "120.jpg, 1200", "120.jpg, 1201"]
     assert len(rows(out / "train.tsv.partial")) == 13
@@ -266,14 +266,14 @@ def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
     for path in (root / "train2014").glob("*0001*.jpg"):
         path.unlink()
     assert prepare("coco", root, out, *TRAIN) == 1
-    told = capsys.readouterr().err
-    shown = [line.strip() for line in told.splitlines() if "there is no such image" in line]
-    assert len(shown) == 10 and "and 6 more" in told
+    message = capsys.readouterr().err
+    shown = [line.strip() for line in message.splitlines() if "there is no such image" in line]
+    assert len(shown) == 10 and "and 6 more" in message
     listed = problems(out / "train.tsv")
     assert len(set(listed)) == 16 and listed[:10] == shown
 
 
-def test_an_interrupted_run_leaves_the_list_of_the_last_whole_one(root, out, monkeypatch):
+def test_an_interrupted_run_keeps_the_list_of_the_last_complete_one(root, out, monkeypatch):
     large_coco(root)
     image = root / "train2014" / "COCO_train2014_000000000103.jpg"
     image.unlink()
@@ -286,7 +286,7 @@ def test_an_interrupted_run_leaves_the_list_of_the_last_whole_one(root, out, mon
     assert {path.name for path in out.iterdir()} == names
 
 
-def test_the_index_comes_with_the_file(root, out, monkeypatch):
+def test_the_index_is_written_with_the_file(root, out, monkeypatch):
     large_coco(root)
     interrupted(root, out, monkeypatch)
     assert prepare("coco", root, out, *TRAIN) == 0
@@ -304,7 +304,7 @@ def test_images_in_further_folders(root, out, tmp_path):
     assert prepare("coco", root, out, *TRAIN, "--images", tmp_path / "elsewhere") == 0
 
 
-def test_an_id_that_occurs_twice(root, out, capsys):
+def test_duplicate_id(root, out, capsys):
     source = samples.coco(root)
     content = json.loads(source.read_text())
     content["images"].append(content["images"][0])
@@ -330,7 +330,7 @@ def test_published_counts_pass(root, out, monkeypatch, capsys):
     assert manifest(out / "train.tsv")["counts"]["published"] == {"rows": 3, "images": 2}
 
 
-def test_a_full_disk_is_foretold(root, out, monkeypatch, capsys):
+def test_warning_of_a_full_disk(root, out, monkeypatch, capsys):
     samples.coco(root)
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("ofa_exit.prepare.job.shutil.disk_usage", lambda path: usage)
@@ -338,7 +338,7 @@ def test_a_full_disk_is_foretold(root, out, monkeypatch, capsys):
     assert "GB more and the disk has 0.0 GB" in capsys.readouterr().err
 
 
-def test_splits_that_are_not_there(root, out, capsys):
+def test_missing_splits(root, out, capsys):
     samples.snli_ve(root)
     (root / "snli_ve_test.jsonl").unlink()
     assert prepare("snli_ve", root, out) == 0
@@ -352,7 +352,7 @@ def test_splits_that_are_not_there(root, out, capsys):
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_an_annotation_file_that_is_there_twice(root, out, capsys):
+def test_duplicate_annotation_file(root, out, capsys):
     samples.snli_ve(root)
     (root / "copy").mkdir()
     (root / "copy" / "snli_ve_dev.jsonl").write_text("{}")
@@ -360,7 +360,7 @@ def test_an_annotation_file_that_is_there_twice(root, out, capsys):
     assert "snli_ve_dev.jsonl exists more than once" in capsys.readouterr().err
 
 
-def test_json_lines_that_are_none(root, out, capsys):
+def test_invalid_json_lines(root, out, capsys):
     samples.snli_ve(root)
     with (root / "snli_ve_dev.jsonl").open("a") as file:
         file.write('{"pairID": "x", "gold_label": "-"')

@@ -1,4 +1,4 @@
-"""What preparation leaves alone, and says at once: other data sets' files, absent images."""
+"""Preparation keeps other data sets' files and reports missing images at once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_a_data_set_does_not_replace_another(root, out, capsys):
     assert prepare("snli_ve", root / "snli", out) == 0
     before = (out / "train.tsv").read_bytes()
     assert prepare("coco", root / "coco", out) == 1
-    told = capsys.readouterr().err
-    assert "train.tsv was made from snli_ve_train.jsonl" in told
+    message = capsys.readouterr().err
+    assert "train.tsv was made from snli_ve_train.jsonl" in message
     assert (out / "train.tsv").read_bytes() == before
 
 
-def test_candidates_do_not_make_data_sets_one(root, out, capsys):
+def test_shared_candidates_do_not_merge_data_sets(root, out, capsys):
     """answers.txt is a source of VQA's rows and of VizWiz's."""
     samples.vqa(root / "vqa")
     samples.vizwiz(root / "vizwiz")
@@ -57,18 +57,20 @@ def test_a_partial_file_of_another_data_set_is_kept(root, out, capsys):
             path.unlink()
 
 
-def test_images_that_are_all_missing_are_told_at_once(root, out, capsys):
+def test_images_all_missing_are_reported_at_once(root, out, capsys):
     samples.vqa(root)
     for folder in root.glob("*20*"):
         if folder.is_dir():
             folder.rename(root.parent / folder.name)
     assert prepare("vqa", root, out, "--answers", 0) == 1
-    told = capsys.readouterr().err
-    assert f"none of its images is below {root.resolve()}; one of them is COCO_train2014_0" in told
-    assert "no such image" not in told
+    message = capsys.readouterr().err
+    assert (
+        f"none of its images is below {root.resolve()}; one of them is COCO_train2014_0" in message
+    )
+    assert "no such image" not in message
 
 
-def test_an_image_is_missed_once_a_question(root, out, capsys):
+def test_a_missing_image_is_reported_once_per_question(root, out, capsys):
     samples.vqa(root)
     (root / "train2014" / "COCO_train2014_000000458752.jpg").unlink()
     assert prepare("vqa", root, out, "--answers", 0, "--splits", "train") == 1

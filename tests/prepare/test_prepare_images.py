@@ -1,4 +1,4 @@
-"""Which pictures the preparation takes."""
+"""The images that preparation accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ofa_exit.prepare.images import BrokenImageError
 
 
 def noise(path: Path, **options) -> bytes:
-    """A picture that does not compress to nothing, of several kilobytes."""
+    """Write an image of several kilobytes."""
     picture = Image.effect_noise((160, 120), 80).convert("RGB")
     picture.save(path, **options)
     return path.read_bytes()
@@ -26,8 +26,8 @@ def noise(path: Path, **options) -> bytes:
     "options", [{}, {"progressive": True}, {"format": "PNG"}, {"format": "WEBP"}]
 )
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
-def test_an_image_that_is_cut_off_is_broken(tmp_path, options, kept):
-    """What the data loader would refuse on every read."""
+def test_a_truncated_image_is_broken(tmp_path, options, kept):
+    """The data loader would reject it."""
     path = tmp_path / "x.jpg"
     whole = noise(path, **options)
     assert images.encode_image(path)
@@ -40,7 +40,7 @@ def test_an_image_that_is_cut_off_is_broken(tmp_path, options, kept):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_sound_images_of_all_formats_pass(tmp_path, name):
+def test_readable_images_of_all_formats(tmp_path, name):
     for mode in ("RGB", "L"):
         Image.new(mode, (64, 48)).save(tmp_path / mode, name)
         assert images.encode_image(tmp_path / mode)
@@ -53,7 +53,7 @@ def test_an_image_too_large_for_the_loader_is_broken(tmp_path, monkeypatch):
         images.encode_image(tmp_path / "x.jpg")
 
 
-def test_a_length_is_told_from_the_size(tmp_path):
+def test_encoded_length_from_file_size(tmp_path):
     for number in range(4):
         samples.jpeg(tmp_path / "x.jpg", number)
         images.encode_image.cache_clear()

@@ -1,4 +1,4 @@
-"""Annotations read element by element, and texts made fit for rows."""
+"""Annotations read element by element, and texts cleaned for rows."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_unreadable_file(tmp_path):
         list(elements(tmp_path / "x.json"))
 
 
-def test_memory_is_that_of_an_element(tmp_path):
-    """A list of 40 MB before the one that is read, which has 40 MB itself."""
+def test_memory_of_one_element(tmp_path):
+    """A list of 40 MB before the list that is read, which also has 40 MB."""
     path = tmp_path / "x.json"
     long = json.dumps([["word " * 200] * 40] * 1000)
     path.write_text(f'{{"before": {long}, "list": {long}}}')
@@ -84,5 +84,5 @@ def test_memory_is_that_of_an_element(tmp_path):
     assert peak < 12_000_000
 
 
-def test_text_that_would_break_a_row():
+def test_clean_text_fits_a_field():
     assert clean(" a\tb\r\n c && d &&& e\0") == "a b c & d & e"

@@ -1,4 +1,4 @@
-"""What the scripts prepare is what the tasks read."""
+"""The tasks read what the scripts prepare."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(task, split):
     return dataset.collater([dataset[at] for at in range(len(dataset))])
 
 
-def test_coco_is_read_by_the_captioning_task(tmp_path):
+def test_captioning_task_reads_coco(tmp_path):
     samples.coco(tmp_path / "root")
     out = tmp_path / "out"
     assert prepare("coco", tmp_path / "root", out) == 0
@@ -48,7 +48,7 @@ def test_coco_is_read_by_the_captioning_task(tmp_path):
     assert valid["references"] == [["a bird", "the bird sings."]]
 
 
-def test_nocaps_is_read_by_the_captioning_task(tmp_path):
+def test_captioning_task_reads_nocaps(tmp_path):
     samples.nocaps(tmp_path / "root")
     out = tmp_path / "out"
     assert prepare("nocaps", tmp_path / "root", out) == 0
@@ -57,7 +57,7 @@ def test_nocaps_is_read_by_the_captioning_task(tmp_path):
     assert batch["uniq_ids"] == ["1", "3"] and [len(of) for of in batch["references"]] == [10, 10]
 
 
-def test_snli_ve_is_read_by_the_entailment_task(tmp_path):
+def test_entailment_task_reads_snli_ve(tmp_path):
     samples.snli_ve(tmp_path / "root")
     out = tmp_path / "out"
     assert prepare("snli_ve", tmp_path / "root", out) == 0
@@ -68,7 +68,7 @@ def test_snli_ve_is_read_by_the_entailment_task(tmp_path):
         assert batch["net_input"]["patch_masks"].all()
 
 
-def test_every_release_has_its_script():
+def test_every_release_has_a_script():
     scripts = {path.parent.name for path in ROOT.glob("run_scripts/*/prepare.sh")}
     assert scripts == {*RELEASES, "emoji"}  # emoji are built, not released
     assert set(FILES) == set(RELEASES)
@@ -98,7 +98,7 @@ def test_a_script_prepares_all_splits(name, tmp_path):
 def test_help_says_what_to_download(name, capsys):
     with pytest.raises(SystemExit) as ended:
         prepare(name, "--help")
-    told = capsys.readouterr().out
-    assert ended.value.code == 0 and "ROOT/" in told and "http" in told
+    message = capsys.readouterr().out
+    assert ended.value.code == 0 and "ROOT/" in message and "http" in message
     for split in RELEASES[name].SPLITS:
-        assert f"{split}.tsv" in told or split in ("trainval",)
+        assert f"{split}.tsv" in message or split in ("trainval",)

@@ -1,4 +1,4 @@
-"""Official releases, a few records each in their published shape, become the rows they should."""
+"""Small releases in the published shape, and their rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def out(tmp_path):
 
 
 def texts(path, image_column=-1):
-    """The rows of a file without their images."""
+    """Return the rows of a file without their images."""
     stripped = rows(path)
     for row in stripped:
         row.pop(image_column)
@@ -86,7 +86,7 @@ def test_snli_ve(root, out):
 
 
 def test_snli_ve_as_first_released(root, out):
-    """Its key was Flikr30kID once."""
+    """The first releases had the key Flikr30kID."""
     samples.snli_ve(root)
     for source in root.glob("*.jsonl"):
         source.write_text(source.read_text().replace("Flickr30K_ID", "Flikr30kID"))
@@ -148,7 +148,7 @@ def test_another_candidate_list_is_other_training_data(root, out, capsys):
 
 
 def damaged_vqa(root):
-    """Train annotations that lack a question, answer one nine times, and know one too many."""
+    """Write train annotations without one question, with nine answers, and with one too many."""
     samples.vqa(root)
     source = root / "v2_mscoco_train2014_annotations.json"
     content = json.loads(source.read_text())
@@ -158,18 +158,18 @@ def damaged_vqa(root):
     source.write_text(json.dumps(content))
 
 
-def test_vqa_annotations_that_do_not_fit_are_told(root, out, capsys):
+def test_vqa_annotations_that_do_not_fit_are_problems(root, out, capsys):
     damaged_vqa(root)
     options = ["vqa", root, out, "--splits", "train", "--answers", 0]
     assert prepare(*options) == 1
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     asked = "v2_OpenEnded_mscoco_train2014_questions.json"
     for line in (
         f"{asked}, 458752000: v2_mscoco_train2014_annotations.json has no such question",
         f"{asked}, 9000: the question has 9 answers, not 10",
         f"v2_mscoco_train2014_annotations.json, 5: {asked} does not ask it",
     ):
-        assert line in told
+        assert line in message
     assert not (out / "train.tsv").exists()
     assert prepare(*options, "--skip-missing") == 0
     assert {row[0] for row in rows(out / "train.tsv")} == {"458752001", "9001"}
@@ -177,14 +177,14 @@ def test_vqa_annotations_that_do_not_fit_are_told(root, out, capsys):
     assert ids == ["458752000", "9000", "5"]
 
 
-def test_vqa_of_what_is_there(root, out, capsys):
-    """Without the annotations of validation, and then with test questions alone."""
+def test_vqa_with_missing_annotations(root, out, capsys):
+    """Without the annotations of validation, then with test questions only."""
     samples.vqa(root)
     (root / "v2_mscoco_val2014_annotations.json").unlink()
     assert prepare("vqa", root, out, "--min-occurrences", 1) == 0
-    told = capsys.readouterr().err
-    assert "valid: left out, v2_mscoco_val2014_annotations.json" in told
-    assert "answers.txt: v2_mscoco_val2014_annotations.json is missing" in told
+    message = capsys.readouterr().err
+    assert "valid: left out, v2_mscoco_val2014_annotations.json" in message
+    assert "answers.txt: v2_mscoco_val2014_annotations.json is missing" in message
     assert (out / "answers.txt").read_text() == "yes\nnet\n"
     assert {path.stem for path in out.glob("*.tsv")} == {"train", "test-dev", "test"}
     assert list(manifest(out / "answers.txt")["inputs"]["sources"]) == [
@@ -199,7 +199,7 @@ def test_vqa_of_what_is_there(root, out, capsys):
     assert "valid needs v2_mscoco_val2014_annotations.json" in capsys.readouterr().err
 
 
-def test_vizwiz_candidates_of_training_alone(root, out, capsys):
+def test_vizwiz_candidates_of_training_only(root, out, capsys):
     samples.vizwiz(root)
     (root / "Annotations" / "val.json").unlink()
     assert prepare("vizwiz", root, out, "--answers", 5) == 0
@@ -277,7 +277,7 @@ def test_visdial_without_dense_annotations(root, out, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda one: one["answer_options"].pop(), "a round has 99 candidates, not 100"),
         (lambda one: one.update(gt_index=100), "gt_index 100 is none of the 100 candidates"),
@@ -285,14 +285,14 @@ def test_visdial_without_dense_annotations(root, out, capsys):
         (lambda one: one.pop("answer_options"), "the record has no 'answer_options'"),
     ],
 )
-def test_malformed_rounds_are_told(root, out, capsys, change, told):
+def test_malformed_rounds_are_problems(root, out, capsys, change, message):
     source = damaged_visdial(root, "val", lambda data: change(data["dialogs"][0]["dialog"][3]))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
-    assert f"{source.name}, 284_4: {told}" in capsys.readouterr().err
+    assert f"{source.name}, 284_4: {message}" in capsys.readouterr().err
 
 
 def damaged_visdial(root, split, change):
-    """The release with ``change`` made to the data of a split; its file."""
+    """Write the release with ``change`` applied to a split. Return its file."""
     samples.visdial(root)
     source = root / f"visdial_1.0_{split}.json"
     content = json.loads(source.read_text())
@@ -305,46 +305,46 @@ def rounds(path):
     return [row["question_id"].partition("_")[2] for row in named(path)]
 
 
-def test_an_empty_candidate_costs_the_rounds_that_have_it(root, out, capsys):
-    """Answer 100 is a candidate of the second round and later, and no answer given."""
+def test_an_empty_candidate_drops_its_rounds(root, out, capsys):
+    """Answer 100 is a candidate from the second round on, and never the true answer."""
     source = damaged_visdial(root, "val", lambda data: data["answers"].__setitem__(100, " "))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
-    told = capsys.readouterr().err
-    assert f"{source.name}, 284_2: answer_options 100 is empty or not text" in told
-    assert "9 records cannot become rows" in told and "no such round" not in told
+    message = capsys.readouterr().err
+    assert f"{source.name}, 284_2: answer_options 100 is empty or not text" in message
+    assert "9 records cannot become rows" in message and "no such round" not in message
     assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
     assert rounds(out / "valid.tsv") == ["1"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "index", "told"),
+    ("kind", "index", "message"),
     [
         ("questions", 3, "question 3 is empty or not text"),
         ("answers", 6, "answer 6 is empty or not text"),
     ],
 )
-def test_an_empty_text_costs_its_round_and_those_after_it(root, out, kind, index, told):
+def test_an_empty_text_drops_its_round_and_later_ones(root, out, kind, index, message):
     source = damaged_visdial(root, "train", lambda data: data[kind].__setitem__(index, ""))
     assert prepare("visdial", root, out, "--splits", "train", "--skip-missing") == 0
     assert rounds(out / "train.tsv") == ["1", "2", "3"]
     assert problems(out / "train.tsv") == [
-        f"{source.name}, 378466_4: {told}",
+        f"{source.name}, 378466_4: {message}",
         *(
-            f"{source.name}, 378466_{number}: its history is incomplete: round 4: {told}"
+            f"{source.name}, 378466_{number}: its history is incomplete: round 4: {message}"
             for number in range(5, 11)
         ),
     ]
 
 
 @pytest.mark.parametrize("caption", ["", None, 5])
-def test_an_empty_caption_costs_its_dialogue(root, out, capsys, caption):
+def test_an_empty_caption_drops_its_dialogue(root, out, capsys, caption):
     source = damaged_visdial(root, "test", lambda data: data["dialogs"][0].update(caption=caption))
     assert prepare("visdial", root, out, "--splits", "test") == 1
     assert f"{source.name}, 1: caption is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda one: one.update(gt_relevance=[0.0] * 100), "284_5: gt_relevance is 0 for all"),
         (lambda one: one["gt_relevance"].pop(), "284_5: gt_relevance is not 100 numbers"),
@@ -353,14 +353,14 @@ def test_an_empty_caption_costs_its_dialogue(root, out, capsys, caption):
         (lambda one: one.update(round_id=11), "284_11: there is no such round"),
     ],
 )
-def test_relevances_that_cannot_be_are_told_and_left_out(root, out, capsys, change, told):
+def test_invalid_relevances_are_problems_and_left_out(root, out, capsys, change, message):
     samples.visdial(root)
     dense = root / "visdial_1.0_val_dense_annotations.json"
     content = json.loads(dense.read_text())
     change(content[0])
     dense.write_text(json.dumps(content))
     assert prepare("visdial", root, out, "--splits", "valid") == 1
-    assert f"{dense.name}, {told}" in capsys.readouterr().err
+    assert f"{dense.name}, {message}" in capsys.readouterr().err
     assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
     assert rounds(out / "valid.tsv") == [str(number) for number in range(1, 11)]
     assert {row["relevance"] for row in named(out / "valid.tsv")} == {""}
