@@ -50,7 +50,7 @@ class Progress:
     def has_ended(self) -> bool:
         """Whether all batches were fetched and the last one is through.
 
-        fairseq's own ``end_of_epoch`` also waits for an empty batch that shards may have at the end.
+        fairseq's ``end_of_epoch`` also waits for the empty batch that may end a shard.
         """
         return (
             self.iterator is not None
