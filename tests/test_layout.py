@@ -129,6 +129,32 @@ def test_the_walk_sees_what_is_forbidden(file, line):
     assert forbidden_imports(PACKAGE / file, line)
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a source file."""
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports inside functions and under conditions count, too."""
+    modules = {module_of(path): path for path in SOURCES}
+    imports = {}
+    for module, path in modules.items():
+        named = [name for _, name in imported(path, ast.parse(path.read_text()))]
+        found = {name if name in modules else name.rpartition(".")[0] for name in named}
+        imports[module] = {name for name in found if name in modules} - {module}
+    while True:  # what imports nothing that is left cannot be part of a circle
+        leaves = {module for module, names in imports.items() if not names & imports.keys()}
+        if not leaves:
+            break
+        imports = {module: names for module, names in imports.items() if module not in leaves}
+    assert imports == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_import_is_for_type_checkers_only(path):
+    assert "TYPE_CHECKING" not in path.read_text()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_fairseq_is_told_in_the_plugin_only(path):
     found = [

@@ -50,7 +50,7 @@ class Progress:
     def has_ended(self) -> bool:
         """Whether all batches were fetched and the last one is through.
 
-        Shards may end with an empty batch, for which fairseq's own ``end_of_epoch`` waits.
+        fairseq's ``end_of_epoch`` also waits for the empty batch that may end a shard.
         """
         return (
             self.iterator is not None

@@ -1,4 +1,4 @@
-"""Settings are chosen on one file and looked up in another."""
+"""Settings are chosen on one file and read on another."""
 
 import csv
 
@@ -18,12 +18,7 @@ def write(path, *rows):
     return str(path)
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["choice", *arguments])
-    return choice.main()
-
-
-def test_largest_saving_with_enough_quality(tmp_path, monkeypatch, capsys):
+def test_the_largest_saving_with_enough_quality(tmp_path, capsys):
     valid = write(
         tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3), ("b", 96.5, 0.4), ("c", 90, 0.6)
     )
@@ -38,7 +33,7 @@ def test_largest_saving_with_enough_quality(tmp_path, monkeypatch, capsys):
     assert lines[3].split("\t") == [test, "MuE", "45.0", "90.0 %", "0.4"]
 
 
-def test_no_exits_without_enough_quality(tmp_path, monkeypatch, capsys):
+def test_no_exits_where_nothing_keeps_enough(tmp_path, capsys):
     baseline = write(tmp_path / "b.csv", ("full", 200, 0))
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
     assert main([valid, "--baseline", baseline]) == 0

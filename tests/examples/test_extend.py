@@ -36,7 +36,9 @@ def mixed(checkpoint, tmp_path_factory):
     state = torch.load(checkpoint, weights_only=True)
     for name, value in state["model"].items():
         if name.startswith("decoder.exits.") and name.endswith(".1.weight"):
-            value += 0.15 * torch.randn(value.shape, generator=torch.Generator().manual_seed(ord(name[14])))
+            value += 0.15 * torch.randn(
+                value.shape, generator=torch.Generator().manual_seed(ord(name[14]))
+            )
     path = tmp_path_factory.mktemp("mixed") / "checkpoint.pt"
     torch.save(state, path)
     return path

@@ -157,7 +157,7 @@ def test_a_row_as_the_model_reads_it(data):
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
-        (4, "it is red&& &&big", "candidates.*empty"),
+        (4, "it is red&& &&big", "answers.*empty"),
         (5, "6", "'6'.* 6 candidates"),
         (6, "0&&1", r"relevance.*\b6\b"),
         (6, "0&&0&&0&&0&&0&&inf", r"relevance.*\b6\b"),
