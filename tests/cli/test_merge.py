@@ -108,12 +108,12 @@ def test_shards_merged_are_the_single_run(runs, tmp_path, capsys):
     assert summary(out) == pytest.approx(summary(single), rel=1e-12)
     assert 0 < summary(out)["expected_time_reduction"] < 1
     assert lines(out)[-1] in printed and "mean decoder layers" in printed
-    # What reads a single run's folder reads this one.
+    # Commands that read a single run's folder read this one.
     values, expected = read_run(out), read_run(single)
     quality = "CIDEr" if task == "mue_caption" else "accuracy"
     assert values[quality] == expected[quality]
     assert values["seconds"] == pytest.approx(sum(read_run(one)["seconds"] for one in shards))
-    # A mean of the shards' scores would be another number: document frequencies, sizes.
+    # A mean of the shards' scores differs: document frequencies, sizes.
     parts = [read_run(folder)[quality] for folder in shards]
     assert values[quality] != pytest.approx(sum(parts) / len(parts), abs=1e-3)
 
@@ -147,7 +147,7 @@ def missing(folders):
 
 def repeated(folders):
     folders[1] = folders[0]
-    return "are both shard 0"
+    return "shard 0"
 
 
 def overlapping(folders):
@@ -156,55 +156,55 @@ def overlapping(folders):
     text, changed = re.subn(r"^([A-Z])-4\t", r"\1-3\t", path.read_text(), flags=re.MULTILINE)
     assert changed == 5
     path.write_text(text)
-    return "row 3 is in"
+    return r"row 3\b"
 
 
 def other_batches(folders):
     replace(folders[0] / "log.txt", '"rows": ', '"rows": 1')
-    return "need the same --batch-size"
+    return "--batch-size"
 
 
 def other_exits(folders):
     replace(folders[1] / "log.txt", '"--exit-policy": "s', '"--exit-policy": "a s')
-    return "--exit-policy: s"
+    return r"--exit-policy.*\bs"
 
 
 def older(folders):
     replace(folders[1] / "log.txt", '"run": ', '"exits": ')
-    return "log.txt, line 'Exit shard'"
+    return r"log\.txt.*Exit shard"
 
 
 def other_number(folders):
     replace(folders[1] / "log.txt", '"of": ', '"of": 1')
-    return "different numbers of shards"
+    return r"\b1[23]\b"
 
 
 def torn(folders):
     text = (folders[1] / "generate-test.txt").read_text()
     (folders[1] / "generate-test.txt").write_text(text[: text.index("Generate ")])
-    return "ends before its result"
+    return r"generate-test\.txt"
 
 
 def quiet(folders):
     text = (folders[1] / "generate-test.txt").read_text().splitlines(keepends=True)
     (folders[1] / "generate-test.txt").write_text("".join(one for one in text if one[1:2] != "-"))
-    return "without --quiet"
+    return "--quiet"
 
 
 def no_log(folders):
     (folders[1] / "log.txt").unlink()
-    return "tee"
+    return r"log\.txt"
 
 
 def one_folder(folders):
     shutil.copy(folders[1] / "generate-test.txt", folders[1] / "generate-valid.txt")
-    return "overwrite each other"
+    return "shard1"
 
 
 def short_trace(folders):
     text = (folders[0] / "trace.jsonl").read_bytes()
     (folders[0] / "trace.jsonl").write_bytes(text[: text.rindex(b"\n{") + 1])
-    return "does not have a line for each row"
+    return r"trace\.jsonl"
 
 
 SPOILED = [missing, repeated, overlapping, other_batches, other_exits, other_number, torn, quiet]
@@ -212,20 +212,20 @@ SPOILED += [no_log, one_folder, short_trace, older]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_what_is_no_whole_is_refused_by_name(copies, spoil, tmp_path, capsys):
+def test_incomplete_or_mixed_shards_are_named(copies, spoil, tmp_path, capsys):
     message = spoil(copies)
     folders = list(map(str, copies))
     out = tmp_path / "out"
     assert merge.main([str(out), *folders, "--trace", "trace.jsonl"]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert re.search(message, error)
     if spoil not in (missing, other_batches):  # which have no one folder to name
         assert any(folder in error for folder in folders)
     assert not list(out.glob("*"))
 
 
 def other_checkpoint(data, checkpoint, folder):
-    """The same file but for one weight."""
+    """The same file except for one weight."""
     state = torch.load(checkpoint)
     state["model"]["decoder.layer_norm.weight"][0] += 1e-3
     torch.save(state, folder / "other.pt")
@@ -233,7 +233,7 @@ def other_checkpoint(data, checkpoint, folder):
 
 
 def other_data(data, checkpoint, folder):
-    """As many bytes in lines as long, another word."""
+    """The same number of bytes, one other word."""
     copied = Path(shutil.copytree(data, folder / "copied"))
     replace(copied / "test.tsv", "red", "tan")
     return copied, checkpoint
@@ -253,37 +253,37 @@ DIFFERENT = {
     "checkpoints: ": other_checkpoint,
     "data: ": other_data,
     "vocabulary: ": other_words,
-    "--model-overrides: {} and {'attn_scale_factor': 3.0}": with_options(
+    r"--model-overrides.*\{\}.*\{'attn_scale_factor': 3\.0\}": with_options(
         "--model-overrides", "{'attn_scale_factor': 3.0}"
     ),
-    "--lenpen: not given and 2.0": with_options("--lenpen", "2"),
-    "--no-repeat-ngram-size: not given and 2": with_options("--no-repeat-ngram-size", "2"),
-    "--exit-decoder-threshold: 0.9 and 0.8": with_options("--exit-decoder-threshold", "0.8"),
-    "--seed: not given and 7": with_options("--sampling", "--nbest", "3", "--seed", "7"),
-    "different splits or beams": with_options("--beam", "2"),
-    "--patch-image-size: 32 and 48": with_options(
+    r"--lenpen.*2\.0": with_options("--lenpen", "2"),
+    r"--no-repeat-ngram-size.*2": with_options("--no-repeat-ngram-size", "2"),
+    r"--exit-decoder-threshold.*0\.9.*0\.8": with_options("--exit-decoder-threshold", "0.8"),
+    r"--seed.*7": with_options("--sampling", "--nbest", "3", "--seed", "7"),
+    "beam": with_options("--beam", "2"),
+    r"--patch-image-size.*32.*48": with_options(
         *("--patch-image-size", "48", "--model-overrides", "{'patch_image_size': 48}")
     ),
 }
 
 
 @pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
-@pytest.mark.parametrize("told", DIFFERENT)
-def test_shards_of_different_generations_are_refused(told, made, runs, tmp_path, capsys):
+@pytest.mark.parametrize("message", DIFFERENT)
+def test_shards_of_different_generations_are_rejected(message, made, runs, tmp_path, capsys):
     task, data, checkpoint = made
-    given = DIFFERENT[told](data, checkpoint, tmp_path)
+    given = DIFFERENT[message](data, checkpoint, tmp_path)
     folder = generate_shard(task, *given[:2], tmp_path / "shard1", 1, *given[2:])
     assert merge.main([str(tmp_path / "out"), str(runs[2][0]), str(folder)]) == 2
     error = capsys.readouterr().err
-    assert told in error and str(folder) in error
-    if told == "checkpoints: ":
+    assert re.search(message, error) and str(folder) in error
+    if message == "checkpoints: ":
         assert f"{checkpoint} (sha256 " in error and f"{given[1]} (sha256 " in error
     assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("made", ["mue_caption"], indirect=True)
 def test_copies_are_the_same_checkpoint_and_data(made, runs, tmp_path):
-    """Machines may keep their own under other paths."""
+    """Machines may keep their own copies under other paths."""
     task, data, checkpoint = made
     copied = Path(shutil.copytree(data, tmp_path / "copied"))  # keeps times
     shutil.copy(checkpoint, tmp_path / "copy.pt")
@@ -292,8 +292,8 @@ def test_copies_are_the_same_checkpoint_and_data(made, runs, tmp_path):
     assert lines(tmp_path / "out")[:-1] == lines(runs[1])[:-1]
 
 
-def test_a_shard_without_rows_is_refused(tmp_path):
+def test_a_shard_without_rows_is_rejected(tmp_path):
     data = files.caption_folder(tmp_path / "data")
     task = files.setup("mue_caption", data, num_shards=5, shard_id=4)
-    with pytest.raises(ValueError, match="gets none of the 3 batches"):
+    with pytest.raises(ValueError, match=r"\b3 batches"):
         files.generate_rows(task, [])

@@ -1,4 +1,4 @@
-"""Runs the scripts of the built-in data on a few rows."""
+"""Runs of the emoji scripts on a few rows of the built-in data."""
 
 from pathlib import Path
 
@@ -6,10 +6,11 @@ from helpers.paths import ROOT
 from helpers.script_runs import run
 
 EMOJI = ROOT / "examples" / "emoji"
-SCRIPTS = ROOT / "run_scripts" / "emoji"
+PLAIN = ROOT / "examples" / "checkpoints" / "ofa_nano_caption.pt"
 
 
 def few_rows(folder: Path, rows: int = 8) -> Path:
+    """Write the first rows of every file of the built-in data to ``folder``."""
     folder.mkdir()
     (folder / "dict.txt").write_bytes((EMOJI / "dict.txt").read_bytes())
     for file in EMOJI.glob("*.tsv"):
@@ -20,5 +21,5 @@ def few_rows(folder: Path, rows: int = 8) -> Path:
 
 
 def script(name: str, *arguments: object, **environment: str) -> str:
-    """Runs a script of the emoji data from another directory; returns all that it printed."""
+    """Run an emoji script from another directory; return all that it printed."""
     return run(f"emoji/{name}", *arguments, **environment)

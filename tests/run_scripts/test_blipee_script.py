@@ -1,18 +1,17 @@
-"""BLIPEE's script through the real command lines: train exits, then leave through them."""
+"""BLIPEE's script through the real commands: train exits, then generate with them."""
 
 import json
 
 import pytest
 import torch
-from helpers.emoji_scripts import few_rows, script
-from helpers.paths import ROOT
+from helpers.emoji_scripts import PLAIN, few_rows, script
 
 import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
 
-PLAIN = ROOT / "examples" / "checkpoints" / "ofa_nano_caption.pt"
 
-
-@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
+@pytest.mark.parametrize(
+    "backend", ["pytorch_ddp", pytest.param("legacy_ddp", marks=pytest.mark.slow)]
+)
 def test_train_in_two_processes_and_generate(backend, tmp_path):
     data = {"DATA": str(few_rows(tmp_path / "data")), "BATCH": "4", "EXITS": "2,3"}
     printed = script(

@@ -1,4 +1,4 @@
-"""Several training processes by fairseq's own launchers: torchrun and Slurm."""
+"""Several training processes, started by torchrun and by Slurm."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def scontrol(folder: Path, host: str) -> str:
-    """A PATH whose first folder has Slurm's command, which names the machines of a job."""
+    """Return a PATH whose first folder has a stand-in for Slurm's scontrol."""
     folder.mkdir()
     (folder / "scontrol").write_text(SCONTROL.replace("HOST", host))
     (folder / "scontrol").chmod(0o755)
@@ -51,7 +51,7 @@ def free_port() -> str:
 
 
 def finished(running: list[subprocess.Popen]) -> str:
-    """What the processes printed; the test ends with any that fails."""
+    """Return what the processes printed; fail if one of them did."""
     printed = [process.communicate(timeout=600)[0] for process in running]
     assert all(process.returncode == 0 for process in running), printed[0][-3000:]
     return "".join(printed)
@@ -74,7 +74,7 @@ def torchrun(arguments: list[str], tmp_path: Path) -> str:
 
 
 def slurm(arguments: list[str], tmp_path: Path) -> str:
-    """Two tasks of a job as srun would start them; fairseq takes LOCALID for a GPU's number."""
+    """Start two tasks of a job as srun would; fairseq uses LOCALID as the GPU's number."""
     path, port = scontrol(tmp_path / "slurm", "127.0.0.1"), free_port()
     job = {"SLURM_JOB_NODELIST": "node", "SLURM_NNODES": "1", "SLURM_NTASKS": "2"}
     job |= {"SLURM_LOCALID": "0", "PATH": path, "PORT": port}
@@ -83,15 +83,15 @@ def slurm(arguments: list[str], tmp_path: Path) -> str:
 
 
 def losses(printed: str) -> dict[int, float]:
-    """Loss by update, of the process that logs."""
+    """Return the loss by update, of the process that logs."""
     lines = re.findall(r"train_inner \| (\{.*\})", printed)
     values = {int(one["num_updates"]): float(one["loss"]) for one in map(json.loads, lines)}
-    assert len(values) == len(lines)  # one process alone tells of an update
+    assert len(values) == len(lines)  # only one process logs
     return values
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """What was trained; of batch norm's statistics each process has those of its own batches."""
+    """Return the trained weights; batch norm's statistics differ between processes."""
     state = torch.load(folder / "checkpoint_last.pt", weights_only=False)["model"]
     return {
         name: value
@@ -102,10 +102,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tmp_path):
-    """Batches are dealt out in turn, so two processes do what one does with two batches an update.
+    """Batches are dealt in turn, so two processes equal one process with two batches per update.
 
-    The first three updates by torchrun, then, from its checkpoint, two more by Slurm. (By SGD: a
-    key's bias has no gradient but rounding's, of which Adam would make full steps.)
+    Three updates by torchrun, then two more by Slurm from its checkpoint. SGD, because the gradient
+    of a key's bias is a rounding error, which Adam would turn into full steps.
     """
     data = str(files.caption_folder(tmp_path / "data"))
 
@@ -115,7 +115,7 @@ def test_two_processes_learn_as_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     expected = losses(one_process(arguments(alone, 5), tmp_path))
     assert sorted(expected) == [1, 2, 3, 4, 5]
-    (Path(data) / "train.tsv.offsets").unlink()  # both start on data without an index
+    (Path(data) / "train.tsv.offsets").unlink()  # both start without an index of the data
     found = losses(torchrun(arguments(together, 3), tmp_path))
     assert sorted(found) == [1, 2, 3]
     halfway = weights(together)
@@ -132,12 +132,12 @@ def test_two_processes_learn_as_one(tmp_path):
 
 @pytest.mark.parametrize("tasks", [1, 8])
 def test_slurm_is_understood(tasks, tmp_path, monkeypatch):
-    """Of two machines with eight GPUs, the second: a task a machine, and a task a GPU."""
+    """On the second of two machines with eight GPUs: one task per machine, one task per GPU."""
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
     called = tmp_path / "called"
     (stand_ins / "fairseq-train").write_text(RECORD.replace("CALLS", str(called)))
-    (stand_ins / "python").write_text("#!/bin/sh\necho 8\n")  # asked for the GPUs alone
+    (stand_ins / "python").write_text("#!/bin/sh\necho 8\n")  # only asked for the number of GPUs
     for name in ("fairseq-train", "python"):
         (stand_ins / name).chmod(0o755)
     job = {"SLURM_STEP_NODELIST": "gpu[1-2]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}

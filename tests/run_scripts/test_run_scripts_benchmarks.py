@@ -1,10 +1,12 @@
-"""The scripts of the published data sets: what they call, and what they refuse."""
+"""The scripts of the published data sets: the commands they run, and what they reject."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ def parsed(parser, arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
+def test_scripts_parse_with_fairseq(name, calls, tmp_path, monkeypatch):
     commands, read = calls
     data = tmp_path / "data"
     data.mkdir()
@@ -51,11 +53,11 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     assert args.scoring != "bleu"
 
     run(f"{name}/sweep.sh", data, "a.pt", "valid", tmp_path / "sw", **environment)
-    (module, grid, out, *arguments), plots = read()
-    assert (module, out) == ("ofa_exit.cli.sweep", f"{tmp_path}/sw.csv")
+    (verb, grid, out, *arguments), plots = read()
+    assert (verb, out) == ("sweep", f"{tmp_path}/sw.csv")
     assert json.loads(Path(grid).read_text())[:2] == [{}, {"exit_policy": "similarity"}]
     assert parsed(options.get_generation_parser, arguments, monkeypatch).task == TASKS[name]
-    assert plots[:2] == ["ofa_exit.evaluation.figures.plots", f"{tmp_path}/sw.csv"]
+    assert plots[:2] == ["plot", f"{tmp_path}/sw.csv"]
     assert "--axes" not in plots
     run(f"{name}/sweep.sh", data, "a.pt", "valid", tmp_path / "sw", **environment, **BLIPEE_GRID)
     (_, grid, *_), plots = read()
@@ -64,11 +66,11 @@ def test_scripts_are_what_fairseq_takes(name, calls, tmp_path, monkeypatch):
     ]
     assert plots[plots.index("--axes") + 1].startswith("parameter_speedup,")
     run(f"{name}/sweep.sh", data, "a.pt", "test", tmp_path / "sw", "--time-only", **environment)
-    assert len(read()) == 1  # without a quality there is nothing to draw
+    assert len(read()) == 1  # without quality there is nothing to draw
 
 
 @pytest.mark.parametrize("name", [*BLIPEE, "nocaps"])
-def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatch):
+def test_blipee_scripts_parse_with_fairseq(name, calls, tmp_path, monkeypatch):
     """BLIPEE's settings (Section 4, Training, and Table 6), through fairseq's parser."""
     commands, read = calls
     data, out = tmp_path / "data", tmp_path / "out"
@@ -76,7 +78,7 @@ def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatc
     for folder in (data, rows):
         folder.mkdir(parents=True)
         (folder / "train.tsv").write_text("x\n" * 130)
-    if name == "okvqa":  # it has no validation split beside the one that results are told of
+    if name == "okvqa":  # results are reported on its only validation split
         rows = data
         (data / "valid.tsv").write_text("x\n")
     environment = {"BIN": commands, "BPE_DIR": "/bpe", "PROCESSES": "1"}
@@ -85,7 +87,7 @@ def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatc
     mode = BLIPEE.get(name, "supervised")
     if name != "okvqa":
         kind = {"mue_caption": "caption", "mue_visdial": "dialogue"}.get(TASKS[name], "question")
-        held = ["ofa_exit.prepare.holdout", kind, f"{data}/valid.tsv", str(rows)]
+        held = ["holdout", kind, f"{data}/valid.tsv", str(rows)]
         assert calls_made.pop(0) == held
     assert len(calls_made) == (2 if mode == "supervised" else 1)
     for arguments in calls_made:
@@ -110,6 +112,19 @@ def test_exits_are_trained_as_fairseq_takes_it(name, calls, tmp_path, monkeypatc
             assert args.label_smoothing == 0 and args.maximize_best_checkpoint_metric
 
 
+def test_rows_are_counted_by_the_index(tmp_path):
+    (tmp_path / "train.tsv").write_text("x\n" * 130)
+    command = f"source {ROOT}/run_scripts/benchmark.sh; rows {tmp_path}/train.tsv"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "BIN": os.path.dirname(sys.executable), "DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "130\n"), done.stderr
+    assert (tmp_path / "train.tsv.offsets").exists()
+
+
 def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
     commands, read = calls
     rows = tmp_path / "rows"
@@ -119,7 +134,7 @@ def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
     given = ("gqa/train_blipee.sh", tmp_path, "init.pt", tmp_path / "out")
     environment = {"BIN": commands, "BPE_DIR": "/bpe", "ROWS": str(rows)}
     run(*given, **environment, MODE="supervised", BACKBONE_EPOCHS="0", EPOCHS="1", EXITS="2")
-    (arguments,) = read()  # neither rows to make nor a backbone to train
+    (arguments,) = read()  # no rows to split and no backbone to train
 
     def value(option: str) -> str:
         return arguments[arguments.index(option) + 1]
@@ -129,7 +144,7 @@ def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):
     assert value("--exit-layers") == "2" and value("--blipee-mode") == "supervised"
 
 
-def test_parted_rows_are_those_of_the_data(calls, tmp_path):
+def test_split_rows_belong_to_the_data(calls, tmp_path):
     commands, read = calls
     data, rows = tmp_path / "data", tmp_path / "out" / "rows"
     for folder in (data, rows):
@@ -138,14 +153,14 @@ def test_parted_rows_are_those_of_the_data(calls, tmp_path):
             (folder / f"{name}.tsv").write_text("x\n" * 130)
     given = ("coco/train_blipee.sh", data, "init.pt", rows.parent)
     environment = {"BIN": commands, "BPE_DIR": "/bpe"}
-    assert "was made of another" in failing(*given, **environment)
-    (rows / "valid.tsv").unlink()  # as after a part that was killed: it is made anew
+    assert f"{data}/valid.tsv" in failing(*given, **environment)
+    (rows / "valid.tsv").unlink()  # as after a killed split: it is made again
     run(*given, **environment)
-    assert any("ofa_exit.prepare.holdout" in call for call in read())
+    assert any(call[0] == "holdout" for call in read())
     (rows / "valid.tsv").write_text("x\n" * 130)
     run(*given, **environment)
     (data / "valid.tsv").write_text("x\n" * 131)
-    assert "was made of another" in failing(*given, **environment)
+    assert f"{data}/valid.tsv" in failing(*given, **environment)
 
 
 def test_every_data_set_has_the_same_scripts():
@@ -161,13 +176,13 @@ def test_every_data_set_has_the_same_scripts():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_headers_tell_the_papers_numbers(name):
+def test_headers_have_the_papers_numbers(name):
     for path in (ROOT / "run_scripts" / name).glob("*.sh"):
         if path.name in ("prepare.sh", "options.sh"):
             continue
         text = path.read_text()
         assert text.startswith("#!/usr/bin/env bash\n") and os.access(path, os.X_OK), path
-        assert "Not yet run here on the real data." in text, path
+        assert "Not yet run on the real data." in text, path
         method = r"BLIPEE" if path.name == "train_blipee.sh" else r"MuE"
         number = rf"# {method}, Table \d|# {method}: .* is not in the paper"
         assert re.search(number, text), path
@@ -177,7 +192,7 @@ def test_headers_tell_the_papers_numbers(name):
             assert not re.search(r"^# BLIPEE", text, re.MULTILINE), path
 
 
-def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
+def test_the_cider_stage_parses_with_fairseq(calls, tmp_path, monkeypatch):
     commands, read = calls
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
@@ -185,7 +200,7 @@ def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
     run("coco/train_cider.sh", data, "init.pt", out, "--seed", 3, BIN=commands, BPE_DIR="/bpe")
     counted, arguments = read()
     frequencies = f"{out}/document_frequencies.npz"
-    assert counted == ["ofa_exit.cli.document_frequencies", f"{data}/train_stage2.tsv", frequencies]
+    assert counted == ["document-frequencies", f"{data}/train_stage2.tsv", frequencies]
     args = parsed(options.get_training_parser, arguments, monkeypatch)
     assert args.data == f"{data}/train_stage2.tsv,{data}/valid.tsv"
     assert (args.task, args.arch, args.criterion) == ("mue_caption", "ofa_base", "mue_scst")
@@ -210,11 +225,11 @@ def test_the_cider_stage_is_what_fairseq_takes(calls, tmp_path, monkeypatch):
 def test_hidden_answers_are_not_scored(name, calls, tmp_path):
     commands, read = calls
     printed = run(f"{name}/evaluate.sh", tmp_path, "a.pt", "test", tmp_path / "o", BIN=commands)
-    assert "the answers of test are not published" in printed
+    assert "ofa-exit submit" in printed
     assert "--scoring" not in read()[0]
 
 
-def test_updates_have_batch_samples_whatever_shares_them(calls, tmp_path):
+def test_updates_have_batch_samples_with_any_number_of_processes(calls, tmp_path):
     commands, read = calls
     data = tmp_path / "data"
     data.mkdir()
@@ -225,12 +240,12 @@ def test_updates_have_batch_samples_whatever_shares_them(calls, tmp_path):
     assert arguments[arguments.index("--batch-size") + 1] == "4"
     assert arguments[arguments.index("--update-freq") + 1] == "1"
     said = failing("coco/train.sh", *given, BIN=commands, WORLD_SIZE="3", RANK="0", BPE_DIR="/bpe")
-    assert "BATCH=64 cannot be shared by 3 processes" in said
+    assert re.search(r"BATCH=64\b.*\b3 processes", said)
     said = failing("coco/train.sh", *given, BIN=commands, SLURM_STEP_NUM_TASKS="2", BPE_DIR="/bpe")
-    assert "without PORT" in said
+    assert "PORT" in said
 
 
-def test_answers_that_are_there_are_those_that_were_asked_for(calls, tmp_path):
+def test_a_finished_generation_is_kept_only_for_the_same_request(calls, tmp_path):
     commands, read = calls
     data, out, environment = tmp_path / "data", tmp_path / "ev", {"BIN": commands, "BPE_DIR": "/b"}
     data.mkdir()
@@ -238,18 +253,18 @@ def test_answers_that_are_there_are_those_that_were_asked_for(calls, tmp_path):
     run(*ask, "valid", out, **environment)
     read()
     (out / "generate-valid.txt").write_text("Generate valid with beam=5: CIDEr\n")
-    assert "is there already" in run(*ask, "valid", out, **environment)
+    assert "valid in" in run(*ask, "valid", out, **environment)
     said = failing(*ask, "valid", out, "--exit-policy", "similarity", **environment)
-    assert "another checkpoint or other options" in said
+    assert str(out) in said
     held_out = ("coco/evaluate.sh", tmp_path, "a.pt", "valid", out)
-    assert "of other data" in failing(*held_out, **environment)
-    run(*ask, "test", out, **environment)  # another split is not there yet
+    assert str(out) in failing(*held_out, **environment)
+    run(*ask, "test", out, **environment)  # another split
     assert len(read()) == 1
     (data / "valid.tsv").write_text("a row\n")
-    assert "of other data" in failing(*ask, "valid", out, **environment)
+    assert str(out) in failing(*ask, "valid", out, **environment)
 
 
-def test_shards_of_two_splits_are_told_apart(calls, tmp_path):
+def test_shards_of_two_splits_have_their_own_folders(calls, tmp_path):
     commands, read = calls
     out, environment = tmp_path / "ev", {"BIN": commands, "BPE_DIR": "/b", "SHARDS": "2"}
     for split in ("valid", "test"):
@@ -260,29 +275,29 @@ def test_shards_of_two_splits_are_told_apart(calls, tmp_path):
         run(*ask, **environment)
         (arguments,) = read()
         assert arguments[:4] == [
-            *("ofa_exit.cli.merge", str(out)),
+            *("merge", str(out)),
             *(f"{out}/{split}-shard{number}" for number in range(2)),
         ]
         trace = ("--exit-trace", tmp_path / "trace.jsonl")
-        assert "a file of its own" in failing(*ask, *trace, **environment, SHARD="1")
+        assert "--exit-trace" in failing(*ask, *trace, **environment, SHARD="1")
         own = ("--exit-trace", out / f"{split}-shard1" / "trace.jsonl")
         run(*ask, *own, **environment, SHARD="1")
         read()
 
 
-def test_a_training_that_is_there_is_the_one_that_was_asked_for(calls, tmp_path):
+def test_a_training_resumes_only_with_the_same_settings(calls, tmp_path):
     commands, _ = calls
     data, out, environment = tmp_path / "data", tmp_path / "out", {"BIN": commands, "BPE_DIR": "/b"}
     data.mkdir()
     (data / "train.tsv").write_text("a row\n")
     train = ("coco/train.sh", data, "a.pt", out)
     run(*train, **environment)
-    run(*train, **environment)  # nothing is there yet but what was asked for
+    run(*train, **environment)  # no checkpoint yet
     (out / "checkpoint_last.pt").touch()
     run(*train, EPOCHS="6", **environment)
     for other in ({"LR": "1e-4"}, {"BATCH": "32"}, {"ARCH": "ofa_tiny"}, {"BPE_DIR": "/other"}):
-        assert "other settings" in failing(*train, **{**environment, **other})
-    assert "other settings" in failing("coco/train.sh", data, "b.pt", out, **environment)
+        assert str(out) in failing(*train, **{**environment, **other})
+    assert str(out) in failing("coco/train.sh", data, "b.pt", out, **environment)
     (data / "train.tsv").write_text("another row\n")
-    assert "on other rows" in failing(*train, **environment)
-    assert "prepare.sh makes it" in failing("coco/train.sh", tmp_path, "a.pt", out, **environment)
+    assert str(out) in failing(*train, **environment)
+    assert "prepare.sh" in failing("coco/train.sh", tmp_path, "a.pt", out, **environment)

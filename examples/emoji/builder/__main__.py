@@ -21,21 +21,21 @@ def make_parser() -> argparse.ArgumentParser:
         "build",
         help="make the TSV files",
         description="Fetch the npm packages, render the artwork and write TSV files, dict.txt, "
-        "manifest and licences. Interrupted, it goes on where it stopped: fetched packages and "
-        "rendered pictures are kept in OUT/cache.",
+        "manifest and licences. An interrupted build resumes: fetched packages and rendered "
+        "pictures are kept in OUT/cache.",
     )
     build.add_argument("--out", type=Path, default=Path("data/emoji"), metavar="DIR",
                        help="folder of the full build (default %(default)s)")  # fmt: skip
     build.add_argument("--compact", type=Path, metavar="DIR",
                        help="also write the compact build there (same dict.txt)")  # fmt: skip
     build.add_argument("--packages", type=Path, metavar="DIR",
-                       help="folder of already unpacked npm packages; npm is not used")  # fmt: skip
+                       help="folder of unpacked npm packages; npm is not used")  # fmt: skip
     build.add_argument("--size", type=int, default=64, metavar="PIXELS",
                        help="side of the pictures (default %(default)s)")  # fmt: skip
     build.add_argument("--seed", type=int, default=1, help="of all choices (default %(default)s)")
     for name, text in (
         ("check", "verify a build: checksums, pictures, ids, leaks between splits"),
-        ("baseline", "train a classifier on hypotheses alone and print its accuracy a split"),
+        ("baseline", "train a classifier on hypotheses alone and print its accuracy per split"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("folder", type=Path, help="folder of a build")
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the parsed options ask; imports wait so that --help is quick."""
+    """Run the command; it is imported late so that --help is fast."""
     if options.command == "build":
         from . import build, check
 

@@ -1,4 +1,4 @@
-"""Which picture of which set shows which emoji, and its SVG source."""
+"""Mapping of emoji to the pictures of each artwork set, and their SVG sources."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Icons = Mapping[str, Any]
 
 
 def normal_key(hexcode: str) -> str:
-    """Code points without the variation selector FE0F, which the sets use at will."""
+    """Drop the variation selector FE0F, which the sets use inconsistently."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
 def chars_of(folder: Path) -> dict[str, str]:
-    """Emoji key → picture name, as the set's own `chars.json` says (may be empty)."""
+    """Return emoji key → picture name from the set's `chars.json`, which may be empty."""
     chars = read_json(folder / "chars.json")
     return {normal_key(code): name for code, name in sorted(chars.items())}
 
 
 def pictures_by_name(icons: Icons, name_to_key: Mapping[str, str]) -> dict[str, str]:
-    """Emoji key → picture name for a set that states no code points, by the names of others.
+    """Return emoji key → picture name for a set without code points, by the names of others.
 
     Old releases call ten national flags `flag-for-flag-X`.
     """
@@ -36,9 +36,10 @@ def pictures_by_name(icons: Icons, name_to_key: Mapping[str, str]) -> dict[str, 
 
 
 def svg_of(icons: Icons, name: str) -> str:
-    """SVG document of one Iconify picture; aliases and their flips are followed.
+    """Return the SVG document of an Iconify picture; resolve aliases and their flips.
 
-    Raises KeyError for a name the set does not have.
+    Raises:
+        KeyError: the set has no such name.
     """
     flips = {"hFlip": False, "vFlip": False}
     while name not in icons["icons"]:

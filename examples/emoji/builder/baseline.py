@@ -1,4 +1,4 @@
-"""A hypothesis-only classifier: how far the text alone gives the label away."""
+"""A hypothesis-only classifier: how well the text alone predicts the label."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .hypotheses import LABELS
 from .splits import SPLITS
 
 EPOCHS = 20
-BATCH = 256
-LONGEST = 3
+BATCH_SIZE = 256
+MAX_NGRAM = 3
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy on one split, of the classifier and of always saying the commonest label."""
+    """Accuracy on one split, of the classifier and of the most frequent label."""
 
     rows: int
     accuracy: float
@@ -28,26 +28,26 @@ class Score:
 
 
 def ngrams(text: str) -> list[str]:
-    """All runs of one to LONGEST words, the text's ends marked, and the whole text."""
+    """Return the n-grams of up to MAX_NGRAM words, with marked ends, and the whole text."""
     words = ["<", *text.split(), ">"]
     runs = [
         " ".join(words[start : start + length])
-        for length in range(1, LONGEST + 1)
+        for length in range(1, MAX_NGRAM + 1)
         for start in range(len(words) - length + 1)
     ]
     return [*runs, f"= {text}"]
 
 
 def read_hypotheses(path: Path) -> tuple[list[str], torch.Tensor]:
-    """Hypotheses and labels (index into LABELS) of an entailment file."""
+    """Return hypotheses and labels (indices into LABELS) of an entailment file."""
     rows = list(read_rows(path))
     return [row[3] for row in rows], torch.tensor([LABELS.index(row[5]) for row in rows])
 
 
 def hypothesis_only(folder: Path, seed: int = 0, epochs: int = EPOCHS) -> dict[str, Score]:
-    """Train a bag-of-n-grams logistic regression on a build's training hypotheses; score a split.
+    """Train a bag-of-n-grams logistic regression on the training hypotheses; score all splits.
 
-    The weights are those of the epoch that is best on valid, so the baseline is given its chance.
+    The epoch that is best on valid counts, so the baseline is as strong as it can be.
     """
     torch.manual_seed(seed)
     data = {name: read_hypotheses(folder / f"entailment_{name}.tsv") for name in SPLITS}
@@ -76,7 +76,7 @@ def hypothesis_only(folder: Path, seed: int = 0, epochs: int = EPOCHS) -> dict[s
     best: tuple[float, dict[str, float]] = (-1.0, {})
     labels = data["train"][1]
     for _ in trange(epochs, desc="baseline", unit="epoch"):
-        for rows in torch.randperm(len(labels)).split(BATCH):
+        for rows in torch.randperm(len(labels)).split(BATCH_SIZE):
             loss = torch.nn.functional.cross_entropy(logits("train", rows.tolist()), labels[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -29,7 +29,7 @@ UNLIMITED = 10**9
 
 @dataclass(frozen=True)
 class Size:
-    """How much a build holds: rows of each split, rows of one hypothesis and label, WebP quality.
+    """Sizes of a build: rows per split, rows per hypothesis and label, WebP quality.
 
     `webp_quality` None keeps the pictures lossless.
     """
@@ -56,7 +56,7 @@ COMPACT = Size(
 
 @dataclass(frozen=True)
 class Source:
-    """Everything a build of any size is made from."""
+    """What a build of any size is made from."""
 
     folders: dict[str, Path]
     split: dict[str, list[Picture]]
@@ -66,7 +66,7 @@ class Source:
 
 
 def prepare(cache: Path, packages: Path | None, pixels: int, seed: int) -> Source:
-    """Fetch (or find) the packages, render the artwork, split it, make up the hypotheses."""
+    """Fetch (or find) the packages, render and split the artwork, generate the hypotheses."""
     wanted = [NAMES, *(one.package for one in ARTWORK)]
     if packages is None:
         found = [
@@ -91,7 +91,7 @@ def prepare(cache: Path, packages: Path | None, pixels: int, seed: int) -> Sourc
 
 
 def dictionary(source: Source, made: Mapping[str, tables.Table]) -> Counter[str]:
-    """Word counts of a build; words that could be said, but were not drawn, count once."""
+    """Count the words of a build; words that were possible but not sampled count once."""
     counts = tables.count_words(
         [table for stem, table in made.items() if stem.startswith("caption_")],
         [table for stem, table in made.items() if stem.startswith("entailment_")],
@@ -105,7 +105,7 @@ def dictionary(source: Source, made: Mapping[str, tables.Table]) -> Counter[str]
 
 
 def make_tables(source: Source, size: Size) -> dict[str, tables.Table]:
-    """File stem → rows, for both tasks and all splits."""
+    """Return file stem → rows, for both tasks and all splits."""
     encoded: dict[str, bytes] = {}
 
     def encode(picture: Picture) -> bytes:
@@ -141,7 +141,7 @@ def write_build(
     made: dict[str, tables.Table],
     words: Mapping[str, int],
 ) -> dict[str, object]:
-    """Write one build and its manifest; returns the manifest, which is written last."""
+    """Write a build and, last, its manifest; return the manifest."""
     for stem, table in made.items():
         tables.write_table(folder / f"{stem}.tsv", table)
     tables.write_dictionary(folder / "dict.txt", words)
@@ -153,7 +153,7 @@ def write_build(
         "pixels": source.pixels,
         "webp_quality": "lossless" if size.webp_quality is None else size.webp_quality,
         "words": len(words),
-        # Other versions of these may draw or compress a little differently.
+        # Other versions may render or compress slightly differently.
         "tools": {name: metadata.version(name) for name in ("pillow", "resvg-py")},
         "packages": {
             one.name: one.version for one in (NAMES, *(artwork.package for artwork in ARTWORK))

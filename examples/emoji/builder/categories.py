@@ -1,4 +1,4 @@
-"""Plain words for Unicode's emoji subgroups: the premise of a picture and its generalisations."""
+"""Plain words for Unicode's emoji subgroups: premises and general hypotheses."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ CATEGORY = {
     "subdivision-flag": "country flag", "letter": "letter",
 }  # fmt: skip
 
-# Categories clear enough to be asked about: whoever sees such a picture would say yes, and whoever
-# sees another category of its group would say no.
+# Categories clear enough for a question: the answer is yes for all of their pictures, and no for
+# pictures of other categories in the same group.
 ASKED = frozenset({
     "cat face", "heart", "hand", "mammal", "bird", "reptile", "flower", "fruit", "vegetable",
     "drink", "building", "religious building", "land transport", "water transport", "air transport",
@@ -53,8 +53,7 @@ ASKED = frozenset({
     "geometric shape", "group of people", "person doing sport", "fantasy figure", "yellow face",
 })  # fmt: skip
 
-# Faces of these subgroups are told apart only by subgroup: "grinning face" is no lie about most of
-# the smiling ones.
+# Faces of these subgroups differ only by subgroup: "grinning face" is true of most smiling faces.
 FACES = frozenset(name for name in CATEGORY if name.startswith("face-") and name != "face-costume")
 
 SINGLE_PERSON = frozenset({

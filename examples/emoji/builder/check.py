@@ -24,7 +24,7 @@ COLUMNS = {"caption": CAPTION_COLUMNS, "entailment": ENTAILMENT_COLUMNS}
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, ...]]:
-    """Rows of a TSV file of a build; a row with another number of fields is refused."""
+    """Yield the rows of a build's TSV file; reject a row with a wrong number of fields."""
     columns = COLUMNS[path.stem.split("_")[0]]
     try:
         with path.open(encoding="utf-8") as stream:
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, ...]]:
 
 
 def check_build(folder: Path) -> dict[str, int]:
-    """Verify a build against its manifest and the promises of its splits; returns rows a file.
+    """Verify a build against its manifest and the rules of its splits; return rows per file.
 
     Checked: checksums and row counts, unique ids, no empty field, known labels, pictures of the
     stated size, words in the dictionary, no emoji by a family in two splits, held-out artist and
@@ -67,7 +67,7 @@ def check_build(folder: Path) -> dict[str, int]:
             rows[path.name] = len(table)
             shown[split] = {row[1] for row in table}
             if len(table) != manifest["files"][path.name]["rows"]:
-                raise EmojiDataError(f"{path}: {len(table)} rows, the manifest says otherwise")
+                raise EmojiDataError(f"{path}: {len(table)} rows, which the manifest contradicts")
         check_leaks(shown)
     return rows
 
@@ -100,7 +100,7 @@ def _check_table(path: Path, task: str, table: list[tuple[str, ...]], pixels: in
 
 
 def check_leaks(shown: dict[str, set[str]]) -> None:
-    """Refuse splits whose image ids (`artist/emoji`) break the promises of the splits."""
+    """Reject splits whose image ids (`artist/emoji`) break the rules of the splits."""
     parts = {name: [tuple(one.split("/")) for one in ids] for name, ids in shown.items()}
     owner: dict[tuple[str, str], str] = {}
     for name in SPLITS:

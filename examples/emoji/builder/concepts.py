@@ -1,4 +1,4 @@
-"""What each emoji means: names, group, gender, skin tones, and the role it shares with others."""
+"""Meaning of each emoji: names, group, gender, skin tones, and the role shared with others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Concept:
     """One emoji. A skin-tone variant has `tones` and shares `base` with its untoned emoji.
 
     `role` joins a man's, a woman's and the neutral emoji of one thing; `gender` is "man", "woman",
-    "open" (the neutral emoji of a role that has gendered ones) or "" (says nothing of gender).
+    "open" (the neutral emoji of a role with gendered ones) or "" (no gender).
     `tonable` is true of every emoji whose base has skin-tone variants.
     """
 
@@ -48,12 +48,12 @@ class Concept:
 
 
 def tone_words(tones: tuple[int, ...]) -> str:
-    """`(2,)` → "medium light skin tone"; two tones are named one after the other."""
+    """Name skin tones: `(2,)` → "medium light skin tone"; two tones follow each other."""
     return " ".join(f"{TONES[tone - 1]} skin tone" for tone in tones)
 
 
 def role_of(base: str) -> str:
-    """Key of the role: gendered code points made neutral, gender signs taken out."""
+    """Return the key of the role: neutral code points, without gender signs."""
     points = [NEUTRAL.get(point, point) for point in base.split("-")]
     return re.sub(r"-200D-264[02]", "", "-".join(points))
 
@@ -68,7 +68,7 @@ def _gender_of(base: str, subgroup: str) -> str:
 
 
 def load_concepts(folder: Path) -> dict[str, Concept]:
-    """All emoji of an unpacked emojibase-data package, by key, in Unicode's order."""
+    """Load all emoji of an unpacked emojibase-data package, by key, in Unicode's order."""
     entries = read_json(folder / "en" / "data.json")
     titles = read_json(folder / "meta" / "groups.json")
     shortcodes = {

@@ -1,4 +1,4 @@
-"""Three-way entailment rows from hypotheses, balanced so that the text alone tells nothing."""
+"""Three-way entailment rows, balanced so that the hypothesis alone does not predict the label."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def balanced_rows(
     limit: int,
     seed: str,
 ) -> list[Row]:
-    """Rows in which every hypothesis text has as many rows of each label it can have.
+    """Return rows in which every hypothesis has equally many rows of each possible label.
 
-    A text with all three labels leaves a reader of the text at one third. Texts that no picture
-    leaves open ("dog") have entailment and contradiction only, so their rows are kept to
-    TWO_WAY_SHARE of all. At most `per_label` rows of a text have one label; whole texts are
-    dropped at random until `limit` rows are left. Each picture, too, gets its labels as evenly as
-    can be; but one that leaves nothing open has no neutral rows.
+    With three labels, the text alone gives an accuracy of one third. Hypotheses that are never
+    neutral ("dog") have two labels, so their rows are limited to TWO_WAY_SHARE of all. A hypothesis
+    has at most `per_label` rows per label. Whole hypotheses are dropped at random until at most
+    `limit` rows are left. The labels of each picture are balanced too, as far as possible: without
+    open attributes it has no neutral rows.
     """
     rng = random.Random(seed)
     used: Counter[tuple[str, str]] = Counter()
@@ -48,7 +48,7 @@ def balanced_rows(
     two_way: list[list[Row]] = []
     for claim in rng.sample(list(hypotheses), len(hypotheses)):
         choices: dict[str, list[Picture]] = {label: [] for label in LABELS}
-        # All other pictures have no label.
+        # All other pictures have no label for this hypothesis.
         about = {number for noun in claim.nouns for number in by_base[noun]}
         about.update(number for rival in claim.rivals for number in by_subgroup[rival])
         for number in sorted(about):
@@ -79,9 +79,10 @@ def _pick(
     used: Counter[tuple[str, str]],
     rng: random.Random,
 ) -> list[Picture]:
-    """`count` pictures that lack this label most; half of the contradictions have a true noun.
+    """Select the `count` pictures with the fewest rows of this label.
 
-    Those with the true noun are wrong in gender or tone only, the hardest there are.
+    Half of the contradictions have a true noun. They are wrong only in gender or tone, which makes
+    them the hardest.
     """
 
     def order(picture: Picture) -> tuple[float, int, float]:
@@ -93,13 +94,13 @@ def _pick(
         return ranked[:count]
     near = [one for one in ranked if one.concept.base in claim.nouns]
     far = [one for one in ranked if one.concept.base not in claim.nouns]
-    # An odd count leans to the near ones; either kind fills up for the other.
+    # An odd count prefers near ones; if one kind runs out, the other replaces it.
     wanted = min(len(near), max((count + 1) // 2, count - len(far)))
     return near[:wanted] + far[: count - wanted]
 
 
 def _take(groups: list[list[Row]], limit: int) -> list[Row]:
-    """Whole texts, in their (already random) order, up to `limit` rows."""
+    """Take whole groups, in their (already random) order, up to `limit` rows."""
     kept: list[Row] = []
     for group in groups:
         if len(kept) + len(group) <= limit:

@@ -2,4 +2,4 @@
 
 
 class EmojiDataError(Exception):
-    """A refusal of the emoji builder: what went wrong, where, and the remedy."""
+    """An error of the emoji builder: what went wrong, where, and the remedy."""

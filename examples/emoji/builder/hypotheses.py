@@ -1,4 +1,4 @@
-"""What a hypothesis asserts about a picture, and whether the picture bears it out."""
+"""Hypotheses about pictures, and their labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .concepts import Concept, tone_words
 from .pictures import Picture
 
 LABELS = ("entailment", "neutral", "contradiction")
-# Words that make no two names alike.
+# Words that do not make two names similar.
 FILLERS = frozenset({
     "a", "an", "and", "at", "by", "face", "facing", "for", "from", "in", "of", "on", "or", "right",
     "sign", "symbol", "the", "to", "with",
@@ -23,8 +23,8 @@ FILLERS = frozenset({
 class Hypothesis:
     """A claim: the picture shows one of `nouns`, of this gender ("" = any), of these tones.
 
-    `nouns` are base keys of which the noun is true, `unsure` those of which it may be.
-    `rivals` are subgroups that hard negatives come from.
+    `nouns` are the base keys of which the noun is true, `unsure` those of which it may be true.
+    `rivals` are the subgroups of hard negatives.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Hypothesis:
     tones: tuple[int, ...] = ()
 
     def label(self, picture: Picture) -> str | None:
-        """Entailment, neutral (an attribute is left open) or contradiction; None = do not ask."""
+        """Return the label; neutral if an attribute is open, None if there should be no row."""
         concept = picture.concept
         if concept.base in self.unsure:
             return None
@@ -63,9 +63,9 @@ class Hypothesis:
 def build_hypotheses(
     concepts: Mapping[str, Concept], alike: Iterable[frozenset[str]]
 ) -> list[Hypothesis]:
-    """All claims worth asking: names, gendered roles, toned names, generalisations.
+    """Return all hypotheses: names, gendered roles, names with skin tones, generalisations.
 
-    `alike`: groups of base keys that some artist draws the same, never told apart.
+    `alike`: groups of base keys that some artist draws the same; they are never contrasted.
     """
     bases = {key: concept for key, concept in concepts.items() if key == concept.base}
     tones: dict[str, list[tuple[int, ...]]] = defaultdict(list)
@@ -82,7 +82,7 @@ def build_hypotheses(
             continue
         role = frozenset(by_role[concept.role])
         gender = concept.gender if concept.gender in ("man", "woman") else ""
-        # The noun is true of the whole role; a claimed gender is judged apart from it.
+        # The noun is true of the whole role; a claimed gender is checked separately.
         nouns = role if concept.gender else frozenset({key})
         unsure = frozenset(set().union(*(confusable[noun] for noun in nouns)) - nouns)
         for tone in [(), *tones[key]]:
@@ -103,10 +103,10 @@ def _rivals(concept: Concept) -> frozenset[str]:
 def _confusable(
     bases: Mapping[str, Concept], alike: Iterable[frozenset[str]]
 ) -> dict[str, set[str]]:
-    """Base key → bases whose pictures might be called by its name, or the other way round.
+    """Return base key → bases whose pictures might be called by its name, or vice versa.
 
-    That is where one's words are a subset of the other's (dog, guide dog), where a synonym is
-    shared, or where an artist draws both the same.
+    This holds if the words of one are a subset of the other's (dog, guide dog), if they share a
+    synonym, or if an artist draws both the same.
     """
     confusable: dict[str, set[str]] = defaultdict(set)
     members: dict[str, list[str]] = defaultdict(list)
@@ -130,7 +130,7 @@ def _confusable(
 
 
 def _generalisations(bases: Mapping[str, Concept]) -> list[Hypothesis]:
-    """Broad claims: categories; "a woman", "a person", "a hand", with and without a tone."""
+    """Return general hypotheses: categories; woman, person and hand, with and without a tone."""
     categories: dict[str, set[str]] = defaultdict(set)
     groups: dict[str, str] = {}
     for key, concept in bases.items():

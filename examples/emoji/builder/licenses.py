@@ -1,4 +1,4 @@
-"""Licences and attribution of the artwork and the names, written beside every build."""
+"""Licences and attribution of the artwork and the names, part of every build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ The captions and hypotheses are made from the names and shortcodes of emojibase-
 
 
 def write_licenses(folder: Path, packages: Mapping[str, Path]) -> list[str]:
-    """Write NOTICE.txt and LICENSES/ below `folder`; returns their relative names."""
+    """Write NOTICE.txt and LICENSES/ to `folder`; return their relative names."""
     notice = NOTICE_HEAD
     for one in ARTWORK:
         notice += (
@@ -44,5 +44,5 @@ def write_licenses(folder: Path, packages: Mapping[str, Path]) -> list[str]:
 
 
 def license_file(license: str, family: str) -> str:
-    """Name of the licence text that covers an artwork family."""
+    """Return the file name of the licence text of an artwork family."""
     return f"MIT-{family}.txt" if license == "MIT" else f"{license}.txt"

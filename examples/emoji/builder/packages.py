@@ -1,4 +1,4 @@
-"""The npm packages the data comes from: fetching, unpacking and reading them."""
+"""The npm packages of the artwork and the names: fetching, unpacking and reading them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import EmojiDataError
 
 @dataclass(frozen=True)
 class Package:
-    """One npm package at a fixed version; `folder` is where it lies once unpacked."""
+    """One npm package at a fixed version; `folder` is its folder once unpacked."""
 
     name: str
     version: str
@@ -69,9 +69,10 @@ ARTWORK = (
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """Folder of the unpacked package, fetched with `npm pack` unless the cache holds it.
+    """Return the folder of the unpacked package; fetch it by `npm pack` unless it is cached.
 
-    Raises EmojiDataError when npm is absent or fails.
+    Raises:
+        EmojiDataError: npm is missing or fails.
     """
     target = cache / package.folder
     if (target / "package.json").is_file():
@@ -101,7 +102,7 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def locate(package: Package, folder: Path) -> Path:
-    """Folder of an unpacked package below `folder`, which the user unpacked.
+    """Return the folder of a package that the user unpacked in `folder`.
 
     Accepted: `<folder>/<package folder>`, and npm's own `<folder>/<name>` (node_modules).
     """
@@ -121,7 +122,7 @@ def locate(package: Package, folder: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON file; EmojiDataError names the file when it is missing or broken."""
+    """Read a JSON file; raise EmojiDataError with its name if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

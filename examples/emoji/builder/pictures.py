@@ -1,4 +1,4 @@
-"""The pictures of all artwork sets: which concept each shows, rendered and rid of doubles."""
+"""The rendered pictures of all artwork sets, without duplicates, and their concepts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .render import RenderCache
 class Picture:
     """One rendered drawing of `artist` (a set) and its `family`.
 
-    `gender` is the concept's, or "" where the drawing cannot be trusted to show it. `also` are
-    the keys of other emoji for which the artist published the same pixels; their references count.
+    `gender` is the concept's, or "" if the drawing may not show it. `also` are the keys of other
+    emoji for which the artist published the same pixels; their references count too.
     """
 
     artist: str
@@ -40,10 +40,9 @@ class Picture:
 def picture_names(
     sets: Sequence[ArtworkSet], folders: Mapping[str, Path], keys: set[str]
 ) -> dict[str, dict[str, str]]:
-    """Artist → emoji key → picture name, for the wanted keys that the artist drew.
+    """Return artist → emoji key → picture name, for the wanted keys that the artist drew.
 
-    A set without code points of its own takes those of its family, or else goes by the names
-    that the other sets use.
+    A set without code points takes those of its family, or else the names that the other sets use.
     """
     chars = {one.name: chars_of(folders[one.name]) for one in sets}
     name_to_key = {name: key for codes in chars.values() for key, name in codes.items()}
@@ -64,7 +63,7 @@ def render_all(
     concepts: Mapping[str, Concept],
     cache: RenderCache,
 ) -> list[Picture]:
-    """Every set's pictures of the known concepts, in Unicode's order, one per distinct drawing."""
+    """Render every set's pictures of the concepts, in Unicode's order, one per distinct drawing."""
     names = picture_names(sets, folders, set(concepts))
     pictures: list[Picture] = []
     with tqdm(total=sum(map(len, names.values())), desc="render", unit="picture") as bar:
@@ -83,10 +82,10 @@ def render_all(
 def distinct(
     one: ArtworkSet, drawings: Mapping[str, bytes], concepts: Mapping[str, Concept]
 ) -> list[Picture]:
-    """One Picture per distinct rendering of an artist; the first emoji in order keeps it.
+    """Return one Picture per distinct rendering of an artist; it belongs to the first emoji.
 
-    Older sets draw some emoji alike, say "person running" and "man running". The kept picture
-    answers to the names of all of them, and shows a gender only if all of them agree on it.
+    Older sets draw some emoji the same, for instance "person running" and "man running". The
+    picture has the names of all of them, and a gender only if all agree on it.
     """
     same: dict[str, list[str]] = defaultdict(list)
     for key, webp in drawings.items():

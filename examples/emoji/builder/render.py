@@ -1,4 +1,4 @@
-"""SVG to small raster pictures, with a cache of what has been rendered."""
+"""SVG to small raster pictures, with a cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKGROUND = "white"
 
 
 def rasterise(svg: str, size: int) -> Image.Image:
-    """RGB picture of `size`×`size` pixels, the drawing centred on white."""
+    """Render an RGB picture of `size`×`size` pixels, the drawing centred on white."""
     try:
         import resvg_py
     except ImportError as error:
@@ -36,7 +36,7 @@ def rasterise(svg: str, size: int) -> Image.Image:
 
 
 def encode_webp(picture: Image.Image, quality: int | None) -> bytes:
-    """WebP bytes: lossless when `quality` is None, else lossy with quality 0…100."""
+    """Encode as WebP: lossless if `quality` is None, else lossy with quality 0 to 100."""
     stream = io.BytesIO()
     if quality is None:
         picture.save(stream, "WEBP", lossless=True, method=6)
@@ -46,14 +46,14 @@ def encode_webp(picture: Image.Image, quality: int | None) -> bytes:
 
 
 class RenderCache:
-    """Lossless renderings kept as files, so that a second build renders nothing anew."""
+    """Lossless renderings as files, so that a second build renders nothing."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder = folder / f"{size}px-{BACKGROUND}"
         self.size = size
 
     def get(self, group: str, name: str, svg: str) -> bytes:
-        """WebP bytes of picture `name` of artwork `group`, rendered on the first request."""
+        """Return the WebP of picture `name` of artwork `group`; render it on the first request."""
         path = self.folder / group / f"{name}.webp"
         if path.is_file():
             return path.read_bytes()

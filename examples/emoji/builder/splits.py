@@ -1,4 +1,4 @@
-"""Which picture trains, validates or tests."""
+"""Assignment of the pictures to splits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .pictures import Picture
 
 SPLITS = ("train", "valid", "test_artist", "test_combinations")
 TEST_ARTIST = "twemoji"
-HELD_OUT = 1 / 8
-VALID = 0.06
+HELD_OUT_SHARE = 1 / 8
+VALID_SHARE = 0.06
 
 
 def held_out_combinations(concepts: Iterable[Concept], seed: int) -> frozenset[str]:
-    """Keys of an eighth of the skin-tone variants, two tones (or tone pairs) to a role.
+    """Return the keys of an eighth of the skin-tone variants: two tones (or pairs) per role.
 
-    Variants are taken role by role (a man's, a woman's and the neutral emoji of a thing together),
-    so that gender and tone can both be told wrongly within the held-out pictures; three fifths of
-    a role's tones remain for training.
+    Variants are held out by role (man, woman and neutral emoji of a thing together). Hypotheses
+    about the held-out pictures can then be wrong in gender or in tone. Three fifths of a role's
+    tones remain for training.
     """
     by_size: dict[int, dict[str, list[Concept]]] = defaultdict(lambda: defaultdict(list))
     for concept in concepts:
@@ -30,11 +30,11 @@ def held_out_combinations(concepts: Iterable[Concept], seed: int) -> frozenset[s
     rng = random.Random(f"{seed}/combinations")
     held: set[str] = set()
     for _, roles in sorted(by_size.items()):
-        wanted = HELD_OUT * sum(map(len, roles.values()))
+        wanted = HELD_OUT_SHARE * sum(map(len, roles.values()))
         taken = 0
         for turn, role in enumerate(rng.sample(sorted(roles), len(roles))):
             tones = sorted({one.tones for one in roles[role]})
-            # Turning the start spreads the held-out tones evenly over all of them.
+            # Rotating the start spreads the held-out tones evenly over all tones.
             start, step = turn % len(tones), 1 + (turn // len(tones)) % max(1, len(tones) - 1)
             chosen = {tones[start], tones[(start + step) % len(tones)]}
             variants = [one.key for one in roles[role] if one.tones in chosen]
@@ -48,11 +48,12 @@ def held_out_combinations(concepts: Iterable[Concept], seed: int) -> frozenset[s
 def assign(
     pictures: Sequence[Picture], held_out: frozenset[str], seed: int
 ) -> dict[str, list[Picture]]:
-    """Split → pictures.
+    """Return split → pictures.
 
     test_combinations: held-out variants by the training artists. test_artist: the held-out artist,
-    for emoji that some training picture shows. valid: one family's drawings of some roles whose
-    other family's drawings train. A drawing that also stands for a held-out variant is left out.
+    for emoji that some training picture shows. valid: one family's drawings of some roles, of which
+    the other family's are trained on. A drawing that also stands for a held-out variant is left
+    out.
     """
     split: dict[str, list[Picture]] = {name: [] for name in SPLITS}
     known: list[Picture] = []
@@ -76,12 +77,12 @@ def assign(
 
 
 def _validation_roles(pictures: Sequence[Picture], seed: int) -> dict[str, str]:
-    """Role → the family whose drawings of it validate; only roles that two families drew."""
+    """Return role → family whose drawings are held out for valid, for roles of two families."""
     drawn: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for picture in pictures:
         drawn[picture.concept.role][picture.family] += 1
     rng = random.Random(f"{seed}/valid")
-    wanted, taken = VALID * len(pictures), 0
+    wanted, taken = VALID_SHARE * len(pictures), 0
     chosen: dict[str, str] = {}
     for role in rng.sample(sorted(drawn), len(drawn)):
         families = sorted(drawn[role])
@@ -94,7 +95,7 @@ def _validation_roles(pictures: Sequence[Picture], seed: int) -> dict[str, str]:
 
 
 def check(split: dict[str, list[Picture]], held_out: frozenset[str]) -> None:
-    """Refuse splits that leak; see `assign` for what each may hold."""
+    """Reject splits that leak; see `assign` for the contents of each."""
     for name, pictures in split.items():
         for picture in pictures:
             keys = {picture.concept.key, *picture.also}
@@ -105,7 +106,7 @@ def check(split: dict[str, list[Picture]], held_out: frozenset[str]) -> None:
     train = {(one.family, key) for one in split["train"] for key in (one.concept.key, *one.also)}
     for picture in split["valid"]:
         if (picture.family, picture.concept.key) in train:
-            raise EmojiDataError(f"valid: {picture.image_id} is drawn alike in train")
+            raise EmojiDataError(f"valid: {picture.image_id} is drawn the same in train")
     pixels = {name: {one.webp for one in pictures} for name, pictures in split.items()}
     for left in SPLITS:
         for right in SPLITS:

@@ -19,7 +19,7 @@ CAPTION_COLUMNS = ("uniq-id", "image-id", "caption", "predicted objects", "image
 ENTAILMENT_COLUMNS = ("uniq-id", "image-id", "image", "hypothesis", "caption", "label")
 SEPARATOR = "&&"
 
-# What the tasks ask; the tasks' own words must be in the dictionary, too.
+# The tasks' prompts and answers; their words must be in the dictionary too.
 CAPTION_PROMPT = "what does the image describe ?"
 ENTAILMENT_PROMPTS = (
     'does the image describe " {hypothesis} " ?',
@@ -32,12 +32,12 @@ Encode = Callable[[Picture], bytes]
 
 
 def image_field(content: bytes) -> str:
-    """URL-safe base64 of a picture file's bytes."""
+    """Encode a picture file as URL-safe base64."""
     return base64.urlsafe_b64encode(content).decode("ascii")
 
 
 def caption_table(pictures: Sequence[Picture], all_references: bool, encode: Encode) -> Table:
-    """One row a picture: its official name, or all its references joined by `&&`."""
+    """Return one row per picture: its official name, or all references joined by `&&`."""
     return [
         (
             picture.image_id.replace("/", "."),
@@ -51,12 +51,12 @@ def caption_table(pictures: Sequence[Picture], all_references: bool, encode: Enc
 
 
 def reference_table(pictures: Sequence[Picture]) -> Table:
-    """Image id and all references of each picture, for what scores captions of training data."""
+    """Return image id and all references of each picture, to score captions of training data."""
     return [(picture.image_id, SEPARATOR.join(picture.references)) for picture in pictures]
 
 
 def entailment_table(rows: Sequence[Row], encode: Encode) -> Table:
-    """One row a question; the premise names the picture's category only."""
+    """Return one row per question; the premise only names the picture's category."""
     asked: Counter[str] = Counter()
     table: Table = []
     for row in rows:
@@ -76,7 +76,7 @@ def entailment_table(rows: Sequence[Row], encode: Encode) -> Table:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Write a TSV file atomically; a field that would break the format is refused."""
+    """Write a TSV file atomically; reject a field that would break the format."""
     with atomic_write(path) as stream:
         for number, row in enumerate(table, 1):
             for field in row:
@@ -86,7 +86,7 @@ def write_table(path: Path, table: Table) -> None:
 
 
 def count_words(captions: Iterable[Table], entailments: Iterable[Table]) -> Counter[str]:
-    """How often each word occurs in all captions and questions, prompts and answers included."""
+    """Count the words of all captions and questions, including prompts and answers."""
     counts: Counter[str] = Counter()
     for table in captions:
         for row in table:
@@ -101,14 +101,14 @@ def count_words(captions: Iterable[Table], entailments: Iterable[Table]) -> Coun
 
 
 def write_dictionary(path: Path, counts: Mapping[str, int]) -> None:
-    """fairseq's dict.txt: `word count`, in alphabetical order.
+    """Write fairseq's dict.txt: `word count`, in alphabetical order.
 
-    A word's number so depends on the vocabulary alone, not on how often sampling took it.
+    The order depends only on the vocabulary, not on how often a word was sampled.
     """
     lines = (f"{word} {count}\n" for word, count in sorted(counts.items()))
     write_bytes(path, "".join(lines).encode("utf-8"))
 
 
 def sample(pictures: Sequence[Picture], limit: int, seed: str) -> list[Picture]:
-    """At most `limit` pictures, shuffled."""
+    """Return at most `limit` pictures, shuffled."""
     return random.Random(seed).sample(list(pictures), min(limit, len(pictures)))

@@ -1,4 +1,4 @@
-"""Names and shortcodes of emoji turned into plain lower-case words."""
+"""Plain lower-case words from the names and shortcodes of emoji."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-# Never a description of the picture: abuse, chat slang, nicknames, country codes.
+# Not descriptions of a picture: abuse, chat slang, nicknames, country codes.
 UNWANTED = frozenset({"shit", "wtf", "lmao", "hankey", "hocho", "koko", "ng", "uk", "us"})
 SIGNS = {"#": "number sign", "*": "asterisk", "&": "and"}
 MAX_REFERENCES = 5
-# A numbered double, a code point, a long number, a family spelled by its members.
+# A numbered duplicate, a code point, a long number, a family as initials of its members.
 CODE = re.compile(r"[a-z]+[0-9]+|u[0-9a-f]{4}|[0-9]{4,}|[mwgb]{2,4}")
 
 
 def plain_words(text: str) -> str:
-    """Lower-case ASCII words separated by single spaces; no punctuation is left.
+    """Convert to lower-case ASCII words, separated by single spaces, without punctuation.
 
     Hyphens and underscores separate words, apostrophes join them, accents are dropped.
     """
@@ -29,7 +29,7 @@ def plain_words(text: str) -> str:
 
 
 def split_compound(word: str, vocabulary: Collection[str]) -> str:
-    """`bullettrain` → `bullet train` when both parts, but not the whole, are known words."""
+    """Split `bullettrain` into `bullet train` if both parts, but not the whole, are known words."""
     if word in vocabulary:
         return word
     for cut in range(3, len(word) - 2):
@@ -39,10 +39,10 @@ def split_compound(word: str, vocabulary: Collection[str]) -> str:
 
 
 def shortcode_words(code: str, vocabulary: Collection[str]) -> str | None:
-    """A shortcode as words, or None when it is a code rather than words.
+    """Return a shortcode as words, or None if it is a code rather than words.
 
     `vocabulary` holds the words of all official names. Codes are: skin tone digits, code points,
-    numbered doubles (`dog2`), abbreviations of one or two letters, family spellings (`mwgb`).
+    numbered duplicates (`dog2`), abbreviations of one or two letters, family spellings (`mwgb`).
     """
     words = [split_compound(word, vocabulary) for word in plain_words(code).split()]
     words = [{"female": "woman", "male": "man"}.get(word, word) for word in words]
@@ -64,10 +64,10 @@ def references_of(
     vocabulary: Collection[str],
     is_flag: bool,
 ) -> tuple[str, ...]:
-    """Descriptions of one emoji: the official name first, then synonyms, most widely used first.
+    """Return descriptions of an emoji: the official name, then synonyms, most widely used first.
 
     `shortcodes` maps a shortcode set to its codes for this emoji. Of a flag's codes only country
-    names count: the others spell ISO codes.
+    names count; the others are ISO codes.
     """
     votes: Counter[str] = Counter()
     for codes in shortcodes.values():

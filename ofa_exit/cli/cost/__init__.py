@@ -111,7 +111,7 @@ def report(args: argparse.Namespace) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def measured(args: argparse.Namespace) -> str:
+def measured_report(args: argparse.Namespace) -> str:
     """Return the seconds per sample on this machine and the rate they amount to."""
     lengths, answer = sample_lengths(args), Answer(args.beam, args.steps)
     counted = build(args.arch)
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plan:
             print(plan(args.arch, args.tflops, args.row_bytes))
         else:
-            print(measured(args) if args.measure else report(args))
+            print(measured_report(args) if args.measure else report(args))
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     return 0
