@@ -158,10 +158,10 @@ def test_a_row_as_the_model_reads_it(data):
     ("column", "text", "message"),
     [
         (4, "it is red&& &&big", "candidate 1 .* of 3 is empty"),
-        (5, "6", "'6' is the number of none of the 6 candidates"),
+        (5, "6", "'6' is not the number of one of the 6 candidates"),
         (6, "0&&1", "not 6 numbers"),
         (6, "0&&0&&0&&0&&0&&inf", "not 6 numbers"),
-        (6, "0&&0&&0&&0&&0&&0", "0 for every candidate, of which NDCG is not defined"),
+        (6, "0&&0&&0&&0&&0&&0", "0 for every candidate"),
         (2, "", "the field is empty"),
     ],
 )
