@@ -157,12 +157,12 @@ def test_a_row_as_the_model_reads_it(data):
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
-        (4, "it is red&& &&big", "answers.*empty"),
-        (5, "6", "'6'.* 6 candidates"),
-        (6, "0&&1", r"relevance.*\b6\b"),
-        (6, "0&&0&&0&&0&&0&&inf", r"relevance.*\b6\b"),
-        (6, "0&&0&&0&&0&&0&&0", "NDCG"),
-        (2, "", "history.*empty"),
+        (4, "it is red&& &&big", "candidate 1 .* of 3 is empty"),
+        (5, "6", "'6' is not the number of one of the 6 candidates"),
+        (6, "0&&1", "not 6 numbers"),
+        (6, "0&&0&&0&&0&&0&&inf", "not 6 numbers"),
+        (6, "0&&0&&0&&0&&0&&0", "0 for every candidate"),
+        (2, "", "the field is empty"),
     ],
 )
 def test_bad_rows_are_rejected_by_line(tmp_path, column, text, message):
