@@ -203,6 +203,8 @@ class OFAModel(FairseqEncoderDecoderModel):
         config.decoder_ffn_embed_dim = config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim
         if config.encoder_embed_dim != config.decoder_embed_dim:
             raise ValueError("OFA shares one embedding: encoder and decoder dims must be equal")
+        if config.no_image_relative_bias and not config.split_modalities:
+            raise ValueError("--no-image-relative-bias is for --split-modalities encoders")
         dictionary = task.target_dictionary
         embed_tokens = nn.Embedding(len(dictionary), config.encoder_embed_dim, dictionary.pad())
         nn.init.normal_(embed_tokens.weight, mean=0.0, std=config.encoder_embed_dim**-0.5)

@@ -344,3 +344,17 @@ def test_no_mask_is_written_without_padding(split, monkeypatch):
     torch.testing.assert_close(*logits)
     layers = len(masked) // 2
     assert any(masked[:layers]) and not any(masked[layers:])
+
+
+@torch.no_grad()
+def test_an_encoder_without_the_images_relative_bias():
+    """As MuE's released split encoder: the same as tables of zeros."""
+    without, usual = nano(no_image_relative_bias=True), nano()
+    net_input = batch(2)
+    assert not torch.allclose(without(**net_input)[0], usual(**net_input)[0], atol=1e-3)
+    for table in usual.encoder.image_rel_pos_table_list:
+        table.weight.zero_()
+    usual.encoder.forget_shapes()
+    torch.testing.assert_close(without(**net_input)[0], usual(**net_input)[0])
+    with pytest.raises(ValueError, match="--no-image-relative-bias.*--split-modalities"):
+        nano(split=False, no_image_relative_bias=True)
