@@ -221,7 +221,7 @@ def test_user_dir_of_an_installed_package(tmp_path):
     """Built as pip builds it, away from the checkout."""
     site = tmp_path / "site-packages"
     run("setup.py", "-q", "build_py", "--build-lib", str(site), cwd=ROOT, path=tmp_path)
-    user_dir = run("-m", "ofa_exit", cwd=tmp_path, path=site)
+    user_dir = run("-m", "ofa_exit", "user-dir", cwd=tmp_path, path=site)
     assert user_dir == str(site / "ofa_exit" / "user_dir")
     printed = run("-c", IMPORT_USER_DIR, user_dir, cwd=tmp_path, path=site)
     assert printed == f"ofa_exit.plugin.criterions.mue {site / 'ofa_exit'}"

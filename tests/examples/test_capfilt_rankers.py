@@ -101,8 +101,8 @@ def folder(tmp_path_factory):
 
 def options(folder, **more) -> Training:
     files = {"train": folder / "train.tsv", "valid": folder / "valid.tsv", "bpe_dir": folder}
-    told = {"epochs": 2, "batch_size": 6, "image_size": 32, "lr": 3e-3, **more}
-    return Training(**{name: str(path) for name, path in files.items()}, **told)
+    given = {"epochs": 2, "batch_size": 6, "image_size": 32, "lr": 3e-3, **more}
+    return Training(**{name: str(path) for name, path in files.items()}, **given)
 
 
 def test_training_learns_and_a_killed_run_resumes(folder, tmp_path, monkeypatch):

@@ -32,8 +32,8 @@ def made(packages, tmp_path_factory) -> Path:
     """A full and a compact build of the stand-in, sixteen pixels wide."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "VALID", 0.2)
-        patch.setattr(splits, "HELD_OUT", 0.25)
+        patch.setattr(splits, "VALID_SHARE", 0.2)
+        patch.setattr(splits, "HELD_OUT_SHARE", 0.25)
         assert run_build(packages, folder) == 0
     return folder
 
@@ -46,8 +46,8 @@ def run_build(packages: Path, folder: Path) -> int:
 @pytest.fixture(scope="module")
 def source(packages, made) -> build.Source:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "VALID", 0.2)
-        patch.setattr(splits, "HELD_OUT", 0.25)
+        patch.setattr(splits, "VALID_SHARE", 0.2)
+        patch.setattr(splits, "HELD_OUT_SHARE", 0.25)
         return build.prepare(made / "full" / "cache", packages, 16, seed=1)
 
 
@@ -55,9 +55,9 @@ def checksums(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())["files"]
 
 
-def test_same_seed_same_bytes_and_nothing_rendered_twice(packages, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(splits, "VALID", 0.2)
-    monkeypatch.setattr(splits, "HELD_OUT", 0.25)
+def test_the_same_seed_gives_the_same_bytes_and_renders_once(packages, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "VALID_SHARE", 0.2)
+    monkeypatch.setattr(splits, "HELD_OUT_SHARE", 0.25)
     shutil.copytree(made / "full" / "cache", tmp_path / "full" / "cache")
     monkeypatch.setattr(render, "rasterise", lambda *_: pytest.fail("rendered again"))
     assert run_build(packages, tmp_path) == 0
@@ -100,7 +100,7 @@ def test_splits(source, packages) -> None:
     }
 
 
-def test_alike_drawings_are_one_picture_with_all_names(source) -> None:
+def test_equal_drawings_are_one_picture_with_all_names(source) -> None:
     everything = [one for pictures in source.split.values() for one in pictures]
     both = [one for one in everything if one.also]
     assert [(one.artist, one.concept.name) for one in both] == [("noto-v1", "person running")]
@@ -158,12 +158,12 @@ def test_tones_decide(source) -> None:
 
 
 @pytest.mark.parametrize("artist", ["noto-v1", "noto"])
-def test_old_neutral_drawings_are_not_asked_for_gender(source, artist: str) -> None:
+def test_old_neutral_drawings_have_no_gender_hypotheses(source, artist: str) -> None:
     expected = None if artist == "noto-v1" else "neutral"
     assert label(source, "woman scientist", artist, "scientist") == expected
 
 
-def test_every_text_has_its_labels_equally_often(source) -> None:
+def test_labels_are_balanced_for_every_hypothesis(source) -> None:
     for name, pictures in source.split.items():
         rows = balanced_rows(pictures, source.hypotheses, 4, 300, f"7/{name}")
         assert rows == balanced_rows(pictures, source.hypotheses, 4, 300, f"7/{name}")
@@ -231,7 +231,7 @@ def test_check_notices_changed_and_missing_files(made, tmp_path, capsys) -> None
     assert main(["check", str(folder)]) == 1
 
 
-def test_leaks_are_refused(source) -> None:
+def test_leaks_are_rejected(source) -> None:
     split = {name: list(pictures) for name, pictures in source.split.items()}
     held = frozenset(one.concept.key for one in split["test_combinations"])
     splits.check(split, held)
@@ -258,14 +258,14 @@ def test_leaks_are_refused(source) -> None:
         ),
     ],
 )
-def test_leaks_of_written_files_are_refused(shown: dict, message: str) -> None:
+def test_leaks_in_written_files_are_rejected(shown: dict, message: str) -> None:
     empty: dict[str, set[str]] = {name: set() for name in splits.SPLITS}
     check.check_leaks(empty)
     with pytest.raises(EmojiDataError, match=message):
         check.check_leaks({**empty, **shown})
 
 
-def test_commands_refuse_nonsense(tmp_path, capsys) -> None:
+def test_invalid_commands_are_rejected(tmp_path, capsys) -> None:
     assert main(["build", "--size", "2", "--out", str(tmp_path)]) == 1
     assert "--size 2" in capsys.readouterr().err
     assert main(["build", "--packages", str(tmp_path), "--out", str(tmp_path / "out")]) == 1

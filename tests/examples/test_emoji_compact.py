@@ -28,7 +28,7 @@ def test_it_passes_its_own_check_and_is_small(rows) -> None:
         assert all(200 <= rows[f"{task}_{split}.tsv"] <= 400 for split in SPLITS[1:])
 
 
-def test_licences_are_beside_it() -> None:
+def test_licences_are_part_of_it() -> None:
     notice = (FOLDER / "NOTICE.txt").read_text()
     for word in ("noto-emoji", "CC-BY-4.0", "Apache-2.0", "Microsoft", "emojibase", "twemoji"):
         assert word in notice

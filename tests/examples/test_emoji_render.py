@@ -80,7 +80,7 @@ def test_cache_renders_once_and_losslessly(tmp_path, monkeypatch) -> None:
     assert render.RenderCache(tmp_path, 16).get("set-1", "left", "") == first
 
 
-def test_broken_svg_is_refused(tmp_path) -> None:
+def test_broken_svg_is_rejected(tmp_path) -> None:
     with pytest.raises(EmojiDataError, match="set-1/bad"):
         render.RenderCache(tmp_path, 16).get("set-1", "bad", "<svg")
     assert not list(tmp_path.rglob("*.webp"))
@@ -141,7 +141,7 @@ def test_failing_npm_is_reported(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "cache" / packages.NAMES.folder).exists()
 
 
-def test_locate_refuses_other_versions(tmp_path) -> None:
+def test_locate_rejects_other_versions(tmp_path) -> None:
     with pytest.raises(EmojiDataError, match="npm pack emojibase-data"):
         packages.locate(packages.NAMES, tmp_path)
     folder = tmp_path / packages.NAMES.name

@@ -243,3 +243,14 @@ def test_a_ranker_of_ones_own(sampled, tmp_path, capsys):
     assert main([*given[:-2], str(tmp_path / "no.py"), "--ranker-checkpoint", "x"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "lengths.py" in first and "load_ranker" in first and "no.py" in second
+
+
+def test_a_dual_encoder_needs_a_checkout(sampled, tmp_path, monkeypatch, capsys):
+    """Its code is part of the emoji example, which is not installed."""
+    tsv, parts, out = sampled
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"")
+    monkeypatch.setattr("ofa_exit.cli.capfilt.PACKAGE", tmp_path / "site" / "ofa_exit")
+    given = ["filter", str(tsv), *map(str, parts), "--out", str(out)]
+    assert main([*given, "--ranker", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "examples/emoji/capfilt_ranker" in line and str(tmp_path) in line
