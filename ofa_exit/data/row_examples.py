@@ -90,12 +90,15 @@ class RowTokens:
 
 
 class RowExamples:
-    """Examples of a TSV file by row number; a data set defines the members listed first.
+    """Base class of the data sets: examples of a TSV file by row number.
 
-    COLUMNS: names of the columns it reads. SELECTED_COLS: their numbers in the published layout.
-    SOURCE_FIELD, ANSWER_FIELD: the columns to name when source or target are too long. `lengths`:
-    tokens of source and target, estimated without reading a row (a word counts as a token).
-    `read`: the texts of a row. A data set may override `image` and `mask`, too.
+    A data set defines `read`, `lengths` and
+
+    - COLUMNS, the names of the columns that it reads;
+    - SELECTED_COLS, their numbers in the published files;
+    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
+
+    It may also override `columns`, `image` and `mask`.
 
     Args:
         load_image: turns the image field into Float [3, H, W].
@@ -149,6 +152,7 @@ class RowExamples:
 
     @cached_property
     def lengths(self) -> tuple[int, int]:
+        """Tokens of source and target, estimated without reading a row: one token per word."""
         raise NotImplementedError
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:

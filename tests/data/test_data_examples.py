@@ -18,6 +18,7 @@ from PIL import Image
 from ofa_exit.data.caption import CaptionExamples
 from ofa_exit.data.example import Example, answer_sequences
 from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.trie import AnswerTrie
@@ -347,6 +348,34 @@ def test_wrong_label_column_names_the_likely_one(tmp_path):
 def test_invalid_options_raise(tmp_path, make):
     with pytest.raises(ValueError, match=r"not positive|none of none, src, prev_output"):
         make(tmp_path)
+
+
+class ColourExamples(RowExamples):
+    """A new data set: which colour is the thing?"""
+
+    COLUMNS = ("uniq_id", "image", "thing", "colour")
+    SELECTED_COLS = "0,3,1,2"
+    SOURCE_FIELD, ANSWER_FIELD = "thing", "colour"
+    lengths = (8, 2)
+
+    def read(self, row: Row, unknown: list[str]) -> RowTokens:
+        colour = row.text("colour")
+        source = self.encode_source(f" what does the {row.text('thing')} describe?", unknown)
+        return RowTokens(source, self.encoder.encode(f" {colour}", unknown), [colour])
+
+
+def test_a_new_data_set_is_a_short_class(tmp_path):
+    path = write_tsv(tmp_path / "c.tsv", [["7", "cat", "grass", plain_field()], ["8", "", "x", ""]])
+    examples = ColourExamples(path, word_encoder(), LOADER)
+    example = examples[0]
+    assert (example.uniq_id, example.references, example.unknown) == ("7", ["grass"], [])
+    assert text(examples, example.source) == "<s> what does the cat describe ? </s>"
+    assert text(examples, example.target) == "grass </s>"
+    assert (example.image_id, example.constraint_mask, example.conf) == (None, None, None)
+    assert failure(examples).field == "thing"
+    short = ColourExamples(path, word_encoder(), LOADER, max_target_positions=1)
+    with pytest.raises(TsvError, match=r"'colour'.* 2 tokens.* 1 positions.*max-target-positions"):
+        short[0]
 
 
 def test_length_estimates_hold_for_words(tmp_path):

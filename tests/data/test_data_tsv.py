@@ -1,23 +1,16 @@
-"""TSV files: offsets, the index file, and errors of lines."""
+"""TSV files: rows, offsets, and errors of lines."""
 
-import errno
-import fcntl
-import logging
 import multiprocessing
 import os
 import pickle
-import signal
-import threading
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers.data_samples import write_tsv
 
 from ofa_exit.data import row_index
-from ofa_exit.data.row_index import index_path, row_offsets
+from ofa_exit.data.row_index import row_offsets
 from ofa_exit.data.tsv import TsvError, TsvFile
 
 COLUMNS = ("uniq_id", "text")
@@ -80,185 +73,6 @@ def test_a_line_of_many_megabytes(tmp_path):
     file = TsvFile(write_tsv(tmp_path / "a.tsv", rows), None, COLUMNS)
     assert len(file.row(1)["text"]) == 9 << 20
     assert file.row(2)["text"] == "end"
-
-
-def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypatch):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    TsvFile(path, None, COLUMNS)
-    assert [p.name for p in tmp_path.iterdir() if p != path] == [index_path(path).name]
-
-    counted = []
-    count = row_index._scan
-    monkeypatch.setattr(row_index, "_scan", lambda file: counted.append(1) or count(file))
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
-    assert counted == []
-
-    status = path.stat()
-    write_tsv(path, [["1", "other"], ["2", "x"], ["3", "y"]])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 5))
-    assert texts(TsvFile(path, None, COLUMNS)) == ["other", "x", "y"]
-    # The same size at another time is another file.
-    write_tsv(path, [["1", "o"], ["2", "xxxxx"], ["3", "y"]])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10))
-    assert texts(TsvFile(path, None, COLUMNS)) == ["o", "xxxxx", "y"]
-    assert len(counted) == 2
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "odd"])
-def test_damaged_index_is_rebuilt(tmp_path, damage):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    TsvFile(path, None, COLUMNS)
-    index = index_path(path)
-    good = index.read_bytes()
-    changed = {"cut": good[:-8], "empty": b"", "foreign": b"x" * len(good), "odd": good[:-3]}
-    index.write_bytes(changed[damage])
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
-    assert index.read_bytes() == good
-
-
-@pytest.mark.parametrize("change", ["other stamp", "other type", "other shape", "no offsets"])
-def test_index_of_another_file_or_layout_is_rebuilt(tmp_path, change):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    TsvFile(path, None, COLUMNS)
-    good = np.load(index_path(path))
-    changed = {
-        "other stamp": good + np.array([0, 1, *[0] * (len(good) - 2)]),
-        "other type": good.astype(np.float64),
-        "other shape": good[None],
-        "no offsets": good[:2],
-    }
-    with index_path(path).open("wb") as file:
-        np.save(file, changed[change])
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
-    assert np.array_equal(np.load(index_path(path)), good)
-
-
-def test_index_of_an_earlier_version_is_rebuilt(tmp_path):
-    """It began with a magic number, then size, mtime and the number of offsets, as int64 words."""
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    status = path.stat()
-    wrong = [0x0FA0_1DE8_0000_0001, status.st_size, status.st_mtime_ns, 2, 0, status.st_size]
-    index_path(path).write_bytes(np.array(wrong, dtype=np.int64).tobytes())
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
-    assert index_path(path).read_bytes().startswith(b"\x93NUMPY")
-
-
-def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    file = TsvFile(path, None, COLUMNS)
-    assert texts(pickle.loads(pickle.dumps(file))) == texts(file) == ["one", "two"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_concurrent_readers_build_one_index(tmp_path):
-    path = write_tsv(tmp_path / "a.tsv", [[str(n), f"row {n}"] for n in range(3000)])
-    seen = []
-    threads = [
-        threading.Thread(target=lambda: seen.append(texts(TsvFile(path, None, COLUMNS))))
-        for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 6
-    assert all(rows == [f"row {n}" for n in range(3000)] for rows in seen)
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
-
-
-def lock_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.offsets.lock")
-
-
-def _read_together(path: Path, barrier, queue) -> None:
-    barrier.wait()
-    queue.put(texts(TsvFile(path, None, COLUMNS)))
-
-
-def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    count, log = row_index._scan, tmp_path / "log"
-
-    def count_slowly(file):
-        with log.open("ab") as told:
-            told.write(b".")
-        time.sleep(1)
-        return count(file)
-
-    monkeypatch.setattr(row_index, "_scan", count_slowly)
-    context = multiprocessing.get_context("fork")
-    barrier, queue = context.Barrier(4), context.Queue()
-    children = [
-        context.Process(target=_read_together, args=(path, barrier, queue)) for _ in range(4)
-    ]
-    for child in children:
-        child.start()
-    assert [queue.get(timeout=60) for _ in children] == [["one", "two"]] * 4
-    for child in children:
-        child.join()
-    assert log.read_bytes() == b"."
-    assert not lock_path(path).exists()
-
-
-def _die_with_the_lock(path: Path) -> None:
-    with row_index._indexing_lock(path):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_the_lock_of_a_killed_process_is_released(tmp_path):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
-    child = multiprocessing.get_context("fork").Process(target=_die_with_the_lock, args=(path,))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL and lock_path(path).exists()
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
-    assert not lock_path(path).exists() and index_path(path).exists()
-
-
-def test_waiting_for_another_process_is_logged(tmp_path, caplog):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
-    caplog.set_level(logging.INFO, row_index.__name__)
-    read = []
-    reader = threading.Thread(target=lambda: read.append(texts(TsvFile(path, None, COLUMNS))))
-    with row_index._indexing_lock(path):
-        reader.start()
-        for _ in range(200):
-            if caplog.records:
-                break
-            time.sleep(0.05)
-        assert f"{path}: waiting for another process to index it" in caplog.text
-        assert not read
-    reader.join(timeout=60)
-    assert read == [["one"]]
-
-
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_systems_without_locks(tmp_path, monkeypatch, error):
-    def refuse(*_):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
-
-
-def test_read_only_folder(tmp_path, monkeypatch):
-    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
-    original = Path.open
-
-    def reading_only(self, mode="r", *args, **kwargs):
-        if "r" not in mode:
-            raise PermissionError(errno.EROFS, "read-only")
-        return original(self, mode, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", reading_only)
-    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pickled_file_reopens_and_holds_no_handle(tmp_path):
