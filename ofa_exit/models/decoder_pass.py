@@ -246,9 +246,14 @@ class DecoderPass(LayerPass):
         return row_slices(sentences, self.encoder_out.states)
 
     def can_drop(self, staying: int, active: int, slices: Optional[list[slice]]) -> bool:
-        """Return whether done sentences leave now: copying K/V costs about what riding along costs,
-        so with copies they leave once half of the sentences are done."""
-        return self.cache is None or slices is not None or staying <= active / 2
+        """Return whether done sentences leave now.
+
+        Copying K/V costs about what riding along costs, so with copies they leave once half of the
+        sentences are done. In copy mode the layers that ran are the exit layers, so none rides.
+        """
+        if self.cache is None or slices is not None or self.mode == "copy":
+            return True
+        return staying <= active / 2
 
     def leave(self, hidden: Tensor, index: Tensor | slice, sentences: list[int]) -> None:
         """Keep the states [L, 1, C] that the K/V of skipped layers will be made from."""
@@ -261,6 +266,8 @@ class DecoderPass(LayerPass):
         """Tell the cache how deep each sentence went."""
         if self.cache is None:
             return
+        if self.mode == "copy":
+            self.refresh()
         layers_run = self.counter.closed["layers_run"]
         if self.cache.stale:  # nobody read the numbers: a plain bool let all exit at layer 1
             layers_run = [1] * len(self.cache.sentences)

@@ -41,7 +41,7 @@ def test_training_through_the_command(plain, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     init = load(plain[1])["model"]
     first = start(plain, tmp_path / "one", updates=1)
-    assert "missing exit parameters initialised" in caplog.text
+    assert "missing exit heads initialised" in caplog.text
     assert "the backbone is frozen" in caplog.text and "untrained" not in caplog.text
     second = start(plain, tmp_path / "two", updates=2)
 

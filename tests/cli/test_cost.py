@@ -18,12 +18,13 @@ from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz,
 from ofa_exit.testing import build_dictionary
 
 LENGTHS = cost.Lengths(size=32, source=6, target=5)
+LAYERS = 2  # of encoder and decoder
 
 
 @pytest.fixture(autouse=True)
 def few_layers(monkeypatch):
     """Counting visits every operation: fewer layers take a third of the time."""
-    layers = {"encoder_layers": 2, "decoder_layers": 2}
+    layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
     monkeypatch.setitem(ARCHS, "ofa_nano", {**ARCHS["ofa_nano"], **layers})
 
 
@@ -52,12 +53,12 @@ def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
     encoder, layer = model.encoder.layers[0], model.decoder.layer(1)
     stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
     source, words = stem.tokens + LENGTHS.source, LENGTHS.target
-    scored = words * (6 if layer_weights == "uniform" else 1)
+    scored = words * (LAYERS if layer_weights == "uniform" else 1)
     expected = (
         stem.flops
-        + 6 * (encoder.flops(stem.tokens) + encoder.flops(LENGTHS.source))
-        + 6 * layer.cross_kv_flops(source)
-        + 6 * words * layer.flops(words, source)
+        + LAYERS * (encoder.flops(stem.tokens) + encoder.flops(LENGTHS.source))
+        + LAYERS * layer.cross_kv_flops(source)
+        + LAYERS * words * layer.flops(words, source)
         + scored * model.decoder.word_flops()
     )
     assert cost.sample_cost(model, LENGTHS, layer_weights).forward == expected
@@ -70,7 +71,7 @@ def test_captions_of_an_image_share_its_encoding():
         cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
     )
     layer = model.decoder.layer(1).flops(LENGTHS.target, stem.tokens + LENGTHS.source)
-    a_word = 6 * (layer + model.decoder.word_flops())
+    a_word = LAYERS * (layer + model.decoder.word_flops())
     assert three - one == 2 * LENGTHS.target * a_word
 
 
@@ -95,7 +96,7 @@ def test_candidates_are_run_once_after_the_prompt():
         cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
         for count in (1, 5)
     )
-    layers = [n * 6 * model.decoder.layer(1).flops(n, source) for n in (3, 7)]
+    layers = [n * LAYERS * model.decoder.layer(1).flops(n, source) for n in (3, 7)]
     assert many - few == layers[1] - layers[0] + 4 * 2 * 128 * 7
 
 
@@ -117,7 +118,7 @@ def test_command(capsys):
     for wrong in (["--tflops", "0"], ["--epochs", "-1"], ["--layer-weights", "1,2,3"]):
         with pytest.raises(SystemExit):
             main([*arguments, *wrong])
-    assert "'1,2'" in capsys.readouterr().err
+    assert "'1,2,3'" in capsys.readouterr().err
 
 
 def test_data_sets_have_the_rows_that_preparation_expects():

@@ -90,7 +90,7 @@ def test_a_sweep_agrees_with_single_generations(trained, tmp_path):
         ([{}, {"exit_policy": "similar"}], "setting 2: --exit-policy 'similar' is none of"),
         # The checkpoint's arguments show what its model cannot do.
         ([{}, {"exit_encoder_threshold": 0.9}], "setting 2: .* is for a joint encoder"),
-        ([{"exit_policy": "confidence"}], "setting 1: .*needs a model with exits"),
+        ([{"exit_policy": "confidence"}], "setting 1: .*needs a model with exit heads"),
         ([{"exit_policy": "static", "exit_depths": "9,1,1"}], "setting 1: .*has 6 encoder"),
     ],
     ids=str,

@@ -356,5 +356,5 @@ def test_an_encoder_without_the_images_relative_bias():
         table.weight.zero_()
     usual.encoder.forget_shapes()
     torch.testing.assert_close(without(**net_input)[0], usual(**net_input)[0])
-    with pytest.raises(ValueError, match="--no-image-relative-bias.*--split-modalities"):
+    with pytest.raises(ValueError, match=r"--no-image-relative-bias.*--split-modalities"):
         nano(split=False, no_image_relative_bias=True)

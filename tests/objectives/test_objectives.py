@@ -123,10 +123,10 @@ def test_layer_weights_sum_to_one():
         ("linear", r"'linear'.*uniform.*last"),
         ("", r"''.*uniform.*last"),
         ("1,2", r"'1,2'.*\b2\b.*\b3 layers"),
-        ("1,-1,1", r"'1,-1,1'.*at least 0"),
+        ("1,-1,1", r"'1,-1,1'.*not negative"),
         ("1,nan,1", r"'1,nan,1'.*finite"),
         ("inf,1,1", r"'inf,1,1'.*finite"),
-        ("1,1,0", r"'1,1,0'.*last above 0"),
+        ("1,1,0", r"'1,1,0'.*last positive"),
     ],
 )
 def test_invalid_layer_weights_are_rejected(spec, problem):

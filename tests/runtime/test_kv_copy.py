@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.small_models import batch, generate, nano, select
+from helpers.small_models import VOCAB, batch, generate, nano, select
 
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.measures import hidden_saturation
 from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.policies.static import StaticExit
 from ofa_exit.runtime.kv_cache import KV_MODES
 
 STEPS = 8
@@ -176,6 +177,32 @@ def test_beams_run(model):
         assert model.last_trace.depths([tokens[row]]) == [depths[row]]
 
 
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize("policy", ["layer 1", "layer 3", "similarity"])
+@torch.no_grad()
+def test_sentences_that_finish_early_leave_the_others_alone(model, policy, monkeypatch):
+    chosen = similarity(decoder_threshold(model))
+    if policy != "similarity":  # a fixed depth is known without a look at the device
+        chosen = StaticExit((6, 6, int(policy[-1])))
+    model.configure_exits(chosen, "copy")
+    net_input = batch(6)
+    project, eos = model.decoder.output_projection, torch.zeros(VOCAB)
+    monkeypatch.setattr(model.decoder, "output_layer", lambda features: project(features) + eos)
+    for likely in torch.arange(0.0, 5.0, 0.25):  # until eos competes with the best words
+        eos[2] = likely
+        together = generate(model, net_input, 12)
+        rows = {step.layers_used.size(0) for step in model.last_trace.steps}
+        if len(rows) > 2:
+            break
+    assert len(rows) > 2, "the sentences should end at different steps"
+    tokens = [[h["tokens"].tolist() for h in hyps] for hyps in together]
+    depths = model.last_trace.depths(tokens)
+    for row in range(6):
+        (alone,) = generate(model, select(net_input, row), 12)
+        assert [h["tokens"].tolist() for h in alone] == tokens[row]
+        assert model.last_trace.depths([tokens[row]]) == [depths[row]]
+
+
 @pytest.mark.parametrize("threshold", [1.0, 0.99999])  # without a gate, and with one
 @torch.no_grad()
 def test_without_exits_it_is_full_depth(model, threshold):
@@ -191,5 +218,5 @@ def test_without_exits_it_is_full_depth(model, threshold):
 
 
 def test_unknown_modes_are_rejected(model):
-    with pytest.raises(ValueError, match="lazy.*propagate, recompute, copy"):
+    with pytest.raises(ValueError, match=r"lazy.*propagate, recompute, copy"):
         model.configure_exits(None, "lazy")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from ofa_exit.heads.transformer import parse_exit_layers
+from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.objectives.adversarial import (
     count_correct,
     feature_classifier_loss,

@@ -32,7 +32,7 @@ def test_advantages_over_the_other_samples():
     gained, baseline = advantages(torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]]))
     assert baseline.tolist() == [[4, 3, 2], [2, 2, 2]]
     assert gained.tolist() == [[-3, 0, 3], [0, 0, 0]]
-    with pytest.raises(ValueError, match="two samples"):
+    with pytest.raises(ValueError, match="2 samples"):
         advantages(torch.ones(2, 1))
 
 

@@ -93,7 +93,7 @@ def likelihoods(model, batch, number):
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("room", [2, 128])
 def test_candidates_are_ranked_by_their_likelihood(room, normalized, monkeypatch):
-    monkeypatch.setattr("ofa_exit.plugin.search.candidates.SCORES_AT_ONCE", 5 * helpers.VOCAB)
+    monkeypatch.setattr("ofa_exit.plugin.search.candidates.MAX_SCORES_AT_ONCE", 5 * helpers.VOCAB)
     model, batch = helpers.nano(), sample()
     generator = RankingGenerator([model], PAD, EOS, torch.tensor, normalized, room=room)
     for number, (ranking,) in enumerate(generator.generate([model], batch)):

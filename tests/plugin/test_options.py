@@ -1,0 +1,373 @@
+"""Options on when to exit: the policies that they build, and what is rejected."""
+
+import json
+from argparse import ArgumentParser
+from dataclasses import MISSING, dataclass
+
+import pytest
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from helpers.small_models import batch, generate, nano
+
+from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.options import (
+    ExitFlags,
+    add_late_options,
+    build_exit_policy,
+    reject_misfit,
+)
+from ofa_exit.policies.base import ExitPolicy, option
+from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.policies.registry import POLICIES, policy_options, register_policy
+from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.policies.static import StaticExit
+
+
+def flags(**options):
+    return ExitFlags(**{f"exit_{name}": value for name, value in options.items()})
+
+
+def policy_of(task="caption", **options):
+    return build_exit_policy(flags(**options), task)
+
+
+# ---------------------------------------------------------------------- values
+
+
+def test_no_policy_without_flags():
+    assert policy_of() is None
+    assert policy_of(trace="trace.json") is None
+
+
+def test_defaults_are_the_papers():
+    policy = policy_of(policy="similarity")
+    assert policy == SimilarityExit(0.9, 0.95, policy.encoder_threshold, 0.99, "decay", 0.95, 1.0)
+    assert policy.gate("joint") is None and policy.gate("image") is not None
+    answers = policy_of("answer", policy="similarity")
+    assert (answers.decoder_threshold, answers.schedule) == (0.95, "static")
+    assert (answers.image_threshold, answers.text_threshold) == (0.9, 0.95)
+    given = policy_of(policy="similarity", decoder_threshold=0.5, beta=0.1)
+    assert (given.decoder_threshold, given.beta, given.schedule) == (0.5, 0.1, "decay")
+
+
+def test_depths_and_json():
+    assert policy_of(policy="static", depths="3, 2,1") == StaticExit((3, 2, 1))
+    assert policy_of(policy="static", depths="3,2,1", use_exits="false").use_exits is False
+    assert policy_of(policy="similarity", options='{"tau": 2}').tau == 2
+    layers = policy_of(policy="confidence", alpha=0.5, options='{"layers": [2, 4]}')
+    assert layers == ConfidenceExit(0.5, [2, 4])
+
+
+def test_a_field_may_have_a_flag_of_another_name():
+    policy = policy_of(policy="confidence", active_layers="2,4")
+    assert policy == ConfidenceExit(layers=[2, 4]) and policy.given == {"layers"}
+    assert not hasattr(flags(), "exit_layers")  # that is the model's: which layers have heads
+    with pytest.raises(UsageError, match=r"--exit-active-layers.*'2;4'"):
+        policy_of(policy="confidence", active_layers="2;4")
+
+
+# ---------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "task", "image", "text", "decoder", "schedule"),
+    [
+        ("mue-released", "caption", 0.99, 0.7, 0.9, "official"),
+        ("mue-released", "answer", 0.7, 0.99, 0.7, "static"),
+        ("mue-paper", "caption", 0.9, 0.95, 0.99, "decay"),
+        ("mue-paper", "answer", 0.9, 0.95, 0.95, "static"),
+    ],
+)
+def test_presets(preset, task, image, text, decoder, schedule):
+    for options in ({}, {"policy": "similarity"}):
+        policy = policy_of(task, preset=preset, **options)
+        assert isinstance(policy, SimilarityExit) and not policy.given
+        assert (policy.image_threshold, policy.text_threshold) == (image, text)
+        assert (policy.decoder_threshold, policy.schedule) == (decoder, schedule)
+
+
+def test_flags_beside_a_preset_win():
+    policy = policy_of(preset="mue-released", text_threshold=0.5, options='{"schedule": "static"}')
+    assert (policy.image_threshold, policy.text_threshold) == (0.99, 0.5)
+    assert (policy.decoder_threshold, policy.schedule) == (0.9, "static")
+    assert policy.given == {"text_threshold", "schedule"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "mue"}, r"--exit-preset 'mue'.*mue-paper, mue-released"),
+        (
+            {"preset": "mue-paper", "policy": "static", "depths": "1,1,1"},
+            r"--exit-preset mue-paper.*--exit-policy similarity.*static",
+        ),
+        ({"preset": "mue-paper", "depths": "1,1,1"}, r"similarity.*--exit-depths"),
+    ],
+)
+def test_presets_are_of_a_policy(options, message):
+    with pytest.raises(UsageError, match=message):
+        policy_of(**options)
+
+
+# ---------------------------------------------------------------------- bounds
+
+
+def numbers():
+    """(policy, field, lowest, highest) of every numeric field of the policies."""
+    for policy, cls in POLICIES.items():
+        for name, declared in policy_options(cls).items():
+            if isinstance(declared.default, (int, float)) and type(declared.default) is not bool:
+                rules = declared.metadata
+                yield policy, name, rules["at_least"], rules["at_most"]
+
+
+def test_every_number_has_bounds():
+    assert {(name, low, high) for _, name, low, high in numbers()} == {
+        ("image_threshold", 0, None),
+        ("text_threshold", 0, None),
+        ("encoder_threshold", 0, None),
+        ("decoder_threshold", 0, None),
+        ("beta", 0, 1),
+        ("tau", 0, None),
+        ("alpha", 0, None),
+    }
+
+
+@pytest.mark.parametrize(("policy", "name", "low", "high"), numbers())
+def test_bounds_of_numbers(policy, name, low, high):
+    flag = "--exit-" + name.replace("_", "-")
+    inside = [low, low + 0.5] if high is None else [low, high]
+    for value in inside:
+        assert getattr(policy_of(policy=policy, **{name: value}), name) == value
+    outside = [low - 0.01, float("nan"), float("inf"), -float("inf")]
+    for value in outside if high is None else [*outside, high + 0.01]:
+        with pytest.raises(UsageError, match=rf"{flag}\b.*{low}.*{value}"):
+            policy_of(policy=policy, **{name: value})
+    for value in ("0.5", True, None, [1]):
+        with pytest.raises(UsageError, match=rf"{flag}\b"):
+            policy_of(policy=policy, options=json.dumps({name: value}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_threshold": 0.9}, r"--exit-image-threshold without.*--exit-policy similarity"),
+        ({"kv": "propagate"}, r"--exit-kv without.*--exit-policy"),
+        ({"options": '{"tau": 1}'}, r"--exit-options without.*--exit-policy"),
+        ({"schedule": "decay", "depths": "1,1,1"}, r"(?=.*--exit-schedule)(?=.*--exit-depths)"),
+        ({"policy": "similar"}, r"--exit-policy 'similar'.*none, static, similarity, confidence"),
+        ({"policy": "similarity", "schedule": "linear"}, r"--exit-schedule 'linear'.*decay"),
+        (
+            {"policy": "similarity", "encoder_similarity": "max"},
+            r"--exit-encoder-similarity 'max'.*sample, token_mean",
+        ),
+        ({"policy": "similarity", "kv": "guess"}, r"--exit-kv 'guess'.*propagate, recompute, copy"),
+        ({"policy": "similarity", "depths": "1,1,1"}, r"similarity.*--exit-depths"),
+        ({"policy": "static"}, r"static.*--exit-depths IMAGE,TEXT,DECODER"),
+        ({"policy": "static", "depths": "1,1"}, r"--exit-depths '1,1'"),
+        ({"policy": "static", "depths": "0,1,1"}, r"--exit-depths '0,1,1'"),
+        ({"policy": "static", "depths": "a,1,1"}, r"--exit-depths 'a,1,1'"),
+        ({"policy": "static", "depths": "1,1.5,1"}, r"--exit-depths '1,1.5,1'"),
+        (
+            {"policy": "static", "depths": "1,1,1", "use_exits": "perhaps"},
+            r"--exit-use-exits.*'perhaps'",
+        ),
+        (
+            {"policy": "static", "depths": "1,1,1", "image_threshold": 0.5},
+            r"static.*--exit-image-threshold.*--exit-depths",
+        ),
+        ({"policy": "similarity", "options": "{"}, r"--exit-options '{'.*JSON"),
+        ({"policy": "similarity", "options": "[1]"}, r"--exit-options '\[1\]'.*JSON object"),
+        ({"policy": "similarity", "options": '{"patience": 1}'}, r"similarity.*'patience'.*tau"),
+        (
+            {"policy": "similarity", "options": '{"tau": 1}', "tau": 1.0},
+            r"--exit-options.*\btau\b.*--exit-tau",
+        ),
+        ({"policy": "similarity", "trace": "no/such/folder/t"}, r"--exit-trace 'no/such/folder/t'"),
+        ({"trace": "."}, r"--exit-trace '\.'"),
+    ],
+)
+def test_invalid_options_are_rejected(options, message):
+    with pytest.raises(UsageError, match=message):
+        policy_of(**options)
+
+
+# ---------------------------------------------------------------------- the model
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        (
+            True,
+            {"policy": "similarity", "encoder_threshold": 0.9},
+            r"--exit-encoder-threshold.*--split-modalities.*--exit-image-threshold",
+        ),
+        (
+            False,
+            {"policy": "similarity", "image_threshold": 0.9},
+            r"--exit-image-threshold.*--split-modalities.*--exit-encoder-threshold",
+        ),
+        (
+            False,
+            {"policy": "similarity", "text_threshold": 0.9},
+            r"--exit-text-threshold.*--split-modalities.*--exit-encoder-threshold",
+        ),
+        (True, {"policy": "similarity", "schedule": "static", "tau": 2.0}, r"--exit-tau.*static"),
+        (True, {"policy": "static", "depths": "7,1,1"}, r"--exit-depths 7,1,1.*6 encoder.*6 dec"),
+        (True, {"policy": "static", "depths": "1,1,7"}, r"--exit-depths 1,1,7.*6 encoder.*6 dec"),
+        (False, {"policy": "static", "depths": "1,2,3"}, r"--exit-depths 1,2,3.*equal"),
+        (True, {"policy": "confidence"}, r"--exit-policy confidence.*--exit-layers"),
+    ],
+)
+def test_what_the_model_lacks_is_rejected(split, options, message):
+    cfg = flags(**options)
+    policy = build_exit_policy(cfg, "caption")
+    with pytest.raises(UsageError, match=message):
+        reject_misfit(cfg, policy, nano(split))
+
+
+def test_what_the_model_has_is_accepted():
+    for split, options in (
+        (True, {"policy": "similarity", "image_threshold": 1.0, "text_threshold": 2.0}),
+        (False, {"policy": "similarity", "encoder_threshold": 0.9}),
+        (False, {"policy": "similarity"}),
+        (False, {"preset": "mue-released"}),
+        (True, {"policy": "static", "depths": "6,1,6"}),
+        (False, {"policy": "static", "depths": "2,2,3"}),
+    ):
+        cfg = flags(**options)
+        reject_misfit(cfg, build_exit_policy(cfg, "caption"), nano(split))
+    reject_misfit(ExitFlags(), None, object())  # full depth needs no exits
+
+
+def test_active_layers_are_heads_of_the_model():
+    model = nano(exit_layers="2,4")
+    for layers in ("2", "4,2"):
+        cfg = flags(policy="confidence", active_layers=layers)
+        reject_misfit(cfg, build_exit_policy(cfg, "caption"), model)
+    cfg = flags(policy="confidence", active_layers="2,3")
+    with pytest.raises(UsageError, match=r"--exit-active-layers 3\b.*2,4"):
+        reject_misfit(cfg, build_exit_policy(cfg, "caption"), model)
+
+
+def test_copy_is_for_models_without_heads():
+    cfg = flags(policy="similarity", kv="copy")
+    policy = build_exit_policy(cfg, "caption")
+    plain, headed = nano(), nano(exit_layers="2")
+    reject_misfit(cfg, policy, plain)
+    plain.configure_exits(policy, cfg.exit_kv)
+    assert plain.decoder.kv_mode == "copy"
+    with pytest.raises(UsageError, match=r"--exit-kv copy.*--exit-layers.*propagate.*recompute"):
+        reject_misfit(cfg, policy, headed)
+    with pytest.raises(ValueError, match=r"--exit-kv copy.*propagate.*recompute"):
+        headed.configure_exits(ConfidenceExit(0.5), "copy")
+    for kv in ("propagate", "recompute"):
+        reject_misfit(flags(policy="similarity", kv=kv), policy, headed)
+
+
+def test_other_models_have_no_exits():
+    cfg = flags(policy="similarity")
+    with pytest.raises(UsageError, match=r"--exit-policy.*\bobject\b"):
+        reject_misfit(cfg, build_exit_policy(cfg, "caption"), object())
+
+
+# ---------------------------------------------------------------------- policies of users
+
+
+@pytest.fixture
+def patience():
+    """A policy that is registered after the options were made, as from a --user-dir."""
+
+    @register_policy("patience")
+    @dataclass
+    class PatienceExit(ExitPolicy):
+        label: str = option(MISSING, "a name", flag="mark", metavar="NAME")
+        patience: int = option(2, "layers that must agree", at_least=1, at_most=9)
+        decoder_threshold: float = option(0.5, "of the decoder", at_least=0)
+
+        def decoder_gate(self, seen):
+            return seen.layer >= self.patience
+
+    yield PatienceExit
+    del POLICIES["patience"]
+
+
+def parse(*arguments):
+    """Options as a command line gives them."""
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, ExitFlags())
+    add_late_options(parser)
+    return parser.parse_args(["--exit-policy", "patience", *arguments])
+
+
+def test_late_policies_get_flags(patience):
+    cfg = parse("--exit-patience", "3", "--exit-mark", "x", "--exit-decoder-threshold", "0.25")
+    assert json.loads(cfg.exit_options) == {"patience": 3, "label": "x"}
+    assert not hasattr(cfg, "exit_patience")
+    policy = build_exit_policy(cfg, "caption")
+    assert policy == patience("x", 3, 0.25)
+    assert policy.given == {"patience", "decoder_threshold", "label"}
+
+
+def test_late_flags_and_json_go_together(patience):
+    cfg = parse("--exit-options", '{"label": "x"}', "--exit-patience", "3")
+    assert build_exit_policy(cfg, "caption") == patience("x", 3, 0.5)
+    defaults = flags(policy="patience", options='{"label": "y"}')
+    assert build_exit_policy(defaults, "caption") == patience("y", 2, 0.5)
+
+
+def test_late_policies_run(patience):
+    model = nano()
+    policy = build_exit_policy(parse("--exit-patience", "3", "--exit-mark", "x"), "caption")
+    reject_misfit(flags(policy="patience"), policy, model)
+    model.configure_exits(policy)
+    generate(model, batch(2), 4)
+    assert {int(d) for step in model.last_trace.steps for d in step.layers_used.flatten()} == {3}
+    assert torch.equal(model.last_trace.text_layers, torch.tensor([6, 6]))
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), r"patience.*--exit-mark NAME"),
+        (("--exit-mark", "x", "--exit-patience", "0"), r"--exit-patience.*1.*9.*0"),
+        (("--exit-mark", "x", "--exit-patience", "10"), r"--exit-patience.*1.*9.*10"),
+        (("--exit-options", '{"label": "x", "patience": 2.5}'), r"--exit-patience.*whole.*2\.5"),
+        (("--exit-mark", "x", "--exit-image-threshold", "1"), r"--exit-image-threshold.*patience"),
+    ],
+)
+def test_options_of_late_policies_are_checked(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        build_exit_policy(parse(*arguments), "caption")
+
+
+@pytest.mark.usefixtures("patience")
+def test_late_flags_read_numbers(capsys):
+    for value in ("2.5", "many"):
+        with pytest.raises(SystemExit):
+            parse("--exit-patience", value)
+        assert f"--exit-patience: invalid int value: '{value}'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse("--exit-options", "{", "--exit-patience", "2")
+    assert "--exit-options '{'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("patience")
+def test_whole_numbers():
+    for value in ("3", "3.0"):
+        cfg = flags(policy="patience", options=f'{{"label": "x", "patience": {value}}}')
+        found = build_exit_policy(cfg, "caption").patience
+        assert found == 3 and type(found) is int
+
+
+@pytest.mark.usefixtures("patience")
+def test_help_names_late_policies():
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, ExitFlags())
+    add_late_options(parser)
+    shown = " ".join(parser.format_help().split())
+    assert "none, static, similarity, confidence, patience" in shown
+    assert "--exit-patience" in shown and "layers that must agree" in shown
+    assert "--exit-mark NAME" in shown
