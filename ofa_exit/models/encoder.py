@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.encoder_pass import EncoderPass, mask_keys
 from ofa_exit.models.layers import EncoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
@@ -19,9 +20,8 @@ from ofa_exit.models.positions import (
     token_buckets,
 )
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput
-from ofa_exit.runtime.active_rows import ActiveRows
-from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop
+from ofa_exit.policies.base import ExitPolicy, Gate
+from ofa_exit.runtime.exit_loop import ExitState, exit_loop
 from ofa_exit.runtime.flops import linear_flops
 from ofa_exit.runtime.trace import ExitTrace
 
@@ -330,7 +330,7 @@ class Encoder(ShapeCache):
         gate: Optional[Gate] = None if policy is None else policy.gate(part)
         if gate is None:
             for layer, bias in zip(self.layers, biases):
-                x = self._layer(layer, x, _mask_keys(bias, padding))
+                x = self._layer(layer, x, mask_keys(bias, padding))
             layers = torch.full((x.size(0),), len(self.layers), device=x.device)
             return x, layers if present is None else layers * present
         absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
@@ -351,32 +351,6 @@ class Encoder(ShapeCache):
         return encoder_out.reordered(new_order)
 
 
-class EncoderPass(LayerPass):
-    """A pass of the encoder's layers over image, text or both, a sample per row."""
-
-    def __init__(
-        self, layers: nn.ModuleList, biases: list[Tensor], padding: Optional[Tensor], x: Tensor
-    ) -> None:
-        self.layers, self.biases, self.padding = layers, biases, padding
-        self.depth = len(layers)
-        self.rows = ActiveRows(x.size(0), 1, x.device)
-
-    def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Run an encoder layer over hidden states [R, T, C]."""
-        bias = _mask_keys(self.biases[layer - 1], self._row_padding())
-        return self.layers[layer - 1](hidden, bias)
-
-    def gate_input(
-        self, layer: int, previous: Tensor, current: Tensor, features: Optional[Tensor]
-    ) -> GateInput:
-        """Return what the gate may look at after a layer."""
-        mask, memory = self._row_padding(), self.rows.memory
-        return GateInput(previous, current, layer, padding_mask=mask, memory=memory)
-
-    def _row_padding(self) -> Optional[Tensor]:
-        return None if self.padding is None else self.rows.select(self.padding)
-
-
 @dataclass
 class _Biases:
     positions: Tensor
@@ -393,13 +367,6 @@ def _per_image(masks: Tensor, images: int, image_rows: Optional[Tensor]) -> Tens
 def _per_sentence(values: Tensor, image_rows: Optional[Tensor]) -> Tensor:
     """Return values [I, …] of images as values [S, …] of the sentences that have them."""
     return values if image_rows is None else values[image_rows]
-
-
-def _mask_keys(bias: Tensor, padding: Optional[Tensor]) -> Tensor:
-    """Bias with -inf on padded keys: [1, heads, T, T] -> [B, heads, T, T]."""
-    if padding is None:
-        return bias
-    return bias.masked_fill(padding[:, None, None, :], float("-inf"))
 
 
 def _zeros(rows: int, columns: int) -> nn.Embedding:
