@@ -198,8 +198,9 @@ class DecoderPass(LayerPass):
         """Return what the gate may look at after a layer."""
         step = self.steps if self.tree is None else self.rows.select(self.tree.depth)
         score_words = None
-        if features is None and not self.decoder.exits:
-            features = current if layer in self.decoder.exits.layers else None  # shared heads
+        heads = self.decoder.exit_heads
+        if not heads and layer in heads.layers:  # heads without modules are always active
+            features = current
         if features is not None:
             score_words = partial(self._score_words, layer, features)
         return GateInput(
