@@ -5,22 +5,24 @@ import difflib
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import ExitFlags, build_exit_policy, reject_misfit_arguments
+from ofa_exit.plugin.options import (
+    build_exit_policy,
+    option_fields,
+    policy_flags,
+    reject_misfit_arguments,
+)
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.registry import POLICIES
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
-# Option of a setting -> its type. A trace belongs to a single generation.
-SETTING_TYPES = {
-    field.name: field.type
-    for field in fields(ExitFlags)
-    if field.name.startswith("exit_") and field.name != "exit_trace"
-}
+# Options of every policy. A trace belongs to a single generation.
+COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options")
 
 
 @dataclass
@@ -91,12 +93,11 @@ def exit_settings(
         name = f"{where}, setting {number}"
         check_setting(given, name)
         exits = {option: value for option, value in given.items() if option != "run"}
-        options = Namespace(
-            **{**{option: getattr(cfg, option) for option in SETTING_TYPES}, **exits},
-            exit_trace=None,
-        )
-        if exits and "exit_policy" not in exits:
-            options.exit_policy = "similarity"
+        usual = {option: getattr(cfg, option, None) for option in known_options()}
+        late = getattr(cfg, "exit_late_options", None)
+        options = Namespace(**{**usual, **exits}, exit_late_options=late, exit_trace=None)
+        if exits and options.exit_policy == "none" and "exit_policy" not in exits:
+            options.exit_policy = _policy_of(exits)
         with errors_name(name):
             policy = build_exit_policy(options, task)
         settings.append(ExitSetting(name, given.get("run", run), exits, options, policy))
@@ -109,31 +110,36 @@ def check_setting(given: Any, where: str) -> None:
         raise UsageError(f"{where} is {_shown(given)}: give an object of exit options, or {{}}")
     for option, value in given.items():
         if option == "run":
-            _check_type(option, value, str, where)
+            _check_text(option, value, where)
             continue
-        if option not in SETTING_TYPES:
-            near = difflib.get_close_matches(option, [*SETTING_TYPES, "run"], n=1)
+        known = known_options()
+        if option not in known:
+            near = difflib.get_close_matches(option, [*known, "run"], n=1)
             hint = f"did you mean {near[0]}? Options" if near else "options"
             raise UsageError(
                 f"{where}: {option!r} is not an exit option of fairseq-generate: {hint} are run, "
-                f"{', '.join(SETTING_TYPES)}"
+                f"{', '.join(known)}"
             )
-        if value is not None or SETTING_TYPES[option] is str:
-            _check_type(option, value, SETTING_TYPES[option], where)
+        if option == "exit_policy" or (option in COMMON and value is not None):
+            _check_text(option, value, where)
 
 
-def _check_type(option: str, value: Any, kind: Any, where: str) -> None:
-    if kind in (float, Optional[float]):
-        is_valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        wanted = "a number"
-    else:
-        is_valid, wanted = isinstance(value, str), "a text in quotes"
-        if option == "exit_depths":
-            wanted += ', "IMAGE,TEXT,DECODER"'
-        elif option == "exit_options":
-            wanted += ', a JSON object in it: "{\\"layers\\": [1, 3]}"'
-    if not is_valid:
-        raise UsageError(f"{where}: {option} is {_shown(value)}, give {wanted}")
+def known_options() -> list[str]:
+    """Return the options that a setting may give: the policies' own are checked by them."""
+    return [*COMMON, *policy_flags()]
+
+
+def _policy_of(exits: dict[str, Any]) -> str:
+    """Return the policy that takes these options; similarity if several do."""
+    given = {option for option in exits if option not in COMMON}
+    takers = [name for name in POLICIES if given <= set(option_fields(name).values())]
+    return "similarity" if "similarity" in takers or not takers else takers[0]
+
+
+def _check_text(option: str, value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        wanted = ', a JSON object in it: "{\\"alpha\\": 0.9}"' if option == "exit_options" else ""
+        raise UsageError(f"{where}: {option} is {_shown(value)}, give a text in quotes{wanted}")
 
 
 def _shown(value: Any) -> str:

@@ -39,6 +39,11 @@ class ExitHeads(nn.ModuleDict):
         super().__init__(modules or {})
         self.layers = list(layers)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the heads have modules. Without any they cost nothing and are always there."""
+        return len(self) > 0
+
     @classmethod
     def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> ExitHeads:
         """Return the heads of a new model.

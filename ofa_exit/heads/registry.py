@@ -40,7 +40,12 @@ def build_heads(cfg: Any, backbone: Any) -> ExitHeads:
     """
     layers = parse_exit_layers(cfg.exit_layers, cfg.decoder_layers)
     if cfg.exit_head not in HEADS:
-        raise ValueError(f"--exit-head {cfg.exit_head!r} is none of {', '.join(HEADS)}")
+        raise ValueError(
+            f"--exit-head {cfg.exit_head!r} is none of {', '.join(HEADS)}; others need the "
+            "--user-dir that registers them"
+        )
     if not layers:
+        if cfg.exit_head not in ("shared", "transformer"):
+            raise ValueError(f"--exit-head {cfg.exit_head} needs --exit-layers")
         return SharedHeads(range(1, cfg.decoder_layers))
     return HEADS[cfg.exit_head].build(layers, cfg, backbone)

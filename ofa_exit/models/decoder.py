@@ -71,10 +71,14 @@ class Decoder(DecoderStack):
 
         policy = None if self.training else self.exit_policy
         gate = policy.gate("decoder") if policy is not None else None
+        if all_layers or return_layers:  # what every layer makes is asked for
+            gate = None
         states: list[Tensor] = []
         layers_used, step = None, None
-        if gate is not None:
-            layers = DecoderPass(self, x, prev_output_tokens, encoder_out, cache, tree)
+        if policy is not None and gate is not None:
+            layers = DecoderPass(
+                self, policy, self.kv_mode, x, prev_output_tokens, encoder_out, cache, tree
+            )
             state = layers.start(x)
             exit_loop(layers, gate, state)
             layers.end_step()
@@ -87,22 +91,7 @@ class Decoder(DecoderStack):
             if encoder_out.trace is not None:
                 step = self._full_step(x, prev_output_tokens, encoder_out, cache, first)
         if encoder_out.trace is not None and step is not None:
-            if not features_only:
-                words = [x.size(1) * (encoder_out.group or 1)] * encoder_out.states.size(0)
-                step.score_words(self.word_flops(), words)
             encoder_out.trace.steps.append(step)
-        return self._answer(x, layers_used, states, features_only, all_layers, return_layers)
-
-    def _answer(
-        self,
-        x: Tensor,
-        layers_used: Optional[Tensor],
-        states: list[Tensor],
-        features_only: bool,
-        all_layers: bool,
-        return_layers: bool,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Return logits or features of x [N, P, C], and the extras of ``forward``."""
         extra: dict[str, Any] = {"attn": [None], "states": x, "layers_used": layers_used}
         if return_layers:
             extra["layer_states"] = states
@@ -112,11 +101,25 @@ class Decoder(DecoderStack):
             return (extra["layer_features"][-1] if all_layers else self.layer_norm(x)), extra
         if all_layers:
             return self.output_layer(extra["layer_features"][-1]), extra
-        if layers_used is None or not self.exits.scores_words:
-            return self.output_layer(self.layer_norm(x)), extra
+        return self._words(x, layers_used, step, encoder_out), extra
+
+    def _words(
+        self,
+        x: Tensor,
+        layers_used: Optional[Tensor],
+        step: Optional[DecoderStep],
+        encoder_out: EncoderOut,
+    ) -> Tensor:
+        """Return the word scores [N, P, V] of states at exit [N, P, C], and record their price."""
         heads = self.active_heads(self.exit_policy)
-        scores = self.word_scores(x.flatten(0, 1), layers_used.flatten(), heads)
-        return scores.unflatten(0, x.shape[:2]), extra
+        used = None if layers_used is None else layers_used.flatten()
+        groups = self.rows_by_head(used, heads)
+        if step is not None:
+            tokens = [x.size(1) * (encoder_out.group or 1)] * encoder_out.states.size(0)
+            step.score_words(self.word_flops(), tokens, self.word_prices(groups))
+        if groups is None:
+            return self.output_layer(self.layer_norm(x))
+        return self.word_scores(x.flatten(0, 1), groups).unflatten(0, x.shape[:2])
 
     def _full_step(
         self,
@@ -148,7 +151,7 @@ class Decoder(DecoderStack):
     ) -> KVCache:
         cache = incremental_state.get(CACHE)
         if cache is None:
-            heads = self.active_heads(self.exit_policy) if self.exits.caches_kv else []
+            heads = self.active_heads(self.exit_policy) if self.exit_heads.caches_kv else []
             slots = len(self.layers) + len(heads)
             cache = KVCache(slots, encoder_out.group or 1, self.cfg.max_target_positions)
             incremental_state[CACHE] = cache

@@ -12,7 +12,7 @@ from torch import Tensor
 from ofa_exit.models.cpu import row_slices
 from ofa_exit.models.decoder_stack import DecoderStack
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.policies.base import GateInput
+from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass
 from ofa_exit.runtime.flops import Work
@@ -37,7 +37,9 @@ class DecoderPass(LayerPass):
 
     def __init__(
         self,
-        decoder: Any,
+        decoder: DecoderStack,
+        policy: ExitPolicy,
+        kv_mode: str,
         x: Tensor,
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
@@ -47,13 +49,14 @@ class DecoderPass(LayerPass):
         """Prepare a pass over x [N, P, C], the embedded last positions of Long [N, L] tokens."""
         length, positions = prev_output_tokens.size(1), x.size(1)
         start = length - positions
-        self.decoder: DecoderStack = decoder
+        self.decoder = decoder
         self.depth = len(decoder.layers)
         self.encoder_out, self.cache, self.tree = encoder_out, cache, tree
         self.tokens, self.positions = prev_output_tokens, positions
-        self.mode = decoder.kv_mode
+        self.mode = kv_mode
         self.rides_frozen = self.mode != "recompute"
-        self.heads = decoder.active_heads(decoder.exit_policy)
+        self.heads = decoder.active_heads(policy)
+        self.heads_in_use = decoder.heads_in_use(policy)
         group = encoder_out.group or 1
         self.rows = ActiveRows(x.size(0) // group, group, x.device)
         self.steps = torch.arange(start, length, device=x.device)  # Long [P]
@@ -65,7 +68,7 @@ class DecoderPass(LayerPass):
         self.filled: Optional[tuple[MissingKV, Tensor]] = None
         self.counter = WorkCounter(decoder, self.rows, positions, self.keys)
         if cache is not None:
-            cache.begin_step(x)
+            cache.begin_step(x, keep_states=kv_mode != "copy")
 
     @property
     def keys(self) -> int:
@@ -89,7 +92,7 @@ class DecoderPass(LayerPass):
         self.filled = None
         # Every token runs layer 1, so nothing is missing there.
         if self.cache is not None and slot > 0 and self.cache.length > 0:
-            missing = self.cache.missing(slot, self.rows.sentences, self.rows.index)
+            missing = self.cache.missing(slot, self.rows.sentences)
             if missing is not None:
                 states = self.cache.states_at(missing, self.rows.index)  # [R, Q, C]
                 filled = missing.positions.numel()
@@ -124,7 +127,7 @@ class DecoderPass(LayerPass):
         if layer not in self.heads:
             return None
         self.counter.add("heads_run")
-        return self.decoder.exits.features(layer, hidden, self)
+        return self.decoder.exit_heads.features(layer, hidden, self)
 
     def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
         """Return what the transformer layer of a head takes, see ``heads.AttentionContext``.
@@ -143,7 +146,7 @@ class DecoderPass(LayerPass):
     def _attention_inputs(
         self,
         slot: int,
-        biased_as: int,
+        bias_layer: int,
         module: Any,
         positions: Tensor | slice,
         mask: Optional[Tensor],
@@ -152,14 +155,14 @@ class DecoderPass(LayerPass):
 
         Args:
             slot: place of its K/V in the cache.
-            biased_as: the layer, from 1, whose self-attention bias it has.
+            bias_layer: the layer, from 1, whose self-attention bias it has.
             module: the layer.
             positions: those of its hidden states.
             mask: Bool [R, Q, 1], where new K/V are stored; None for everywhere.
         """
         rows, cache = self.rows, self.cache
         # Biases of the positions: [1, heads, P, K] and [S, heads, P, T].
-        self_bias = self.self_biases[biased_as - 1][:, :, positions]
+        self_bias = self.self_biases[bias_layer - 1][:, :, positions]
         cross_bias = self.cross_bias[:, :, positions]
         states, sentences = self.encoder_out.states, None
         if rows.sentence_index is not None:
@@ -198,8 +201,7 @@ class DecoderPass(LayerPass):
         """Return what the gate may look at after a layer."""
         step = self.steps if self.tree is None else self.rows.select(self.tree.depth)
         score_words = None
-        heads = self.decoder.exit_heads
-        if not heads and layer in heads.layers:  # heads without modules are always active
+        if features is None and layer in self.heads_in_use:  # a head without modules
             features = current
         if features is not None:
             score_words = partial(self._score_words, layer, features)
@@ -217,12 +219,12 @@ class DecoderPass(LayerPass):
         """Apply ``fn`` to the scores of this layer's head, over the allowed words if some are."""
         words, allowed = None, None
         if self.tree is not None and self.tree.allowed is not None:
-            words, allowed = self.tree.words, self.rows.select(self.tree.allowed)
+            words, allowed = self.tree.words, self.rows.select(self.tree.allowed())
         self.counter.add_scores(words)
         return self.decoder.head_scores(layer, features, words, allowed, fn)
 
     def done(self, exit_mask: Tensor) -> Tensor:
-        """Return where no layer is needed: exited, or of a tree not asked for."""
+        """Return where no layer is needed: exited, or unused positions of a tree."""
         return exit_mask if self.tree is None else exit_mask | ~self.rows.select(self.tree.asked)
 
     def read_flags(self, done: Tensor) -> list[bool]:
@@ -230,13 +232,13 @@ class DecoderPass(LayerPass):
         if self.cache is None or not self.cache.stale:
             return to_host(done.flatten())
         values = to_host(torch.cat([done.flatten().long(), self.encoder_out.sentences]))
-        self.cache.rename(values[done.numel() :])
+        self.cache.set_sentences(values[done.numel() :])
         return values[: done.numel()]
 
     def refresh(self) -> None:
         """Read which sentences are left, if beam search dropped some."""
         if self.cache is not None and self.cache.stale:
-            self.cache.rename(to_host(self.encoder_out.sentences))
+            self.cache.set_sentences(to_host(self.encoder_out.sentences))
 
     # ------------------------------------------------------------------ leaving
 
@@ -259,18 +261,18 @@ class DecoderPass(LayerPass):
     def leave(self, hidden: Tensor, index: Tensor | slice, sentences: list[int]) -> None:
         """Keep the states [L, 1, C] that the K/V of skipped layers will be made from."""
         self.counter.close(sentences)
-        if self.cache is not None:
+        if self.cache is not None and self.mode != "copy":
             assert self.cache.states is not None
             self.cache.states[index, self.cache.length] = hidden[:, 0]
 
     def end_step(self) -> None:
-        """Tell the cache how deep each sentence went."""
+        """Record each sentence's depth in the cache."""
         if self.cache is None:
             return
         if self.mode == "copy":
             self.refresh()
         layers_run = self.counter.closed["layers_run"]
-        if self.cache.stale:  # nobody read the numbers: a plain bool let all exit at layer 1
+        if self.cache.stale:  # not read yet: a plain bool let all exit at layer 1
             layers_run = [1] * len(self.cache.sentences)
         by_number = dict(zip(self.cache.sentences, layers_run, strict=True))
         if self.mode == "copy":
@@ -325,7 +327,7 @@ class WorkCounter:
     def add_scores(self, words: Optional[Tensor]) -> None:
         """Count the scoring of every active position by a head."""
         shared = self.decoder.word_flops(None if words is None else len(words))
-        price = self.decoder.exits.score_flops(shared)
+        price = self.decoder.exit_heads.score_flops(shared)
         units = [0] * len(self._cross)
         for place in self.rows.sentences:
             units[place] = self.tokens
@@ -339,7 +341,7 @@ class WorkCounter:
 
     def work(self, recomputed: bool) -> list[Work]:
         """Return what was done; ``recomputed``: skipped layers ran in full for their K/V."""
-        layer, heads, rows = self.decoder.layer(1), self.decoder.exits, self.rows.group
+        layer, heads, rows = self.decoder.layer(1), self.decoder.exit_heads, self.rows.group
         layer_price = partial(layer.flops, self.keys)
         filled = layer_price if recomputed else lambda source: layer.self_kv_flops()
 
@@ -352,7 +354,7 @@ class WorkCounter:
             Work("skipped_kv", filled, units("kv_backfilled", rows)),
             *self._scores,
         ]
-        if heads:
+        if heads.trained:
             work += [
                 Work("exits", partial(heads.flops, self.keys), units("heads_run", self.tokens)),
                 Work("exits", heads.source_flops, self._head_cross),

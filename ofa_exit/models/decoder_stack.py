@@ -24,6 +24,7 @@ from ofa_exit.models.positions import (
 from ofa_exit.models.stem import rising_rates
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.kv_cache import KVCache
+from ofa_exit.runtime.rows import from_host, to_host
 from ofa_exit.runtime.token_tree import TokenTree
 
 MAX_SCORES_AT_ONCE = 2**26
@@ -118,17 +119,16 @@ class DecoderStack(ShapeCache):
     def exit_heads(self) -> ExitHeads:
         return self.exits
 
+    def heads_in_use(self, policy: Optional[ExitPolicy]) -> list[int]:
+        """Return the layers, from 1, whose heads a policy uses."""
+        heads = self.exit_heads
+        if policy is None:
+            return []
+        return sorted(set(policy.select_heads(heads.layers)) & set(heads.layers))
+
     def active_heads(self, policy: Optional[ExitPolicy]) -> list[int]:
         """Return the layers, from 1, whose trained heads run under a policy."""
-        trained = [int(layer) for layer in self.exits]
-        if policy is None or not trained:
-            return []
-        return sorted(set(policy.select_heads(trained)) & set(trained))
-
-    def scores_at_gates(self, policy: Optional[ExitPolicy] = None) -> bool:
-        """Return whether a policy may ask for word scores after layers before the last."""
-        policy = policy if policy is not None else getattr(self, "exit_policy", None)
-        return policy is not None and (not self.exits or bool(self.active_heads(policy)))
+        return self.heads_in_use(policy) if self.exit_heads.trained else []
 
     # ------------------------------------------------------------------ biases
 
@@ -239,34 +239,68 @@ class DecoderStack(ShapeCache):
         results = []
         for first in range(0, len(flat), chunk):
             part = flat[first : first + chunk]
-            logits = self.exits.scores(layer, part, words, self.shared_scores)  # [M, V or W]
+            logits = self.exit_heads.scores(layer, part, words, self.shared_scores)  # [M, V or W]
             if allowed is not None:
                 mask = ~allowed.flatten(0, 1)[first : first + chunk]
                 logits = logits.masked_fill(mask, float("-inf"))
             results.append(fn(logits))
         return torch.cat(results).view(shape)
 
+    def rows_by_head(
+        self, layers_used: Optional[Tensor], heads: list[int]
+    ) -> Optional[dict[int, Tensor]]:
+        """Group rows by the head that scores their words, in one host read.
+
+        Args:
+            layers_used: Long [M], the layers that each row used; None if no gate was asked.
+            heads: layers whose heads were active.
+
+        Returns:
+            Layer of the head, 0 for the decoder's own words -> Long rows. None if all rows have
+            the decoder's own.
+        """
+        if layers_used is None or not heads or not self.exit_heads.scores_words:
+            return None
+        rows: dict[int, list[int]] = {}
+        for row, layer in enumerate(to_host(layers_used)):
+            rows.setdefault(layer if layer in heads else 0, []).append(row)
+        return {layer: from_host(found, layers_used.device) for layer, found in rows.items()}
+
     def word_scores(
         self,
         hidden: Tensor,
-        layers_used: Optional[Tensor],
-        heads: list[int],
+        rows_by_head: Optional[dict[int, Tensor]],
         words: Optional[Tensor] = None,
     ) -> Tensor:
         """Return the word scores [M, V] of states at exit [M, C], each by what it left through.
 
         Args:
-            layers_used: Long [M], the layers that each used; None if nothing left through a head.
-            heads: layers whose heads were active.
+            rows_by_head: see the method of this name.
             words: Long [W], the words to score; None for the whole vocabulary.
         """
-        scores = self.shared_scores(hidden, words)
-        if layers_used is not None and self.exits.scores_words:
-            for layer in heads:
-                rows = layers_used == layer
-                own = self.exits.scores(layer, hidden[rows], words, self.shared_scores)
-                scores[rows] = own.to(scores.dtype)
+        if rows_by_head is None:
+            return self.shared_scores(hidden, words)
+        scores: Optional[Tensor] = None
+        for layer, rows in rows_by_head.items():
+            if layer == 0:
+                part = self.shared_scores(hidden[rows], words)
+            else:
+                part = self.exit_heads.scores(layer, hidden[rows], words, self.shared_scores)
+            if scores is None:
+                scores = part.new_empty(len(hidden), part.size(-1))
+            scores[rows] = part
+        assert scores is not None
         return scores
+
+    def word_prices(
+        self, rows_by_head: Optional[dict[int, Tensor]], words: Optional[int] = None
+    ) -> Optional[list[tuple[int, int]]]:
+        """Return (FLOPs, rows) of each group of ``rows_by_head``."""
+        if rows_by_head is None:
+            return None
+        shared, own = self.word_flops(words), self.exit_heads.score_flops
+        groups = rows_by_head.items()
+        return [(own(shared) if layer else shared, len(rows)) for layer, rows in groups]
 
     def word_flops(self, words: Optional[int] = None) -> int:
         """Return the FLOPs of scoring one token over ``words`` (None: the vocabulary): 2·C·V."""
@@ -354,14 +388,14 @@ class DecoderStack(ShapeCache):
         with torch.no_grad():
             self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
         context = _WholeSequence(self_biases, cross_bias, encoder_out.states)
-        for name, module in self.exits.items():
-            layer = int(name)
-            if module.training and self.cfg.checkpoint_activations:
+        heads = self.exit_heads
+        for layer in heads.layers if heads.trained else ():
+            if heads.training and self.cfg.checkpoint_activations:
                 features = torch.utils.checkpoint.checkpoint(
-                    self.exits.features, layer, states[layer], context, use_reentrant=False
+                    heads.features, layer, states[layer], context, use_reentrant=False
                 )
             else:
-                features = self.exits.features(layer, states[layer], context)
+                features = heads.features(layer, states[layer], context)
             yield layer, cast(Tensor, features)
 
 

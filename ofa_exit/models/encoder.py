@@ -279,7 +279,9 @@ class Encoder(ShapeCache):
 
         if split and grid is not None:
             assert biases.image is not None and biases.text is not None
-            image, image_layers = self._run(image, biases.image, None, "image", present)
+            image, image_layers = self._run(
+                image, biases.image, None, "image", present if padded else None
+            )
             image = _per_sentence(image, image_rows)
             image_layers = _per_sentence(image_layers, image_rows)
             text_mask = text_padding if padded else None

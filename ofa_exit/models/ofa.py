@@ -225,9 +225,10 @@ class OFAModel(FairseqEncoderDecoderModel):
         """
         if kv not in KV_MODES:
             raise ValueError(f"unknown K/V mode {kv!r}; choose one of {', '.join(KV_MODES)}")
-        if kv == "copy" and self.decoder.active_heads(policy):
+        heads = self.decoder.exit_heads
+        if kv == "copy" and heads.caches_kv and self.decoder.active_heads(policy):
             raise ValueError(
-                "--exit-kv copy is that of MuE's released code, which has no exit heads: use "
+                "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use "
                 "propagate or recompute"
             )
         self.encoder.exit_policy = self.decoder.exit_policy = policy

@@ -4,16 +4,17 @@ import argparse
 import dataclasses
 import json
 import os
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from fairseq.dataclass import FairseqDataclass
 
+from ofa_exit.heads.base import parse_exit_layers
+from ofa_exit.heads.registry import HEADS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
-from ofa_exit.policies.base import ExitPolicy, OptionError
-from ofa_exit.policies.registry import POLICIES, build_policy, policy_options
+from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
+from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
 from ofa_exit.runtime.kv_cache import KV_MODES
 
 PREFIX = "exit_"
@@ -24,37 +25,44 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def option_name(declared: dataclasses.Field[Any]) -> str:
-    """Return the option that a policy's field has: ``alpha`` -> ``exit_alpha``."""
-    return PREFIX + (declared.metadata["flag"] or declared.name).replace("-", "_")
-
-
 def option_fields(name: str) -> dict[str, str]:
     """Return the options of the policy ``name``: field -> option."""
-    return {key: option_name(one) for key, one in policy_options(POLICIES[name]).items()}
+    return {k: PREFIX + option_name(one) for k, one in policy_options(POLICIES[name]).items()}
 
 
 def _kind(cls: type[ExitPolicy], name: str) -> Any:
     """Return what the command line reads for a field: a number, or else a text."""
-    hint = typing.get_type_hints(cls)[name]
-    return hint if hint in (int, float) else str
+    kind = field_type(cls, name)
+    return kind if kind in (int, float) else str
 
 
-def _shared_options() -> dict[str, tuple[Any, str]]:
-    """Return every option of the registered policies: its type and help."""
-    options: dict[str, tuple[Any, str]] = {}
+class Flag(NamedTuple):
+    """What a command line needs for an option."""
+
+    kind: Any
+    help: str
+    metavar: Optional[str]
+
+
+def policy_flags() -> dict[str, Flag]:
+    """Return every option of the registered policies, by name.
+
+    Policies may share an option; the first one's help is shown.
+    """
+    options: dict[str, Flag] = {}
     for policy, cls in POLICIES.items():
         for name, declared in policy_options(cls).items():
             help = f"{declared.metadata['help']} (--exit-policy {policy})"
-            options.setdefault(option_name(declared), (_kind(cls, name), help))
+            own = Flag(_kind(cls, name), help, declared.metadata["metavar"])
+            options.setdefault(PREFIX + option_name(declared), own)
     return options
 
 
 def _with_policy_options(cls: type) -> type:
     """Add a field per option of the registered policies; a class decorator below ``@dataclass``."""
-    for name, (kind, help) in _shared_options().items():
-        cls.__annotations__[name] = Optional[kind]
-        setattr(cls, name, field(default=None, metadata={"help": help}))
+    for name, own in policy_flags().items():
+        cls.__annotations__[name] = Optional[own.kind]
+        setattr(cls, name, field(default=None, metadata={"help": own.help}))
     return cls
 
 
@@ -67,7 +75,7 @@ class ExitFlags(FairseqDataclass):
     exit_preset: Optional[str] = field(
         default=None,
         metadata={
-            "help": "published thresholds of a policy; flags given beside it win: "
+            "help": "published thresholds of a policy; explicit flags take precedence: "
             + ", ".join(preset for cls in POLICIES.values() for preset in cls.presets)
         },
     )
@@ -83,6 +91,9 @@ class ExitFlags(FairseqDataclass):
         default=None,
         metadata={"help": 'options of the policy as a JSON object, {"alpha": 0.9}'},
     )
+    exit_late_options: Optional[str] = field(
+        default=None, metadata={"help": argparse.SUPPRESS}
+    )  # options of policies that were registered after this class was made, as JSON
     exit_trace: Optional[str] = field(
         default=None,
         metadata={"help": "file for the layers that each word used, one JSON object per sentence"},
@@ -96,39 +107,39 @@ class ExitFlags(FairseqDataclass):
         return text
 
 
-class _IntoJson(argparse.Action):
-    """Add the value of a policy's flag to ``--exit-options``."""
+class _LateOption(argparse.Action):
+    """Add an option to ``exit_late_options``."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        try:
-            options = json.loads(getattr(namespace, "exit_options", None) or "{}")
-        except ValueError:
-            parser.error(f"--exit-options {namespace.exit_options!r} is not JSON")
-        namespace.exit_options = json.dumps({**options, self.const: values})
+        options = json.loads(getattr(namespace, "exit_late_options", None) or "{}")
+        namespace.exit_late_options = json.dumps({**options, self.const: values})
 
 
 def add_late_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of policies that were registered after ``ExitFlags`` was made.
 
-    fairseq keeps the options that a task's dataclass names, so their values travel in
-    ``exit_options``.
+    fairseq keeps only the options that a task's dataclass names, so their values travel in
+    ``exit_late_options``.
     """
     known = {one.name for one in dataclasses.fields(ExitFlags)}
-    for cls in POLICIES.values():
-        for name, declared in policy_options(cls).items():
-            option = option_name(declared)
-            if option in known:
-                continue
-            known.add(option)
+    for name, own in policy_flags().items():
+        if name not in known:
             parser.add_argument(
-                flag(option),
-                action=_IntoJson,
+                flag(name),
+                action=_LateOption,
                 const=name,
                 dest=argparse.SUPPRESS,
-                type=_kind(cls, name),
-                help=declared.metadata["help"],
-                metavar=declared.metadata["metavar"],
+                type=own.kind,
+                help=own.help,
+                metavar=own.metavar or name.removeprefix(PREFIX).upper(),
             )
+
+
+def _given(cfg: Any) -> dict[str, Any]:
+    """Return the options of policies that were given, in the order of ``policy_flags``."""
+    late = json.loads(getattr(cfg, "exit_late_options", None) or "{}")
+    values = {name: getattr(cfg, name, late.get(name)) for name in policy_flags()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @usage_errors()
@@ -142,7 +153,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     Raises:
         ValueError: options make no sense, alone or together.
     """
-    given = {name for name in _shared_options() if getattr(cfg, name, None) is not None}
+    given = _given(cfg)
     if cfg.exit_kv is not None and cfg.exit_kv not in KV_MODES:
         raise ValueError(f"--exit-kv {cfg.exit_kv!r} is none of {', '.join(KV_MODES)}")
     _check_trace(cfg.exit_trace)
@@ -156,13 +167,13 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     if name not in POLICIES:
         raise ValueError(f"--exit-policy {name!r} is none of {', '.join(['none', *POLICIES])}")
     cls, names = POLICIES[name], option_fields(name)
-    foreign = sorted(given - set(names.values()))
+    foreign = sorted(given.keys() - set(names.values()))
     if foreign:
         taken = ", ".join(map(flag, names.values())) or "no options"
         raise ValueError(
             f"--exit-policy {name} does not take {', '.join(map(flag, foreign))}; it takes {taken}"
         )
-    values = {key: getattr(cfg, option) for key, option in names.items() if option in given}
+    values = {key: given[option] for key, option in names.items() if option in given}
     values.update(_json_options(cfg.exit_options, name, set(values)))
     for key, declared in policy_options(cls).items():
         required = declared.default is dataclasses.MISSING
@@ -192,10 +203,12 @@ def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
 def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
     policy.check(arguments)
-    if cfg.exit_kv == "copy" and getattr(arguments, "exit_layers", None):
+    heads = HEADS.get(getattr(arguments, "exit_head", "transformer"))
+    layers = parse_exit_layers(getattr(arguments, "exit_layers", None), arguments.decoder_layers)
+    if cfg.exit_kv == "copy" and heads and heads.caches_kv and policy.select_heads(layers):
         raise ValueError(
-            "--exit-kv copy is that of MuE's released code, which has no exit heads; this model "
-            "has --exit-layers: use propagate or recompute"
+            "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use propagate "
+            "or recompute with these --exit-layers"
         )
 
 
@@ -211,8 +224,8 @@ def _policy_of_preset(preset: str, name: str) -> str:
     return owners[preset]
 
 
-def _reject_without_policy(cfg: Any, given: set[str]) -> None:
-    used = [option for option in _shared_options() if option in given]
+def _reject_without_policy(cfg: Any, given: dict[str, Any]) -> None:
+    used = list(given)
     used += [option for option in ("exit_kv", "exit_options") if getattr(cfg, option)]
     if not used:
         return
@@ -248,7 +261,7 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
 
 
 def _check_trace(path: Optional[str]) -> None:
-    """Check the file early: it is opened when the model is there, and then it should not fail."""
+    """Check the file before the model is loaded, which is when it is opened."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))

@@ -1,1 +1,1 @@
-"""When to exit: confidence measures, threshold schedules, exit policies and the exit trace."""
+"""When to exit: confidence measures, threshold schedules and exit policies."""

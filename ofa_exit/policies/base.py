@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
@@ -17,22 +18,22 @@ PARTS = ("image", "text", "joint", "decoder")
 class GateInput:
     """What a gate may look at after one layer has run.
 
-    N rows are active: one per sample in the encoder, one per hypothesis in the decoder.
+    R rows are active: one per sample in the encoder, one per hypothesis in the decoder.
 
     Attributes:
-        previous, current: hidden states before and after the layer, [N, T, C] in the encoder and
-            [N, P, C] in the decoder (P positions).
+        previous, current: hidden states before and after the layer, [R, T, C] in the encoder and
+            [R, P, C] in the decoder (P positions).
         layer: 1-based number of the layer that has just run.
-        padding_mask: Bool [N, T], True on padding; None where nothing is padded. Encoder only.
-        step: Long [P], or [N, P] where rows differ: time step of each position, 0 for the first
+        padding_mask: Bool [R, T], True on padding; None where nothing is padded. Encoder only.
+        step: Long [P], or [R, P] where rows differ: time step of each position, 0 for the first
             token. Decoder only.
-        step_limit: Long [N, 1], steps that the generation of each row may take (N of MuE Eq. 11).
+        step_limit: Long [R, 1], steps that the generation of each row may take (N of MuE Eq. 11).
             Decoder only.
         memory: tensors of the policy's own, by name, whose first dimension is the active rows. The
             runtime compacts them with the rows. It clears them before each decoder step and each
             encoder pass.
         has_head: whether word scores exist after this layer. Decoder only.
-        score_words: what ``scores`` calls; set by the runtime.
+        score_words: what ``scores`` calls, each time anew; set by the runtime.
     """
 
     previous: Tensor
@@ -57,7 +58,7 @@ class GateInput:
                 chunks of bounded memory need.
 
         Returns:
-            [N, P]: the results.
+            [R, P]: the results.
 
         Raises:
             RuntimeError: no head follows this layer (see ``has_head``).
@@ -69,7 +70,7 @@ class GateInput:
 
 GateAnswer = Union[Tensor, bool]
 Gate = Callable[[GateInput], GateAnswer]
-"""True where a row may exit: Bool [N] in the encoder, Bool [N, P] in the decoder.
+"""True where a row may exit: Bool [R] in the encoder, Bool [R, P] in the decoder.
 
 A plain ``bool`` answers for every row at once, and then nothing is read back from the device.
 """
@@ -133,7 +134,7 @@ class ExitPolicy:
         """Check every field against its declaration. Raises OptionError."""
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]
             if declared.metadata:
-                value = _checked(declared, getattr(self, declared.name))
+                value = _checked(type(self), declared, getattr(self, declared.name))
                 setattr(self, declared.name, value)
 
     @classmethod
@@ -150,19 +151,19 @@ class ExitPolicy:
         """
 
     def image_gate(self, seen: GateInput) -> GateAnswer:
-        """Gate of the image pass of a split encoder: Bool [N]."""
+        """Gate of the image pass of a split encoder: Bool [R]."""
         return False
 
     def text_gate(self, seen: GateInput) -> GateAnswer:
-        """Gate of the text pass of a split encoder: Bool [N]."""
+        """Gate of the text pass of a split encoder: Bool [R]."""
         return False
 
     def joint_gate(self, seen: GateInput) -> GateAnswer:
-        """Gate of an encoder that runs image and text together: Bool [N]."""
+        """Gate of an encoder that runs image and text together: Bool [R]."""
         return False
 
     def decoder_gate(self, seen: GateInput) -> GateAnswer:
-        """Gate of the decoder, for every hypothesis and position: Bool [N, P]."""
+        """Gate of the decoder, for every hypothesis and position: Bool [R, P]."""
         return False
 
     def gate(self, part: str) -> Optional[Gate]:
@@ -172,26 +173,29 @@ class ExitPolicy:
         return getattr(self, name) if overridden else None
 
     def select_heads(self, layers: Sequence[int]) -> Collection[int]:
-        """Select which of a model's trained heads run whenever their layer is reached.
+        """Select which of a model's heads run whenever their layer is reached.
 
         Args:
             layers: decoder layers, from 1, that a head follows.
 
         Returns:
-            Layers whose head runs. What exits there leaves as the head's features, and elsewhere
-            as the backbone's state.
+            Layers whose head runs, and after which ``GateInput.scores`` works. What exits there
+            leaves as the head's features, and elsewhere as the backbone's state.
         """
         return layers
 
 
-def check_threshold(name: str, value: Any) -> float:
-    """Return a threshold as float; 1 or more is allowed and means never. Raises OptionError."""
-    return _checked_number(name, value, at_least=0.0)
+def field_type(cls: type, name: str) -> Any:
+    """Return the type of a policy's field; T for Optional[T]."""
+    hint = typing.get_type_hints(cls)[name]
+    inner = [one for one in typing.get_args(hint) if one is not type(None)]
+    optional = typing.get_origin(hint) is Union and len(inner) == 1
+    return inner[0] if optional else hint
 
 
-def _checked(declared: dataclasses.Field[Any], value: Any) -> Any:
+def _checked(cls: type, declared: dataclasses.Field[Any], value: Any) -> Any:
     """Return the value of a field, parsed and checked as ``option`` declares."""
-    name, rules = declared.name, declared.metadata
+    name, rules, kind = declared.name, declared.metadata, field_type(cls, declared.name)
     if value is None and declared.default is None:
         return None
     if rules.get("parse") is not None:
@@ -199,23 +203,26 @@ def _checked(declared: dataclasses.Field[Any], value: Any) -> Any:
             return rules["parse"](value)
         except (TypeError, ValueError) as error:
             raise OptionError(name, str(error)) from None
-    if rules.get("choices") is not None:
-        if value not in rules["choices"]:
-            raise OptionError(name, f"{value!r} is none of {', '.join(rules['choices'])}")
-        return value
-    if isinstance(declared.default, bool) or not isinstance(declared.default, (int, float)):
-        return value
-    number = _checked_number(name, value, rules.get("at_least"), rules.get("at_most"))
-    if isinstance(declared.default, int):
-        if number != int(number):
-            raise OptionError(name, f"must be a whole number, got {value!r}")
-        return int(number)
-    return number
+    if rules.get("choices") is not None and value not in rules["choices"]:
+        raise OptionError(name, f"{value!r} is none of {', '.join(rules['choices'])}")
+    if kind is bool:
+        return _switch(name, value)
+    if kind in (int, float):
+        return _number(name, kind, value, rules.get("at_least"), rules.get("at_most"))
+    return value
 
 
-def _checked_number(
-    name: str, value: Any, at_least: Optional[float] = None, at_most: Optional[float] = None
-) -> float:
+def _switch(name: str, value: Any) -> bool:
+    known = {"true": True, "false": False}
+    value = known.get(value.lower(), value) if isinstance(value, str) else value
+    if not isinstance(value, bool):
+        raise OptionError(name, f"must be true or false, got {value!r}")
+    return value
+
+
+def _number(
+    name: str, kind: type, value: Any, at_least: Optional[float], at_most: Optional[float]
+) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise OptionError(name, f"must be a number, got {value!r}")
     low = at_least is not None and value < at_least
@@ -223,10 +230,13 @@ def _checked_number(
     if not math.isfinite(value) or low or high:
         limits = [f"at least {at_least:g}"] if at_least is not None else []
         limits += [f"at most {at_most:g}"] if at_most is not None else []
-        raise OptionError(name, f"must be a finite number of {' and '.join(limits)}, got {value}")
-    return float(value)
+        needed = f" of {' and '.join(limits)}" if limits else ""
+        raise OptionError(name, f"must be a finite number{needed}, got {value}")
+    if kind is int and value != int(value):
+        raise OptionError(name, f"must be a whole number, got {value!r}")
+    return kind(value)
 
 
 def per_row(values: Tensor, rows: int) -> Tensor:
-    """Expand values [P] or [N, P] to [N, P], as ``GateInput.memory`` keeps them."""
+    """Expand values [P] or [R, P] to [R, P], as ``GateInput.memory`` keeps them."""
     return values if values.dim() == 2 and values.size(0) == rows else values.expand(rows, -1)

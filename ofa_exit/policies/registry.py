@@ -18,6 +18,10 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 }
 
 
+RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
+"""Options ``--exit-…`` of the runtime and the model, which no policy's field can have."""
+
+
 def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]:
     """Make a policy available as ``--exit-policy NAME``; a class decorator above ``@dataclass``.
 
@@ -32,6 +36,12 @@ def register_policy(name: str) -> Callable[[type[ExitPolicy]], type[ExitPolicy]]
             raise ValueError(f"{cls.__name__} must extend ExitPolicy")
         if "__dataclass_fields__" not in vars(cls):
             raise ValueError(f"{cls.__name__} must be a dataclass: add @dataclass below the name")
+        for declared in policy_options(cls).values():
+            if option_name(declared) in RESERVED:
+                raise ValueError(
+                    f"--exit-{option_name(declared)} has another meaning: give the field "
+                    f"{declared.name} of {cls.__name__} another name, or option(…, flag=…)"
+                )
         POLICIES[name] = cls
         return cls
 
@@ -42,6 +52,11 @@ def policy_options(cls: type[ExitPolicy]) -> dict[str, dataclasses.Field[Any]]:
     """Return the fields of a policy that are options, by name, in their order."""
     declared = dataclasses.fields(cls)  # type: ignore[arg-type]
     return {one.name: one for one in declared if one.metadata}
+
+
+def option_name(declared: dataclasses.Field[Any]) -> str:
+    """Return the name of a field's option, without its prefix ``exit_``."""
+    return (declared.metadata["flag"] or declared.name).replace("-", "_")
 
 
 def build_policy(name: str, **options: Any) -> ExitPolicy:

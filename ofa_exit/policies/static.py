@@ -22,15 +22,6 @@ def parse_depths(value: Any) -> tuple[int, ...]:
     return depths
 
 
-def parse_switch(value: Any) -> bool:
-    """Return a boolean of ``true`` or ``false``. Raises ValueError."""
-    known = {"true": True, "false": False, True: True, False: False}
-    key = value.lower() if isinstance(value, str) else value
-    if not isinstance(key, (str, bool)) or key not in known:
-        raise ValueError(f"must be true or false, got {value!r}")
-    return known[key]
-
-
 @dataclass
 class StaticExit(ExitPolicy):
     """Exit every row after a fixed number of layers.
@@ -48,7 +39,6 @@ class StaticExit(ExitPolicy):
     use_exits: bool = option(
         True,
         "whether words exit through the head of the decoder's layer (true or false; default: true)",
-        parse=parse_switch,
     )
 
     def check(self, model: Any) -> None:

@@ -54,6 +54,13 @@ class ActiveRows:
         Returns:
             Long [R]: the rows that stay, among those active until now.
         """
+        active = len(self.sentences) * self.group
+        for name, tensor in self.memory.items():
+            if len(tensor) != active:
+                raise ValueError(
+                    f"seen.memory[{name!r}] has {len(tensor)} rows, but {active} are active: its "
+                    "first dimension must be the rows"
+                )
         rows = self.rows(positions)
         self.index = rows if self.index is None else self.index[rows]
         self.sentences = [self.sentences[position] for position in positions]

@@ -17,9 +17,9 @@ KV_MODES = ("propagate", "recompute", "copy")
 """How the K/V cache of skipped layers is filled.
 
 * propagate: later tokens project the state at exit by the skipped layer's own weights (CALM's
-  state propagation). Rows that ride along with their sentence do the same at once.
-* recompute: the token's own state goes on through the skipped layer once a later token needs it,
-  so that K/V are those of the full stack (FREE's parallel decoding).
+  state propagation). Exited rows of an active sentence do the same at once.
+* recompute: the token's own state runs through the skipped layer once a later token needs it, so
+  that K/V are those of the full stack (FREE's parallel decoding).
 * copy: after each step the whole self- and cross-attention cache of the exit layer is copied into
   every deeper layer, as MuE's released code does. Worse than both.
 """
@@ -129,7 +129,7 @@ class KVCache:
         """Return K/V of ``rows`` (None: all), [R, heads, capacity, C / heads] each.
 
         They include positions to come, which the bias hides: the shapes of a step stay those of
-        the last, and a few keys more cost nothing beside a layer's weights.
+        the last, and a few keys more cost little compared with a layer's weights.
         """
         assert self.kv is not None
         key, value = self.kv[slot]
@@ -208,26 +208,28 @@ class KVCache:
 
     # ------------------------------------------------------------------ skipped layers
 
-    def begin_step(self, x: Tensor) -> None:
-        """Prepare the record of missing K/V for one more position of x [N, 1, C]."""
-        if self.states is None:
+    def begin_step(self, x: Tensor, keep_states: bool) -> None:
+        """Prepare the record of missing K/V for one more position of x [N, 1, C].
+
+        Args:
+            keep_states: whether missing K/V are made from states later on.
+        """
+        if not self._missing:
             self.sentences = list(range(x.size(0) // self.group))
             self._missing = [[0] * len(self.sentences) for _ in range(self.slots)]
-            self.states = x.new_zeros(x.size(0), self.capacity, x.size(2))
+            if keep_states:
+                self.states = x.new_zeros(x.size(0), self.capacity, x.size(2))
 
-    def rename(self, sentences: list[int]) -> None:
+    def set_sentences(self, sentences: list[int]) -> None:
         """Take over which sentences are left after beam search dropped the finished ones."""
         self.sentences, self.stale = sentences, False
 
-    def missing(
-        self, slot: int, sentences: list[int], rows: Optional[Tensor]
-    ) -> Optional[MissingKV]:
+    def missing(self, slot: int, sentences: list[int]) -> Optional[MissingKV]:
         """Return the earlier positions whose K/V a layer lacks, and count them as filled.
 
         Args:
             slot: decoder layer, from 0.
             sentences: places of the active sentences.
-            rows: their hypotheses.
         """
         bits_of = self._missing[slot]
         numbers = [self.sentences[place] for place in sentences]

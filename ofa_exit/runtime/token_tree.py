@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -20,7 +21,7 @@ class TokenTree:
         these need them.
     length: longest sequence, a number larger than any depth.
     words: Long [W], the words that can be next anywhere; None for the whole vocabulary.
-    allowed: Bool [N, L, W], those that can be next there; any where nothing is asked.
+    allowed: returns Bool [N, L, W], those that can be next there; any where nothing is asked.
     """
 
     depth: Tensor
@@ -28,7 +29,7 @@ class TokenTree:
     asked: Tensor
     length: int
     words: Optional[Tensor] = None
-    allowed: Optional[Tensor] = None
+    allowed: Optional[Callable[[], Tensor]] = None
 
     def self_bias(self, bias: Tensor) -> Tensor:
         """Bias of sequences [1, heads, length, length] at the pairs of the tree, [N, heads, L, L],

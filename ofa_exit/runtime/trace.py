@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -41,16 +41,30 @@ class DecoderStep:
     heads_run: Optional[Tensor] = None
     head_kv_backfilled: Optional[Tensor] = None
 
-    def score_words(self, price: int, tokens: Sequence[int] | Tensor) -> None:
+    def score_words(
+        self,
+        price: int,
+        tokens: Sequence[int] | Tensor,
+        by_head: Optional[Sequence[tuple[int, int]]] = None,
+    ) -> None:
         """Record the scoring of words, which full depth does as well.
 
         Args:
             price: FLOPs per token.
             tokens: per sentence.
+            by_head: (FLOPs per token, tokens) of each head, where heads score words of their own.
         """
-        scored = Work("vocabulary", lambda source: price, tokens)
-        self.work.append(scored)
+        scored = Work("vocabulary", _constant(price), tokens)
         self.full_work.append(scored)
+        if by_head is None:
+            self.work.append(scored)
+            return
+        rest = [0] * (len(tokens) - 1)  # the price does not depend on the sentence
+        self.work += [Work("vocabulary", _constant(own), [count, *rest]) for own, count in by_head]
+
+
+def _constant(price: int) -> Callable[[int], int]:
+    return lambda source: price
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentParser
 from dataclasses import MISSING, dataclass
+from typing import Optional
 
 import pytest
 import torch
@@ -258,8 +259,9 @@ def test_copy_is_for_models_without_heads():
     reject_misfit(cfg, policy, plain)
     plain.configure_exits(policy, cfg.exit_kv)
     assert plain.decoder.kv_mode == "copy"
-    with pytest.raises(UsageError, match=r"--exit-kv copy.*--exit-layers.*propagate.*recompute"):
-        reject_misfit(cfg, policy, headed)
+    with pytest.raises(UsageError, match=r"--exit-kv copy.*propagate.*recompute.*--exit-layers"):
+        reject_misfit(cfg, ConfidenceExit(0.5), headed)
+    reject_misfit(cfg, policy, headed)  # similarity uses none of the heads
     with pytest.raises(ValueError, match=r"--exit-kv copy.*propagate.*recompute"):
         headed.configure_exits(ConfidenceExit(0.5), "copy")
     for kv in ("propagate", "recompute"):
@@ -303,7 +305,7 @@ def parse(*arguments):
 
 def test_late_policies_get_flags(patience):
     cfg = parse("--exit-patience", "3", "--exit-mark", "x", "--exit-decoder-threshold", "0.25")
-    assert json.loads(cfg.exit_options) == {"patience": 3, "label": "x"}
+    assert json.loads(cfg.exit_late_options) == {"exit_patience": 3, "exit_mark": "x"}
     assert not hasattr(cfg, "exit_patience")
     policy = build_exit_policy(cfg, "caption")
     assert policy == patience("x", 3, 0.25)
@@ -311,8 +313,13 @@ def test_late_policies_get_flags(patience):
 
 
 def test_late_flags_and_json_go_together(patience):
-    cfg = parse("--exit-options", '{"label": "x"}', "--exit-patience", "3")
-    assert build_exit_policy(cfg, "caption") == patience("x", 3, 0.5)
+    json_and_flag = ["--exit-options", '{"label": "x"}'], ["--exit-patience", "3"]
+    for first, second in (json_and_flag, json_and_flag[::-1]):
+        cfg = parse(*first, *second)
+        assert build_exit_policy(cfg, "caption") == patience("x", 3, 0.5)
+    twice = parse("--exit-options", '{"label": "x", "patience": 2}', "--exit-patience", "3")
+    with pytest.raises(UsageError, match=r"patience.*--exit-patience"):
+        build_exit_policy(twice, "caption")
     defaults = flags(policy="patience", options='{"label": "y"}')
     assert build_exit_policy(defaults, "caption") == patience("y", 2, 0.5)
 
@@ -349,9 +356,8 @@ def test_late_flags_read_numbers(capsys):
         with pytest.raises(SystemExit):
             parse("--exit-patience", value)
         assert f"--exit-patience: invalid int value: '{value}'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        parse("--exit-options", "{", "--exit-patience", "2")
-    assert "--exit-options '{'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"--exit-options '\{'"):
+        build_exit_policy(parse("--exit-options", "{", "--exit-patience", "2"), "caption")
 
 
 @pytest.mark.usefixtures("patience")
@@ -371,3 +377,49 @@ def test_help_names_late_policies():
     assert "none, static, similarity, confidence, patience" in shown
     assert "--exit-patience" in shown and "layers that must agree" in shown
     assert "--exit-mark NAME" in shown
+
+
+def test_options_of_the_runtime_are_no_fields():
+    @dataclass
+    class Taking(ExitPolicy):
+        kv: int = option(1, "taken")
+
+    @dataclass
+    class TakingByFlag(ExitPolicy):
+        number: int = option(1, "taken", flag="layers")
+
+    for cls, name in ((Taking, "--exit-kv"), (TakingByFlag, "--exit-layers")):
+        with pytest.raises(ValueError, match=f"{name}.*flag="):
+            register_policy("taking")(cls)
+
+
+@pytest.mark.usefixtures("patience")
+def test_flags_of_late_policies_without_them_are_named():
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, ExitFlags())
+    add_late_options(parser)
+    cfg = parser.parse_args(["--exit-patience", "2"])
+    with pytest.raises(UsageError, match=r"--exit-patience.*--exit-policy patience"):
+        build_exit_policy(cfg, "caption")
+    cfg = parser.parse_args(["--exit-patience", "2", "--exit-policy", "similarity"])
+    with pytest.raises(UsageError, match=r"similarity.*--exit-patience"):
+        build_exit_policy(cfg, "caption")
+
+
+def test_fields_are_read_by_their_types():
+    @dataclass
+    class Typed(ExitPolicy):
+        needed: int = option(MISSING, "required", at_least=1)
+        maybe: Optional[int] = option(None, "optional", at_least=1)
+        switch: bool = option(True, "a switch")
+        free: float = option(0.0, "any number")
+
+    assert Typed(2, 3, "false") == Typed(2, 3, False)
+    for make, name in (
+        (lambda: Typed(0), "needed"),
+        (lambda: Typed(1, 0), "maybe"),
+        (lambda: Typed(1, 1, "no"), "switch"),
+        (lambda: Typed(1, 1, True, float("inf")), "free must be a finite number, got inf"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            make()

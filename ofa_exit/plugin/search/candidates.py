@@ -1,5 +1,6 @@
 """Closed sets of answers: score every candidate and return the best."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -108,15 +109,17 @@ class CandidateScorer(nn.Module):
         for model in self.models:
             encoder_out = model.encoder.forward_torchscript(net_input)
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
-            _, extra = model.decoder(rows, encoder_out=encoder_out, features_only=True, tree=tree)
-            hidden, layers_used = extra["states"], extra["layers_used"]  # [S·G, L, C], [S·G, L]
-            if layers_used is not None:
-                layers_used = layers_used.flatten()[positions]
-            scores.append(edges.scores(model, hidden.flatten(0, 1)[positions], layers_used))
+            decoder = model.decoder
+            _, extra = decoder(rows, encoder_out=encoder_out, features_only=True, tree=tree)
+            hidden, used = extra["states"], extra["layers_used"]  # [S·G, L, C], [S·G, L]
+            used = None if used is None else used.flatten()[positions]
+            groups = decoder.rows_by_head(used, decoder.active_heads(decoder.exit_policy))
+            scores.append(edges.scores(decoder, hidden.flatten(0, 1)[positions], groups))
             if encoder_out.trace is not None:
                 words = None if edges.words is None else len(edges.words)
                 asked = tree.asked.view(sentences, -1).sum(dim=1)
-                encoder_out.trace.steps[-1].score_words(model.decoder.word_flops(words), asked)
+                prices = decoder.word_flops(words), asked, decoder.word_prices(groups, words)
+                encoder_out.trace.steps[-1].score_words(*prices)
         lprobs = torch.stack(scores).logsumexp(dim=0) - math.log(len(scores))
         answer_scores = edges.answer_scores(lprobs)
         broken = torch.stack([sentence_scores.isnan().any() for sentence_scores in answer_scores])
@@ -183,12 +186,16 @@ class CandidateScorer(nn.Module):
         deepest = max(tree.deepest for tree in trees)
         packed = TokenTree(places, sees, asked.view_as(rows), longest + deepest)
         words, allowed = trees_of_sentences[0].words, trees_of_sentences[0].allowed
-        scores_words = any(model.decoder.scores_at_gates() for model in self.models)
-        if words is not None and allowed is not None and scores_words:
+        if words is not None and allowed is not None:
             packed.words = words.to(device)
-            packed.allowed = torch.ones(rows.numel(), len(words), dtype=torch.bool, device=device)
-            packed.allowed[positions] = allowed.to(device).repeat(sentences, 1)
-            packed.allowed = packed.allowed.view(*rows.shape, -1)
+
+            @functools.cache  # megabytes per sentence, for gates that ask for word scores alone
+            def allowed_at() -> Tensor:
+                mask = torch.ones(rows.numel(), len(words), dtype=torch.bool, device=device)
+                mask[positions] = allowed.to(device).repeat(sentences, 1)
+                return mask.view(*rows.shape, -1)
+
+            packed.allowed = allowed_at
         return rows, packed, positions
 
     @staticmethod
@@ -219,25 +226,23 @@ class _Edges:
         self.word = torch.cat([tree.edge_word for tree in trees]).to(device)
         self.device = device
 
-    def scores(self, model: Any, hidden: Tensor, layers_used: Optional[Tensor]) -> Tensor:
+    def scores(self, decoder: Any, hidden: Tensor, groups: Optional[dict[int, Tensor]]) -> Tensor:
         """Return the log-probability of every edge, float32 [E].
 
         Args:
             hidden: states at exit of the M decisions, [M, C].
-            layers_used: Long [M]; None without a gate.
+            groups: rows of ``hidden`` by the head that scores them, see ``rows_by_head``.
         """
-        decoder, words = model.decoder, None
-        heads = decoder.active_heads(decoder.exit_policy)
+        words = None
         if self.words is not None and self.allowed is not None:
             words, forbidden = self.words.to(self.device), ~self.allowed.to(self.device)
         # In chunks, since logits of all decisions over the whole vocabulary may not fit.
         columns = decoder.output_projection.weight.size(0) if words is None else len(words)
-        chunk = max(1, MAX_SCORES_AT_ONCE // columns)
+        chunk = max(1, MAX_SCORES_AT_ONCE // columns) if groups is None else len(hidden)
         scores, done = [], 0
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            used = None if layers_used is None else layers_used[part]
-            logits = decoder.word_scores(hidden[part], used, heads, words).float()
+            logits = decoder.word_scores(hidden[part], groups, words).float()
             if self.allowed is not None:
                 decision = torch.arange(start, start + len(logits), device=self.device)
                 logits = logits.masked_fill(forbidden[decision % len(forbidden)], -math.inf)
