@@ -13,6 +13,7 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
+from ofa_exit.heads.transformer import TransformerHeads
 from ofa_exit.objectives.adversarial import (
     count_correct,
     feature_classifier_loss,
@@ -36,7 +37,10 @@ TRANSFORMER_GROUP = "exit_transformers"
 CLASSIFIER_GROUP = "feature_classifiers"
 COLLAPSE_THRESHOLD = 0.05
 """An exit has collapsed if its variance over tokens is below this share of the final layer's."""
-_NO_EXITS = "blipee_adversarial trains exits, and this model has none: add --exit-layers"
+_NO_EXITS = (
+    "blipee_adversarial trains transformer heads, and this model has none: add --exit-layers, and "
+    "leave --exit-head at transformer"
+)
 
 
 @dataclass
@@ -130,7 +134,7 @@ class BlipeeAdversarial(FairseqCriterion):
     def prepare_training(self, model: Any) -> None:
         """Add a feature classifier for each exit, and freeze everything but these and the exits."""
         heads, hidden = exit_heads(model), model.cfg.feature_classifier_dim
-        if not heads:
+        if not isinstance(heads, TransformerHeads):
             raise UsageError(_NO_EXITS)
         if hidden < 1:
             raise UsageError(f"--feature-classifier-dim {hidden}: give at least 1")

@@ -10,7 +10,7 @@ from torch import nn
 
 def exit_heads(model: Any) -> nn.ModuleDict:
     """Return the exit heads of a model by layer number, as text; empty if it has none."""
-    return model.decoder.exits
+    return model.decoder.exit_heads
 
 
 def train_only(model: Any, groups: dict[str, nn.Module]) -> dict[str, int]:
