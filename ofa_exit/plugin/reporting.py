@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all batches were fetched and the last one is through.
+        """Whether all batches were fetched and the last one was processed.
 
         fairseq's ``end_of_epoch`` also waits for the empty batch that may end a shard.
         """
