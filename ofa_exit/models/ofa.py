@@ -240,7 +240,7 @@ class OFAModel(FairseqEncoderDecoderModel):
 
     @property
     def last_trace(self) -> Optional[ExitTrace]:
-        """Trace of the most recent batch; None without a policy."""
+        """Return the trace of the most recent batch; None without a policy."""
         return self.encoder.last_trace
 
     def forward(
@@ -294,7 +294,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         return self.encoder.max_positions(), self.decoder.max_positions()
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Makes an OFA checkpoint fit: more words, a larger image grid, missing exits."""
+        """Make an OFA checkpoint fit: more words, a larger image grid, missing exits."""
         super().upgrade_state_dict_named(state_dict, name)
         fit_state_dict(self, state_dict)
         self.from_checkpoint = True

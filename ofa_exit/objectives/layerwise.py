@@ -66,7 +66,7 @@ def score_layers(
 
     Args:
         features: a decoder layer's states each, [M, C], after the final norm.
-        weights: as many; layers of weight 0 are not scored.
+        weights: one per layer; layers of weight 0 are not scored.
 
     Returns: what ``score`` returned, by layer number from 0.
     """

@@ -77,7 +77,7 @@ Dense = Mapping[tuple[int, int], str]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """VisDial has no options of its own."""
+    """Add no options: VisDial has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
