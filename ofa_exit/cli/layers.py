@@ -40,9 +40,7 @@ def layer_grid(model: Any) -> Grid:
         depths = f"{encoder},{encoder},{layer}"
         return {"run": run, "exit_policy": "static", "exit_depths": depths, **options}
 
-    stops = [
-        stop(LAYERS, layer, exit_options='{"use_exits": false}') for layer in range(1, decoder)
-    ]
+    stops = [stop(LAYERS, layer, exit_use_exits="false") for layer in range(1, decoder)]
     exits = [stop(EXITS, layer) for layer in sorted(map(int, model.decoder.exits))]
     return [{"run": LAYERS}, *stops, *exits]
 

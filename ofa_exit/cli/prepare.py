@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=release.HELP.split(":", maxsplit=1)[0].split(",", maxsplit=1)[0],
             description=release.HELP
             + "\n\nFiles are found by name, at any depth. A killed run resumes. A complete file "
-            "has its\nFILE.manifest.json beside it.",
+            "has its\nFILE.manifest.json next to it.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("root", type=Path, help="folder of the unpacked downloads")

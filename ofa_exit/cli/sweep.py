@@ -56,7 +56,7 @@ WRITE_TIME_SHARE = 0.05  # of the run: metrics in Java take many seconds per set
 class Setting:
     """A setting of the grid on the loaded model, with what it generated so far."""
 
-    def __init__(self, setting: ExitSetting, task: Any, model: Any, scorer: Any) -> None:
+    def __init__(self, setting: ExitSetting, model: Any, scorer: Any) -> None:
         self.setting = setting
         with errors_name(setting.where):
             reject_misfit(setting.options, setting.policy, model)
@@ -216,7 +216,7 @@ def sweep(
         model.to("cuda")
     if callable(grid):
         settings = checked(grid(model), model.cfg)
-    on_model = [Setting(s, task, model, scorer and scorer()) for s in settings]
+    on_model = [Setting(s, model, scorer and scorer()) for s in settings]
     subset = cfg.dataset.gen_subset
     task.load_dataset(subset, task_cfg=saved.task)
     if not time_only:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def user_dir() -> Path | None:
-    """Return the folder: inside an installed package, beside the package in a checkout."""
+    """Return the folder: inside an installed package, next to the package in a checkout."""
     places = (PACKAGE / "user_dir", PACKAGE.parent / "user_dir")
     return next((place for place in places if (place / "__init__.py").is_file()), None)
 

@@ -152,7 +152,7 @@ class RowExamples:
 
     @cached_property
     def lengths(self) -> tuple[int, int]:
-        """Tokens of source and target, estimated without reading a row: one token per word."""
+        """Estimate the tokens of source and target, one per word, without reading a row."""
         raise NotImplementedError
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.cpu import Linear
+from ofa_exit.runtime.active_rows import RowSlices
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -59,7 +59,7 @@ class MultiheadAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         bias: Optional[Tensor],
-        row_slices: Optional[Sequence[slice]] = None,
+        row_slices: RowSlices = None,
     ) -> Tensor:
         """Attend from the positions of x to the given keys and values.
 

@@ -1,20 +1,20 @@
-"""Fast paths of inference. OFA itself is in the other files; nothing here changes what it computes.
+"""Fast paths of inference on the CPU. None of them changes what OFA computes.
 
-``ENABLED`` is the one switch: without it every hook below is the plain torch operation. The hooks
-are ``Linear``, ``in_chunks`` and ``FusedConvNorm``. None of them acts while gradients are recorded.
-The first two act on the CPU only.
+``ENABLED`` is the one switch. Without it ``linear`` and ``in_chunks`` are the plain operations, and
+``row_slices`` returns None. The switch also turns off the folding of batch norms in
+``stem.FusedConvNorm``, which acts on every device. ``linear``, ``in_chunks`` and the folding do not
+act while gradients are recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.models.positions import ShapeCache
 from ofa_exit.runtime.rows import to_slices
 
 ENABLED = True
@@ -104,31 +104,6 @@ def row_slices(sentences: list[int], states: Tensor) -> Optional[list[slice]]:
     if len(slices) * MIN_ELEMENTS_TO_COPY > len(sentences) * states[0].numel():
         return None
     return slices
-
-
-class FusedConvNorm(ShapeCache):
-    """Module whose convolutions absorb their batch norms at inference, on every device."""
-
-    def conv_norm(self, x: Tensor, conv: Any, norm: Any, relu: bool = True) -> Tensor:
-        """Return relu(norm(conv(x))); folded weights are cached until the module's change."""
-        if ENABLED and not self.training and not torch.is_grad_enabled():
-            weight, bias = self.once_per_shape("folded", conv, lambda: fold(conv, norm))
-            x = F.conv2d(x, weight, bias, conv.stride, conv.padding)
-        else:
-            x = norm(conv(x))
-        return F.relu(x, inplace=True) if relu else x
-
-
-def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of one convolution that equals ``conv`` followed by ``norm``.
-
-    w·γ/σ and β - µ·γ/σ with the running statistics µ and σ², computed in float32. The weight,
-    [O, I, k, k], is laid out channels last.
-    """
-    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()  # [O]
-    weight = (conv.weight.float() * scale[:, None, None, None]).to(conv.weight.dtype)
-    bias = (norm.bias.float() - norm.running_mean.float() * scale).to(conv.weight.dtype)
-    return weight.contiguous(memory_format=torch.channels_last), bias
 
 
 def _acts_on(x: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa_exit.models.attention import split_heads
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.encoder_pass import EncoderPass, mask_keys
 from ofa_exit.models.layers import EncoderLayer
@@ -29,11 +30,13 @@ from ofa_exit.runtime.trace import ExitTrace
 class Encoder(ShapeCache):
     """OFA's encoder: names and shapes are those of its checkpoints.
 
-    cfg: an OFAConfig; embed_tokens: the embedding shared with the decoder.
+    Args:
+        cfg: the model's arguments, an OFAConfig.
+        embed_tokens: the embedding shared with the decoder, [V, C].
     """
 
     version: Tensor
-    text_room = 32  # joint position biases are made for multiples of so many text tokens
+    text_length_multiple = 32  # joint position biases are made for such text lengths
     token_rp_bucket: Tensor
     image_rp_bucket: Tensor
     embed_images: nn.Module
@@ -105,14 +108,18 @@ class Encoder(ShapeCache):
     # ------------------------------------------------------------------ inputs
 
     def embed_image(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images [S, 3, H, W] -> tokens [S, h·w, C] and the grid (h, w)."""
+        """Return the tokens [S, h·w, C] of images [S, 3, H, W], and their grid (h, w)."""
         features = self.embed_images(images)
         x = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         grid = (features.size(2), features.size(3))
         return self.dropout(self.patch_layernorm_embedding(x)), grid
 
     def embed_text(self, src_tokens: Tensor) -> Tensor:
-        """Tokens Long [S, T] -> [S, T, C]."""
+        """Return the embeddings [S, T, C] of tokens, Long [S, T].
+
+        Raises:
+            ValueError: the text is longer than ``max_source_positions``.
+        """
         if src_tokens.size(1) > self.cfg.max_source_positions:
             raise ValueError(
                 f"source of {src_tokens.size(1)} tokens is longer than --max-source-positions "
@@ -122,10 +129,13 @@ class Encoder(ShapeCache):
         return self.dropout(self.layernorm_embedding(x))
 
     def image_positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Normed positions [1, h·w, C] of the grid's cells.
+        """Return the normed position embeddings [1, h·w, C] of the grid's cells.
 
         With ``interpolate_position``, a grid finer than the one of ``orig_patch_image_size`` gets
         the original grid's embeddings, resized bilinearly.
+
+        Args:
+            grid: (h, w), the size of the feature map.
         """
         height, width = grid
         side = self.cfg.orig_patch_image_size // 16
@@ -140,33 +150,44 @@ class Encoder(ShapeCache):
         return self.image_pos_ln(embedded)
 
     def text_positions(self, length: int) -> Tensor:
-        """Normed positions [1, length, C]."""
+        """Return the normed position embeddings [1, length, C] of a text."""
         return self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
 
     # ------------------------------------------------------------------ biases
 
     def absolute_bias(self, positions: Tensor) -> Tensor:
-        """(q(pos)·scaling)·k(pos), shared by all layers: [1, T, C] -> [1, heads, T, T]."""
+        """Return (q(pos)·scaling)·k(pos)ᵀ, which all layers share.
+
+        Args:
+            positions: [1, T, C].
+
+        Returns: [1, heads, T, T].
+        """
         heads = self.cfg.encoder_attention_heads
-        query = self.pos_q_linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = self.pos_k_linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
+        query = split_heads(self.pos_q_linear(positions), heads)  # [1, heads, T, C / heads]
+        key = split_heads(self.pos_k_linear(positions), heads)
         return query * self.pos_scaling @ key.transpose(2, 3)
 
     def image_bias(self, layer: int, grid: tuple[int, int]) -> Tensor:
-        """2-D relative bias [1, heads, h·w, h·w] of one layer."""
+        """Return the 2-D relative bias [1, heads, h·w, h·w] of a layer, from 0."""
         ids = grid_ids(*grid, self.cfg.image_bucket_size, self.image_rp_bucket.device)
         return relative_bias(
             self.image_rel_pos_table_list[layer], self.image_rp_bucket[ids][:, ids]
         )
 
     def text_bias(self, layer: int, length: int) -> Tensor:
-        """1-D relative bias [1, heads, length, length] of one layer."""
+        """Return the 1-D relative bias [1, heads, length, length] of a layer, from 0."""
         return relative_bias(
             self.token_rel_pos_table_list[layer], self.token_rp_bucket[:length, :length]
         )
 
     def _biases(self, grid: Optional[tuple[int, int]], length: int) -> _Biases:
-        """All position terms of one shape of batch."""
+        """Return the position terms of a batch.
+
+        Args:
+            grid: (h, w) of its images; None without images.
+            length: text tokens, padding included.
+        """
         layers = range(len(self.layers))
 
         def image_terms() -> tuple[Tensor, list[Tensor]]:
@@ -182,27 +203,27 @@ class Encoder(ShapeCache):
             absolute = self.absolute_bias(positions)
             return positions, [absolute + self.text_bias(i, length) for i in layers]
 
-        # Texts of a batch differ in length: joint terms are made for a longer one, and cut.
-        room = length
+        # Batches differ in text length: joint terms are made for a longer text, and sliced.
+        made_length = length
         if not torch.is_grad_enabled():
-            room = -(-length // self.text_room) * self.text_room
-            room = min(room, self.cfg.max_source_positions)
+            made_length = _round_up(length, self.text_length_multiple)
+            made_length = min(made_length, self.cfg.max_source_positions)
 
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
             image = self.image_positions(grid, self.image_rp_bucket.device)
-            positions = torch.cat([image, self.text_positions(room)], dim=1)
-            absolute, cut = self.absolute_bias(positions), image.size(1)
+            positions = torch.cat([image, self.text_positions(made_length)], dim=1)
+            absolute, cells = self.absolute_bias(positions), image.size(1)
             biases = []
             for i in layers:
                 bias = absolute.clone()
-                bias[..., :cut, :cut] += self.image_bias(i, grid)
-                bias[..., cut:, cut:] += self.text_bias(i, room)
+                bias[..., :cells, :cells] += self.image_bias(i, grid)
+                bias[..., cells:, cells:] += self.text_bias(i, made_length)
                 biases.append(bias)
             return positions, biases
 
         if grid is not None and not self.cfg.split_modalities:
-            positions, joint = self.once_per_shape("joint", (grid, room), joint_terms)
+            positions, joint = self.once_per_shape("joint", (grid, made_length), joint_terms)
             end = grid[0] * grid[1] + length
             positions = self.once_per_shape("source", (grid, length), lambda: positions[:, :end])
             return _Biases(positions, None, None, [bias[..., :end, :end] for bias in joint])
@@ -219,12 +240,13 @@ class Encoder(ShapeCache):
         """Return the FLOPs of the position biases of one shape of batch, by shape.
 
         4·T·C² + 2·pairs·C over T = image + text positions. The pairs are T², or those within each
-        pass of a split encoder. Joint biases are made for multiples of ``text_room`` text tokens.
+        pass of a split encoder. Joint biases are made for text lengths
+        that are multiples of ``text_length_multiple``.
         """
-        dim, room = self.cfg.encoder_embed_dim, 1
+        dim = self.cfg.encoder_embed_dim
         if image and not self.cfg.split_modalities:
-            room = self.text_room
-        text = min(-(-text // room) * room, self.cfg.max_source_positions)
+            text = _round_up(text, self.text_length_multiple)
+        text = min(text, self.cfg.max_source_positions)
         tokens = image + text
         pairs = image**2 + text**2 if self.cfg.split_modalities else tokens**2
         return {f"encoder {image} {text}": 4 * tokens * dim**2 + 2 * pairs * dim}
@@ -252,10 +274,9 @@ class Encoder(ShapeCache):
             patch_images: [I, 3, H, W], I = S without ``image_rows``; None for text alone.
             patch_masks: Bool [S], False for a sample without an image.
             step_limit: Long [S], for the decoder's gate (N of MuE Eq. 11).
-            padded: False where the caller knows that every text is as long as the longest and
-                every image is there. Then no mask is written, which for image and text together is
-                one bias of [S, heads, T, T] per layer.
-            image_rows: Long [S], the image of each sentence where sentences share some. A shared
+            padded: False if every text is as long as the longest and no image is missing. Then no
+                mask is written, which saves a joint encoder one bias [S, heads, T, T] per layer.
+            image_rows: Long [S], the image of each sentence, if sentences share images. A shared
                 image passes the stem once, and with ``split_modalities`` the layers too.
         """
         sentences = src_tokens.size(0)
@@ -317,7 +338,7 @@ class Encoder(ShapeCache):
         part: str,
         present: Optional[Tensor] = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run the layers over x [S, T, C]; rows leave where the policy's gate of ``part`` says.
+        """Run the layers over x [S, T, C]; rows exit where the policy's gate of ``part`` says.
 
         Args:
             biases: of every layer, [1, heads, T, T] each.
@@ -349,12 +370,14 @@ class Encoder(ShapeCache):
         return layer(x, bias)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """Follow beam search, see ``EncoderOut.reordered``."""
+        """Reorder for beam search, see ``EncoderOut.reordered``."""
         return encoder_out.reordered(new_order)
 
 
 @dataclass
 class _Biases:
+    """Position terms of a batch: embeddings [1, T, C], and each layer's bias per pass."""
+
     positions: Tensor
     image: Optional[list[Tensor]]
     text: Optional[list[Tensor]]
@@ -369,6 +392,10 @@ def _per_image(masks: Tensor, images: int, image_rows: Optional[Tensor]) -> Tens
 def _per_sentence(values: Tensor, image_rows: Optional[Tensor]) -> Tensor:
     """Return values [I, …] of images as values [S, …] of the sentences that have them."""
     return values if image_rows is None else values[image_rows]
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def _zeros(rows: int, columns: int) -> nn.Embedding:

@@ -1,4 +1,4 @@
-"""What the encoder hands to the decoder, and how it follows beam search."""
+"""The encoder's output, and how it follows beam search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ofa_exit.runtime.trace import ExitTrace
 
 @dataclass
 class EncoderOut:
-    """What the decoder needs of S sentences; nothing is repeated for beams.
+    """The encoder's output for S sentences. Nothing is repeated for beams.
 
     Attributes:
         states: [S, T, C] after the final norm, image tokens first.
@@ -36,7 +36,7 @@ class EncoderOut:
     def limits(self, hypotheses: int, length: int) -> Tensor:
         """Return the step limit of each hypothesis, Long [N, 1].
 
-        ``length``, that of the sequence, holds where none was given.
+        Without a limit it is ``length``, that of the sequence.
         """
         if self.step_limit is None:
             return torch.full((hypotheses, 1), length, device=self.states.device)
@@ -45,10 +45,9 @@ class EncoderOut:
     def reordered(self, new_order: Tensor) -> EncoderOut:
         """Keep the sentences that ``new_order`` [rows] still has hypotheses for.
 
-        Contract of fairseq's beam search: the first call expands every sentence to its hypotheses
-        (row i·group + j belongs to sentence i); every later call permutes hypotheses within their
-        sentence and drops those of finished sentences, so that an equal count means that every
-        sentence is still there.
+        Contract of fairseq's beam search: the first call expands every sentence to its hypotheses,
+        row i·group + j for sentence i. Every later call permutes hypotheses within their sentence
+        and drops those of finished sentences. If the count is equal, no sentence has finished.
         """
         sentences = self.states.size(0)
         if self.group is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Optional
 
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from torchvision.ops import StochasticDepth
 
 from ofa_exit.models.attention import MultiheadAttention
 from ofa_exit.models.cpu import Linear, in_chunks
+from ofa_exit.runtime.active_rows import RowSlices
 
-RowSlices = Optional[Sequence[slice]]
 ExtendKV = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -89,8 +89,8 @@ class OFAConfig(FairseqDataclass):
     split_modalities: bool = field(
         default=False,
         metadata={
-            "help": "run the encoder's layers over image and text apart (MuE Eq. 3), so that each "
-            "can exit by itself"
+            "help": "run the encoder's layers over image and text separately (MuE Eq. 3), so that "
+            "each can exit by itself"
         },
     )
     exit_layers: Optional[str] = field(
@@ -126,10 +126,10 @@ class OFAConfig(FairseqDataclass):
 
 
 def _warn_unknown(cfg: Any) -> None:
-    """Warns of model arguments that mean nothing here, as in checkpoints of other versions.
+    """Warn about unknown model arguments, as in checkpoints of other versions.
 
-    A checkpoint keeps all arguments of its run in one place; those that fairseq itself or the
-    registered tasks, criterions and optimizers know belong to the run and are passed over.
+    A checkpoint keeps all arguments of its run in one place. Those that belong to fairseq itself,
+    or to a registered task, criterion or optimizer, cause no warning.
     """
     names = set(vars(cfg) if hasattr(cfg, "__dict__") and not hasattr(cfg, "keys") else cfg.keys())
     known = {option.name for option in fields(OFAConfig)} | set(REQUIRED_FLAGS)
@@ -141,7 +141,7 @@ def _warn_unknown(cfg: Any) -> None:
             known |= {option.name for option in fields(kind)}
     unknown = sorted(name for name in names - known if not name.startswith("_"))
     if unknown:
-        logger.warning("model arguments without a meaning here, ignored: %s", ", ".join(unknown))
+        logger.warning("unknown model arguments, ignored: %s", ", ".join(unknown))
 
 
 class OFAEncoder(Encoder, FairseqEncoder):
@@ -155,7 +155,7 @@ class OFAEncoder(Encoder, FairseqEncoder):
         return self.cfg.max_source_positions
 
     def forward_torchscript(self, net_input: dict[str, Any]) -> EncoderOut:
-        """fairseq's generator calls this with everything but ``prev_output_tokens``."""
+        """Encode a batch for fairseq's generator; ``prev_output_tokens`` is ignored."""
         return self(**{k: v for k, v in net_input.items() if k != "prev_output_tokens"})
 
 
@@ -195,7 +195,7 @@ class OFAModel(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
-        """Builds the model for ``task``'s dictionary from fairseq's arguments."""
+        """Build the model for ``task``'s dictionary from fairseq's arguments."""
         check_structure(cfg)
         _warn_unknown(cfg)
         config = OFAConfig.from_namespace(cfg)
@@ -235,13 +235,13 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.decoder.kv_mode = kv
 
     def set_num_updates(self, num_updates: int) -> None:
-        """fairseq tells the model how far training is; criterions read it here."""
+        """Store the number of updates, which criterions read."""
         super().set_num_updates(num_updates)
         self.num_updates = num_updates
 
     @property
     def last_trace(self) -> Optional[ExitTrace]:
-        """Layers executed for the most recent batch; None without a policy."""
+        """Return the trace of the most recent batch; None without a policy."""
         return self.encoder.last_trace
 
     def forward(
@@ -288,14 +288,14 @@ class OFAModel(FairseqEncoderDecoderModel):
         return x, extra
 
     def output_layer(self, features: Tensor) -> Tensor:
-        """Vocabulary projection: [..., C] -> [..., V]."""
+        """Return the vocabulary projection of features: [..., C] -> [..., V]."""
         return self.decoder.output_layer(features)
 
     def max_positions(self) -> tuple[int, int]:
         return self.encoder.max_positions(), self.decoder.max_positions()
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Makes an OFA checkpoint fit: more words, a larger image grid, missing exits."""
+        """Make an OFA checkpoint fit: more words, a larger image grid, missing exits."""
         super().upgrade_state_dict_named(state_dict, name)
         fit_state_dict(self, state_dict)
         self.from_checkpoint = True

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import StochasticDepth
 
-from ofa_exit.models.cpu import FusedConvNorm
+from ofa_exit.models import cpu
+from ofa_exit.models.positions import ShapeCache
 
 RESNET_STAGES: dict[str, tuple[int, int, int]] = {
     "resnet_nano": (2, 2, 2),
@@ -30,6 +32,31 @@ def conv_flops(conv: nn.Conv2d, height: int, width: int) -> int:
     return 2 * height * width * conv.weight.numel()
 
 
+class FusedConvNorm(ShapeCache):
+    """Module whose convolutions absorb their batch norms at inference (see ``cpu.ENABLED``)."""
+
+    def conv_norm(self, x: Tensor, conv: Any, norm: Any, relu: bool = True) -> Tensor:
+        """Return relu(norm(conv(x))); folded weights stay cached until the module changes."""
+        if cpu.ENABLED and not self.training and not torch.is_grad_enabled():
+            weight, bias = self.once_per_shape("folded", conv, lambda: fold(conv, norm))
+            x = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+        else:
+            x = norm(conv(x))
+        return F.relu(x, inplace=True) if relu else x
+
+
+def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of one convolution that equals ``conv`` followed by ``norm``.
+
+    w·γ/σ and β - µ·γ/σ with the running statistics µ and σ², computed in float32. The weight,
+    [O, I, k, k], is laid out channels last.
+    """
+    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()  # [O]
+    weight = (conv.weight.float() * scale[:, None, None, None]).to(conv.weight.dtype)
+    bias = (norm.bias.float() - norm.running_mean.float() * scale).to(conv.weight.dtype)
+    return weight.contiguous(memory_format=torch.channels_last), bias
+
+
 class DropPathBottleneck(FusedConvNorm, Bottleneck):
     """torchvision's bottleneck block; a sample skips its residual branch at rate ``drop_path``."""
 
@@ -45,7 +72,7 @@ class DropPathBottleneck(FusedConvNorm, Bottleneck):
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] -> [B, 4·planes, H / stride, W / stride]."""
+        """Run the block: [B, C_in, H, W] -> [B, 4·planes, H / stride, W / stride]."""
         identity = x
         if self.downsample is not None:
             conv, norm = self.downsample

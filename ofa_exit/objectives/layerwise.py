@@ -1,4 +1,4 @@
-"""MuE's layer-wise task loss: every decoder layer is asked for the words (Eqs. 12 and 13)."""
+"""MuE's layer-wise task loss: cross-entropy on every decoder layer (Eqs. 12 and 13)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -61,13 +61,12 @@ def score_layers(
     """Score the layers one after the other, keeping the logits of one at a time in memory.
 
     ``score`` projects a layer's features to logits and reduces those to numbers. All layers but
-    the last are checkpointed: their logits are dropped after the forward pass and made again when
-    the backward pass, which goes from the last layer to the first, comes to them. The price is
-    one more projection for each; a loss of the last layer alone pays nothing.
+    the last are checkpointed: their logits are recomputed in the backward pass. This costs one more
+    projection per layer. A loss of the last layer alone costs nothing more.
 
     Args:
         features: a decoder layer's states each, [M, C], after the final norm.
-        weights: as many; layers of weight 0 are not scored.
+        weights: one per layer; layers of weight 0 are not scored.
 
     Returns: what ``score`` returned, by layer number from 0.
     """

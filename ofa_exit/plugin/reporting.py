@@ -43,12 +43,12 @@ class Progress:
 
     @property
     def batches(self) -> Sequence[Sequence[int]]:
-        """Rows of each batch of the data set, or of this process's shard."""
+        """Return the rows of each batch of the data set, or of this process's shard."""
         return self.iterator.frozen_batches[self.iterator.shard_id :: self.iterator.num_shards]
 
     @property
     def has_ended(self) -> bool:
-        """Whether all batches were fetched and the last one is through.
+        """Return whether all batches were fetched and the last one was processed.
 
         fairseq's ``end_of_epoch`` also waits for the empty batch that may end a shard.
         """
@@ -60,12 +60,12 @@ class Progress:
 
     @property
     def rows(self) -> int:
-        """Rows of the data set, or of this process's shard."""
+        """Return the number of rows of the data set, or of this process's shard."""
         return sum(map(len, self.batches))
 
     @property
     def shard(self) -> Optional[dict[str, int]]:
-        """Number of this shard, from 0, of how many, and their rows; None if there is only one."""
+        """Return this shard's number from 0, the number of shards, and their rows; None for one."""
         if self.iterator is None or self.iterator.num_shards == 1:
             return None
         return {

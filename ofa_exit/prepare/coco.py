@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """COCO has no options of its own."""
+    """Add no options: COCO has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

@@ -42,7 +42,7 @@ PUBLISHED = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """GQA has no options of its own."""
+    """Add no options: GQA has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

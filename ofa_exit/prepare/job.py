@@ -151,7 +151,7 @@ def survey(job: Job, files: Files, problems: Problems) -> Survey:
         if image is None:
             missing += 1
             if reported != (item.image_names, item.id):  # once for all answers to a question
-                problems.add(Problem(item.image_names[0], item.id, "there is no such image"))
+                problems.add(Problem(item.image_names[0], item.id, "image not found"))
             reported = (item.image_names, item.id)
         elif rows % _ROWS_PER_SAMPLE == 1:
             sampled += 1

@@ -35,7 +35,7 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
             elif kind == "start_map":
                 yield from ijson.kvitems(file, prefix, use_float=True)
             else:
-                found = f"there is no {prefix!r}" if kind is None else f"{prefix!r} is {kind}"
+                found = f"{prefix!r} is missing" if kind is None else f"{prefix!r} is {kind}"
                 raise PrepareError(
                     f"{path}: {found}, and a list or an object was expected. Is this another file? "
                     "Download it again"

@@ -35,7 +35,7 @@ PUBLISHED = {None: 4_500, "in-domain": 648, "near-domain": 2_938, "out-domain": 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """NoCaps has no options of its own."""
+    """Add no options: NoCaps has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

@@ -39,7 +39,7 @@ _LABELS = ("entailment", "neutral", "contradiction")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """SNLI-VE has no options of its own."""
+    """Add no options: SNLI-VE has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

@@ -77,7 +77,7 @@ Dense = Mapping[tuple[int, int], str]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """VisDial has no options of its own."""
+    """Add no options: VisDial has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
@@ -145,7 +145,7 @@ def read(source: Path, split: str, dense: Path | None = None) -> Iterator[Item]:
     yield from items(source, elements(source, "data", "dialogs"), id_of, make)
     yield from malformed
     for image, number in sorted(relevance.keys() - used):
-        yield Problem(dense.name if dense else "", f"{image}_{number}", "there is no such round")
+        yield Problem(dense.name if dense else "", f"{image}_{number}", "round not found")
 
 
 def _answer_columns(

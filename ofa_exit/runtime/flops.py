@@ -1,9 +1,9 @@
-"""The price list: what was run, how often, and what each unit of it costs.
+"""FLOPs of what was run: how many units, and the price of each.
 
-Modules state their own price beside their forward. The runtime records what it runs, as ``Work``,
-and reports only add. A multiply-add counts as 2 FLOPs. Matrix products, attention and convolutions
-are counted, as torch's FlopCounterMode does; norms, activations, softmax and gates (about 6·C per
-token and layer) are not. Padding is not counted.
+Modules state the cost of a unit in ``flops``, next to their ``forward``. The runtime records what
+it runs as ``Work``, and reports add. A multiply-add counts as 2 FLOPs. Matrix products, attention
+and convolutions are counted, as by torch's FlopCounterMode. Norms, activations, softmax and gates
+(about 6·C per token and layer) are not. Padding is not counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Work(NamedTuple):
     Attributes:
         part: one of ``PARTS``.
         price: FLOPs of a unit, given the source tokens of its sentence.
-        units: how many units each of the S sentences present had: one number per sentence, Long
-            [S] where only the device knows.
+        units: how many units each of the S sentences present had. They are Long [S] if only the
+            device knows them.
     """
 
     part: str

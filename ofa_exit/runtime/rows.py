@@ -1,4 +1,4 @@
-"""Row selection: the only functions that read tensor values on the host."""
+"""Small tensors between host and device. `to_host` is the only host read during a pass."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def to_host(values: Tensor) -> list:
-    """Read a small tensor back: the one place where the runtime waits for its device."""
+    """Return the values of a small tensor, which waits for the device."""
     return values.tolist()
 
 
 def from_host(values: list, device: torch.device) -> Tensor:
-    """Return a small tensor on the device without waiting for it, as torch.tensor would."""
+    """Return a small tensor on the device, without waiting for the device."""
     return torch.tensor(values).to(device, non_blocking=True)
 
 
@@ -35,7 +35,7 @@ def to_slices(indices: list[int]) -> list[slice]:
 def surviving_sentences(new_order: Tensor, group: int) -> Tensor:
     """Return the sentences that still have hypotheses after beam search dropped finished ones.
 
-    Nothing is read back from the device.
+    Nothing is read on the host.
 
     Args:
         new_order: Long [rows], the hypotheses kept, those of a sentence side by side.

@@ -152,6 +152,13 @@ def test_entailment_by_its_scorer(tmp_path, capsys):
     assert "layer   accuracy" in capsys.readouterr().out
 
 
+def test_run_names_of_the_previous_release_are_read(tmp_path):
+    old = ("decoder stopped behind the layer", "exit behind the layer")
+    rows = [f"{old[0]},1,2", f"{old[0]},2,3", f"{old[1]},1,4"]
+    (tmp_path / "curve.csv").write_text("\n".join(["run,layer,CIDEr", *rows]))
+    assert read_curves(tmp_path / "curve.csv", "CIDEr") == {LAYERS: {1: 2, 2: 3}, EXITS: {1: 4}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

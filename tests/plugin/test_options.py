@@ -252,6 +252,29 @@ def test_active_layers_are_heads_of_the_model():
         reject_misfit(cfg, build_exit_policy(cfg, "caption"), model)
 
 
+def test_options_of_confidence():
+    def confidence(**options):
+        return policy_of(policy="confidence", **options)
+
+    assert confidence().alpha == 0.8
+    assert confidence(alpha=0.5).alpha == 0.5
+    with pytest.raises(UsageError, match="--exit-alpha"):
+        confidence(alpha=-0.1)
+    with pytest.raises(UsageError, match=r"similarity.*--exit-alpha"):
+        policy_of(policy="similarity", alpha=0.5)
+    with pytest.raises(UsageError, match=r"--exit-alpha without.*--exit-policy confidence"):
+        policy_of(policy="none", alpha=0.5)
+    with pytest.raises(UsageError, match=r"--exit-policy confidence.*--exit-layers"):
+        reject_misfit(flags(), ConfidenceExit(), nano())
+    policy = confidence(options='{"layers": [2, 4]}')
+    reject_misfit(flags(), policy, nano(exit_layers="1,2,4"))
+    with pytest.raises(UsageError, match=r"--exit-active-layers 4\b.*after layers 1,2"):
+        reject_misfit(flags(), policy, nano(exit_layers="1,2"))
+    for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
+        with pytest.raises(UsageError, match=r"--exit-active-layers\b.*list"):
+            confidence(options=f'{{"layers": {wrong}}}')
+
+
 def test_copy_is_for_models_without_heads():
     cfg = flags(policy="similarity", kv="copy")
     policy = build_exit_policy(cfg, "caption")

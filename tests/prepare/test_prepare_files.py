@@ -202,7 +202,7 @@ def test_missing_and_broken_images(root, out, capsys):
     assert prepare("coco", root, out, *TRAIN) == 1
     message = capsys.readouterr().err
     assert "2 records cannot become rows" in message
-    assert "COCO_train2014_000000000103.jpg, 1030: there is no such image" in message
+    assert "COCO_train2014_000000000103.jpg, 1030: image not found" in message
     assert [path.name for path in out.iterdir()] == ["train.tsv.problems.txt"]
     # One that is there and no image is found when it is read.
     (folder / "COCO_train2014_000000000105.jpg").write_bytes(b"<html>not found</html>")
@@ -267,7 +267,7 @@ def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
         path.unlink()
     assert prepare("coco", root, out, *TRAIN) == 1
     message = capsys.readouterr().err
-    shown = [line.strip() for line in message.splitlines() if "there is no such image" in line]
+    shown = [line.strip() for line in message.splitlines() if "image not found" in line]
     assert len(shown) == 10 and "and 6 more" in message
     listed = problems(out / "train.tsv")
     assert len(set(listed)) == 16 and listed[:10] == shown

@@ -67,7 +67,7 @@ def test_images_all_missing_are_reported_at_once(root, out, capsys):
     assert (
         f"none of its images is below {root.resolve()}; one of them is COCO_train2014_0" in message
     )
-    assert "no such image" not in message
+    assert "image not found" not in message
 
 
 def test_a_missing_image_is_reported_once_per_question(root, out, capsys):

@@ -350,7 +350,7 @@ def test_an_empty_caption_drops_its_dialogue(root, out, capsys, caption):
         (lambda one: one["gt_relevance"].pop(), "284_5: gt_relevance is not 100 numbers"),
         (lambda one: one.pop("gt_relevance"), "284_5: the record has no 'gt_relevance'"),
         (lambda one: one.pop("round_id"), "entry 0: the record has no 'round_id'"),
-        (lambda one: one.update(round_id=11), "284_11: there is no such round"),
+        (lambda one: one.update(round_id=11), "284_11: round not found"),
     ],
 )
 def test_invalid_relevances_are_problems_and_left_out(root, out, capsys, change, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import pytest
 import torch
 from helpers.candidate_samples import PAD, TRIE, one_by_one, sample
@@ -14,8 +12,6 @@ from ofa_exit.evaluation.efficiency import flops
 from ofa_exit.evaluation.efficiency.depth import SampleDepth
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.evaluation.efficiency.totals import RunTotals
-from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import ExitFlags, build_exit_policy, reject_misfit
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.measures import softmax_confidence
@@ -311,7 +307,7 @@ def test_closed_sets_are_confident_over_their_answers(model, prompts, monkeypatc
             assert {answer[0] for answer in depths[number]} == {wanted}, (of_sentence, sure)
 
 
-# ------------------------------------------------------------------ measures, reports and options
+# ------------------------------------------------------------------ measures and reports
 
 
 def test_confidence_is_the_largest_probability():
@@ -372,30 +368,3 @@ def test_some_exits_of_a_model_alone(model):
             step.heads_run, other.heads_run
         )
     assert len({int(d) for step in traces[0] for d in step.layers_used}) > 1
-
-
-def flags(**given) -> Namespace:
-    options = dict.fromkeys(ExitFlags.__dataclass_fields__)
-    return Namespace(**{**options, "exit_policy": "confidence", **given})
-
-
-def test_options():
-    assert build_exit_policy(flags(), "caption").alpha == 0.8
-    assert build_exit_policy(flags(exit_alpha=0.5), "caption").alpha == 0.5
-    with pytest.raises(UsageError, match="--exit-alpha"):
-        build_exit_policy(flags(exit_alpha=-0.1), "caption")
-    with pytest.raises(ValueError, match="does not take --exit-alpha"):
-        build_exit_policy(flags(exit_policy="similarity", exit_alpha=0.5), "caption")
-    with pytest.raises(
-        ValueError, match="--exit-alpha without an exit policy: add --exit-policy confidence"
-    ):
-        build_exit_policy(flags(exit_policy="none", exit_alpha=0.5), "caption")
-    with pytest.raises(ValueError, match="needs a model with exit heads"):
-        reject_misfit(flags(), ConfidenceExit(), nano())
-    policy = build_exit_policy(flags(exit_options='{"layers": [2, 4]}'), "caption")
-    reject_misfit(flags(), policy, nano(exit_layers="1,2,4"))
-    with pytest.raises(ValueError, match=r"--exit-active-layers 4: .* after layers 1,2"):
-        reject_misfit(flags(), policy, nano(exit_layers="1,2"))
-    for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
-        with pytest.raises(ValueError, match="--exit-active-layers must be a list"):
-            build_exit_policy(flags(exit_options=f'{{"layers": {wrong}}}'), "caption")

@@ -1,4 +1,4 @@
-"""CUDA without a GPU: fake tensors refuse mixed devices and unexpected host reads."""
+"""CUDA without a GPU: fake tensors reject mixed devices and unexpected host reads."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SampleDepth:
-    """Layers that one sample used; 0 if it has no such modality."""
+    """Layers that one sample used. A modality that it lacks has 0."""
 
     image_layers: int
     text_layers: int
@@ -15,7 +15,7 @@ class SampleDepth:
 
 @dataclass(frozen=True)
 class MeanLayers:
-    """Means over samples. A modality counts in the samples that have it; None if none has."""
+    """Means over the samples that have the modality; None if no sample has it."""
 
     image: float | None
     text: float | None
@@ -48,16 +48,17 @@ def expected_time_reduction(
 
         1 - (n_E / N_E + Σ_i w_i·n_D(i) / Σ_i w_i·N_D) / 2
 
-    N_E and N_D are the model's layers; the second quotient is the mean over the sample's words
-    (those of its best hypothesis, eos included) of the layers used, over N_D. Words that no layer
-    was run for, forced by a closed set of answers, do not count. n_E, the paper's one
-    number for two passes of a split encoder, is here the plain mean of the layers used on the
-    image and on the text (over the modalities the sample has; for a joint encoder both are the
-    same number). The paper does not define it, so this may differ from the paper. The other
-    reading, weighting by tokens, does not fit its tables: an image of 480 pixels has 900 tokens,
-    a prompt fewer than ten, and then the text layers that captioning drops (Table 2) could not
-    bring the 19 points of reduction which Table 4 ascribes to the decomposition. The cost in real
-    FLOPs, tokens included, is ``flops.flop_reduction``.
+    N_E and N_D are the model's layers, n_E and n_D the layers used. The second quotient is the mean
+    of n_D over the words of the best hypothesis, eos included, over N_D. A word that a closed set
+    of answers forces, so that no layer runs for it, does not count.
+
+    n_E is the plain mean of the layers used on the image and on the text, over the modalities that
+    the sample has. In a joint encoder the two are equal. The paper has one number for the two
+    passes of a split encoder and does not define it, so this may differ from the paper. A mean
+    weighted by tokens does not fit the paper's tables. An image of 480 pixels has 900 tokens, and a
+    prompt fewer than ten. The text layers that captioning drops (Table 2) could then not save the
+    19 points that Table 4 attributes to the decomposition. ``flops.flop_reduction`` is the
+    reduction in real FLOPs, tokens included.
 
     Args:
         exits: decoder layers whose heads are used. A word that exits there also used the head's
@@ -89,11 +90,13 @@ def expected_time_reduction(
 def parameters_used(sample: SampleDepth, exits: Collection[int], head_depth: int) -> list[int]:
     """Return BLIPEE's i + k of every word of a sample that a layer was run for (Section 4).
 
-    A word that exits through the head after layer i used i + k layers of p parameters each, k =
-    ``head_depth``; one that reached the last layer N. The paper calls the total "parameters in the
-    backbone" and averages over layers of the language model alone; here both are the decoder's
-    layers: N / mean(i + k), over all words of the best hypotheses. Heads that a word passed
-    without exiting are not in the formula: ``flops.flop_reduction`` has them.
+    A word that exits through the head after layer i used i + k layers of p parameters each, with k
+    = ``head_depth``. A word that reached the last layer used N. The speed-up is N / mean(i + k),
+    over all words of the best hypotheses. The formula omits heads that a word passed without
+    exiting. ``flops.flop_reduction`` counts them.
+
+    The paper calls the total "parameters in the backbone", and averages over the layers of the
+    language model alone. Here both are the decoder's layers.
     """
     return [layers + head_depth * (layers in exits) for layers in sample.word_layers if layers]
 

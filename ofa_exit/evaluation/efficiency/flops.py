@@ -1,7 +1,7 @@
 """FLOPs of a generation, as executed and as full depth would have cost.
 
-What a unit costs, the modules say themselves (``flops`` beside their forward). How often it ran,
-the trace says. This file adds; see ``runtime.flops`` for what is counted.
+Modules state the cost of a unit in ``flops``, next to their ``forward``. The trace records how many
+units ran. This file adds. See ``runtime.flops`` for what is counted.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ofa_exit.runtime.trace import ExitTrace
 
 @dataclass(frozen=True)
 class ImageCost:
-    """What the encoder makes of one image before its layers."""
+    """Cost of one image before the encoder's layers."""
 
     flops: int  # of the stem and the projection of its features
     tokens: int  # cells of its feature map
@@ -61,11 +61,11 @@ def image_cost(encoder: Any, image_size: tuple[int, int]) -> ImageCost:
 def bias_costs(model: Any, image: int, text: int, positions: int) -> dict[str, int]:
     """Return the FLOPs of the position biases of a batch, by shape.
 
-    They depend on no content, so a shape is made once for all batches.
+    They depend on no content, so each shape is computed once for all batches.
 
     Args:
         image, text: tokens of the source's parts.
-        positions: target positions that the decoder's biases are made for.
+        positions: target positions that the decoder's biases cover.
     """
     decoder = model.decoder
     return {
@@ -84,8 +84,8 @@ def batch_flops(
     """Return the FLOPs of generating for one batch of sentences, position biases left out.
 
     Args:
-        model: an OFAModel, whose modules say what they cost.
-        trace: what it ran.
+        model: an OFAModel, whose modules state their costs.
+        trace: what the model ran.
         text_tokens: source lengths without padding.
         image: cost of one image; None for a batch without any.
     """

@@ -65,7 +65,7 @@ class GenerationReport:
 
     @property
     def layers(self) -> tuple[int, int]:
-        """Layers of encoder and decoder."""
+        """Return the number of layers of encoder and decoder."""
         return len(self.model.encoder.layers), len(self.model.decoder.layers)
 
     def add(

@@ -33,7 +33,7 @@ class RunTotals:
     exits: list[int]  # decoder layers whose heads are used
     sentences: int
     words: int  # of the best hypotheses
-    pictures: int  # sentences with an image
+    images: int  # sentences with an image
     image_layers: int
     texts: int  # sentences with text
     text_layers: int
@@ -74,7 +74,7 @@ class RunTotals:
             sorted(exits),
             sentences=len(samples),
             words=sum(len(sample.word_layers) for sample in samples),
-            pictures=sum(sample.image_layers > 0 for sample in samples),
+            images=sum(sample.image_layers > 0 for sample in samples),
             image_layers=sum(sample.image_layers for sample in samples),
             texts=sum(sample.text_layers > 0 for sample in samples),
             text_layers=sum(sample.text_layers for sample in samples),
@@ -139,7 +139,7 @@ class RunTotals:
         return {
             "sentences": count,
             "words": self.words,
-            "image_layers": self.image_layers / self.pictures if self.pictures else None,
+            "image_layers": self.image_layers / self.images if self.images else None,
             "text_layers": self.text_layers / self.texts if self.texts else None,
             "decoder_layers": self.decoder_depth / count if count else None,
             "encoder_layers_full": self.encoder_layers,

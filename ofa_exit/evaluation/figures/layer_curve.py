@@ -9,7 +9,9 @@ from ofa_exit.evaluation.figures.csv_rows import number, read_rows
 from ofa_exit.evaluation.figures.plots import new_figure, save_figure
 
 # The two curves of a CSV, in its column `run`.
-LAYERS, EXITS = "decoder stopped behind the layer", "exit behind the layer"
+LAYERS, EXITS = "decoder stopped after the layer", "exit after the layer"
+# Their names in CSV files of the previous release.
+OLD_NAMES = {"decoder stopped behind the layer": LAYERS, "exit behind the layer": EXITS}
 RISING, MID_CRISIS, OVERTHINKING = "rising", "mid-crisis", "overthinking"
 Curve = dict[int, float]
 """Decoder layer, from 1, -> quality."""
@@ -24,7 +26,7 @@ def read_curves(path: str | os.PathLike[str], quality: str) -> dict[str, Curve]:
     remedy = "Name the quality column with --quality, and measure the CSV with ofa-exit layers"
     for where, row in read_rows(path, ["run", "layer", quality], remedy):
         layer = number(row["layer"], "layer", where)
-        curve = curves.setdefault(row["run"], {})
+        curve = curves.setdefault(OLD_NAMES.get(row["run"], row["run"]), {})
         if layer != int(layer) or layer < 1 or int(layer) in curve:
             raise ValueError(
                 f"{where}, column layer: {row['layer']!r} is not a layer, or it comes twice"

@@ -34,7 +34,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def compare(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a run, with the measured time reduction against the first."""
+    """Return one row per run, with its measured time reduction relative to the first run."""
     rows = []
     first = next(iter(runs.values()))
     for name, values in runs.items():

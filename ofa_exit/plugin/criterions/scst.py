@@ -172,7 +172,7 @@ class MuESCST(MuELoss):
 
     @property
     def cider(self) -> CiderD:
-        """CIDEr-D, read at the first update, because validation does not need the file."""
+        """Return CIDEr-D. Its file is read at the first update, as validation does not need it."""
         if self._cider is None:
             self._cider = CiderD(DocumentFrequencies.load(self.cider_frequencies))
         return self._cider

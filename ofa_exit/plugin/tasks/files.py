@@ -22,7 +22,7 @@ def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
             SPLIT.tsv or PREFIX_SPLIT.tsv, for training also numbered (train1.tsv, train2.tsv).
 
     Raises:
-        ValueError: there is no such file. The message says what to give.
+        ValueError: the file is missing. The message says what to give.
     """
     paths = [Path(part.strip()) for part in (data or "").split(",") if part.strip()]
     if not paths:

@@ -127,7 +127,7 @@ class MuEVqaTask(BeamSearchTask):
 
     @property
     def has_prompts(self) -> bool:
-        """Whether words are searched after a decoder prompt (``search/prompted.py``)."""
+        """Return whether words are searched after a decoder prompt (``search/prompted.py``)."""
         return self.trie is None and self.cfg.prompt_type != "none"
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
