@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.heads.base import ExitHeads
 from ofa_exit.heads.registry import build_heads
 from ofa_exit.models.cpu import Linear
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.layers import DecoderLayer
 from ofa_exit.models.positions import (
-    ShapeCache,
     code_position_ids,
     image_buckets,
     relative_bias,
     token_buckets,
 )
 from ofa_exit.models.stem import rising_rates
+from ofa_exit.models.word_scores import WordScores
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.kv_cache import KVCache
-from ofa_exit.runtime.rows import from_host, to_host
 from ofa_exit.runtime.token_tree import TokenTree
 
-MAX_SCORES_AT_ONCE = 2**26
-"""Word scores that are held at a time, whatever the batch: 256 MB in float32."""
 
-
-class DecoderStack(ShapeCache):
+class DecoderStack(WordScores):
     """OFA's decoder layers for text; names and shapes are those of its checkpoints.
 
     ``code_layernorm_embedding``, ``embed_image_positions``, ``image_rel_pos_table_list`` and
@@ -42,7 +36,6 @@ class DecoderStack(ShapeCache):
     token_rp_bucket: Tensor
     image_rp_bucket: Tensor
     image_position_idx: Tensor
-    exits: ExitHeads
 
     def __init__(self, cfg: Any, embed_tokens: nn.Embedding) -> None:
         nn.Module.__init__(self)  # fairseq's base, which ofa.py adds, wants a dictionary here
@@ -114,10 +107,6 @@ class DecoderStack(ShapeCache):
     def layer(self, number: int) -> DecoderLayer:
         """Return a layer by its number, from 1."""
         return cast(DecoderLayer, self.layers[number - 1])
-
-    @property
-    def exit_heads(self) -> ExitHeads:
-        return self.exits
 
     def heads_in_use(self, policy: Optional[ExitPolicy]) -> list[int]:
         """Return the layers, from 1, whose heads a policy uses."""
@@ -194,118 +183,6 @@ class DecoderStack(ShapeCache):
         """Return the FLOPs of the cross-attention bias, L·T pairs: 2·(L + T)·C² + 2·L·T·C."""
         dim = self.cfg.decoder_embed_dim
         return 2 * (positions + source) * dim**2 + 2 * positions * source * dim
-
-    # ------------------------------------------------------------------ words
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Project normed features [..., C] to word scores [..., V]."""
-        return self.output_projection(features)
-
-    def shared_scores(self, hidden: Tensor, words: Optional[Tensor] = None) -> Tensor:
-        """Return the word scores [..., V] of hidden states [..., C]: final norm and projection.
-
-        Args:
-            words: Long [W], the words to score; None for the whole vocabulary.
-        """
-        features = self.layer_norm(hidden)
-        if words is None:
-            return self.output_layer(features)
-        return F.linear(features, self.output_projection.weight[words])
-
-    def head_scores(
-        self,
-        layer: int,
-        features: Tensor,
-        words: Optional[Tensor],
-        allowed: Optional[Tensor],
-        fn: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """Apply ``fn`` to the word scores that the head after ``layer`` gives, in chunks.
-
-        Args:
-            features: [N, P, C], what the head made.
-            words: Long [W] of a closed set of answers; None for the whole vocabulary.
-            allowed: Bool [N, P, W], the words that can be next.
-            fn: see ``GateInput.scores``.
-
-        Returns:
-            [N, P]: what ``fn`` returns.
-        """
-        shape, flat = features.shape[:2], features.flatten(0, 1)
-        if words is None or allowed is None:
-            words, allowed = None, None
-        columns = self.output_projection.weight.size(0) if words is None else len(words)
-        chunk = max(1, MAX_SCORES_AT_ONCE // columns)
-        results = []
-        for first in range(0, len(flat), chunk):
-            part = flat[first : first + chunk]
-            logits = self.exit_heads.scores(layer, part, words, self.shared_scores)  # [M, V or W]
-            if allowed is not None:
-                mask = ~allowed.flatten(0, 1)[first : first + chunk]
-                logits = logits.masked_fill(mask, float("-inf"))
-            results.append(fn(logits))
-        return torch.cat(results).view(shape)
-
-    def rows_by_head(
-        self, layers_used: Optional[Tensor], heads: list[int]
-    ) -> Optional[dict[int, Tensor]]:
-        """Group rows by the head that scores their words, in one host read.
-
-        Args:
-            layers_used: Long [M], the layers that each row used; None if no gate was asked.
-            heads: layers whose heads were active.
-
-        Returns:
-            Layer of the head, 0 for the decoder's own words -> Long rows. None if all rows have
-            the decoder's own.
-        """
-        if layers_used is None or not heads or not self.exit_heads.scores_words:
-            return None
-        rows: dict[int, list[int]] = {}
-        for row, layer in enumerate(to_host(layers_used)):
-            rows.setdefault(layer if layer in heads else 0, []).append(row)
-        return {layer: from_host(found, layers_used.device) for layer, found in rows.items()}
-
-    def word_scores(
-        self,
-        hidden: Tensor,
-        rows_by_head: Optional[dict[int, Tensor]],
-        words: Optional[Tensor] = None,
-    ) -> Tensor:
-        """Return the word scores [M, V] of states at exit [M, C], each by what it left through.
-
-        Args:
-            rows_by_head: see the method of this name.
-            words: Long [W], the words to score; None for the whole vocabulary.
-        """
-        if rows_by_head is None:
-            return self.shared_scores(hidden, words)
-        scores: Optional[Tensor] = None
-        for layer, rows in rows_by_head.items():
-            if layer == 0:
-                part = self.shared_scores(hidden[rows], words)
-            else:
-                part = self.exit_heads.scores(layer, hidden[rows], words, self.shared_scores)
-            if scores is None:
-                scores = part.new_empty(len(hidden), part.size(-1))
-            scores[rows] = part
-        assert scores is not None
-        return scores
-
-    def word_prices(
-        self, rows_by_head: Optional[dict[int, Tensor]], words: Optional[int] = None
-    ) -> Optional[list[tuple[int, int]]]:
-        """Return (FLOPs, rows) of each group of ``rows_by_head``."""
-        if rows_by_head is None:
-            return None
-        shared, own = self.word_flops(words), self.exit_heads.score_flops
-        groups = rows_by_head.items()
-        return [(own(shared) if layer else shared, len(rows)) for layer, rows in groups]
-
-    def word_flops(self, words: Optional[int] = None) -> int:
-        """Return the FLOPs of scoring one token over ``words`` (None: the vocabulary): 2·C·V."""
-        vocabulary, channels = self.output_projection.weight.shape
-        return 2 * channels * (vocabulary if words is None else words)
 
     # ------------------------------------------------------------------ layers
 

@@ -19,6 +19,7 @@ from ofa_exit.models.positions import (
     image_buckets,
     relative_bias,
     token_buckets,
+    zero_table,
 )
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate
@@ -90,10 +91,10 @@ class Encoder(ShapeCache):
         )
         self.layer_norm = nn.LayerNorm(dim)
         self.token_rel_pos_table_list = nn.ModuleList(
-            _zeros(2 * cfg.token_bucket_size - 1, heads) for _ in rates
+            zero_table(2 * cfg.token_bucket_size - 1, heads) for _ in rates
         )
         self.image_rel_pos_table_list = nn.ModuleList(
-            _zeros((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
+            zero_table((2 * cfg.image_bucket_size - 1) ** 2 + 3, heads) for _ in rates
         )
         self.dropout = nn.Dropout(cfg.dropout)
         for embedding in (self.type_embedding, self.embed_positions, self.embed_image_positions):
@@ -396,9 +397,3 @@ def _per_sentence(values: Tensor, image_rows: Optional[Tensor]) -> Tensor:
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
-
-
-def _zeros(rows: int, columns: int) -> nn.Embedding:
-    table = nn.Embedding(rows, columns)
-    nn.init.zeros_(table.weight)
-    return table

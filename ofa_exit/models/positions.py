@@ -74,6 +74,13 @@ def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.long), cells, torch.full((769,), 1024)])
 
 
+def zero_table(rows: int, columns: int) -> nn.Embedding:
+    """Return an embedding of zeros, as relative biases start."""
+    table = nn.Embedding(rows, columns)
+    nn.init.zeros_(table.weight)
+    return table
+
+
 def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
     """Look up ``buckets`` Long [Q, K] in ``table`` [buckets, heads]; return [1, heads, Q, K]."""
     return table(buckets).permute(2, 0, 1).unsqueeze(0)

@@ -149,7 +149,7 @@ def test_words_are_scored_in_portions(model, monkeypatch):
     model.configure_exits(ConfidenceExit(middle_alpha(model)))
     whole, _ = model(**batch(4, target=10))
     depths = model.last_trace.steps[-1].layers_used
-    monkeypatch.setattr("ofa_exit.models.decoder_stack.MAX_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("ofa_exit.models.word_scores.MAX_SCORES_AT_ONCE", 1)
     parts, _ = model(**batch(4, target=10))
     assert torch.equal(model.last_trace.steps[-1].layers_used, depths)
     assert len(depths.unique()) > 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ofa_exit.data.answer_tree import AnswerTree
 from ofa_exit.data.trie import AnswerTrie
-from ofa_exit.models.decoder_stack import MAX_SCORES_AT_ONCE
+from ofa_exit.models.word_scores import MAX_SCORES_AT_ONCE
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.search.ensemble import reject_broken
 from ofa_exit.plugin.search.options import DEFAULTS, UNSUPPORTED, reject_options
