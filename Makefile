@@ -32,4 +32,4 @@ slow: $(READY)
 	$(THREADS) $(BIN)/pytest -m slow $(PYTEST_ARGS)
 
 demo: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash run_scripts/emoji/demo.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(THREADS) bash run_scripts/emoji/demo.sh

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"no column {error}" if isinstance(error, KeyError) else str(error))
     print(f"{setting}: at least {wanted:.1f} {args.quality} wanted on {args.valid}")
+    if float(files[args.valid][setting][args.quality]) < wanted:
+        print("no setting reaches it: the first one, without exits, is shown")
     print("\t".join(lines[0]))
     for line in lines:
         print("\t".join(line.values()))

@@ -9,6 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from ofa_exit import __version__
+
 VERBS = {
     "prepare": "convert an official release to TSV files",
     "holdout": "split a validation file into rows to train on and held-out rows",
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb in ("", "-h", "--help"):
         print(help_text(), file=sys.stdout if verb else sys.stderr)
         return 0 if verb else 2
+    if verb == "--version":
+        print(f"ofa-exit {__version__}")
+        return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else "ofa-exit --help lists all verbs"

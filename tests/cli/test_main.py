@@ -141,3 +141,8 @@ def test_the_user_dir(capsys):
     assert run_module("ofa_exit.__main__", "user-dir") == 0
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == (f"{ROOT / 'user_dir'}\n", "")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"ofa-exit \d+\.\d+\.\d+\n", capsys.readouterr().out)
