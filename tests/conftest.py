@@ -16,11 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if shutil.which("java") is None:
-        skip = pytest.mark.skip(reason="no Java runtime on this machine")
-        for item in items:
-            if "java" in item.keywords:
-                item.add_marker(skip)
+    missing = {
+        "java": shutil.which("java") is None and "no Java runtime on this machine",
+        "gpu": not torch.cuda.is_available() and "no CUDA device on this machine",
+    }
+    for marker, reason in missing.items():
+        for item in items if reason else ():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
