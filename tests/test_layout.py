@@ -40,7 +40,7 @@ ALLOWED = {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
         *("fairseq", "omegaconf", "torch", "numpy"),
     },
-    "cli": {*PARTS, "testing", "fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"},
+    "cli": {*PARTS, "__init__", "testing", "fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"},
     "testing": {"models", "fairseq", "torch", "numpy"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ofa_exit import __version__
+import ofa_exit
 
 VERBS = {
     "prepare": "convert an official release to TSV files",
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text(), file=sys.stdout if verb else sys.stderr)
         return 0 if verb else 2
     if verb == "--version":
-        print(f"ofa-exit {__version__}")
+        print(f"ofa-exit {ofa_exit.__version__}")
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
