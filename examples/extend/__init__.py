@@ -68,5 +68,10 @@ class LinearHeads(ExitHeads):
         weight = projection.weight if words is None else projection.weight[words]
         return F.linear(norm(features), weight)
 
+    def starts_from(self, layer: int, entry: str) -> str:
+        """Entries 0.… are the norm's, 1.… the projection's."""
+        name = entry.partition(".")[2]
+        return f"decoder.{'layer_norm' if entry.startswith('0') else 'output_projection'}.{name}"
+
 
 from . import criterion  # noqa: E402, F401

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Optional, Protocol
 
 from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
 
-class AttentionContext(Protocol):
-    """What a head that attends is given beside the hidden states, by the decoder's pass."""
+
+class HeadContext(Protocol):
+    """What a head is given beside the hidden states, by the decoder's pass."""
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Tensors that heads keep from layer to layer, by name.
+
+        Their first dimension is the active rows. The runtime compacts them with the rows and clears
+        them at each step. The policy has the same memory, so a head's names begin with its kind.
+        """
 
     def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
         """Return what a decoder layer takes after its hidden states: self-attention bias,
@@ -25,15 +36,21 @@ class ExitHeads(nn.ModuleDict):
     """The exit heads of a decoder, all of one kind. Keys: decoder layers, from 1, they follow.
 
     A head turns the hidden states after its layer into features, and features into word scores.
-    Subclass it, build its modules in ``build`` and register it with ``register_head``.
+    Subclass it, build its modules in ``build`` and register it with ``register_head``. Modules that
+    all heads share have other keys, which are no numbers.
     """
 
+    summary = ""
+    """What the heads are, for the help text of ``--exit-head``."""
     caches_kv = False
     """Whether a head keeps keys and values of earlier positions."""
     depth = 0
     """Decoder layers that a head has of its own, for MuE's Eq. 14 and BLIPEE's i + k."""
     scores_words = False
     """Whether word scores are the head's own instead of the shared final norm and projection's."""
+
+    has_confidence = False
+    """Whether the heads have a learned confidence, see ``confidence``."""
 
     def __init__(self, layers: Sequence[int], modules: Optional[dict[str, nn.Module]] = None):
         super().__init__(modules or {})
@@ -56,7 +73,7 @@ class ExitHeads(nn.ModuleDict):
         """
         raise NotImplementedError
 
-    def features(self, layer: int, hidden: Tensor, context: AttentionContext) -> Tensor:
+    def features(self, layer: int, hidden: Tensor, context: HeadContext) -> Tensor:
         """Turn hidden states [N, P, C] after ``layer`` into features [N, P, C]."""
         return hidden
 
@@ -74,6 +91,14 @@ class ExitHeads(nn.ModuleDict):
             shared: the final norm and tied projection of the decoder, of features and words.
         """
         return shared(features, words)
+
+    def select(self, layers: Sequence[int]) -> list[int]:
+        """Return the layers whose heads have to run for those after ``layers`` to answer."""
+        return list(layers)
+
+    def confidence(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return the learned confidence [R, P], in [0, 1], of hidden states [R, P, C]."""
+        raise NotImplementedError
 
     def flops(self, keys: int, source: int) -> int:
         """Return the FLOPs of one head's features for one token.
@@ -96,15 +121,27 @@ class ExitHeads(nn.ModuleDict):
         """Return the FLOPs of a sentence's cross-attention K/V, made once per head."""
         return 0
 
+    def starts_from(self, layer: int, entry: str) -> Optional[str]:
+        """Return the entry of a checkpoint without heads that an entry of a head starts as.
+
+        Args:
+            layer: decoder layer, from 1, that the head follows.
+            entry: name in the head's own state dict.
+
+        Returns:
+            The name in the checkpoint; None for an entry that starts as when built.
+        """
+        return None
+
     def init_from(self, own: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> None:
-        """Fit the heads of a checkpoint to these, in place; missing ones start as when built.
+        """Add to a checkpoint, in place, the heads that it lacks (see ``starts_from``).
 
         Args:
             own, state: state dicts of the model and of the checkpoint.
             prefix: of the heads' names in both.
 
         Raises:
-            ValueError: the checkpoint has heads that the model lacks.
+            ValueError: the checkpoint has heads that the model lacks, or heads of another kind.
         """
         mine, saved = (layers_in(one, prefix) for one in (own, state))
         if saved - mine:
@@ -114,33 +151,53 @@ class ExitHeads(nn.ModuleDict):
                 f"the checkpoint has exit heads after decoder layers {names}, the model has "
                 f"{built}: add --exit-layers {names}"
             )
-        for name in [name for name in own if name.startswith(prefix)]:
-            if _layer_of(name, prefix) not in saved:
-                state.setdefault(name, own[name])
+        unknown = sorted(name for name in state if name.startswith(prefix) and name not in own)
+        if unknown:
+            raise ValueError(
+                f"the checkpoint's exit heads are of another kind than the model's ({unknown[0]}): "
+                "give the --exit-head and --exit-layers that it was trained with"
+            )
+        missing = mine - saved
+        for name in [name for name in own if name.startswith(prefix) and name not in state]:
+            layer, _, entry = name.removeprefix(prefix).partition(".")
+            if not layer.isdigit():  # shared by all heads
+                state[name] = own[name]
+            elif int(layer) in missing:
+                source = self.starts_from(int(layer), entry)
+                state[name] = state[source].clone() if source in state else own[name]
+        if missing:
+            logger.info(
+                "missing exit heads initialised: those after decoder layers %s",
+                ",".join(map(str, sorted(missing))),
+            )
 
 
 def layers_in(state: dict[str, Any], prefix: str) -> set[int]:
     """Return the layers that the heads in a state dict follow."""
-    return {_layer_of(name, prefix) for name in state if name.startswith(prefix)}
-
-
-def _layer_of(name: str, prefix: str) -> int:
-    return int(name.removeprefix(prefix).split(".")[0])
+    keys = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    return {int(key) for key in keys if key.isdigit()}
 
 
 def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
     """Return the decoder layers, from 1, that heads follow, in order; [] for None.
+
+    Args:
+        spec: numbers separated by commas, or ``all``: every layer before the last.
+        layers: of the decoder.
 
     Raises:
         ValueError: ``spec`` is no list of different layers before the last.
     """
     if spec is None or not str(spec).strip():
         return []
+    if spec == "all":
+        return list(range(1, layers))
     try:
         heads = [int(part) for part in str(spec).strip("()[]").split(",")]
     except ValueError:
         raise ValueError(
-            f"--exit-layers {spec!r}: give numbers of decoder layers separated by commas, as in 2,4"
+            f"--exit-layers {spec!r}: give numbers of decoder layers separated by commas, as in "
+            "2,4, or all"
         ) from None
     if not all(1 <= layer < layers for layer in heads) or len(set(heads)) != len(heads):
         raise ValueError(

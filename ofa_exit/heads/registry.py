@@ -5,11 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ofa_exit.heads.adapter import AdapterHeads
 from ofa_exit.heads.base import ExitHeads, parse_exit_layers
+from ofa_exit.heads.imitation import ImitateAllHeads, ImitationHeads
+from ofa_exit.heads.linear import LinearHeads, PooledLinearHeads
+from ofa_exit.heads.meta import MetaHeads
 from ofa_exit.heads.shared import SharedHeads
 from ofa_exit.heads.transformer import TransformerHeads
 
-HEADS: dict[str, type[ExitHeads]] = {"shared": SharedHeads, "transformer": TransformerHeads}
+HEADS: dict[str, type[ExitHeads]] = {
+    "transformer": TransformerHeads,
+    "shared": SharedHeads,
+    "linear": LinearHeads,
+    "linear_pooled": PooledLinearHeads,
+    "imitation": ImitationHeads,
+    "imitation_all": ImitateAllHeads,
+    "adapter": AdapterHeads,
+    "meta": MetaHeads,
+}
+
+
+def describe_heads() -> str:
+    """Return the kinds of heads for a help text: name and what it is."""
+    return "; ".join(f"{name}, {cls.summary}" for name, cls in HEADS.items())
 
 
 def register_head(name: str) -> Callable[[type[ExitHeads]], type[ExitHeads]]:

@@ -11,6 +11,8 @@ from ofa_exit.heads.base import ExitHeads
 class SharedHeads(ExitHeads):
     """Heads without parameters: a layer answers as the last one would (MuE, CALM)."""
 
+    summary = "the final norm and projection alone (MuE, CALM)"
+
     @classmethod
     def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> SharedHeads:
         return cls(layers)

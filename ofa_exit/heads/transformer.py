@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ofa_exit.heads.base import AttentionContext, ExitHeads, layers_in
-
-logger = logging.getLogger(__name__)
+from ofa_exit.heads.base import ExitHeads, HeadContext
 
 
 class TransformerHeads(ExitHeads):
@@ -22,6 +19,7 @@ class TransformerHeads(ExitHeads):
     on the shipped checkpoint.
     """
 
+    summary = "a decoder layer before the shared classifier (BLIPEE)"
     caches_kv = True
     depth = 1
 
@@ -32,7 +30,7 @@ class TransformerHeads(ExitHeads):
             module.load_state_dict(backbone.layers[int(layer)].state_dict())
         return cls(layers, modules)
 
-    def features(self, layer: int, hidden: Tensor, context: AttentionContext) -> Tensor:
+    def features(self, layer: int, hidden: Tensor, context: HeadContext) -> Tensor:
         module = self[str(layer)]
         return module(hidden, *context.attention_inputs(layer, module))
 
@@ -49,18 +47,6 @@ class TransformerHeads(ExitHeads):
     def _any(self) -> Any:
         return next(iter(self.values()))
 
-    def init_from(self, own: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> None:
-        """Fit a checkpoint; missing heads start as copies of the checkpoint's next layers."""
-        missing = sorted(layers_in(own, prefix) - layers_in(state, prefix))
-        for name in [name for name in own if name.startswith(prefix)]:
-            layer, _, rest = name.removeprefix(prefix).partition(".")
-            source = f"decoder.layers.{layer}.{rest}"  # counted from 0: the layer after the head's
-            if int(layer) in missing and source in state:
-                state[name] = state[source].clone()
-        if missing:
-            logger.info(
-                "missing exit heads initialised: heads after decoder layers %s start as copies of "
-                "the layers that follow",
-                ",".join(map(str, missing)),
-            )
-        super().init_from(own, state, prefix)
+    def starts_from(self, layer: int, entry: str) -> str:
+        """Start as a copy of the layer after the head's, which is ``layer`` counted from 0."""
+        return f"decoder.layers.{layer}.{entry}"

@@ -55,8 +55,8 @@ class DecoderPass(LayerPass):
         self.tokens, self.positions = prev_output_tokens, positions
         self.mode = kv_mode
         self.rides_frozen = self.mode != "recompute"
-        self.heads = decoder.active_heads(policy)
-        self.heads_in_use = decoder.heads_in_use(policy)
+        self.heads = decoder.active_heads(policy)  # those that run
+        self.heads_in_use = decoder.heads_in_use(policy)  # those that answer
         group = encoder_out.group or 1
         self.rows = ActiveRows(x.size(0) // group, group, x.device)
         self.steps = torch.arange(start, length, device=x.device)  # Long [P]
@@ -123,14 +123,23 @@ class DecoderPass(LayerPass):
         return current[:, filled:]
 
     def run_head(self, layer: int, hidden: Tensor) -> Optional[Tensor]:
-        """Run the head after a layer over hidden states [R, P, C], if the policy uses one."""
+        """Run the head after a layer over hidden states [R, P, C], if the policy uses one.
+
+        A head that only serves later ones runs, too, but nothing exits as its features.
+        """
         if layer not in self.heads:
             return None
         self.counter.add("heads_run")
-        return self.decoder.exit_heads.features(layer, hidden, self)
+        features = self.decoder.exit_heads.features(layer, hidden, self)
+        return features if layer in self.heads_in_use else None
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Return what gate and heads keep per active row."""
+        return self.rows.memory
 
     def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
-        """Return what the transformer layer of a head takes, see ``heads.AttentionContext``.
+        """Return what the transformer layer of a head takes, see ``heads.base.HeadContext``.
 
         A head runs whenever its layer does. So the earlier positions whose K/V it lacks are those
         that its layer has just filled, and the states are the same.

@@ -117,7 +117,8 @@ class DecoderStack(WordScores):
 
     def active_heads(self, policy: Optional[ExitPolicy]) -> list[int]:
         """Return the layers, from 1, whose trained heads run under a policy."""
-        return self.heads_in_use(policy) if self.exit_heads.trained else []
+        heads = self.exit_heads
+        return heads.select(self.heads_in_use(policy)) if heads.trained else []
 
     # ------------------------------------------------------------------ biases
 
@@ -254,10 +255,9 @@ class DecoderStack(WordScores):
     def head_features(
         self, states: list[Tensor], encoder_out: EncoderOut
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (layer, features [N, L, C]) of every trained head over whole sequences.
+        """Yield (layer, features [N, L, C]) of every head over whole sequences.
 
-        Gradients reach the heads' own parameters alone where the backbone is frozen. Position
-        biases are constants here.
+        Position biases are constants here.
 
         Args:
             states: the backbone's, as ``run_layers`` keeps them.
@@ -266,7 +266,7 @@ class DecoderStack(WordScores):
             self_biases, cross_bias = self.biases(states[0].size(1), encoder_out, None)
         context = _WholeSequence(self_biases, cross_bias, encoder_out.states)
         heads = self.exit_heads
-        for layer in heads.layers if heads.trained else ():
+        for layer in heads.layers:
             if heads.training and self.cfg.checkpoint_activations:
                 features = torch.utils.checkpoint.checkpoint(
                     heads.features, layer, states[layer], context, use_reentrant=False
@@ -281,6 +281,11 @@ class _WholeSequence:
 
     def __init__(self, self_biases: list[Tensor], cross_bias: Tensor, states: Tensor) -> None:
         self.self_biases, self.cross_bias, self.states = self_biases, cross_bias, states
+        self._memory: dict[str, Tensor] = {}
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        return self._memory
 
     def attention_inputs(self, layer: int, module: Any) -> tuple[Any, ...]:
         """A head after layer i is biased as layer i + 1 is."""

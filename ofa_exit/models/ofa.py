@@ -12,6 +12,8 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
+from ofa_exit.heads.base import parse_exit_layers
+from ofa_exit.heads.registry import describe_heads
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
@@ -97,15 +99,14 @@ class OFAConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "decoder layers, counted from 1 and separated by commas, that exit heads "
-            "follow (default: no heads to train)"
+            "follow; all: every layer before the last (default: no heads to train)"
         },
     )
     exit_head: str = field(
         default="transformer",
         metadata={
-            "help": "kind of the heads of --exit-layers: transformer, a decoder layer before the "
-            "shared classifier (BLIPEE); shared, the final norm and projection alone; or any other "
-            "that is registered"
+            "help": f"kind of the heads of --exit-layers: {describe_heads()}; or any other that is "
+            "registered"
         },
     )
     no_image_relative_bias: bool = field(
@@ -205,6 +206,9 @@ class OFAModel(FairseqEncoderDecoderModel):
             raise ValueError("OFA shares one embedding: encoder and decoder dims must be equal")
         if config.no_image_relative_bias and not config.split_modalities:
             raise ValueError("--no-image-relative-bias is for --split-modalities encoders")
+        if config.exit_layers == "all":  # spelled out, as the checkpoint will say it
+            layers = parse_exit_layers("all", config.decoder_layers)
+            config.exit_layers = cfg.exit_layers = ",".join(map(str, layers))
         dictionary = task.target_dictionary
         embed_tokens = nn.Embedding(len(dictionary), config.encoder_embed_dim, dictionary.pad())
         nn.init.normal_(embed_tokens.weight, mean=0.0, std=config.encoder_embed_dim**-0.5)
@@ -255,18 +259,22 @@ class OFAModel(FairseqEncoderDecoderModel):
         all_layers: bool = False,
         return_layers: bool = False,
         exit_features: bool = False,
+        train_backbone: bool = False,
         **encoder_options: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Run a teacher-forced pass; see ``Encoder.forward`` and ``Decoder.forward`` for shapes.
 
         Args:
-            exit_features: run the backbone without gradients and its exit heads after it. Returns
+            exit_features: run the backbone and its exit heads after it. Returns
                 the final layer's normed features. The extras get "head_features", those of each
                 head by layer number, and "exit_features", the same after the final norm.
+            train_backbone: with ``exit_features``, let gradients reach the backbone.
             return_layers: add "layer_states" of the decoder and "encoder_out" to the extras.
             encoder_options: ``padded`` and ``image_rows``.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not exit_features):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and (train_backbone or not exit_features)
+        ):
             encoder_out = self.encoder(
                 src_tokens, src_lengths, patch_images, patch_masks, **encoder_options
             )

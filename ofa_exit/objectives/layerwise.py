@@ -1,7 +1,7 @@
 """MuE's layer-wise task loss: cross-entropy on every decoder layer (Eqs. 12 and 13)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,8 @@ def parse_layer_weights(spec: str, layers: int) -> list[float]:
     """Return the weights of the decoder layers' losses, first to last, with sum 1.
 
     ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits. Numbers
-    separated by commas, one per layer, are any other mixture.
+    separated by commas, one per layer, are any other mixture. ``rising`` is 1, 2, …, N (PABEE
+    Eq. 5).
 
     Raises:
         ValueError: the numbers are no weights for that many layers.
@@ -24,7 +25,7 @@ def parse_layer_weights(spec: str, layers: int) -> list[float]:
         return [1 / layers] * layers
     if spec == "last":
         return [0.0] * (layers - 1) + [1.0]
-    weights = _numbers(spec)
+    weights = [float(i) for i in range(1, layers + 1)] if spec == "rising" else _numbers(spec)
     if len(weights) != layers:
         raise ValueError(
             f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
@@ -35,7 +36,7 @@ def parse_layer_weights(spec: str, layers: int) -> list[float]:
 
 def check_layer_weights(spec: str) -> None:
     """Raise ValueError if ``spec`` is invalid for any number of layers."""
-    if spec not in ("uniform", "last"):
+    if spec not in ("uniform", "rising", "last"):
         _numbers(spec)
 
 
@@ -44,7 +45,8 @@ def _numbers(spec: str) -> list[float]:
         weights = [float(number) for number in spec.split(",")]
     except ValueError:
         raise ValueError(
-            f"layer weights {spec!r}: give 'uniform', 'last' or numbers separated by commas"
+            f"layer weights {spec!r}: give 'uniform', 'rising', 'last' or numbers separated by "
+            "commas"
         ) from None
     # A last weight of 0 would leave parameters without a gradient, and data-parallel training waits
     # for one.
@@ -56,7 +58,7 @@ def _numbers(spec: str) -> list[float]:
 
 
 def score_layers(
-    features: Sequence[Tensor], weights: Sequence[float], score: Callable[[Tensor], Scores]
+    features: Mapping[int, Tensor], score: Callable[[int, Tensor], Scores]
 ) -> dict[int, Scores]:
     """Score the layers one after the other, keeping the logits of one at a time in memory.
 
@@ -65,18 +67,17 @@ def score_layers(
     projection per layer. A loss of the last layer alone costs nothing more.
 
     Args:
-        features: a decoder layer's states each, [M, C], after the final norm.
-        weights: one per layer; layers of weight 0 are not scored.
+        features: by layer its states, [M, C] each.
+        score: of layer and features.
 
-    Returns: what ``score`` returned, by layer number from 0.
+    Returns: what ``score`` returned, by layer.
     """
-    scored = [layer for layer, weight in enumerate(weights) if weight]
     scores = {}
-    for layer in scored:
-        if layer != scored[-1] and torch.is_grad_enabled():
+    for number, (layer, states) in enumerate(features.items(), start=1):
+        if number < len(features) and torch.is_grad_enabled():
             scores[layer] = checkpoint(
-                score, features[layer], use_reentrant=False, preserve_rng_state=False
+                score, layer, states, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            scores[layer] = score(features[layer])
+            scores[layer] = score(layer, states)
     return scores

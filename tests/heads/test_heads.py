@@ -23,7 +23,7 @@ def test_layers_are_sorted():
 
 
 def test_unknown_kinds_are_rejected():
-    with pytest.raises(ValueError, match="--exit-head 'deep' is none of shared, transformer"):
+    with pytest.raises(ValueError, match="--exit-head 'deep' is none of transformer, shared"):
         nano(exit_layers="2", exit_head="deep")
 
 

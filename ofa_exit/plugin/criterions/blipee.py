@@ -26,7 +26,7 @@ from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
 from ofa_exit.objectives.layerwise import score_layers
 from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 from ofa_exit.plugin.criterions.groups import exit_heads, step_groups, train_only
-from ofa_exit.plugin.criterions.mue import reject_empty
+from ofa_exit.plugin.criterions.target_tokens import reject_empty
 from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -257,11 +257,11 @@ class BlipeeAdversarial(FairseqCriterion):
                 None if conf is None else conf.index_select(0, rows // sample["target"].size(1))
             ),
         )
-        scores = score_layers(list(features.values()), [1.0] * len(features), score)
+        scores = score_layers(features, score)
         word = torch.stack([s.word for s in scores.values()]).sum()
         generator = word.new_zeros(())
-        for index, (layer, x) in enumerate(features.items()):
-            log[f"correct_exit_{layer}"] = scores[index].correct
+        for layer, x in features.items():
+            log[f"correct_exit_{layer}"] = scores[layer].correct
             if x.size(0) > 1:
                 log[f"spread_exit_{layer}"] = relative_spread(x.detach(), final) * x.size(0)
                 log["spread_tokens"] = x.size(0)
@@ -274,6 +274,7 @@ class BlipeeAdversarial(FairseqCriterion):
     def score_words(
         self,
         model: Any,
+        layer: int,
         features: Tensor,
         target: Tensor,
         final_logits: Optional[Tensor],

@@ -3,13 +3,18 @@
 A parameter's group is its attribute ``param_group``, as for fairseq's composite optimizer.
 """
 
+import logging
 from typing import Any
 
 from torch import nn
 
+from ofa_exit.heads.base import ExitHeads
 
-def exit_heads(model: Any) -> nn.ModuleDict:
-    """Return the exit heads of a model by layer number, as text; empty if it has none."""
+logger = logging.getLogger(__name__)
+
+
+def exit_heads(model: Any) -> ExitHeads:
+    """Return the exit heads of a model; without entries if they have no weights."""
     return model.decoder.exit_heads
 
 
@@ -57,3 +62,12 @@ def step_groups(optimizer: Any, groups: set[str]) -> None:
         if group not in groups:
             parameter.grad = None
     optimizer.step()
+
+
+def warn_of_untrained(model: Any) -> None:
+    """Warn once that a backbone which is not trained has no checkpoint."""
+    if not (model.from_checkpoint or getattr(model, "warned_of_untrained", False)):
+        model.warned_of_untrained = True
+        logger.warning(
+            "the frozen backbone is untrained: give its checkpoint by --finetune-from-model"
+        )

@@ -16,7 +16,6 @@ from torch import Tensor
 from ofa_exit.objectives.cross_entropy import (
     drop_worst,
     token_cross_entropy,
-    token_rows,
     tokens_kept,
 )
 from ofa_exit.objectives.layerwise import (
@@ -25,6 +24,7 @@ from ofa_exit.objectives.layerwise import (
     score_layers,
 )
 from ofa_exit.plugin.criterions.groups import exit_heads
+from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 from ofa_exit.plugin.errors import UsageError
 
 
@@ -59,16 +59,6 @@ class LayerScore(NamedTuple):
     loss: Tensor
     nll: Tensor
     correct: Tensor
-
-
-def reject_empty(sample: dict[str, Any]) -> None:
-    """Raise ValueError that names the rows of a batch without target tokens."""
-    if not sample or sample["ntokens"] == 0:
-        rows = sample["id"].tolist() if sample else []
-        raise ValueError(
-            f"a batch without target tokens (rows {rows}, counted from 0): every target is empty "
-            "or truncated. Check these rows of the data file and the length limits"
-        )
 
 
 @register_criterion("mue_loss", dataclass=MuELossConfig)
@@ -121,53 +111,46 @@ class MuELoss(FairseqCriterion):
         ``sample["ntokens"]`` must be the number of targets that are not padding. The loss is
         always summed.
         """
-        reject_empty(sample)
-        weights = parse_layer_weights(self.layer_weights, len(model.decoder.layers))
-        features = self.layer_features(model, sample["net_input"], weights)
-
-        # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
-        target, ntokens = sample["target"], sample["ntokens"]
-        rows = token_rows(target, self.padding_idx, ntokens)
+        tokens, ntokens = TargetTokens.of(sample, self.padding_idx), sample["ntokens"]
+        weights = self.weights(model)
+        features = self.layer_features(model, sample["net_input"], list(weights))
         kept = tokens_kept(ntokens, self.drop_ratio(model))
-
-        def at_tokens(x: Tensor) -> Tensor:
-            return x.flatten(0, 1).index_select(0, rows)
-
-        conf, allowed = sample.get("conf"), sample.get("constraint_masks")
-        score = functools.partial(
-            self.score,
-            model,
-            target=target.flatten().index_select(0, rows),
-            allowed=None if allowed is None else at_tokens(allowed),
-            confidence=None if conf is None else conf.index_select(0, rows // target.size(1)),
-            kept=kept,
-        )
-        scores = score_layers([at_tokens(x) for x in features], weights, score)
-        loss = torch.stack([weights[i] * s.loss for i, s in scores.items()]).sum()
+        score = functools.partial(self.score, model, tokens=tokens, kept=kept)
+        scores = score_layers({layer: tokens.at(x) for layer, x in features.items()}, score)
+        loss = torch.stack([weights[layer] * s.loss for layer, s in scores.items()]).sum()
 
         sample_size = sample["nsentences"] if self.sentence_avg else kept
         log = {
             "loss": loss.detach(),
-            "nll_loss": scores[len(weights) - 1].nll.detach(),
+            "nll_loss": scores[max(scores)].nll.detach(),
             "ntokens": ntokens,
             "nsentences": sample["nsentences"],
             "sample_size": sample_size,
         }
         for layer, layer_score in scores.items():
-            log[f"loss_layer_{layer + 1}"] = layer_score.loss.detach()
+            log[f"loss_layer_{layer}"] = layer_score.loss.detach()
             if self.report_accuracy:
-                log[f"correct_layer_{layer + 1}"] = layer_score.correct
+                log[f"correct_layer_{layer}"] = layer_score.correct
         return loss, sample_size, log
 
-    @staticmethod
-    def layer_features(model: Any, net_input: dict[str, Any], weights: list[float]) -> list[Tensor]:
-        """Return every decoder layer's states after the final norm, [B, L, C] each.
+    def weights(self, model: Any) -> dict[int, float]:
+        """Return the weights of the decoder layers' losses, by layer from 1, where not 0."""
+        weights = parse_layer_weights(self.layer_weights, len(model.decoder.layers))
+        return {layer: weight for layer, weight in enumerate(weights, start=1) if weight}
 
-        If only the last layer has a weight, its states stand for all layers.
-        """
-        if any(weights[:-1]):
-            return model(**net_input, features_only=True, all_layers=True)[1]["layer_features"]
-        return [model(**net_input, features_only=True)[0]] * len(weights)
+    def layer_features(
+        self, model: Any, net_input: dict[str, Any], layers: list[int]
+    ) -> dict[int, Tensor]:
+        """Return decoder layers' states after the final norm, [B, L, C] each, by layer."""
+        depth = len(model.decoder.layers)
+        if layers == [depth]:
+            return {depth: model(**net_input, features_only=True)[0]}
+        features = model(**net_input, features_only=True, all_layers=True)[1]["layer_features"]
+        return {layer: features[layer - 1] for layer in layers}
+
+    def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
+        """Return the word scores [M, V] of a layer's features [M, C]."""
+        return model.output_layer(features)
 
     def drop_ratio(self, model: Any) -> float:
         """Return the share of tokens to exclude: 0 in validation and before the given update."""
@@ -176,29 +159,22 @@ class MuELoss(FairseqCriterion):
         return self.drop_worst_ratio if model.num_updates > self.drop_worst_after else 0.0
 
     def score(
-        self,
-        model: Any,
-        features: Tensor,
-        target: Tensor,
-        allowed: Tensor | None,
-        confidence: Tensor | None,
-        kept: int,
+        self, model: Any, layer: int, features: Tensor, tokens: TargetTokens, kept: int
     ) -> LayerScore:
         """Return one layer's sums over M tokens.
 
         Args:
-            features: [M, C]; target: Long [M]; allowed: Bool [M, V]; confidence: [M].
+            features: [M, C].
             kept: number of tokens, those of smallest loss, in the loss. Likelihood and accuracy
                 are over all tokens.
         """
-        logits = model.output_layer(features)
-        loss, nll = token_cross_entropy(logits, target, self.label_smoothing, allowed, confidence)
-        correct = target.new_zeros(())
+        logits = self.logits(model, layer, features)
+        loss, nll = token_cross_entropy(
+            logits, tokens.target, self.label_smoothing, tokens.allowed, tokens.confidence
+        )
+        correct = tokens.target.new_zeros(())
         if self.report_accuracy:
-            with torch.no_grad():
-                if allowed is not None:
-                    logits = logits.masked_fill(~allowed, -torch.inf)
-                correct = logits.argmax(-1).eq(target).sum()
+            correct = tokens.count_correct(logits)
         return LayerScore(drop_worst(loss, kept).sum(), nll.detach().sum(), correct)
 
     @classmethod

@@ -1,0 +1,128 @@
+"""The criteria ``multi_exit_loss`` and ``exit_heads_loss``: a word loss on every exit head."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.criterions import register_criterion
+from torch import Tensor
+
+from ofa_exit.objectives.layerwise import parse_layer_weights
+from ofa_exit.plugin.criterions.groups import exit_heads, train_only, warn_of_untrained
+from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
+from ofa_exit.plugin.errors import UsageError, usage_errors
+
+logger = logging.getLogger(__name__)
+
+HEADS_GROUP = "exit_heads"
+
+
+@dataclass
+class MultiExitConfig(MuELossConfig):
+    layer_weights: str = field(
+        default="rising",
+        metadata={
+            "help": "weights of the losses of the exit heads and of the last layer: rising, 1 to N "
+            "(PABEE), uniform, or one number for each, separated by commas"
+        },
+    )
+
+
+@register_criterion("multi_exit_loss", dataclass=MultiExitConfig)
+class MultiExitLoss(MuELoss):
+    """Train backbone and exit heads together: weighted mean of their token losses.
+
+        L = Σ_i w_i·CE_i / Σ_i w_i
+
+    over the layers i with a head and the last. ``rising`` weights are PABEE's (Zhou et al. 2020,
+    Eq. 5), ``uniform`` ones DEED's. Without ``--exit-layers`` every layer has the shared head. Logs
+    as ``mue_loss``.
+    """
+
+    train_backbone = True
+
+    def __init__(self, cfg: MultiExitConfig, task: Any) -> None:
+        super().__init__(
+            task,
+            cfg.label_smoothing,
+            cfg.layer_weights,
+            cfg.drop_worst_ratio,
+            cfg.drop_worst_after,
+            cfg.report_accuracy,
+            cfg.sentence_avg,
+        )
+
+    @usage_errors()
+    def prepare_training(self, model: Any) -> None:
+        """Reject weights that are none of this model's exits."""
+        self.weights(model)
+
+    def weights(self, model: Any) -> dict[int, float]:
+        layers = [*exit_heads(model).layers, len(model.decoder.layers)]
+        weights = parse_layer_weights(self.layer_weights, len(layers))
+        return {layer: weight for layer, weight in zip(layers, weights) if weight}
+
+    def layer_features(
+        self, model: Any, net_input: dict[str, Any], layers: list[int]
+    ) -> dict[int, Tensor]:
+        """Return the heads' features and the last layer's normed states, [B, L, C], by layer."""
+        final, extra = model(**net_input, exit_features=True, train_backbone=self.train_backbone)
+        features = {**extra["head_features"], len(model.decoder.layers): final}
+        return {layer: features[layer] for layer in layers}
+
+    def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
+        decoder = model.decoder
+        if layer == len(decoder.layers):
+            return model.output_layer(features)
+        return decoder.exit_heads.scores(layer, features, None, decoder.shared_scores)
+
+
+@dataclass
+class ExitHeadsConfig(MuELossConfig):
+    layer_weights: str = field(
+        default="uniform",
+        metadata={
+            "help": "weights of the heads' losses, scaled to a mean of 1: uniform (DeeBERT's sum), "
+            "rising, or one number for each head, separated by commas"
+        },
+    )
+
+
+@register_criterion("exit_heads_loss", dataclass=ExitHeadsConfig)
+class ExitHeadsLoss(MultiExitLoss):
+    """Train exit heads on a frozen backbone: L = Σ_i CE_i over the heads.
+
+    The second stage of DeeBERT (Xin et al. 2020). The backbone is kept in eval mode.
+
+    Differs from the authors' code, where the frozen backbone's dropout is on.
+    """
+
+    train_backbone = False
+
+    @usage_errors()
+    def prepare_training(self, model: Any) -> None:
+        """Freeze everything but the heads."""
+        heads = exit_heads(model)
+        if not heads.trained:
+            raise UsageError(
+                "exit_heads_loss trains exit heads, and this model has none with weights: add "
+                "--exit-layers all and --exit-head linear, or use --criterion multi_exit_loss"
+            )
+        self.weights(model)
+        (trained,) = train_only(model, {HEADS_GROUP: heads}).values()
+        total = sum(parameter.numel() for parameter in model.parameters())
+        logger.info(
+            "exit heads are trained, the backbone is frozen: %s of %s parameters (%.1f %%)",
+            *(f"{trained:,}", f"{total:,}", 100 * trained / total),
+        )
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        warn_of_untrained(model)
+        return super().forward(model, sample, reduce)
+
+    def weights(self, model: Any) -> dict[int, float]:
+        layers = exit_heads(model).layers
+        weights = parse_layer_weights(self.layer_weights, len(layers))
+        return {layer: w * len(layers) for layer, w in zip(layers, weights) if w}
