@@ -214,6 +214,9 @@ class DecoderPass(LayerPass):
             features = current
         if features is not None:
             score_words = partial(self._score_words, layer, features)
+        heads, learned_confidence = self.decoder.exit_heads, None
+        if heads.has_confidence and layer in self.heads_in_use:
+            learned_confidence = partial(heads.confidence, layer, current)
         return GateInput(
             previous,
             current,
@@ -222,6 +225,7 @@ class DecoderPass(LayerPass):
             step_limit=self.rows.select(self.step_limit),
             memory=self.rows.memory,
             score_words=score_words,
+            learned_confidence=learned_confidence,
         )
 
     def _score_words(self, layer: int, features: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
