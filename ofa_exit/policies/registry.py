@@ -8,6 +8,7 @@ from typing import Any
 
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.policies.entropy import EntropyExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
@@ -15,8 +16,8 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "static": StaticExit,
     "similarity": SimilarityExit,
     "confidence": ConfidenceExit,
+    "entropy": EntropyExit,
 }
-
 
 RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
 """Options ``--exit-…`` of the runtime and the model, which no policy's field can have."""
