@@ -9,6 +9,7 @@ from typing import Any
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
@@ -17,6 +18,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "similarity": SimilarityExit,
     "confidence": ConfidenceExit,
     "entropy": EntropyExit,
+    "patience": PatienceExit,
 }
 
 RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
