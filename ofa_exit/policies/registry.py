@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.calm import MetaExit, SaturationExit, SoftmaxDiffExit, SoftmaxExit
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.entropy import EntropyExit
 from ofa_exit.policies.patience import PatienceExit
@@ -19,6 +20,10 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "confidence": ConfidenceExit,
     "entropy": EntropyExit,
     "patience": PatienceExit,
+    "softmax": SoftmaxExit,
+    "softmax_diff": SoftmaxDiffExit,
+    "saturation": SaturationExit,
+    "meta": MetaExit,
 }
 
 RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
