@@ -151,7 +151,7 @@ class ExitHeads(nn.ModuleDict):
             built = "after " + ",".join(map(str, sorted(mine))) if mine else "none"
             raise ValueError(
                 f"the checkpoint has exit heads after decoder layers {names}, the model has "
-                f"{built}: add --exit-layers {names}"
+                f"{built}: add --exit-layers {names} with their --exit-head"
             )
         wanted = {name for name in own if name.startswith(prefix)}
         found = {name for name in state if name.startswith(prefix)}

@@ -79,7 +79,7 @@ def test_some_heads_alone(models, kind, kv):
     model, net_input = models[kind], batch(3)
     assert_as_in_the_loop(model, kind, net_input, 3, kv, [2, 4])
     policy = model.decoder.exit_policy
-    runs = {"shared": [], **dict.fromkeys(IMITATION, [1, 2, 3, 4])}.get(kind, [2, 4])
+    runs = {"shared": [], **{name: [1, 2, 3, 4] for name in IMITATION}}.get(kind, [2, 4])
     assert model.decoder.active_heads(policy) == runs
     assert model.decoder.heads_in_use(policy) == [2, 4]
     assert {int(d) for step in model.last_trace.steps for d in step.layers_used.unique()} <= {

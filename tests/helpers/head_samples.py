@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from helpers.small_models import VOCAB, batch, nano
 from torch import Tensor
 
+from helpers.small_models import VOCAB, batch, nano
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.policies.measures import softmax_confidence
@@ -66,6 +66,13 @@ def noisy(kind: str, layers: str | None = None, noise: float = 0.5, **options: A
 def gradients(built: OFAModel) -> dict[str, Tensor]:
     """Gradients that are not zero, by parameter."""
     return {n: p.grad for n, p in built.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+class Context:
+    """What a head is given that attends to nothing."""
+
+    def __init__(self) -> None:
+        self.memory: dict[str, Tensor] = {}
 
 
 # ------------------------------------------------------------------ the equations
@@ -195,4 +202,3 @@ def alphas(built: OFAModel, count: int = 8) -> list[float]:
         scores = decoder.exit_heads.scores(layer, features, None, decoder.shared_scores)
         found.append(softmax_confidence(scores).flatten())
     return [float(torch.cat(found).quantile(q)) for q in torch.linspace(0.5, 0.95, count).tolist()]
-
