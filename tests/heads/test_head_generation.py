@@ -134,3 +134,22 @@ def test_closed_sets_equal_the_slow_loop(models, kind, kv, prompts):
                 taken.update(depths[row][rank])
     assert len(ANSWERS) == len(tokens[0]) and EOS not in words
     assert len(taken - {0}) > 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv", KV_MODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_generates_as_the_cpu_does(kind, kv):
+    net_input, found = batch(4), []
+    alpha = alphas(noisy(kind))[4]
+    for device in ("cpu", "cuda"):
+        model = noisy(kind).to(device)
+        model.configure_exits(ConfidenceExit(alpha), kv)
+        inputs = {name: value.to(device) for name, value in net_input.items()}
+        hypotheses = generate(model, inputs, STEPS)
+        tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
+        scores = torch.stack([h["score"].cpu() for of in hypotheses for h in of])
+        found.append((tokens, model.last_trace.depths(tokens), scores))
+    (tokens, depths, scores), (gpu_tokens, gpu_depths, gpu_scores) = found
+    assert gpu_tokens == tokens and gpu_depths == depths
+    torch.testing.assert_close(gpu_scores, scores, rtol=1e-4, atol=1e-4)
