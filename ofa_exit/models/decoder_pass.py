@@ -129,7 +129,7 @@ class DecoderPass(LayerPass):
         """
         if layer not in self.heads:
             return None
-        self.counter.add("heads_run")
+        self.counter.add_head(layer)
         features = self.decoder.exit_heads.features(layer, hidden, self)
         return features if layer in self.heads_in_use else None
 
@@ -325,7 +325,7 @@ class WorkCounter:
         self._open = dict.fromkeys(COUNTS, 0)  # of every active sentence
         self._cross = [0] * sentences  # layers whose cross-attention K/V were made
         self._head_cross = [0] * sentences
-        self._scores: list[Work] = []
+        self._heads: list[Work] = []  # features and word scores, in the order they were made
 
     def add(self, name: str, units: int = 1) -> None:
         """Count ``units`` for every active sentence."""
@@ -337,14 +337,22 @@ class WorkCounter:
         for place in sentences:
             made[place] += 1
 
+    def add_head(self, layer: int) -> None:
+        """Count the features of every active position by the head after ``layer``."""
+        self.add("heads_run")
+        self._add_exits(partial(self.decoder.exit_heads.flops, layer, self.keys))
+
     def add_scores(self, words: Optional[Tensor]) -> None:
         """Count the scoring of every active position by a head."""
         shared = self.decoder.word_flops(None if words is None else len(words))
         price = self.decoder.exit_heads.score_flops(shared)
+        self._add_exits(lambda source: price)
+
+    def _add_exits(self, price: Callable[[int], int]) -> None:
         units = [0] * len(self._cross)
         for place in self.rows.sentences:
             units[place] = self.tokens
-        self._scores.append(Work("exits", lambda source: price, units))
+        self._heads.append(Work("exits", price, units))
 
     def close(self, sentences: list[int]) -> None:
         """Note the counts of sentences that leave the computation."""
@@ -365,11 +373,10 @@ class WorkCounter:
             Work("decoder", layer_price, units("layers_run", self.tokens)),
             Work("cross_kv", layer.cross_kv_flops, self._cross),
             Work("skipped_kv", filled, units("kv_backfilled", rows)),
-            *self._scores,
+            *self._heads,
         ]
         if heads.trained:
             work += [
-                Work("exits", partial(heads.flops, self.keys), units("heads_run", self.tokens)),
                 Work("exits", heads.source_flops, self._head_cross),
                 Work(
                     "exits", lambda source: heads.cache_flops(), units("head_kv_backfilled", rows)

@@ -286,7 +286,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 return_layers=return_layers or exit_features,
             )
         if exit_features:
-            states = extra.pop("layer_states")
+            states = extra["layer_states"] if return_layers else extra.pop("layer_states")
             heads = dict(self.decoder.head_features(states, encoder_out))
             extra["head_features"] = heads
             norm = self.decoder.layer_norm
