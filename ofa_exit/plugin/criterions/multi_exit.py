@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ofa_exit.objectives.layerwise import parse_layer_weights
 from ofa_exit.plugin.criterions.groups import exit_heads, train_only, warn_of_untrained
-from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
+from ofa_exit.plugin.criterions.mue import MuELoss, TokenLossConfig
 from ofa_exit.plugin.errors import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ HEADS_GROUP = "exit_heads"
 
 
 @dataclass
-class MultiExitConfig(MuELossConfig):
+class MultiExitConfig(TokenLossConfig):
     layer_weights: str = field(
         default="rising",
         metadata={
@@ -78,7 +78,7 @@ class MultiExitLoss(MuELoss):
 
 
 @dataclass
-class ExitHeadsConfig(MuELossConfig):
+class ExitHeadsConfig(TokenLossConfig):
     layer_weights: str = field(
         default="uniform",
         metadata={
