@@ -2,7 +2,7 @@
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import archs
-from .criterions import blipee, mue, multi_exit, scst
+from .criterions import blipee, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
@@ -13,6 +13,7 @@ __all__ = [
     "caption",
     "caption_scorers",
     "compat",
+    "leebert",
     "mue",
     "multi_exit",
     "scst",

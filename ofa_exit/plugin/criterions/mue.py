@@ -87,6 +87,7 @@ class ExitBatch(NamedTuple):
     """What the losses of a batch are computed from.
 
     Attributes:
+        sample: the batch as fairseq gives it.
         tokens: the M target tokens.
         kept: number of tokens, those of smallest cross-entropy, in the loss.
         features: [M, C] by layer, of those with a loss and of teachers.
@@ -94,6 +95,7 @@ class ExitBatch(NamedTuple):
         teacher_logits: word scores [M, V] of teachers by layer, without gradient.
     """
 
+    sample: dict[str, Any]
     tokens: TargetTokens
     kept: int
     features: dict[int, Tensor]
@@ -178,7 +180,7 @@ class MuELoss(FairseqCriterion):
         batch = self.batch(model, sample, list(weights))
         scores = self.scores(model, batch, list(weights))
         loss = torch.stack([weights[layer] * s.loss for layer, s in scores.items()]).sum()
-        return self.output(sample, batch, scores, loss)
+        return self.output(batch, scores, loss)
 
     def batch(self, model: Any, sample: dict[str, Any], layers: list[int]) -> ExitBatch:
         """Run the model, and let teachers score the target tokens.
@@ -187,17 +189,22 @@ class MuELoss(FairseqCriterion):
             layers: those with a loss.
         """
         tokens = TargetTokens.of(sample, self.padding_idx)
-        teachers = self.distillation.teachers(layers, len(model.decoder.layers))
+        teachers = self.teachers(layers, len(model.decoder.layers))
         teaching = {layer for those in teachers.values() for layer in those}
         features = self.layer_features(model, sample["net_input"], sorted({*layers, *teaching}))
         at_tokens = {layer: tokens.at(x) for layer, x in features.items()}
         return ExitBatch(
+            sample,
             tokens,
             tokens_kept(sample["ntokens"], self.drop_ratio(model)),
             at_tokens,
             teachers,
             self.teacher_logits(model, sample, tokens, {i: at_tokens[i] for i in teaching}),
         )
+
+    def teachers(self, layers: list[int], depth: int) -> dict[int, list[int]]:
+        """Return by layer, of those with a loss, the layers that teach it."""
+        return self.distillation.teachers(layers, depth)
 
     def teacher_logits(
         self,
@@ -227,13 +234,10 @@ class MuELoss(FairseqCriterion):
         return score_layers({layer: batch.features[layer] for layer in layers}, score)
 
     def output(
-        self,
-        sample: dict[str, Any],
-        batch: ExitBatch,
-        scores: dict[int, LayerScore],
-        loss: Tensor,
+        self, batch: ExitBatch, scores: dict[int, LayerScore], loss: Tensor
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return what ``forward`` does."""
+        sample = batch.sample
         sample_size = sample["nsentences"] if self.sentence_avg else batch.kept
         log = {
             "loss": loss.detach(),

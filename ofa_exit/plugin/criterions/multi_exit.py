@@ -33,14 +33,14 @@ class DistillationConfig(FairseqDataclass):
     distil_temperature: float = field(
         default=1.0, metadata={"help": "temperature of both distributions in --distil"}
     )
-    distil_weight: float = field(
-        default=1.0,
-        metadata={"help": "weight of --distil for each teacher; that of the labels is 1"},
-    )
 
 
 @dataclass
 class MultiExitConfig(DistillationConfig, TokenLossConfig):
+    distil_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of --distil for each teacher; that of the labels is 1"},
+    )
     layer_weights: str = field(
         default="rising",
         metadata={
@@ -72,7 +72,9 @@ class MultiExitLoss(MuELoss):
 
     train_backbone = True
 
-    def __init__(self, cfg: Any, task: Any, layer_weights: str = "uniform") -> None:
+    def __init__(
+        self, cfg: Any, task: Any, layer_weights: str = "uniform", distil_weight: float = 1.0
+    ) -> None:
         super().__init__(
             task,
             cfg.label_smoothing,
@@ -85,9 +87,9 @@ class MultiExitLoss(MuELoss):
         if cfg.distil not in MODES:
             raise ValueError(f"--distil {cfg.distil!r}: choose from {', '.join(MODES)}")
         check_temperature("--distil-temperature", cfg.distil_temperature)
-        if not 0 < cfg.distil_weight < math.inf:
-            raise ValueError(f"--distil-weight is {cfg.distil_weight}; give a number above 0")
-        self.distillation = Distillation(cfg.distil, cfg.distil_temperature, cfg.distil_weight)
+        if not 0 < distil_weight < math.inf:
+            raise ValueError(f"--distil-weight is {distil_weight}; give a number above 0")
+        self.distillation = Distillation(cfg.distil, cfg.distil_temperature, distil_weight)
 
     @usage_errors()
     def prepare_training(self, model: Any) -> None:
@@ -115,7 +117,7 @@ class MultiExitLoss(MuELoss):
 
 
 @dataclass
-class ExitHeadsConfig(DistillationConfig, TokenLossConfig):
+class ExitHeadsConfig(MultiExitConfig):
     layer_weights: str = field(
         default="uniform",
         metadata={

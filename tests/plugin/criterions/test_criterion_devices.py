@@ -1,13 +1,16 @@
 """mue_loss in half precision, on CUDA, in several processes, and on the real model."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
+from helpers import exit_samples
 from helpers.criterion_samples import PAD, Stub, batch, criterion, masks
 from helpers.small_models import nano, training_batch
 from torch import nn
@@ -81,6 +84,20 @@ def test_the_backward_pass_stays_on_the_device(weights, self_distil):
     model.num_updates = 1
     loss(model, on("meta", sample))[0].backward()
     assert model.embed.weight.grad.device.type == "meta"
+
+
+@pytest.mark.parametrize("learned", ["single", "cross"])
+def test_learned_weights_stay_on_the_device(learned, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    built, batch = exit_samples.model(), exit_samples.sample()
+    options = {"learned_weights": learned, "drop_worst_ratio": 0.2, "report_accuracy": True}
+    loss = exit_samples.criterion("leebert_loss", **options)
+    loss.prepare_training(built)
+    loss, built = loss.to("meta"), built.to("meta")
+    built.num_updates = 10
+    loss(built, on("meta", batch))[0].backward()
+    loss.optimizer_step(SimpleNamespace(step=lambda: None), 10)
+    assert loss.loss_weights.alpha.device.type == "meta"
 
 
 def distributed(model, backend: str) -> ModuleProxyWrapper:
