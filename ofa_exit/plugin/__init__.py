@@ -2,7 +2,7 @@
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import archs
-from .criterions import blipee, deecap, mue, multi_exit, scst
+from .criterions import blipee, deecap, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
@@ -14,6 +14,7 @@ __all__ = [
     "caption_scorers",
     "compat",
     "deecap",
+    "leebert",
     "mue",
     "multi_exit",
     "scst",

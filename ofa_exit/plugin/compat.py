@@ -15,7 +15,8 @@
 8. ``--optimizer composite`` fails with a KeyError if a parameter group has no settings, and the
    command line of ``fairseq-train`` cannot give any.
 9. Every command prints deprecation warnings about fairseq's own calls to hydra and omegaconf.
-10. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+10. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
+11. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -125,6 +126,13 @@ def drop_unknown_parts(convert: Callable, args: argparse.Namespace) -> omegaconf
     if config.task is None:  # fairseq reads its fields
         config.task = {"_name": getattr(args, "task", None)}
     return config
+
+
+@patch(checkpoint_utils, "load_checkpoint_to_cpu")
+def name_missing_criterion(load: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    state = load(*args, **kwargs)
+    state.setdefault("criterion", None)  # as fairseq saves a criterion without parameters
+    return state
 
 
 @patch(data_utils, "_find_extra_valid_paths")
