@@ -9,11 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser
 from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
-from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
-from ofa_exit.prepare.references import COLUMNS, OFFICIAL_COLS, captions_by_image
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,13 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="captioning data, one or several files; && separates captions of one row",
     )
     parser.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
-    parser.add_argument(
-        "--selected-cols",
-        default=OFFICIAL_COLS,
-        metavar="I,C",
-        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
-    )
+    add_caption_columns(parser)
     args = parser.parse_args(argv)
+    # Slow, so after the parse.
+    from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
+    from ofa_exit.prepare.references import COLUMNS, captions_by_image
+
     try:
         captions: dict[str, list[str]] = {}
         for path in args.train.split(","):

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser
 from ofa_exit.data.tsv import TsvError, TsvFile
-from ofa_exit.prepare.references import COLUMNS, OFFICIAL_COLS, captions_by_image, group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train", type=Path, metavar="TRAIN.tsv", help="captioning data, any number of rows an image"
     )
     parser.add_argument("out", type=Path, metavar="OUT.tsv", help="file to write")
-    parser.add_argument(
-        "--selected-cols",
-        default=OFFICIAL_COLS,
-        metavar="I,C",
-        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
-    )
+    add_caption_columns(parser)
     parser.add_argument(
         "--references",
         type=Path,
@@ -33,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="further captions: a TSV file of image id and captions joined by &&",
     )
     args = parser.parse_args(argv)
+    # Slow, so after the parse.
+    from ofa_exit.prepare.references import COLUMNS, captions_by_image, group
+
     try:
         more = None
         if args.references is not None:

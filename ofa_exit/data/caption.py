@@ -4,15 +4,13 @@ import os
 from functools import cached_property
 from typing import Any
 
+from ofa_exit.data.formats import CAPTION_COLS, SEPARATOR
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.text import TextEncoder, strip_punctuation
 
 COLUMNS = ("uniq_id", "image", "caption")
-# uniq-id, image-id, caption, predicted objects, image
-OFFICIAL_COLS = "0,4,2"
 PROMPT = " what does the image describe?"
-SEPARATOR = "&&"
 
 
 class CaptionExamples(RowExamples):
@@ -25,7 +23,7 @@ class CaptionExamples(RowExamples):
     """
 
     COLUMNS = COLUMNS
-    SELECTED_COLS = OFFICIAL_COLS
+    SELECTED_COLS = CAPTION_COLS
     SOURCE_FIELD = ANSWER_FIELD = "caption"
 
     def __init__(

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ofa_exit.data.answers import join_answers, parse_answers
-from ofa_exit.data.caption import SEPARATOR
 from ofa_exit.data.files import atomic_write, write_bytes
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.answers import ANNOTATORS, training_answers
 

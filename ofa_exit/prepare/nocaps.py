@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.data.formats import SEPARATOR
+
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, MalformedError, Problem, Record, clean, items, require_int
+from .records import Item, MalformedError, Problem, Record, clean, items, require_int
 from .splits import available
 
 HELP = """NoCaps validation captions: valid.tsv, and one file per domain: in-domain, near-domain,

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ofa_exit.data.caption import SEPARATOR
 from ofa_exit.data.files import atomic_write
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvFile
 
 COLUMNS = ("image_id", "caption")
-# Of OFA's captioning files: uniq-id, image-id, caption, predicted objects, image.
-OFFICIAL_COLS = "1,2"
 
 
 def captions_by_image(file: TsvFile) -> dict[str, list[str]]:

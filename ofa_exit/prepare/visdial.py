@@ -27,12 +27,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.data.formats import SEPARATOR
+
 from .images import Files
 from .job import Job, log
 from .json_stream import elements
 from .records import (
     ENTRY_ERRORS,
-    SEPARATOR,
     Item,
     MalformedError,
     Problem,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics import java
 from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS, CaptionScores, score_captions
 
-SEPARATOR = "&&"
 # fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
 TOKENIZER_CHOICES = ChoiceEnum(list(TOKENIZERS))

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import VisDialMetrics
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
-from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, SEPARATOR, UNKNOWN
+from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, UNKNOWN
 
 # In OFA's files the confidence precedes the answer: 1.0|!+yes
 _CONFIDENCE = re.compile(r"^[0-9.]+\|!\+")

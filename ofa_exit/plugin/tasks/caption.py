@@ -7,7 +7,8 @@ import numpy as np
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 
-from ofa_exit.data.caption import SEPARATOR, CaptionExamples
+from ofa_exit.data.caption import CaptionExamples
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError

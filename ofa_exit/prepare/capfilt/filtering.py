@@ -11,8 +11,9 @@ from typing import Any
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS, SEPARATOR
+from ofa_exit.data.caption import COLUMNS
 from ofa_exit.data.files import write_bytes
+from ofa_exit.data.formats import CAPTION_COLS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.capfilt.rankers import Ranker, similarities
@@ -112,7 +113,7 @@ def filter_captions(
     out: Path,
     *,
     keep: int = 2,
-    selected_cols: str = OFFICIAL_COLS,
+    selected_cols: str = CAPTION_COLS,
     image_id_column: int = 1,
     allow_missing: bool = False,
     skip_bad_rows: bool = False,
