@@ -138,7 +138,7 @@ def is_running(folder):
     return False
 
 
-WAITS = 'sleep 60; touch "$0.finished"'
+WAITS = 'sleep 3600; touch "$0.finished"'
 
 
 @pytest.mark.parametrize("script", [f"exec sh -c '{WAITS}' \"$0\"", f"read line; {WAITS}"])
