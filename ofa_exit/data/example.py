@@ -59,10 +59,7 @@ def answer_sequences(
     source without its eos ("prev_output"). The target is the input shifted by one, with eos at the
     end and pad before the answer: the loss ignores the prompt.
     """
-    prompts = {"none": source[:1], "src": source, "prev_output": source[:-1]}
-    if prompt_type not in prompts:
-        raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
-    prompt = prompts[prompt_type]
+    prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
     ignored = prompt.new_full((len(prompt) - 1,), vocabulary.pad())
     target = torch.cat([ignored, answer, answer.new_tensor([vocabulary.eos()])])
     return torch.cat([prompt, answer]), target, len(prompt)
