@@ -63,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
             "--strict-counts", action="store_true",
             help="stop if the annotations do not have the published counts, instead of warning",
         )  # fmt: skip
-        release.add_options(command)
+        if hasattr(release, "add_options"):
+            release.add_options(command)
     return parser
 
 

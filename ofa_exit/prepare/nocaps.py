@@ -36,10 +36,6 @@ SPLITS = {"valid": {"captions": ("nocaps_val_4500_captions.json",)}}
 PUBLISHED = {None: 4_500, "in-domain": 648, "near-domain": 2_938, "out-domain": 914}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: NoCaps has none."""
-
-
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     for split, found in available(SPLITS, options.splits, files):
         source = found["captions"]

@@ -1,9 +1,4 @@
-"""One row per image, with all of its captions.
-
-Training data of the CIDEr stage (``--criterion mue_scst``), as OFA's caption_stage2_train.tsv: the
-captions of all rows of an image, joined by && in its first row. Rows keep their order and their
-other columns.
-"""
+"""One row per image, with all of its captions: ``ofa-exit references``."""
 
 from pathlib import Path
 

@@ -77,10 +77,6 @@ PUBLISHED = {
 Dense = Mapping[tuple[int, int], str]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: VisDial has none."""
-
-
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     for split, found in available(SPLITS, options.splits, files):
         source = found["dialogs"]

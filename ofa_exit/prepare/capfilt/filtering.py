@@ -139,11 +139,10 @@ def filter_captions(
     file = TsvFile(tsv, selected_cols, COLUMNS)
     if not 0 <= image_id_column < file.width:
         raise ValueError(f"{tsv} has {file.width} columns and no column {image_id_column}, from 0")
-    found = survey(generated, len(file), allow_missing)
-    if found.per_row < keep:
+    generated_rows, per_row = survey(generated, len(file), allow_missing)
+    if per_row < keep:
         raise ValueError(
-            f"cannot keep {keep} captions of {found.per_row} per image: sample more by --beam and "
-            "--nbest"
+            f"cannot keep {keep} captions of {per_row} per image: sample more by --beam and --nbest"
         )
     inputs = {
         "files": [[os.fspath(path), *_stamp(path)] for path in (tsv, *generated)],
@@ -152,7 +151,7 @@ def filter_captions(
     }
     output = Output(out, inputs)
     counts = output.counts
-    with tqdm(total=found.rows, initial=counts.rows, desc=out.name, unit="row") as bar:
+    with tqdm(total=generated_rows, initial=counts.rows, desc=out.name, unit="row") as bar:
         rows = _candidates(file, generated, image_id_column, counts, skip_bad_rows)
         while batch := list(islice(rows, batch_size)):
             images, captions = [c.image for c in batch], [c.captions for c in batch]
