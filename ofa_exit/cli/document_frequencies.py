@@ -5,15 +5,15 @@ An n-gram counts once per image, in whichever reference it occurs. Rows of one i
 document.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import add_caption_columns, new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
 from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
 
 
+@prints_errors(ValueError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("document-frequencies", __doc__)
     parser.add_argument(
@@ -28,17 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
     from ofa_exit.prepare.references import COLUMNS, captions_by_image
 
-    try:
-        captions: dict[str, list[str]] = {}
-        for path in args.train.split(","):
-            file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
-            for image, found in captions_by_image(file).items():
-                captions.setdefault(image, []).extend(found)
-        frequencies = DocumentFrequencies.of(captions.values())
-        with atomic_write(args.out) as stream:
-            frequencies.save(stream)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    captions: dict[str, list[str]] = {}
+    for path in args.train.split(","):
+        file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
+        for image, found in captions_by_image(file).items():
+            captions.setdefault(image, []).extend(found)
+    frequencies = DocumentFrequencies.of(captions.values())
+    with atomic_write(args.out) as stream:
+        frequencies.save(stream)
     print(f"{args.out}: {len(frequencies.counts)} n-grams of {frequencies.images} images")
     return 0

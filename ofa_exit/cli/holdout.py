@@ -6,14 +6,14 @@ rows unchanged. All rows of an image go to one side. The paper does not say so, 
 both sides would not test anything. The image ids alone decide, so every run splits alike.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.prepare.holdout import KINDS, part
 
 
+@prints_errors(ValueError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("holdout", __doc__)
     parser.add_argument(
@@ -38,9 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train on these answers only",
     )
     args = parser.parse_args(argv)
-    try:
-        print(part(args.kind, args.source, args.out, args.share, args.candidates))
-    except (OSError, ValueError) as error:  # a TsvError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(part(args.kind, args.source, args.out, args.share, args.candidates))
     return 0

@@ -1,7 +1,12 @@
-"""The parser of a verb, and options that verbs share."""
+"""What verbs share: the parser, options, and how errors are printed."""
 
 import argparse
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+Main = Callable[[Optional[Sequence[str]]], int]
 
 
 def new_parser(verb: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
@@ -22,3 +27,20 @@ def add_caption_columns(parser: argparse.ArgumentParser) -> None:
         metavar="I,C",
         help="columns of image id and caption (default: %(default)s, as in OFA's files)",
     )
+
+
+def prints_errors(*kinds: type[Exception], status: int = 2) -> Callable[[Main], Main]:
+    """Decorate a verb's ``main``: errors of these kinds take one line, and end it by ``status``."""
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def run(argv: Optional[Sequence[str]] = None) -> int:
+            try:
+                return main(argv)
+            except kinds as error:
+                print(f"error: {error}", file=sys.stderr)
+                return status
+
+        return run
+
+    return decorate

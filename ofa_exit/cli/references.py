@@ -5,14 +5,14 @@ caption_stage2_train.tsv. The first row of an image gets the captions of all of 
 &&. Rows keep their order and their other columns.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import add_caption_columns, new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
 from ofa_exit.data.tsv import TsvError, TsvFile
 
 
+@prints_errors(TsvError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("references", __doc__)
     parser.add_argument(
@@ -30,13 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Slow, so after the parse.
     from ofa_exit.prepare.references import COLUMNS, captions_by_image, group
 
-    try:
-        more = None
-        if args.references is not None:
-            more = captions_by_image(TsvFile(args.references, None, COLUMNS))
-        rows, captions = group(TsvFile(args.train, args.selected_cols, COLUMNS), args.out, more)
-    except (TsvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    more = None
+    if args.references is not None:
+        more = captions_by_image(TsvFile(args.references, None, COLUMNS))
+    rows, captions = group(TsvFile(args.train, args.selected_cols, COLUMNS), args.out, more)
     print(f"{args.out}: {rows} images, {captions} captions")
     return 0

@@ -8,11 +8,10 @@ ofa-exit submit writes them from the output of fairseq-generate.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.metrics.caption_results import score_coco, score_nocaps
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS
 from ofa_exit.evaluation.metrics.gqa import score_gqa
@@ -136,15 +135,12 @@ def compute(args: argparse.Namespace) -> Scores:
             return score_nocaps(*files, args.coco_tokenizer, partial)
 
 
+@prints_errors(OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        scores = compute(args)
-        if args.json:
-            text = json.dumps(scores.as_dict(), indent=2, ensure_ascii=False)
-            args.json.write_text(text + "\n", encoding="utf-8")
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    scores = compute(args)
+    if args.json:
+        text = json.dumps(scores.as_dict(), indent=2, ensure_ascii=False)
+        args.json.write_text(text + "\n", encoding="utf-8")
     print(scores.text())
     return 0

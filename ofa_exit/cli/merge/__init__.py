@@ -9,11 +9,10 @@ operations. Only the times differ: those of all processes are added.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@prints_errors(OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, others = parser.parse_known_args(argv)
@@ -48,9 +48,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.scoring:
         add_scorer_options(parser, args.scoring)
         args = parser.parse_args(argv)
-    try:
-        print(merge(args))
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(merge(args))
     return 0
