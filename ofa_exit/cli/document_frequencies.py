@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
         for image, found in captions_by_image(file).items():
             captions.setdefault(image, []).extend(found)
+    if len(captions) < 2:  # the logarithm of their number scales every score
+        raise ValueError(f"{args.train}: CIDEr-D needs the references of two images or more")
     frequencies = DocumentFrequencies.of(captions.values())
     with atomic_write(args.out) as stream:
         frequencies.save(stream)

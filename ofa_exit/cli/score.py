@@ -7,6 +7,7 @@ ofa-exit submit writes them from the output of fairseq-generate.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     scores = compute(args)
     if args.json:
-        text = json.dumps(scores.as_dict(), indent=2, ensure_ascii=False)
+        text = json.dumps(dataclasses.asdict(scores), indent=2, ensure_ascii=False)
         args.json.write_text(text + "\n", encoding="utf-8")
     print(scores.text())
     return 0

@@ -7,7 +7,7 @@ import json
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,9 @@ class Scores:
         return "\n".join([*lines, *([""] * bool(self.notes)), *self.notes])
 
     def line(self) -> str:
-        """Return the metrics alone, on one line."""
+        """Return the metrics and the notes on one line."""
         numbers = " ".join(f"{name} = {value:.2f}" for name, value in self.values.items())
-        return f"{numbers} ({self.counted} {self.unit})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the scores as a JSON object."""
-        return asdict(self)
+        return f"{numbers} ({', '.join([f'{self.counted} {self.unit}', *self.notes])})"
 
 
 class Means:

@@ -1,9 +1,7 @@
 """Result files of the benchmarks, made from the output of fairseq-generate."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.metrics.snli_ve import label_of
@@ -119,14 +117,9 @@ def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
                 )
             texts[row] = text
     if not texts:
-        raise nothing_generated(paths)
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
     return texts
-
-
-def nothing_generated(paths: Sequence[str | os.PathLike[str]]) -> ValueError:
-    """Return the error to raise about files without hypotheses."""
-    names = ", ".join(map(str, paths))
-    return ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
 
 
 def read_ids(path: str | os.PathLike[str], column: int) -> list[str]:
@@ -194,10 +187,3 @@ def make_results(
             except ValueError as error:
                 raise ValueError(f"{tsv}, line {row + 1}: {error}") from None
     return entries
-
-
-def write_json(entries: list[dict[str, Any]], path: Path) -> None:
-    """Write the file atomically."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

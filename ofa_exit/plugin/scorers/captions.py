@@ -11,7 +11,8 @@ from fairseq.scoring import BaseScorer, register_scorer
 from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics import java
 from ofa_exit.evaluation.metrics.accuracy import is_correct
-from ofa_exit.evaluation.metrics.captions import TOKENIZERS, CaptionScores, score_captions
+from ofa_exit.evaluation.metrics.captions import TOKENIZERS, score_captions
+from ofa_exit.evaluation.metrics.results import Scores
 
 # fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
@@ -61,7 +62,7 @@ class CocoCaptionScorer(ReferenceScorer):
     def __init__(self, cfg: CocoCaptionConfig) -> None:
         super().__init__(cfg)
         self._tokenizer = str(cfg.coco_tokenizer)
-        self._scores: CaptionScores | None = None
+        self._scores: Scores | None = None
         if self._tokenizer == "ptb":
             java.find_java()  # raise before the generation, not after it
 
@@ -76,11 +77,11 @@ class CocoCaptionScorer(ReferenceScorer):
         """Return every available metric by its usual name."""
         return dict(self._computed().values)
 
-    def _computed(self) -> CaptionScores:
+    def _computed(self) -> Scores:
         """Return the scores of all predictions, computed once because METEOR is slow."""
         if not self.pred:
             raise ValueError(NOTHING)
-        if self._scores is None or self._scores.captions != len(self.pred):
+        if self._scores is None or self._scores.counted != len(self.pred):
             self._scores = score_captions(self.pred, self.ref, self._tokenizer)
         return self._scores
 
