@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.evaluation.efficiency.flops import ImageCost, image_cost
+from ofa_exit.evaluation.efficiency.flops import image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.decoder_pass import full_work
 from ofa_exit.models.ofa import OFAModel
@@ -124,14 +124,9 @@ def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform
     return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
 
 
-def size_cost(model: OFAModel, size: int) -> ImageCost:
-    """Return the FLOPs of stem and projection for one image, and its tokens."""
-    return image_cost(model.encoder, (size, size))
-
-
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
     """Return the FLOPs of answering one row at full depth, without the position biases."""
-    image = size_cost(model, lengths.size)
+    image = image_cost(model.encoder, (lengths.size, lengths.size))
     encoder, decoder = model.encoder, model.decoder
     layer: Any = encoder.layers[0]
     passes = layer.flops(image.tokens) + layer.flops(lengths.source)

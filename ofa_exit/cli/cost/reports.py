@@ -12,10 +12,10 @@ from ofa_exit.cli.cost.counted import (
     build,
     hours,
     sample_cost,
-    size_cost,
 )
 from ofa_exit.cli.cost.datasets import GIB, as_text
 from ofa_exit.cli.cost.measured import measure
+from ofa_exit.evaluation.efficiency.flops import image_cost
 
 GIGA = 1e9
 # Bytes per parameter in training: weight, gradient and Adam's two moments, in float32.
@@ -34,7 +34,7 @@ def report(args: argparse.Namespace) -> str:
     model = build(args.arch, checkpoint_activations=args.checkpoint_activations)
     sample = sample_cost(model, lengths, args.layer_weights)
     answer = answer_flops(model, lengths, Answer(args.beam, args.steps))
-    stem = size_cost(model, lengths.size)
+    stem = image_cost(model.encoder, (lengths.size, lengths.size))
     parameters = sum(tensor.numel() for tensor in model.parameters())
     memory = (parameters * STATE_BYTES + args.batch * sample.kept) / GIB
     rows = [
