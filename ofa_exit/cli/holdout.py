@@ -17,9 +17,7 @@ from ofa_exit.prepare.holdout import KINDS, part
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("holdout", __doc__)
     parser.add_argument(
-        "kind",
-        choices=KINDS,
-        help="kind of rows: COCO's, those of the VQA data sets, or VisDial's",
+        "kind", choices=KINDS, help="kind of rows: COCO's, those of the VQA data sets, or VisDial's"
     )
     parser.add_argument(
         "source", type=Path, metavar="VALID.tsv", help="file written by ofa-exit prepare"
@@ -32,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of the images to train on (default: %(default)s)",
     )
     parser.add_argument(
-        "--candidates",
-        type=Path,
-        metavar="answers.txt",
-        help="train on these answers only",
+        "--candidates", type=Path, metavar="answers.txt", help="train on these answers only"
     )
     args = parser.parse_args(argv)
     print(part(args.kind, args.source, args.out, args.share, args.candidates))

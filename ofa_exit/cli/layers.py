@@ -86,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="files to write, without extension")
     parser.add_argument(
-        "--quality",
-        help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)",
+        "--quality", help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)"
     )
     add_options(parser)
     args, arguments = parser.parse_known_args(argv)

@@ -74,12 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = Files([options.root, *options.images])
         for job in release.jobs(options, files):
-            run(
-                job,
-                files,
-                skip_missing=options.skip_missing,
-                strict_counts=options.strict_counts,
-            )
+            run(job, files, skip_missing=options.skip_missing, strict_counts=options.strict_counts)
     except (PrepareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

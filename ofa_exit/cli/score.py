@@ -83,9 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, help="also write the scores to this file")
         if name in ("vqa", "okvqa"):
             command.add_argument(
-                "--questions",
-                type=Path,
-                help="questions file, to check that the split matches",
+                "--questions", type=Path, help="questions file, to check that the split matches"
             )
         if name == "gqa":
             command.add_argument(

@@ -109,11 +109,7 @@ class ResNetStem(FusedConvNorm):
     layer3: nn.Sequential
 
     def __init__(
-        self,
-        stages: Sequence[int],
-        width: int = 64,
-        drop_path: float = 0.0,
-        sync_bn: bool = False,
+        self, stages: Sequence[int], width: int = 64, drop_path: float = 0.0, sync_bn: bool = False
     ) -> None:
         super().__init__()
         self.out_channels = 16 * width

@@ -176,10 +176,7 @@ def read_all(
 
 
 def read(
-    questions: Path,
-    annotations: Path | None,
-    train: bool,
-    candidates: frozenset[str] | None = None,
+    questions: Path, annotations: Path | None, train: bool, candidates: frozenset[str] | None = None
 ) -> Iterator[Item]:
     """Yield the rows in the order of the questions, then a problem per unasked annotation."""
     known = None if annotations is None else read_annotations(annotations)

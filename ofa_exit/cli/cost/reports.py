@@ -5,14 +5,7 @@ import argparse
 import torch
 from tabulate import tabulate
 
-from ofa_exit.cli.cost.counted import (
-    Answer,
-    Lengths,
-    answer_flops,
-    build,
-    hours,
-    sample_cost,
-)
+from ofa_exit.cli.cost.counted import Answer, Lengths, answer_flops, build, hours, sample_cost
 from ofa_exit.cli.cost.datasets import GIB, as_text
 from ofa_exit.cli.cost.measured import measure
 from ofa_exit.evaluation.efficiency.flops import image_cost

@@ -67,8 +67,7 @@ class MeanScorer(BaseScorer):
 @dataclass
 class AccuracyConfig(FairseqDataclass):
     accuracy_ignore_case: bool = field(
-        default=False,
-        metadata={"help": "ignore upper and lower case of answers"},
+        default=False, metadata={"help": "ignore upper and lower case of answers"}
     )
 
 

@@ -12,10 +12,7 @@ from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
-from ofa_exit.evaluation.metrics.captions import (
-    bleu_from_statistics,
-    bleu_statistics,
-)
+from ofa_exit.evaluation.metrics.captions import bleu_from_statistics, bleu_statistics
 from ofa_exit.evaluation.metrics.cider_d import CiderD
 from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.tasks.config import OFATaskConfig

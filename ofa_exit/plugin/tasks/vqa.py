@@ -55,8 +55,7 @@ class VqaConfig(OFATaskConfig):
         },
     )
     eval_acc: bool = field(
-        default=False,
-        metadata={"help": "answer in validation and log the accuracy as vqa_acc"},
+        default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
     )
     vqa_metric: str = field(
         default="vqa_accuracy",
