@@ -70,17 +70,10 @@ class RankingGenerator(CandidateScorer):
         eos: int,
         numbers: Callable[[list[int]], Tensor],
         length_normalized: bool = False,
-        **options: Any,
     ) -> None:
-        """Set how candidates are ranked.
-
-        Args:
-            numbers: returns tokens that are printed as a list of numbers.
-            options: of ``AnswerTree``.
-        """
+        """Set how candidates are ranked; ``numbers`` makes tokens that are printed as numbers."""
         super().__init__(models, pad)
         self.eos, self.numbers, self.length_normalized = eos, numbers, length_normalized
-        self.options = options
 
     def generate(
         self, models: Sequence[Any], sample: dict[str, Any], **forced: Optional[Any]
@@ -92,8 +85,7 @@ class RankingGenerator(CandidateScorer):
             raise ValueError("training data holds no candidates to rank: give another split")
         distinct = [list(dict.fromkeys(map(tuple, given))) for given in sample["candidates"]]
         trees = [
-            AnswerTree(AnswerTrie(answers, self.eos), over_vocabulary=True, **self.options)
-            for answers in distinct
+            AnswerTree(AnswerTrie(answers, self.eos), over_vocabulary=True) for answers in distinct
         ]
         answer_scores = self.score(sample, trees)
         hyps = []
