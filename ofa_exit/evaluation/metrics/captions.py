@@ -77,7 +77,7 @@ def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[int]:
     They are [correct 1-grams … 4-grams, all 1-grams … 4-grams, words, words of the closest
     reference], with the words of `plain_tokenize`.
     """
-    return _bleu_counts(plain_tokenize(hypothesis), _plain(references))
+    return _bleu_counts(plain_tokenize(hypothesis), list(map(plain_tokenize, references)))
 
 
 def bleu_from_statistics(sums: Sequence[int]) -> list[float]:
@@ -110,10 +110,6 @@ def _add_metric(
         notes.append(f"{name} missing: {error}")
 
 
-def _plain(sentences: Sequence[str]) -> list[str]:
-    return [plain_tokenize(sentence) for sentence in sentences]
-
-
 def _tokenize(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -131,6 +127,6 @@ def _tokenize(
                 raise
             notes.append(f"no PTB tokenizer: {error}")
     if tokens is None:
-        tokens = _plain(sentences)
+        tokens = list(map(plain_tokenize, sentences))
     hypotheses, rest = tokens[: len(predictions)], iter(tokens[len(predictions) :])
     return hypotheses, [[next(rest) for _ in refs] for refs in references], used
