@@ -44,12 +44,6 @@ class Example:
     image_id: int | None = None
 
 
-def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Return bos, ``text``, eos."""
-    bos, eos = text.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
-    return torch.cat([bos, text, eos])
-
-
 def answer_sequences(
     source: Tensor, answer: Tensor, prompt_type: str, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, int]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ofa_exit.data.example import Example, answer_sequences, source_sequence
+from ofa_exit.data.example import Example, answer_sequences
 from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.trie import AnswerTrie
@@ -212,4 +213,6 @@ class RowExamples:
 
     def encode_source(self, text: str, unknown: list[str]) -> Tensor:
         """Return bos, the tokens of ``text``, eos: Long [T]."""
-        return source_sequence(self.encoder.encode(text, unknown), self.encoder.vocabulary)
+        vocabulary, tokens = self.encoder.vocabulary, self.encoder.encode(text, unknown)
+        bos, eos = tokens.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
+        return torch.cat([bos, tokens, eos])

@@ -68,8 +68,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
-    manifest.check_release(job.path, inputs, writer.partial_inputs(job.path))
-    partial = writer.resumable(job.path, inputs)
+    partial = writer.partial_inputs(job.path)
+    manifest.check_release(job.path, inputs, partial)
     if partial is None:
         done = manifest.finished(job.path)
         # Images that were missing may be in other folders now.
@@ -82,8 +82,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
             log(message + again * bool(done["skipped"]))
             return job.path
-    if partial is False or (partial is None and job.path.exists()):
-        kind = "partial file" if partial is False else "file"
+    if partial != inputs and (partial is not None or job.path.exists()):
+        kind = "file" if partial is None else "partial file"
         log(f"{job.path}: the existing {kind} is not from these inputs and options; starting over")
     with Problems(job.path) as problems:
         summary = survey(job, files, problems)

@@ -36,9 +36,7 @@ def score_coco(
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = select_scored(
-        captions, references, references, results, annotations, "image", allow_missing
-    )
+    scored = select_scored(captions, references, results, annotations, "image", allow_missing)
     found = _score(scored, captions, references, tokenizer)
     notes = [*missing_note(len(scored), len(references)), *found.notes]
     return Scores(found.values, len(scored), "images", notes=notes)
@@ -62,9 +60,7 @@ def score_nocaps(
     if not domains:
         raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = select_scored(
-        captions, references, references, results, annotations, "image", allow_missing
-    )
+    scored = select_scored(captions, references, results, annotations, "image", allow_missing)
     entire = _score(scored, captions, references, tokenizer)
     parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
     for domain in DOMAINS:

@@ -134,29 +134,28 @@ def read_results(path: ResultPath, keys: tuple[str, ...], value: str, kind: type
 def select_scored(
     results: Mapping[str, Any],
     expected: Iterable[str],
-    known: Iterable[str],
     path: ResultPath,
     annotations: ResultPath,
     what: str,
     allow_missing: bool,
+    ignore_others: bool = False,
 ) -> list[str]:
     """Return the identifiers to score, in the order of the annotations.
 
     Args:
         expected: identifiers that must have a result, unless ``allow_missing``.
-        known: identifiers that may have a result.
         what: what an identifier stands for: question, image.
+        ignore_others: allow results for other identifiers.
 
     Raises ValueError, with the first identifiers that are missing or unknown.
     """
-    known = set(known)
-    unknown = [name for name in results if name not in known]
-    if unknown:
+    expected = dict.fromkeys(expected)
+    unknown = [name for name in results if name not in expected]
+    if unknown and not ignore_others:
         raise ValueError(
             f"{path}: {len(unknown)} of {len(results)} results are for no {what} of {annotations}: "
             f"{_first(unknown)}. Score the split that the results are for"
         )
-    expected = list(expected)
     missing = [name for name in expected if name not in results]
     if missing and not allow_missing:
         raise ValueError(

@@ -126,9 +126,7 @@ def score_visdial(
     """
     rounds = _rounds(annotations)
     ranks: dict[str, list[int]] = read_results(results, KEYS, "ranks", list)
-    scored = select_scored(
-        ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing
-    )
+    scored = select_scored(ranks, rounds, results, annotations, " ".join(KEYS), allow_missing)
     relevances = _relevances(dense, rounds, annotations) if dense is not None else {}
     metrics = VisDialMetrics()
     for name in scored:
