@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.cli.renamed import run_example
 from ofa_exit.cli.user_dir import PACKAGE
 from ofa_exit.data.formats import CAPTION_COLS
 
-INTERRUPTED = 130
 EXAMPLE = "examples.emoji.capfilt_ranker"
 DUAL_ENCODER_FILE = "checkpoint_best.pt"
 
@@ -136,19 +135,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {counts.text(args.keep)}")
 
 
+@prints_errors(OSError, ValueError, ImportError, FloatingPointError, resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["train"], ["recall"]):
         new = f"python -m {EXAMPLE} {arguments[0]}"
         print(f"ofa-exit capfilt {arguments[0]} is now {new}", file=sys.stderr)
         return run_example(EXAMPLE, arguments)
-    args = build_parser().parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+    run(build_parser().parse_args(arguments))
     return 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
+INTERRUPTED = 130  # as shells number it
 Main = Callable[[Optional[Sequence[str]]], int]
 
 
@@ -29,8 +30,13 @@ def add_caption_columns(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prints_errors(*kinds: type[Exception], status: int = 2) -> Callable[[Main], Main]:
-    """Decorate a verb's ``main``: errors of these kinds take one line, and end it by ``status``."""
+def prints_errors(
+    *kinds: type[Exception], status: int = 2, resumes: bool = False
+) -> Callable[[Main], Main]:
+    """Decorate a verb's ``main``: errors of these kinds take one line, and end it by ``status``.
+
+    Ctrl-C, too, takes one line if the verb ``resumes`` what it has begun.
+    """
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
@@ -40,6 +46,11 @@ def prints_errors(*kinds: type[Exception], status: int = 2) -> Callable[[Main], 
             except kinds as error:
                 print(f"error: {error}", file=sys.stderr)
                 return status
+            except KeyboardInterrupt:
+                if not resumes:
+                    raise
+                print("interrupted: the same command resumes", file=sys.stderr)
+                return INTERRUPTED
 
         return run
 
