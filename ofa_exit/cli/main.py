@@ -1,7 +1,8 @@
 """``ofa-exit VERB …``: import the verb's module and run it.
 
 A verb is a module of this folder with ``main(argv) -> exit status``. Only the module in use is
-imported: ``ofa-exit --help`` does not wait for torch and fairseq.
+imported, and it imports what is slow (torch, fairseq) after it has parsed its arguments. So help
+and errors of arguments come at once.
 """
 
 import difflib

@@ -1,18 +1,14 @@
 """Captioning rows: an image and its captions."""
 
-import os
 from functools import cached_property
 from typing import Any
 
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.formats import CAPTION_COLS, SEPARATOR
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
-from ofa_exit.data.text import TextEncoder, strip_punctuation
+from ofa_exit.data.text import strip_punctuation
 
 COLUMNS = ("uniq_id", "image", "caption")
-# uniq-id, image-id, caption, predicted objects, image
-OFFICIAL_COLS = "0,4,2"
 PROMPT = " what does the image describe?"
-SEPARATOR = "&&"
 
 
 class CaptionExamples(RowExamples):
@@ -25,19 +21,11 @@ class CaptionExamples(RowExamples):
     """
 
     COLUMNS = COLUMNS
-    SELECTED_COLS = OFFICIAL_COLS
+    SELECTED_COLS = CAPTION_COLS
     SOURCE_FIELD = ANSWER_FIELD = "caption"
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        encoder: TextEncoder,
-        load_image: ImageLoader,
-        *,
-        all_references: bool = False,
-        **options: Any,
-    ):
-        super().__init__(path, encoder, load_image, **options)
+    def __init__(self, *arguments: Any, all_references: bool = False, **options: Any):
+        super().__init__(*arguments, **options)
         self.one_caption = self.train and not all_references
         self._unknown_in_prompt: list[str] = []
         self.source = self.encode_source(PROMPT, self._unknown_in_prompt)

@@ -44,12 +44,6 @@ class Example:
     image_id: int | None = None
 
 
-def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Return bos, ``text``, eos."""
-    bos, eos = text.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
-    return torch.cat([bos, text, eos])
-
-
 def answer_sequences(
     source: Tensor, answer: Tensor, prompt_type: str, vocabulary: Vocabulary
 ) -> tuple[Tensor, Tensor, int]:
@@ -59,10 +53,7 @@ def answer_sequences(
     source without its eos ("prev_output"). The target is the input shifted by one, with eos at the
     end and pad before the answer: the loss ignores the prompt.
     """
-    prompts = {"none": source[:1], "src": source, "prev_output": source[:-1]}
-    if prompt_type not in prompts:
-        raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
-    prompt = prompts[prompt_type]
+    prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
     ignored = prompt.new_full((len(prompt) - 1,), vocabulary.pad())
     target = torch.cat([ignored, answer, answer.new_tensor([vocabulary.eos()])])
     return torch.cat([prompt, answer]), target, len(prompt)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ofa_exit.data.example import PROMPT_TYPES, Example, answer_sequences, source_sequence
+from ofa_exit.data.example import Example, answer_sequences
 from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.trie import AnswerTrie
@@ -130,11 +131,6 @@ class RowExamples:
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
     ):
-        if prompt_type not in PROMPT_TYPES:
-            raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
-        for name, length in (("src", max_src_length), ("tgt", max_tgt_length)):
-            if length < 1:
-                raise ValueError(f"max_{name}_length {length} is not positive")
         self.file = TsvFile(path, selected_cols or self.SELECTED_COLS, self.columns(selected_cols))
         self.encoder = encoder
         self.load_image = load_image
@@ -217,4 +213,6 @@ class RowExamples:
 
     def encode_source(self, text: str, unknown: list[str]) -> Tensor:
         """Return bos, the tokens of ``text``, eos: Long [T]."""
-        return source_sequence(self.encoder.encode(text, unknown), self.encoder.vocabulary)
+        vocabulary, tokens = self.encoder.vocabulary, self.encoder.encode(text, unknown)
+        bos, eos = tokens.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
+        return torch.cat([bos, tokens, eos])

@@ -66,7 +66,7 @@ def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
 
 def test_captions_of_an_image_share_its_encoding():
     model = cost.build("ofa_nano")
-    stem = cost.size_cost(model, LENGTHS.size)
+    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
     one, three = (
         cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
     )
@@ -79,7 +79,7 @@ def test_captions_of_an_image_share_its_encoding():
 def test_an_answer_is_what_torch_counts_of_a_search(steps):
     model = cost.build("ofa_nano", "cpu").requires_grad_(False)
     answer = cost.Answer(beam=2, steps=steps)
-    stem = cost.size_cost(model, LENGTHS.size)
+    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
     biases: dict[str, int] = {}
     for positions in (16, 16 if steps <= 16 else 32):
         biases |= bias_costs(model, stem.tokens, LENGTHS.source, positions)
@@ -91,7 +91,7 @@ def test_an_answer_is_what_torch_counts_of_a_search(steps):
 def test_candidates_are_run_once_after_the_prompt():
     model = cost.build("ofa_nano")
     lengths = replace(LENGTHS, prompt=2)
-    source = cost.size_cost(model, LENGTHS.size).tokens + LENGTHS.source
+    source = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size)).tokens + LENGTHS.source
     few, many = (
         cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
         for count in (1, 5)

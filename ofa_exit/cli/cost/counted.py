@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.evaluation.efficiency.flops import ImageCost, image_cost
+from ofa_exit.evaluation.efficiency.flops import image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.decoder_pass import full_work
 from ofa_exit.models.ofa import OFAModel
@@ -124,14 +124,9 @@ def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform
     return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
 
 
-def size_cost(model: OFAModel, size: int) -> ImageCost:
-    """Return the FLOPs of stem and projection for one image, and its tokens."""
-    return image_cost(model.encoder, (size, size))
-
-
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
     """Return the FLOPs of answering one row at full depth, without the position biases."""
-    image = size_cost(model, lengths.size)
+    image = image_cost(model.encoder, (lengths.size, lengths.size))
     encoder, decoder = model.encoder, model.decoder
     layer: Any = encoder.layers[0]
     passes = layer.flops(image.tokens) + layer.flops(lengths.source)
@@ -143,19 +138,12 @@ def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
         work.append(words._replace(units=[answer.candidates]))
     else:
         for step in range(1, answer.steps + 1):
-            work += full_work(decoder, 1, answer.beam, _cache_capacity(step), first=step == 1)
+            capacity = max(CACHE_POSITIONS, 1 << (step - 1).bit_length())  # doubles when full
+            work += full_work(decoder, 1, answer.beam, capacity, first=step == 1)
             work.append(words._replace(units=[answer.beam]))
     total = dict.fromkeys(PARTS, 0)
     add_work(total, work, [image.tokens + lengths.source])
     return image.flops + len(encoder.layers) * passes + sum(total.values())
-
-
-def _cache_capacity(positions: int) -> int:
-    """Return the capacity of the decoder's cache, which doubles when it is full."""
-    capacity = CACHE_POSITIONS
-    while capacity < positions:
-        capacity *= 2
-    return capacity
 
 
 def hours(operations: float, rows: int, epochs: float, tflops: float, gpus: int) -> float:

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
@@ -16,6 +17,7 @@ from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import reject_misfit_of_checkpoints
+from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
@@ -255,6 +257,8 @@ class OFATask(DataTask):
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         """Return the trace of each model's last batch."""
+        if isinstance(generator, CandidateScorer):
+            return generator.traces()
         return [model.last_trace for model in models]
 
     # ------------------------------------------------------------------ validation
@@ -265,7 +269,7 @@ class OFATask(DataTask):
 
     def validation_generator(self, model: Any) -> Any:
         """Return the generator of validation."""
-        raise NotImplementedError
+        return self.make_generator([model], Namespace())
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         """Return what a batch's best hypotheses add to the metrics, summed over workers later."""

@@ -7,18 +7,15 @@ import numpy as np
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 
-from ofa_exit.data.caption import SEPARATOR, CaptionExamples
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.caption import CaptionExamples
+from ofa_exit.data.formats import SEPARATOR
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
-from ofa_exit.evaluation.metrics.captions import (
-    bleu_from_statistics,
-    bleu_statistics,
-)
+from ofa_exit.evaluation.metrics.captions import bleu_from_statistics, bleu_statistics
 from ofa_exit.evaluation.metrics.cider_d import CiderD
 from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean, summed
 
 CIDER = ("_cider_sum", "_cider_sentences")
@@ -49,6 +46,7 @@ class MuECaptionTask(BeamSearchTask):
     """Captioning in OFA's format, by fairseq's beam search."""
 
     prefix = "caption"
+    row_examples = CaptionExamples
     exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
     cfg: CaptionConfig
@@ -64,16 +62,8 @@ class MuECaptionTask(BeamSearchTask):
         self._all_references = getattr(criterion, "trains_on_all_references", False)
         return criterion
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
-        return CaptionExamples(
-            path,
-            self.encoder,
-            load_image,
-            train=is_training(split),
-            all_references=self._all_references,
-            selected_cols=self.cfg.selected_cols,
-            max_tgt_length=self.cfg.max_tgt_length,
-        )
+    def examples(self, *arguments: Any, **options: Any) -> RowExamples:
+        return super().examples(*arguments, all_references=self._all_references, **options)
 
     # ------------------------------------------------------------------ validation
 

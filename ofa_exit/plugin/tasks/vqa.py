@@ -1,6 +1,5 @@
 """Task ``mue_vqa``: a question about an image, with open answers or a closed set of them."""
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -8,8 +7,7 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from ofa_exit.data.example import PROMPT_TYPES
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.vqa import QuestionExamples, read_answers
 from ofa_exit.evaluation.metrics.vqa import ten_answers
@@ -25,7 +23,6 @@ from ofa_exit.plugin.search.prompted import (
 )
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
 from ofa_exit.runtime.trace import ExitTrace
 
@@ -58,8 +55,7 @@ class VqaConfig(OFATaskConfig):
         },
     )
     eval_acc: bool = field(
-        default=False,
-        metadata={"help": "answer in validation and log the accuracy as vqa_acc"},
+        default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
     )
     vqa_metric: str = field(
         default="vqa_accuracy",
@@ -83,6 +79,7 @@ class MuEVqaTask(BeamSearchTask):
     """
 
     prefix = "vqa"
+    row_examples = QuestionExamples
     same_as_trained = (*OFATask.same_as_trained, "prompt_type")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
@@ -101,27 +98,14 @@ class MuEVqaTask(BeamSearchTask):
     @classmethod
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
-        if cfg.prompt_type not in PROMPT_TYPES:
-            raise ValueError(
-                f"--prompt-type {cfg.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
-            )
         if cfg.vqa_metric not in VQA_METRICS:
             raise ValueError(
                 f"--vqa-metric {cfg.vqa_metric!r}: choose from {', '.join(VQA_METRICS)}"
             )
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> QuestionExamples:
-        return QuestionExamples(
-            path,
-            self.encoder,
-            load_image,
-            train=is_training(split),
-            selected_cols=self.cfg.selected_cols,
-            max_src_length=self.cfg.max_src_length,
-            max_tgt_length=self.cfg.max_tgt_length,
-            prompt_type=self.cfg.prompt_type,
-            trie=self.trie,
-        )
+    def examples(self, *arguments: Any, **options: Any) -> RowExamples:
+        options.update(prompt_type=self.cfg.prompt_type, trie=self.trie)
+        return super().examples(*arguments, **options)
 
     # ------------------------------------------------------------------ generation
 
@@ -187,8 +171,6 @@ class MuEVqaTask(BeamSearchTask):
         return limits - sample["net_input"]["src_lengths"] + sample["prompt_lengths"] - 1
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        if self.trie is not None:
-            return generator.traces()
         traces = super().traces(generator, models)
         if not self.has_prompts:
             return traces
@@ -198,7 +180,7 @@ class MuEVqaTask(BeamSearchTask):
 
     def validation_generator(self, model: Any) -> Any:
         if self.trie is not None:
-            return self.make_generator([model], Namespace())
+            return OFATask.validation_generator(self, model)
         args = eval_args(self.cfg)
         if self.cfg.prompt_type != "none":
             args.unnormalized = True
