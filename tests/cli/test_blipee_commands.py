@@ -1,11 +1,12 @@
 """Training exits by fairseq's commands."""
 
+import copy
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.task_files import caption_folder, entailment_folder, train
+from helpers.task_files import caption_folder, entailment_folder, generate, train
 
 from ofa_exit.cli.export import export
 from ofa_exit.plugin.errors import UsageError
@@ -73,6 +74,29 @@ def test_training_through_the_command(plain, tmp_path, caplog):
 
     export(tmp_path / "straight" / "checkpoint_last.pt", tmp_path / "small.pt")
     assert set(load(tmp_path / "small.pt")["model"]) == {*init, *exits}
+
+
+def test_checkpoints_of_the_previous_release_resume_load_and_export(plain, tmp_path, caplog):
+    """The size of the feature classifiers was an argument of the model."""
+    first = start(plain, tmp_path / "out", updates=2)
+    old = copy.deepcopy(first)
+    old["cfg"]["model"].feature_classifier_dim = old["cfg"]["criterion"].pop(
+        "feature_classifier_dim"
+    )
+    torch.save(old, tmp_path / "out" / "checkpoint_last.pt")
+
+    caplog.set_level(logging.INFO)
+    captions = generate("mue_caption", plain[0], tmp_path / "out" / "checkpoint_last.pt")["H"]
+    assert len(captions) == 11 and "feature_classifier" not in caplog.text
+    export(tmp_path / "out" / "checkpoint_last.pt", tmp_path / "small.pt")
+    exported = load(tmp_path / "small.pt")["model"]
+    assert {n.split(".")[0] for n in exported} == {"encoder", "decoder"}
+    assert all(torch.equal(value, old["model"][n]) for n, value in exported.items())
+
+    straight = start(plain, tmp_path / "straight", updates=4)["model"]
+    resumed = start(plain, tmp_path / "out", updates=4)["model"]
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[n]) for n, value in straight.items())
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ class BlipeeConfig(FairseqDataclass):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "probability mass of all other words"}
     )
+    feature_classifier_dim: int = field(
+        default=3072,
+        metadata={"help": "hidden size of the feature classifiers that exits are trained against"},
+    )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
@@ -102,6 +106,7 @@ class BlipeeAdversarial(FairseqCriterion):
         adversarial_weight: float,
         word_weight: float,
         label_smoothing: float,
+        feature_classifier_dim: int,
         sentence_avg: bool,
     ) -> None:
         super().__init__(task)
@@ -115,6 +120,8 @@ class BlipeeAdversarial(FairseqCriterion):
             raise ValueError(f"--label-smoothing is {label_smoothing}; give 0 or more, below 1")
         if label_smoothing and blipee_mode == "distill":
             raise ValueError("--label-smoothing needs --blipee-mode supervised")
+        if feature_classifier_dim < 1:
+            raise ValueError(f"--feature-classifier-dim {feature_classifier_dim}: give at least 1")
         for flag, weight in (
             ("--adversarial-weight", adversarial_weight),
             ("--word-weight", word_weight),
@@ -128,16 +135,15 @@ class BlipeeAdversarial(FairseqCriterion):
         self.adversarial_weight = adversarial_weight
         self.word_weight = word_weight
         self.label_smoothing = label_smoothing
+        self.feature_classifier_dim = feature_classifier_dim
         self.sentence_avg = sentence_avg
         self._has_warned = False
 
     def prepare_training(self, model: Any) -> None:
         """Add a feature classifier for each exit, and freeze everything but these and the exits."""
-        heads, hidden = exit_heads(model), model.cfg.feature_classifier_dim
+        heads, hidden = exit_heads(model), self.feature_classifier_dim
         if not isinstance(heads, TransformerHeads):
             raise UsageError(_NO_EXITS)
-        if hidden < 1:
-            raise UsageError(f"--feature-classifier-dim {hidden}: give at least 1")
         model.feature_classifiers = nn.ModuleDict(
             {layer: FeatureClassifier(model.cfg.encoder_embed_dim, hidden) for layer in heads}
         )

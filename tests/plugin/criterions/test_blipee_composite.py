@@ -116,7 +116,7 @@ def hydra(folder: Path, data: Path, plain: Path, name: str, updates: int) -> str
             "code_dict_size": 0,
             "num_bins": 0,
         },
-        "criterion": {"_name": "blipee_adversarial"},
+        "criterion": {"_name": "blipee_adversarial", "feature_classifier_dim": 16},
         "dataset": {"batch_size": 4, "num_workers": 0, "disable_validation": True},
         "optimization": {"max_update": updates, "lr": [0.01]},
         "optimizer": {"_name": "composite", "groups": settings()},
@@ -134,7 +134,6 @@ def hydra(folder: Path, data: Path, plain: Path, name: str, updates: int) -> str
             "resnet_width": 8,
             "split_modalities": True,
             "exit_layers": "2,4",
-            "feature_classifier_dim": 16,
         },
     }
     configuration["common"]["user_dir"] = str(ROOT / "user_dir")
