@@ -125,7 +125,7 @@ train_blipee() {
     init=$out/backbone/checkpoint_best.pt
   fi
   epochs=${EPOCHS:-3}
-  # Groups of parameters are updated in turn, so gradients cannot be one flat tensor.
+  # Where an update trains exits alone (--adversarial-weight 0), gradients cannot be one flat tensor.
   fit "$rows/train.tsv" "${VALID:-$rows/valid.tsv}" "$init" "$out/exits" --exit-layers "${EXITS:-1,2,3,5}" \
     --criterion blipee_adversarial --blipee-mode "$mode" --fp16-no-flatten-grads "$@"
 }

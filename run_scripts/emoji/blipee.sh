@@ -3,7 +3,7 @@
 #   run_scripts/emoji/blipee.sh caption|entailment INIT OUT [UPDATES] [fairseq-train arguments…]
 # EXITS (default 1,2,4): decoder layers with an exit. MODE supervised (default) or distill.
 # The paper's settings: Adam with betas 0.9 and 0.999, warm-up, batch size 16, a learning rate that halves every 3 epochs.
-# Updates train feature classifiers and exit transformers in turn. DATA, BATCH (16), LR, PROCESSES, DEVICE: see common.sh.
+# Every update trains feature classifiers and exits. DATA, BATCH (16), LR, PROCESSES, DEVICE: see common.sh.
 #   run_scripts/emoji/generate.sh caption OUT/checkpoint_last.pt valid OUT/exits --exit-policy confidence --exit-alpha 0.8
 source "$(dirname "$0")/common.sh"
 task=${1:?caption or entailment} init=${2:?checkpoint to start from} out=${3:?folder to save to} updates=${4:-600}

@@ -55,14 +55,12 @@ def test_training_through_the_command(plain, tmp_path, caplog):
     assert len(classifiers) == 8 and len(classifiers) + len(exits) + len(init) == len(
         first["model"]
     )
-    # The first update is the classifiers', the second the exit transformers'.
-    for name in exits:
-        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
-        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
-    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
-    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
-    assert len(moments(first)) == len(classifiers)
-    assert len(moments(second)) == len(classifiers) + len(exits)
+    # Every update trains both groups.
+    for names in (classifiers, exits):
+        assert not all(torch.equal(first["model"][n], second["model"][n]) for n in names)
+    for updates, checkpoint in ((1, first), (2, second)):
+        assert len(moments(checkpoint)) == len(classifiers) + len(exits)
+        assert {int(state["step"]) for state in moments(checkpoint)} == {updates}
 
     # Straight on, and resumed, is the same.
     straight = start(plain, tmp_path / "straight", updates=4)
@@ -74,6 +72,23 @@ def test_training_through_the_command(plain, tmp_path, caplog):
 
     export(tmp_path / "straight" / "checkpoint_last.pt", tmp_path / "small.pt")
     assert set(load(tmp_path / "small.pt")["model"]) == {*init, *exits}
+
+
+def test_groups_in_turn_through_the_command(plain, tmp_path):
+    """The first update is the classifiers', the second the exit transformers'."""
+    init = load(plain[1])["model"]
+    turns = ["--blipee-updates", "alternate"]
+    first = start(plain, tmp_path / "one", *turns, updates=1)
+    second = start(plain, tmp_path / "two", *turns, updates=2)
+    classifiers = [n for n in first["model"] if n.startswith("feature_classifiers.")]
+    exits = [n for n in first["model"] if n.startswith("decoder.exits.")]
+    for name in exits:
+        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
+        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
+    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
+    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
+    assert len(moments(first)) == len(classifiers)
+    assert len(moments(second)) == len(classifiers) + len(exits)
 
 
 def test_checkpoints_of_the_previous_release_resume_load_and_export(plain, tmp_path, caplog):

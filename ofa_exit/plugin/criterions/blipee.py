@@ -32,9 +32,10 @@ from ofa_exit.plugin.errors import UsageError
 logger = logging.getLogger(__name__)
 
 MODES = ("supervised", "distill")
-# Parameter groups, updated in turn.
+UPDATES = ("both", "alternate")
 TRANSFORMER_GROUP = "exit_transformers"
 CLASSIFIER_GROUP = "feature_classifiers"
+GROUPS = frozenset((TRANSFORMER_GROUP, CLASSIFIER_GROUP))
 COLLAPSE_THRESHOLD = 0.05
 """An exit has collapsed if its variance over tokens is below this share of the final layer's."""
 _NO_EXITS = (
@@ -50,6 +51,13 @@ class BlipeeConfig(FairseqDataclass):
         metadata={
             "help": "what exits learn words from: the labels (supervised, BLIPEE Eq. 4) or the "
             "final layer (distill, Eq. 5)"
+        },
+    )
+    blipee_updates: str = field(
+        default="both",
+        metadata={
+            "help": "what an update trains: exits and feature classifiers on the same batch "
+            "(both), or one of the two, in turn (alternate)"
         },
     )
     kl_direction: str = field(
@@ -88,9 +96,17 @@ class ExitScore(NamedTuple):
 class BlipeeAdversarial(FairseqCriterion):
     """Train the exits of a frozen model (BLIPEE Section 3.3; 3.4 with ``distill``).
 
-    Updates alternate. Even ones train the feature classifiers on Eq. 2, odd ones the exit
-    transformers on Eq. 3 plus Eq. 4 or 5. Losses are summed over exits and tokens. The feature of
+    Every update trains the feature classifiers on Eq. 2 and the exit transformers on Eq. 3 plus
+    Eq. 4 or 5. Each loss has gradients for its own parameters only, so one backward pass and one
+    optimizer step over the sum train both. Losses are summed over exits and tokens. The feature of
     a token is its state after the final norm, the input of the vocabulary projection.
+
+    Differs from the paper: it trains the two alternately, and its released code takes the step of
+    the feature classifiers before that of the exits. Here the two steps on a batch are
+    simultaneous: exits learn from the feature classifiers as they were before the update. One step
+    changes these little, and fairseq's trainer has one backward pass and one step per update. The
+    gradient norm is clipped over both together. ``--blipee-updates alternate`` trains the feature
+    classifiers in even updates and the exits in odd ones, so each learns from half of the batches.
 
     Logged per token: ``loss`` of the exit transformers, ``word_loss``, ``gen_loss`` and
     ``fc_loss``, summed over exits, in bits. For each exit i ``acc_exit_i`` (words) and
@@ -102,6 +118,7 @@ class BlipeeAdversarial(FairseqCriterion):
         self,
         task: Any,
         blipee_mode: str,
+        blipee_updates: str,
         kl_direction: str,
         adversarial_weight: float,
         word_weight: float,
@@ -112,6 +129,7 @@ class BlipeeAdversarial(FairseqCriterion):
         super().__init__(task)
         for flag, value, choices in (
             ("--blipee-mode", blipee_mode, MODES),
+            ("--blipee-updates", blipee_updates, UPDATES),
             ("--kl-direction", kl_direction, DIRECTIONS),
         ):
             if value not in choices:
@@ -131,6 +149,7 @@ class BlipeeAdversarial(FairseqCriterion):
         if adversarial_weight == word_weight == 0:
             raise ValueError("--adversarial-weight and --word-weight are both 0: nothing to train")
         self.distill = blipee_mode == "distill"
+        self.alternate = blipee_updates == "alternate"
         self.kl_direction = kl_direction
         self.adversarial_weight = adversarial_weight
         self.word_weight = word_weight
@@ -160,19 +179,26 @@ class BlipeeAdversarial(FairseqCriterion):
 
     def get_groups_for_update(self, num_updates: int) -> set[str]:
         """Return the parameter groups that the next update trains."""
-        if self.adversarial_weight == 0 or num_updates % 2:
+        if self.adversarial_weight == 0:
             return {TRANSFORMER_GROUP}
-        return {CLASSIFIER_GROUP}
+        if self.alternate:
+            return {TRANSFORMER_GROUP if num_updates % 2 else CLASSIFIER_GROUP}
+        return set(GROUPS)
 
     def optimizer_step(self, optimizer: Any, update_num: int) -> None:
-        step_groups(optimizer, self.get_groups_for_update(update_num))
+        groups = self.get_groups_for_update(update_num)
+        if groups == GROUPS:
+            optimizer.step()
+        else:
+            step_groups(optimizer, groups)
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return the summed loss, the number that fairseq divides it by, and what to log.
 
-        The loss is that of the group that is being trained, in validation the exit transformers'.
+        The loss is the sum over the groups that are being trained, in validation the exit
+        transformers' alone.
         """
         reject_empty(sample)
         if not exit_heads(model):
@@ -196,25 +222,27 @@ class BlipeeAdversarial(FairseqCriterion):
         final = at_tokens(final)
         features = {layer: at_tokens(x) for layer, x in extra["exit_features"].items()}
 
-        groups = self.get_groups_for_update(model.num_updates)
-        trains_classifiers = self.training and CLASSIFIER_GROUP in groups
-        loss = final.new_zeros((), dtype=torch.float32)
+        groups = self.get_groups_for_update(model.num_updates) if self.training else GROUPS
+        losses: dict[str, Tensor] = {}
         log: dict[str, Any] = {
             "ntokens": ntokens,
             "nsentences": sample["nsentences"],
             "sample_size": sample["nsentences"] if self.sentence_avg else ntokens,
         }
-        if adversarial and (trains_classifiers or not self.training):
+        if adversarial and CLASSIFIER_GROUP in groups:
             fc_loss = self.classifier_losses(model, final, features, log)
             log["fc_loss"], log["fc_tokens"] = fc_loss.detach(), ntokens
-            if trains_classifiers:
-                loss = fc_loss
-        if not trains_classifiers:
-            loss = self.transformer_losses(model, sample, rows, final, features, log)
+            losses[CLASSIFIER_GROUP] = fc_loss
+        if TRANSFORMER_GROUP in groups:
+            losses[TRANSFORMER_GROUP] = self.transformer_losses(
+                model, sample, rows, final, features, log
+            )
             log["loss_size"] = log["sample_size"]
             log["exit_tokens"] = ntokens
+        loss = losses[TRANSFORMER_GROUP if TRANSFORMER_GROUP in losses else CLASSIFIER_GROUP]
         log["loss"] = loss.detach()
         if self.training:
+            loss = torch.stack(list(losses.values())).sum()
             # Data-parallel training waits for a gradient of every parameter. ``optimizer_step``
             # removes those of the other group.
             idle = [p for p in model.parameters() if p.requires_grad]
