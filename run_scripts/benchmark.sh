@@ -67,7 +67,7 @@ fit() {
   per_epoch=$((($(rows "$train") + batch - 1) / batch)) updates=$((per_epoch * epochs))
   case $schedule in
     decay) rate=(polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * 6 / 100))) ;;
-    halve) rate=(step --lr-decay 0.5 --lr-deacy-period $((3 * per_epoch)) --warmup-updates 500) ;;
+    halve) rate=(step_from_start --lr-decay 0.5 --lr-deacy-period $((3 * per_epoch)) --warmup-updates 500) ;;
   esac
   [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
   train "$train,$valid" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \

@@ -1,7 +1,7 @@
-"""The fairseq plugin: importing this package registers tasks, criterions, scorers and models."""
+"""The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs
+from . import archs, schedules
 from .criterions import blipee, mue, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -14,6 +14,7 @@ __all__ = [
     "caption_scorers",
     "compat",
     "mue",
+    "schedules",
     "scst",
     "snli_ve",
     "visdial",

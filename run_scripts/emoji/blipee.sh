@@ -10,13 +10,13 @@ task=${1:?caption or entailment} init=${2:?checkpoint to start from} out=${3:?fo
 shift $(($# < 4 ? $# : 4))
 batch=${BATCH:-16}
 rows=$(wc -l < "$DATA/${task}_train.tsv")
-three_epochs=$((3 * (rows + batch - 1) / batch))
+three_epochs=$((3 * ((rows + batch - 1) / batch)))
 # shellcheck disable=SC2046
 train "$DATA/${task}_train.tsv,$DATA/${task}_valid.tsv" $(task_options "$task") --arch ofa_nano \
   --finetune-from-model "$init" --exit-layers "${EXITS:-1,2,4}" \
   --criterion blipee_adversarial --blipee-mode "${MODE:-supervised}" \
   --optimizer adam --adam-betas "(0.9, 0.999)" --clip-norm 1.0 \
-  --lr "${LR:-3e-4}" --lr-scheduler step --lr-decay 0.5 --lr-deacy-period "$three_epochs" \
+  --lr "${LR:-3e-4}" --lr-scheduler step_from_start --lr-decay 0.5 --lr-deacy-period "$three_epochs" \
   --warmup-updates $((updates / 10)) --warmup-init-lr 1e-7 --max-update "$updates" \
   --batch-size $((batch / PROCESSES)) --batch-size-valid 32 \
   --save-dir "$out" --no-epoch-checkpoints "$@"
