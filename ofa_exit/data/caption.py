@@ -4,6 +4,8 @@ import os
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.text import TextEncoder, strip_punctuation
@@ -21,7 +23,8 @@ class CaptionExamples(RowExamples):
     The source is OFA's fixed question, the target `` caption`` without punctuation. A training row
     has one caption, cut to ``max_tgt_length`` words. Other rows have one or several captions joined
     by ``&&``, uncut: all are references, and the first is the target. With ``all_references``
-    training rows may have several, too.
+    training rows may have several, too. With ``captions_optional`` rows may have none: they have no
+    references, and only eos as target.
     """
 
     COLUMNS = COLUMNS
@@ -35,10 +38,12 @@ class CaptionExamples(RowExamples):
         load_image: ImageLoader,
         *,
         all_references: bool = False,
+        captions_optional: bool = False,
         **options: Any,
     ):
         super().__init__(path, encoder, load_image, **options)
         self.one_caption = self.train and not all_references
+        self.captions_optional = captions_optional
         self._unknown_in_prompt: list[str] = []
         self.source = self.encode_source(PROMPT, self._unknown_in_prompt)
         if len(self.source) > self.max_source_positions:
@@ -52,6 +57,8 @@ class CaptionExamples(RowExamples):
         return len(self.source), self.max_tgt_length + 1
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
+        if self.captions_optional and not row["caption"].strip():
+            return RowTokens(self.source, torch.zeros(0, dtype=torch.long), [])
         references = self._references(row)
         words = strip_punctuation(references[0]).split()
         if self.train:

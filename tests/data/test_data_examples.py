@@ -95,6 +95,15 @@ def test_several_captions_are_references_and_the_first_is_the_target(tmp_path):
     assert text(captions(tmp_path, row, train=False), example.target) == "a dog runs </s>"
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_captions_may_be_missing_on_request(tmp_path, train):
+    rows = [caption_row(1, " "), caption_row(2, "a dog")]
+    examples = captions(tmp_path, *rows, train=train, captions_optional=True)
+    assert (text(examples, examples[0].target), examples[0].references) == ("</s>", [])
+    assert text(examples, examples[0].prev_output) == "<s>"
+    assert text(examples, examples[1].target) == "a dog </s>"
+
+
 def test_columns_are_chosen_by_number(tmp_path):
     row = ["the cat", plain_field(), "9"]
     examples = captions(tmp_path, row, selected_cols="2,1,0")

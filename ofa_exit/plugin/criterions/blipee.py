@@ -27,6 +27,7 @@ from ofa_exit.objectives.layerwise import score_layers
 from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 from ofa_exit.plugin.criterions.groups import exit_heads, step_groups, train_only
 from ofa_exit.plugin.criterions.mue import reject_empty
+from ofa_exit.plugin.criterions.own_captions import with_own_captions
 from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class BlipeeConfig(FairseqDataclass):
         default="supervised",
         metadata={
             "help": "what exits learn words from: the labels (supervised, BLIPEE Eq. 4) or the "
-            "final layer (distill, Eq. 5)"
+            "final layer (distill, Eq. 5; rows may then lack captions)"
         },
     )
     blipee_updates: str = field(
@@ -108,6 +109,9 @@ class BlipeeAdversarial(FairseqCriterion):
     gradient norm is clipped over both together. ``--blipee-updates alternate`` trains the feature
     classifiers in even updates and the exits in odd ones, so each learns from half of the batches.
 
+    With ``distill``, captions may be missing. The decoder is then fed the model's own
+    (``with_own_captions``).
+
     Logged per token: ``loss`` of the exit transformers, ``word_loss``, ``gen_loss`` and
     ``fc_loss``, summed over exits, in bits. For each exit i ``acc_exit_i`` (words) and
     ``fc_acc_exit_i`` (features classified correctly) in percent, and ``spread_exit_i``, the
@@ -148,7 +152,7 @@ class BlipeeAdversarial(FairseqCriterion):
                 raise ValueError(f"{flag} is {weight}; give a finite number of at least 0")
         if adversarial_weight == word_weight == 0:
             raise ValueError("--adversarial-weight and --word-weight are both 0: nothing to train")
-        self.distill = blipee_mode == "distill"
+        self.distill = self.trains_without_labels = blipee_mode == "distill"
         self.alternate = blipee_updates == "alternate"
         self.kl_direction = kl_direction
         self.adversarial_weight = adversarial_weight
@@ -211,6 +215,8 @@ class BlipeeAdversarial(FairseqCriterion):
         adversarial = self.adversarial_weight > 0
         if adversarial and not hasattr(model, "feature_classifiers"):
             raise ValueError("the model has no feature classifiers: call prepare_training(model)")
+        if self.distill:
+            sample = with_own_captions(self.task, model, sample)
         target, ntokens = sample["target"], sample["ntokens"]
         # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
         rows = token_rows(target, self.padding_idx, ntokens)

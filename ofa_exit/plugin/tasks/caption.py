@@ -56,21 +56,28 @@ class MuECaptionTask(BeamSearchTask):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderD]] = {}
-        self._all_references = False
+        self._all_references = self._captions_optional = False
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion, which may train on rows of several captions (``mue_scst``)."""
+        """Build the criterion.
+
+        It may train on rows of several captions (``trains_on_all_references``), or of none
+        (``trains_without_labels``).
+        """
         criterion = super().build_criterion(cfg, from_checkpoint)
+        self._captions_optional = getattr(criterion, "trains_without_labels", False)
         self._all_references = getattr(criterion, "trains_on_all_references", False)
         return criterion
 
     def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
+        needs_references = not is_training(split) and self.validates_generation()
         return CaptionExamples(
             path,
             self.encoder,
             load_image,
             train=is_training(split),
             all_references=self._all_references,
+            captions_optional=self._captions_optional and not needs_references,
             selected_cols=self.cfg.selected_cols,
             max_tgt_length=self.cfg.max_tgt_length,
         )
