@@ -16,7 +16,7 @@ from helpers.data_samples import (
 from PIL import Image
 
 from ofa_exit.data.caption import CaptionExamples
-from ofa_exit.data.example import Example, answer_sequences
+from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
@@ -279,12 +279,13 @@ def test_prompt_types(tmp_path, prompt_type):
 def test_answer_of_several_tokens_follows_its_prompt():
     vocabulary = word_encoder().vocabulary
     source, answer = torch.tensor([0, 5, 6, 2]), torch.tensor([7, 8])
-    prev, target, prompt_length = answer_sequences(source, answer, "src", vocabulary)
+    prompt = source_prompt(source, "src")
+    prev, target, prompt_length = answer_sequences(prompt, answer, vocabulary)
     assert prev.tolist() == [0, 5, 6, 2, 7, 8]
     assert target.tolist() == [1, 1, 1, 7, 8, 2]
     assert prompt_length == 4
     with pytest.raises(ValueError, match="none, src, prev_output"):
-        answer_sequences(source, answer, "source", vocabulary)
+        source_prompt(source, "source")
 
 
 @pytest.mark.parametrize("prompt_type", ["none", "src", "prev_output"])

@@ -99,6 +99,24 @@ def test_the_models_own_captions_are_fed(parts):
     torch.testing.assert_close(loss, labelled)
 
 
+def test_own_captions_follow_the_prompt(plain, parts):
+    _, model, criterion = parts
+    task = files.setup(TASK, plain[0], caption_prompt="a square of")
+    task._captions_optional = True
+    sample = batch(task, range(2))
+    filled = with_own_captions(task, model, sample)
+    hyps = task.generate(task.validation_generator(model), [model], sample)
+    model.train()
+    bos, pad, prompt = task.dictionary.bos(), task.dictionary.pad(), task.caption_prompt.tolist()
+    for row in range(2):
+        caption = hyps[row][0]["tokens"].tolist()
+        length = len(prompt) + len(caption)
+        prev_output = filled["net_input"]["prev_output_tokens"][row, :length]
+        assert prev_output.tolist() == [bos, *prompt, *caption[:-1]]
+        assert filled["target"][row, :length].tolist() == [pad] * len(prompt) + caption
+    assert criterion(model, filled)[0].isfinite()
+
+
 def test_labelled_batches_are_left_alone(parts):
     task, model, _ = parts
     sample = batch(task, range(2, 3))
