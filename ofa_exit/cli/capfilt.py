@@ -10,8 +10,9 @@ are trained on.
   ofa-exit capfilt filter OUT/images.tsv OUT/generate-images.txt \\
     --ranker openai/clip-vit-large-patch14 --out OUT/synthetic.tsv
 
-run_scripts/emoji/capfilt.sh does all of it. It ranks with a small dual encoder, which
-python -m examples.emoji.capfilt_ranker trains in a checkout.
+run_scripts/coco/train_blipee.sh with MODE=capfilt does all of it, and trains exits on the captions.
+run_scripts/emoji/capfilt.sh makes captions of the emoji data. It ranks with a small dual encoder,
+which python -m examples.emoji.capfilt_ranker trains in a checkout.
 """
 
 import argparse

@@ -44,16 +44,32 @@ class Example:
     image_id: int | None = None
 
 
-def answer_sequences(
-    source: Tensor, answer: Tensor, prompt_type: str, vocabulary: Vocabulary
-) -> tuple[Tensor, Tensor, int]:
-    """Return decoder input Long [L], target Long [L] and prompt length for ``answer`` Long [A].
+def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Return bos, ``text``, eos."""
+    bos, eos = text.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
+    return torch.cat([bos, text, eos])
 
-    The answer has neither bos nor eos. The prompt is bos ("none"), the whole source ("src") or the
-    source without its eos ("prev_output"). The target is the input shifted by one, with eos at the
-    end and pad before the answer: the loss ignores the prompt.
+
+def source_prompt(source: Tensor, prompt_type: str) -> Tensor:
+    """Return the decoder prompt that ``source`` makes, Long [P].
+
+    It is bos ("none"), the whole source ("src") or the source without its eos ("prev_output").
     """
-    prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
+    return {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
+
+
+def answer_sequences(
+    prompt: Tensor, answer: Tensor, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, int]:
+    """Return decoder input Long [L], target Long [L] and prompt length.
+
+    The target is the input shifted by one, with eos at the end and pad before the answer: the loss
+    ignores the prompt.
+
+    Args:
+        prompt: Long [P], bos first.
+        answer: Long [A], without bos and eos.
+    """
     ignored = prompt.new_full((len(prompt) - 1,), vocabulary.pad())
     target = torch.cat([ignored, answer, answer.new_tensor([vocabulary.eos()])])
     return torch.cat([prompt, answer]), target, len(prompt)

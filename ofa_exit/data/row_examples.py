@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ofa_exit.data.example import Example, answer_sequences
+from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.trie import AnswerTrie
@@ -99,14 +99,14 @@ class RowExamples:
     - SELECTED_COLS, their numbers in the published files;
     - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
 
-    It may also override `columns`, `image` and `mask`.
+    It may also override `columns`, `prompt`, `image` and `mask`.
 
     Args:
         load_image: turns the image field into Float [3, H, W].
         train: rows are for training. Data sets then cut targets, or demand an answer.
         selected_cols: numbers of the columns, as in "0,4,2". None: the published layout.
         max_src_length, max_tgt_length: words to keep of source texts and of targets.
-        prompt_type: what the decoder is fed before the answer, see `answer_sequences`.
+        prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
         max_source_positions, max_target_positions: the model's limits. A row beyond them raises.
     """
@@ -155,6 +155,10 @@ class RowExamples:
         """Return the texts of ``row`` as tokens. Append symbols that became unk to ``unknown``."""
         raise NotImplementedError
 
+    def prompt(self, source: Tensor) -> Tensor:
+        """Return what the decoder is fed before the answer, Long [P], bos first."""
+        return source_prompt(source, self.prompt_type)
+
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Return the image and its ``image_id``."""
         return row.image(self.load_image), None
@@ -175,7 +179,7 @@ class RowExamples:
         unknown: list[str] = []
         tokens = self.read(row, unknown)
         prev_output, target, prompt_length = answer_sequences(
-            tokens.source, tokens.answer, self.prompt_type, self.encoder.vocabulary
+            self.prompt(tokens.source), tokens.answer, self.encoder.vocabulary
         )
         candidates = tokens.candidates
         for sequence, field, limit, option in (

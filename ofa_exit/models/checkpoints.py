@@ -33,8 +33,8 @@ REQUIRED_FLAGS = {
 COMPUTED = ("token_rp_bucket", "image_rp_bucket", "image_position_idx", "version")
 
 HEADS = "decoder.exits."
-# Modules that only a training uses: BLIPEE's feature classifiers.
-TRAINING_PARTS = "feature_classifiers."
+# The model itself. Any other entry belongs to a module that a criterion adds for its training.
+MODEL_PARTS = ("encoder.", "decoder.")
 
 
 def check_structure(cfg: Any) -> None:
@@ -62,6 +62,8 @@ def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     * If it has a larger image grid, position embeddings and 2-D biases move to their new cells.
     * Missing batch-norm counters and buffers that follow from the arguments are the model's own.
     * Missing exit heads start from the backbone (``ExitHeads.init_from``).
+    * Modules that a criterion adds start anew where they are missing, and are dropped where the
+      model lacks them.
     * Classification heads (``classification_heads.``) are dropped with a warning.
 
     Raises:
@@ -94,18 +96,18 @@ def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
 
 
 def _fit_training_parts(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Start modules of training anew where the checkpoint lacks them; drop unused ones."""
-    missing = [name for name in own if name.startswith(TRAINING_PARTS) and name not in state]
+    missing = [name for name in own if not name.startswith(MODEL_PARTS) and name not in state]
     if missing:
-        logger.info("missing feature classifiers initialised at random")
+        parts = sorted({name.split(".")[0] for name in missing})
+        logger.info("missing %s initialised at random", ", ".join(parts))
     state.update({name: own[name] for name in missing})
-    for name in [n for n in state if n.startswith(TRAINING_PARTS) and n not in own]:
+    for name in [n for n in state if not n.startswith(MODEL_PARTS) and n not in own]:
         del state[name]
 
 
 def without_training_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict for inference, without modules that only a training uses."""
-    return {name: value for name, value in state.items() if not name.startswith(TRAINING_PARTS)}
+    return {name: value for name, value in state.items() if name.startswith(MODEL_PARTS)}
 
 
 def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

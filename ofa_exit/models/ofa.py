@@ -116,10 +116,6 @@ class OFAConfig(FairseqDataclass):
             "checkpoints trained by MuE's released code, which overwrites it"
         },
     )
-    feature_classifier_dim: int = field(
-        default=3072,
-        metadata={"help": "hidden size of the feature classifiers that exits are trained against"},
-    )
     checkpoint_activations: bool = field(
         default=False,
         metadata={"help": "recompute each layer in the backward pass to save memory"},

@@ -1,7 +1,7 @@
-"""The fairseq plugin: importing this package registers tasks, criterions, scorers and models."""
+"""The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs
+from . import archs, schedules
 from .criterions import blipee, deecap, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -17,6 +17,7 @@ __all__ = [
     "leebert",
     "mue",
     "multi_exit",
+    "schedules",
     "scst",
     "snli_ve",
     "visdial",

@@ -202,7 +202,7 @@ def require_settings_of_groups(
             raise UsageError(
                 f"--optimizer composite: settings are missing for the parameter groups {missing}. "
                 "Give optimizer.groups in a YAML configuration to fairseq-hydra-train, or use "
-                "--optimizer adam, which also updates groups in turn"
+                "--optimizer adam"
             )
     init(self, cfg, params)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ofa_exit.data import images
 from ofa_exit.data.caption import CaptionExamples
-from ofa_exit.data.example import Example, answer_sequences
+from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
@@ -94,6 +94,15 @@ def test_several_captions_are_references_and_the_first_is_the_target(tmp_path):
     example = captions(tmp_path, row, train=False)[0]
     assert example.references == ["A dog, runs.", "the cat", "Runs on grass"]
     assert text(captions(tmp_path, row, train=False), example.target) == "a dog runs </s>"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_captions_may_be_missing_on_request(tmp_path, train):
+    rows = [caption_row(1, " "), caption_row(2, "a dog")]
+    examples = captions(tmp_path, *rows, train=train, captions_optional=True)
+    assert (text(examples, examples[0].target), examples[0].references) == ("</s>", [])
+    assert text(examples, examples[0].prev_output) == "<s>"
+    assert text(examples, examples[1].target) == "a dog </s>"
 
 
 def test_columns_are_chosen_by_number(tmp_path):
@@ -272,7 +281,8 @@ def test_prompt_types(tmp_path, prompt_type):
 def test_answer_of_several_tokens_follows_its_prompt():
     vocabulary = word_encoder().vocabulary
     source, answer = torch.tensor([0, 5, 6, 2]), torch.tensor([7, 8])
-    prev, target, prompt_length = answer_sequences(source, answer, "src", vocabulary)
+    prompt = source_prompt(source, "src")
+    prev, target, prompt_length = answer_sequences(prompt, answer, vocabulary)
     assert prev.tolist() == [0, 5, 6, 2, 7, 8]
     assert target.tolist() == [1, 1, 1, 7, 8, 2]
     assert prompt_length == 4
