@@ -19,6 +19,7 @@ VERBS = {
     "capfilt": "filter sampled captions by image-text similarity (CapFilt)",
     "sweep": "measure quality and savings of many exit settings",
     "choose": "select an exit setting on one split and report it on others",
+    "compare": "compare methods: tables and curves of their sweeps",
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",
     "plot-layers": "draw what `layers` measured and suggest --exit-layers",
