@@ -23,6 +23,7 @@ VERBS = {
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",
     "plot-layers": "draw what `layers` measured and suggest --exit-layers",
+    "saturation": "measure how alike the states of consecutive layers are",
     "table": "compare finished generations",
     "score": "compute the official metrics of a result file",
     "submit": "write a benchmark's result file from generated text",
