@@ -25,6 +25,7 @@ VERBS = {
     "plot-layers": "draw what `layers` measured and suggest --exit-layers",
     "saturation": "measure how alike the states of consecutive layers are",
     "table": "compare finished generations",
+    "cases": "show generated words in the colour of the layer they left at",
     "score": "compute the official metrics of a result file",
     "submit": "write a benchmark's result file from generated text",
     "merge": "merge the shards of a generation",

@@ -11,7 +11,7 @@ from helpers.small_models import batch, nano
 from helpers.task_files import SMALL, caption_folder, entailment_folder, train
 
 from ofa_exit.cli import saturation
-from ofa_exit.cli.layer_states import cosines, layer_states
+from ofa_exit.cli.saturation.states import cosines, layer_states
 from ofa_exit.evaluation.figures.saturation import CONSECUTIVE, LAST
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.policies.base import ExitPolicy

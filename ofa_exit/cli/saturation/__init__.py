@@ -41,7 +41,7 @@ def measure(verb: str, checkpoints: list[str], arguments: list[str], out: Path) 
     from fairseq.logging import progress_bar
 
     from ofa_exit.cli.generation import Generation, named_files
-    from ofa_exit.cli.layer_states import cosines, layer_states
+    from ofa_exit.cli.saturation.states import cosines, layer_states
     from ofa_exit.evaluation.figures.saturation import (
         plot_saturation,
         summarise,
