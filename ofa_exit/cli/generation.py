@@ -1,5 +1,6 @@
 """Task, checkpoint and batches of a fairseq-generate command line, for verbs that look inside."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class Generation:
                 raise UsageError(f"{option}: {verb} names its checkpoints itself, and runs them at "
                                  "full depth. Leave it out")  # fmt: skip
         if checkpoints:
-            arguments = [*arguments, "--path", ":".join(checkpoints)]
+            arguments = [*arguments, "--path", os.pathsep.join(checkpoints)]
         parser = options.get_generation_parser()
         self.cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
         utils.import_user_module(self.cfg.common)

@@ -155,6 +155,9 @@ def test_missing_folders_and_scores(methods, tmp_path):
         read_methods(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"valid\.csv, line 1: no column accuracy among .*CIDEr"):
         check_quality(methods, "accuracy")
+    write_sweep(tmp_path / "tiny" / "test.csv", [setting("a", 1, (4, 4, 4), (4, 4), CIDEr="")])
+    with pytest.raises(ValueError, match=r"tiny/test\.csv, a: column CIDEr is empty"):
+        check_quality(read_methods(tmp_path), "CIDEr")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no METHOD/valid\.csv"):
         read_methods(tmp_path / "empty")

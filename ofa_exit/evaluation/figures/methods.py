@@ -87,7 +87,7 @@ def read_sweep(path: Path) -> Sweep:
         for setting, row in rows.items()
     }
     first = next(iter(settings))
-    if settings[first].get("expected_time_reduction", 0.0) != 0:
+    if abs(settings[first].get("expected_time_reduction", 0.0)) > 1e-6:
         raise ValueError(
             f"{path}, line 2: the first setting saves time ({first}). Begin the grid with {{}}, "
             "full depth"
@@ -139,6 +139,9 @@ def check_quality(methods: Sequence[Method], quality: str | None) -> str:
                 f"{sweep.path}, line 1: no column {quality} among its scores, "
                 f"{', '.join(sweep.scores) or 'none'}. Name another with --quality"
             )
+        for setting, values in sweep.settings.items():
+            if quality not in values:
+                raise ValueError(f"{sweep.path}, {setting}: column {quality} is empty. Sweep again")
     return quality
 
 
