@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.evaluation.efficiency.flops import ImageCost, image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.decoder_pass import full_work
 from ofa_exit.models.ofa import OFAModel
@@ -124,17 +123,12 @@ def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform
     return StepCost(two.forward - one.forward, two.training - one.training, two.kept - one.kept)
 
 
-def size_cost(model: OFAModel, size: int) -> ImageCost:
-    """Return the FLOPs of stem and projection for one image, and its tokens."""
-    return image_cost(model.encoder, (size, size))
-
-
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
     """Return the FLOPs of answering one row at full depth, without the position biases."""
-    image = size_cost(model, lengths.size)
     encoder, decoder = model.encoder, model.decoder
     layer: Any = encoder.layers[0]
-    passes = layer.flops(image.tokens) + layer.flops(lengths.source)
+    image_tokens = encoder.image_tokens(lengths.size, lengths.size)
+    passes = layer.flops(image_tokens) + layer.flops(lengths.source)
     words = Work("vocabulary", lambda source: decoder.word_flops(answer.words), [0])
     work = []
     if answer.candidates:  # the prompt and all candidates in one pass
@@ -146,8 +140,9 @@ def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
             work += full_work(decoder, 1, answer.beam, _cache_capacity(step), first=step == 1)
             work.append(words._replace(units=[answer.beam]))
     total = dict.fromkeys(PARTS, 0)
-    add_work(total, work, [image.tokens + lengths.source])
-    return image.flops + len(encoder.layers) * passes + sum(total.values())
+    add_work(total, work, [image_tokens + lengths.source])
+    stem = encoder.image_flops(lengths.size, lengths.size)
+    return stem + len(encoder.layers) * passes + sum(total.values())
 
 
 def _cache_capacity(positions: int) -> int:

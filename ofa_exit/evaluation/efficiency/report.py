@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ofa_exit.evaluation.efficiency.depth import SampleDepth
-from ofa_exit.evaluation.efficiency.flops import ImageCost, batch_flops, bias_costs, image_cost
+from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.runtime.flops import PARTS
 
@@ -54,7 +54,6 @@ class GenerationReport:
         self.model = model
         self.exits = model.decoder.active_heads(model.decoder.exit_policy)
         self._symbol = symbol
-        self._images: dict[tuple[int, int], ImageCost] = {}
         self._biases: dict[str, int] = {}  # FLOPs of each shape met
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
@@ -179,14 +178,9 @@ class GenerationReport:
         self, trace: Any, text_tokens: Sequence[int], image_size: tuple[int, int] | None
     ) -> None:
         """Add the FLOPs of a batch, and those of bias shapes that were not met before."""
-        image = None
-        if image_size:
-            if image_size not in self._images:
-                self._images[image_size] = image_cost(self.model.encoder, image_size)
-            image = self._images[image_size]
-        batch = batch_flops(self.model, trace, text_tokens, image)
+        batch = batch_flops(trace)
         positions = max((step.keys for step in trace.steps), default=0)
-        cells = image.tokens if image else 0
+        cells = self.model.encoder.image_tokens(*image_size) if image_size else 0
         self._biases.update(bias_costs(self.model, cells, max(text_tokens), positions))
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
             for name, value in part.items():
