@@ -36,6 +36,12 @@ class TraceFile:
             self._file = None
 
 
+def weights_in_layers(model: Any) -> float:
+    """Return the weights of an exit head of an OFAModel, in those of one decoder layer."""
+    layer = sum(weight.numel() for weight in model.decoder.layers[0].parameters())
+    return model.decoder.exit_heads.parameters_per_head() / layer
+
+
 class GenerationReport:
     """Collects batch after batch of a generation by one model."""
 
@@ -138,11 +144,13 @@ class GenerationReport:
 
     def totals(self) -> RunTotals:
         """Return the sums of the run so far, which those of other shards may be added to."""
+        heads = self.model.decoder.exit_heads
         return RunTotals.of(
             self._samples,
             *self.layers,
             self.exits,
-            self.model.decoder.exit_heads.depth,
+            heads.depth,
+            0.0 if heads.depth else weights_in_layers(self.model),
             seconds=self._seconds,
             counted=self._counted,
             executed=dict(self._executed),

@@ -17,6 +17,7 @@ from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
 
 GIGA = 1e9
+_OF_THE_MODEL = ("encoder_layers", "decoder_layers", "exits", "head_layers")
 
 
 @dataclass
@@ -31,6 +32,7 @@ class RunTotals:
     encoder_layers: int
     decoder_layers: int
     exits: list[int]  # decoder layers whose heads are used
+    head_layers: float  # weights of a head without layers, in those of a decoder layer
     sentences: int
     words: int  # of the best hypotheses
     images: int  # sentences with an image
@@ -41,6 +43,7 @@ class RunTotals:
     expected_time_reduction: float
     words_run: int  # words that a layer ran for
     parameters: int  # BLIPEE's i + k, summed over these words
+    words_by_head: int  # of these, words that exited through a head
     seconds: float
     counted: int  # sentences whose FLOPs are counted
     executed: dict[str, int]
@@ -55,6 +58,7 @@ class RunTotals:
         decoder_layers: int,
         exits: Collection[int],
         head_depth: int,
+        head_layers: float = 0.0,
         **rest: Any,
     ) -> "RunTotals":
         """Sum the depths of ``samples``.
@@ -62,6 +66,7 @@ class RunTotals:
         Args:
             exits: decoder layers whose heads are used.
             head_depth: decoder layers that a head has.
+            head_layers: weights of a head that has none of them, in those of a decoder layer.
             rest: seconds, counted, executed, full, biases.
 
         Raises:
@@ -72,6 +77,7 @@ class RunTotals:
         return cls(
             *layers,
             sorted(exits),
+            head_layers,
             sentences=len(samples),
             words=sum(len(sample.word_layers) for sample in samples),
             images=sum(sample.image_layers > 0 for sample in samples),
@@ -84,6 +90,9 @@ class RunTotals:
             ),
             words_run=sum(map(len, used)),
             parameters=sum(map(sum, used)),
+            words_by_head=sum(
+                layers in exits for sample in samples for layers in sample.word_layers
+            ),
             **rest,
         )
 
@@ -100,7 +109,7 @@ class RunTotals:
         """Return the totals of all shards; raise ValueError if their models differ."""
         first, *others = parts
         for other in others:
-            for name in ("encoder_layers", "decoder_layers", "exits"):
+            for name in _OF_THE_MODEL:
                 if getattr(other, name) != getattr(first, name):
                     raise ValueError(
                         f"{name} {getattr(first, name)} and {getattr(other, name)}: the shards "
@@ -112,7 +121,7 @@ class RunTotals:
                 if biases.setdefault(shape, cost) != cost:
                     raise ValueError("position biases differ: the shards' models differ")
         values: dict[str, Any] = {"biases": biases}
-        for name in ("encoder_layers", "decoder_layers", "exits"):
+        for name in _OF_THE_MODEL:
             values[name] = getattr(first, name)
         for field in dataclasses.fields(cls):
             if field.name in ("executed", "full"):
@@ -130,6 +139,10 @@ class RunTotals:
         Layers and expected_time_reduction are those of ``depth``. flop_reduction is 1 - executed /
         full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
         and depends on the machine and the batch size.
+
+        parameter_speedup is BLIPEE's N / mean(i + k), without heads k = 0. A head that is no
+        transformer layer has k = 0 there, however many weights it has. For such heads
+        parameter_speedup_with_heads has k = weights of a head / weights of a decoder layer.
         """
         count, biases = self.sentences, {"biases": sum(self.biases.values())}
         parts, all_parts = {**self.executed, **biases}, {**self.full, **biases}
@@ -146,15 +159,23 @@ class RunTotals:
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
             "flop_reduction": reduction if count else None,
-            # BLIPEE's measure; without heads the decoder's layers alone count (k = 0).
-            "parameter_speedup": (
-                self.decoder_layers * self.words_run / self.parameters if self.parameters else None
-            ),
+            "parameter_speedup": self._parameter_speedup(0),
+            **self._speedup_with_heads(),
             "gflops_per_sentence": executed / per_sentence if self.counted else None,
             "gflops_full_per_sentence": full / per_sentence if self.counted else None,
             "seconds_per_sentence": self.seconds / count if count else None,
             "seconds": self.seconds,
         }
+
+    def _parameter_speedup(self, head_layers: float) -> float | None:
+        """Return N / mean(i + k); ``head_layers`` is added to k of every head."""
+        used = self.parameters + head_layers * self.words_by_head
+        return self.decoder_layers * self.words_run / used if used else None
+
+    def _speedup_with_heads(self) -> dict[str, float | None]:
+        if not (self.exits and self.head_layers):
+            return {}
+        return {"parameter_speedup_with_heads": self._parameter_speedup(self.head_layers)}
 
     def table(self) -> str:
         """Return the summary as a table."""
@@ -184,5 +205,11 @@ class RunTotals:
             exits = ",".join(map(str, self.exits))
             shown = f"{values['parameter_speedup']:.2f} x (heads after layers {exits})"
             rows.append(("parameter_speedup", shown))
+        if "parameter_speedup_with_heads" in values:
+            shown = (
+                f"{values['parameter_speedup_with_heads']:.2f} x "
+                f"(a head has the weights of {self.head_layers:.1f} decoder layers)"
+            )
+            rows.append(("parameter_speedup_with_heads", shown))
         rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
         return tabulate(rows, tablefmt="plain", disable_numparse=True)

@@ -14,7 +14,7 @@ from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
-from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
+from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import reject_misfit_of_checkpoints
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
@@ -94,6 +94,7 @@ class OFATask(DataTask):
         with usage_errors():
             model = super().build_model(cfg, from_checkpoint)
         reject_misfit(self.cfg, self.exit_policy, model)
+        log_heads(model)
         if not from_checkpoint:
             self.model_to_train = model
         if self.validates_generation():
