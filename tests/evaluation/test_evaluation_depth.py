@@ -4,6 +4,7 @@ import pytest
 
 from ofa_exit.evaluation.efficiency.depth import (
     SampleDepth,
+    check_reference_layers,
     expected_time_reduction,
     mean_layers,
     parameters_used,
@@ -63,6 +64,33 @@ def test_layers_of_heads_count_where_words_exit_through_them():
         found = expected_time_reduction([sample], 6, 6, exits, head_depth)
         assert found == pytest.approx(1 - (1 + 15 / 24) / 2)
     assert mean_layers([sample]).decoder == 15 / 4
+
+
+def test_reference_layers_are_those_of_equation_14():
+    """OFA tiny against OFA base: MuE's Table 1 has 1 - 4/6 for it."""
+    none = dict.fromkeys(PARTS, 0)
+    rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={})
+    full = [SampleDepth(4, 4, (4, 4))]
+    tiny = RunTotals.of(full, 4, 4, (), 0, reference_layers=(6, 6), **rest)
+    summary = tiny.summary()
+    assert summary["expected_time_reduction"] == pytest.approx(1 - 4 / 6)
+    assert (summary["reference_layers"], summary["encoder_layers_full"]) == ("6+6", 4)
+    assert "expected_time_reduction against 6+6 layers  33.3 %" in tiny.table()
+    assert RunTotals.merged([tiny, tiny]).summary() == {
+        **summary, "sentences": 2, "words": 4, "seconds": 2
+    }  # fmt: skip
+    own = RunTotals.of(full, 4, 4, (), 0, **rest)
+    assert own.summary()["expected_time_reduction"] == 0 and "against" not in own.table()
+    assert "reference_layers" not in own.summary()
+    with pytest.raises(ValueError, match=r"reference_layers \[6, 6\] and None"):
+        RunTotals.merged([tiny, own])
+
+
+def test_a_reference_is_at_least_as_deep_as_the_model():
+    check_reference_layers((6, 6), 6, 4)
+    for deeper in ((7, 6), (6, 7)):
+        with pytest.raises(ValueError, match=r"--reference-layers 6,6: .* at least as deep"):
+            check_reference_layers((6, 6), *deeper)
 
 
 def test_words_that_no_layer_ran_for_do_not_count():

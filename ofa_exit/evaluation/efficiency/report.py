@@ -50,14 +50,17 @@ class GenerationReport:
         model: Any,
         trace_file: str | os.PathLike[str] | None = None,
         symbol: Callable[[int], str] | None = None,
+        reference_layers: tuple[int, int] | None = None,
     ) -> None:
         """Start a report on an OFAModel whose exit policy is set.
 
         Args:
             trace_file: where the detail of every sentence goes; None = nowhere.
             symbol: word of a token id; with it the trace file names the words.
+            reference_layers: N_E and N_D of Eq. 14; None = the model's.
         """
         self.model = model
+        self._reference_layers = reference_layers
         self.exits = model.decoder.active_heads(model.decoder.exit_policy)
         self._symbol = symbol
         self._biases: dict[str, int] = {}  # FLOPs of each shape met
@@ -151,6 +154,7 @@ class GenerationReport:
             self.exits,
             heads.depth,
             0.0 if heads.depth else weights_in_layers(self.model),
+            self._reference_layers,
             seconds=self._seconds,
             counted=self._counted,
             executed=dict(self._executed),
@@ -158,7 +162,7 @@ class GenerationReport:
             biases=dict(self._biases),
         )
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers of the whole run, see ``RunTotals.summary``."""
         return self.totals().summary()
 

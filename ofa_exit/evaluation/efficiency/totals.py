@@ -17,7 +17,7 @@ from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
 
 GIGA = 1e9
-_OF_THE_MODEL = ("encoder_layers", "decoder_layers", "exits", "head_layers")
+_OF_THE_MODEL = ("encoder_layers", "decoder_layers", "exits", "head_layers", "reference_layers")
 
 
 @dataclass
@@ -33,6 +33,7 @@ class RunTotals:
     decoder_layers: int
     exits: list[int]  # decoder layers whose heads are used
     head_layers: float  # weights of a head without layers, in those of a decoder layer
+    reference_layers: list[int] | None  # N_E and N_D of Eq. 14; None: the model's
     sentences: int
     words: int  # of the best hypotheses
     images: int  # sentences with an image
@@ -59,6 +60,7 @@ class RunTotals:
         exits: Collection[int],
         head_depth: int,
         head_layers: float = 0.0,
+        reference_layers: tuple[int, int] | None = None,
         **rest: Any,
     ) -> "RunTotals":
         """Sum the depths of ``samples``.
@@ -67,17 +69,20 @@ class RunTotals:
             exits: decoder layers whose heads are used.
             head_depth: decoder layers that a head has.
             head_layers: weights of a head that has none of them, in those of a decoder layer.
+            reference_layers: N_E and N_D of Eq. 14; None: the model's.
             rest: seconds, counted, executed, full, biases.
 
         Raises:
             ValueError: samples that cannot be, see ``expected_time_reduction``.
         """
         used = [parameters_used(sample, exits, head_depth) for sample in samples]
-        layers = (encoder_layers, decoder_layers)
+        layers = reference_layers or (encoder_layers, decoder_layers)
         return cls(
-            *layers,
+            encoder_layers,
+            decoder_layers,
             sorted(exits),
             head_layers,
+            list(reference_layers) if reference_layers else None,
             sentences=len(samples),
             words=sum(len(sample.word_layers) for sample in samples),
             images=sum(sample.image_layers > 0 for sample in samples),
@@ -113,7 +118,7 @@ class RunTotals:
                 if getattr(other, name) != getattr(first, name):
                     raise ValueError(
                         f"{name} {getattr(first, name)} and {getattr(other, name)}: the shards "
-                        "come from different models"
+                        "come from different models or have different --reference-layers"
                     )
         biases: dict[str, int] = {}
         for part in parts:
@@ -133,10 +138,11 @@ class RunTotals:
                 values[field.name] = sum(getattr(part, field.name) for part in parts)
         return cls(**values)
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers of the whole run; None where there is nothing to count.
 
-        Layers and expected_time_reduction are those of ``depth``. flop_reduction is 1 - executed /
+        Layers and expected_time_reduction are those of ``depth``; reference_layers is there if they
+        are another model's. flop_reduction is 1 - executed /
         full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
         and depends on the machine and the batch size.
 
@@ -158,6 +164,7 @@ class RunTotals:
             "encoder_layers_full": self.encoder_layers,
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
+            **({"reference_layers": self._reference} if self.reference_layers else {}),
             "flop_reduction": reduction if count else None,
             "parameter_speedup": self._parameter_speedup(0),
             **self._speedup_with_heads(),
@@ -166,6 +173,11 @@ class RunTotals:
             "seconds_per_sentence": self.seconds / count if count else None,
             "seconds": self.seconds,
         }
+
+    @property
+    def _reference(self) -> str:
+        """Return the reference's layers as "6+6"."""
+        return "+".join(map(str, self.reference_layers or ()))
 
     def _parameter_speedup(self, head_layers: float) -> float | None:
         """Return N / mean(i + k); ``head_layers`` is added to k of every head."""
@@ -191,9 +203,10 @@ class RunTotals:
             layers = values[f"{name}_layers"]
             shown = "none in this run" if layers is None else f"{layers:.2f} of {total}"
             rows.append((f"mean {name} layers", shown))
-        rows.append(
-            ("expected_time_reduction", f"{100 * (values['expected_time_reduction'] or 0):.1f} %")
-        )
+        name = "expected_time_reduction"
+        if self.reference_layers:
+            name += f" against {self._reference} layers"
+        rows.append((name, f"{100 * (values['expected_time_reduction'] or 0):.1f} %"))
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (
