@@ -1,10 +1,14 @@
 # Shared by the scripts of the published data sets: training with MuE and BLIPEE, answering, and sweeps. options.sh in the folder of
 # the script sets TASK (options of training and generation), CHOOSE (the score that selects the best checkpoint),
 # FIT (options of MuE's training), SEARCH (options of generation), SCORING (fairseq's name of the scorer), HIDDEN (splits without
-# published answers), QUALITY (the column that sweeps draw), SETTINGS (their default grid) and BLIPEE (the paper's mode).
+# published answers), QUALITY (the column that sweeps draw), SETTINGS (their default grid), BLIPEE (the paper's mode), and
+# OFA_BATCH and OFA_LR (batch and learning rate of OFA's own scripts).
 #   BPE_DIR   folder of dict.txt, encoder.json and vocab.bpe of OFA's release; default: the data's folder
-#   ARCH      ofa_base, as in MuE
-#   LR, EPOCHS, BATCH   settings of training; the defaults are the paper's, see the script
+#   ARCH      ofa_base (default, as in MuE), ofa_tiny, ofa_medium, …: that of CHECKPOINT
+#   VARIANT   of train.sh and train_cider.sh: mue (default), no_split or no_layer_loss (MuE without Eq. 3 or Eq. 12), or plain:
+#             OFA's own training, a joint encoder and the loss on the last layer. sweep.sh takes it to choose the default
+#             grid: plain and no_split have one encoder threshold
+#   LR, EPOCHS, BATCH   settings of training; the defaults are the paper's, those of plain are OFA's. See the script
 #   MICRO     samples per forward pass on one device; gradients are summed up to BATCH (default 8)
 #   VALID     file to validate on (default: DATA/valid.tsv); the first rows of a large file are enough: head -n 5000
 #   SAVE_UPDATES   also save every SAVE_UPDATES updates (default 2000) and keep the last such checkpoint, from which a killed run
@@ -78,12 +82,18 @@ fit() {
     --save-interval-updates "${SAVE_UPDATES:-2000}" --keep-interval-updates 1 --fixed-validation-seed 7 "${precision[@]}" "$@"
 }
 
-# train_mue DATA CHECKPOINT OUT ARGUMENTS…: fine-tunes on DATA/train.tsv with a loss on every decoder layer (MuE, Eqs. 12 and 13).
-train_mue() {
+# fine_tune DATA CHECKPOINT OUT ARGUMENTS…: fine-tunes on DATA/train.tsv as VARIANT says. mue has a loss on every decoder layer (MuE,
+# Eqs. 12 and 13).
+fine_tune() {
   options "${1:?folder of train.tsv and valid.tsv}"
-  local init=${2:?checkpoint of OFA to start from} out=${3:?folder to save to}
+  local init=${2:?checkpoint of OFA to start from} out=${3:?folder to save to} variant=${VARIANT:-mue} model_flags
+  model_flags=$(model_options "$variant")
   local epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
-  fit "$DATA/train.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" --split-modalities --criterion mue_loss --dropout 0.1 \
+  if [ "$variant" = plain ]; then
+    batch=${BATCH:-${OFA_BATCH:-64}} lr=${LR:-${OFA_LR:-3e-5}}
+  fi
+  # shellcheck disable=SC2086
+  fit "$DATA/train.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" $model_flags --criterion mue_loss --dropout 0.1 \
     --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 "${FIT[@]}" "${CHOOSE[@]}" "${@:4}"
 }
 
@@ -217,8 +227,10 @@ evaluate() {
 # sweep DATA CHECKPOINT SPLIT OUT ARGUMENTS…: writes OUT.csv and its curve, OUT.png and OUT.svg.
 sweep() {
   options "${1:?folder of SPLIT.tsv}"
-  local checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?files to write, without extension} grid=${GRID:-$SETTINGS} cpu=()
+  local checkpoint=${2:?checkpoint} split=${3:?split} out=${4:?files to write, without extension} cpu=() model_flags grid
   shift 4
+  model_flags=$(model_options "${VARIANT:-mue}")
+  [[ $model_flags == *--split-modalities* ]] && grid=${GRID:-$SETTINGS} || grid=${GRID:-${SETTINGS%.json}_joint.json}
   [ "$DEVICE" = cuda ] || cpu=(--cpu)
   ofa_exit sweep "$grid" "$out.csv" "$DATA" --user-dir "$USER_DIR" "${TASK[@]}" ${BPE_DIR:+--bpe-dir "$BPE_DIR"} \
     --path "$checkpoint" --gen-subset "$split" --batch-size "${MICRO:-8}" "${cpu[@]}" "${SEARCH[@]}" --scoring "$SCORING" "$@"

@@ -76,6 +76,17 @@ train() {
   fi
 }
 
+# model_options plain|mue|no_split|no_layer_loss: encoder and loss of a variant.
+model_options() {
+  case $1 in
+    plain) echo "--layer-weights last" ;;
+    mue) echo "--split-modalities --layer-weights uniform" ;;
+    no_split) echo "--layer-weights uniform" ;;
+    no_layer_loss) echo "--split-modalities --layer-weights last" ;;
+    *) echo "unknown variant $1: give plain, mue, no_split or no_layer_loss" >&2; return 2 ;;
+  esac
+}
+
 # generate DATA ARGUMENTS…: fairseq-generate on this machine.
 generate() {
   local data=$1 cpu=()

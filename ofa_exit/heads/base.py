@@ -61,6 +61,11 @@ class ExitHeads(nn.ModuleDict):
         """Whether the heads have modules. Without any they cost nothing and are always there."""
         return len(self) > 0
 
+    def parameters_per_head(self) -> int:
+        """Return the mean number of weights of a head; 0 for heads without weights of their own."""
+        own = sum(parameter.numel() for parameter in self.parameters())
+        return own // max(len(self.layers), 1)
+
     @classmethod
     def build(cls, layers: Sequence[int], cfg: Any, backbone: Any) -> ExitHeads:
         """Return the heads of a new model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ofa_exit.models.attention import split_heads
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.encoder_pass import EncoderPass, mask_keys
+from ofa_exit.models.encoder_pass import EncoderPass
 from ofa_exit.models.layers import EncoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
@@ -23,8 +24,7 @@ from ofa_exit.models.positions import (
 )
 from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate
-from ofa_exit.runtime.exit_loop import ExitState, exit_loop
-from ofa_exit.runtime.flops import linear_flops
+from ofa_exit.runtime.flops import Work, linear_flops
 from ofa_exit.runtime.trace import ExitTrace
 
 
@@ -252,9 +252,20 @@ class Encoder(ShapeCache):
         pairs = image**2 + text**2 if self.cfg.split_modalities else tokens**2
         return {f"encoder {image} {text}": 4 * tokens * dim**2 + 2 * pairs * dim}
 
-    def projection_flops(self, tokens: int) -> int:
-        """Return the FLOPs of ``image_proj`` over the T tokens of one image: 2·T·channels·C."""
-        return linear_flops(tokens, self.image_proj.in_features, self.image_proj.out_features)
+    def image_tokens(self, height: int, width: int) -> int:
+        """Return the number of tokens of an image of H x W pixels."""
+        stem: Any = self.embed_images
+        return math.prod(stem.grid(height, width))
+
+    def image_flops(self, height: int, width: int) -> int:
+        """Return the FLOPs of an image of H x W pixels before the layers.
+
+        Those of the stem, and 2·T·channels·C of ``image_proj`` over its T tokens.
+        """
+        stem: Any = self.embed_images
+        tokens, projection = self.image_tokens(height, width), self.image_proj
+        projected = linear_flops(tokens, projection.in_features, projection.out_features)
+        return stem.flops(height, width) + projected
 
     # ------------------------------------------------------------------ passes
 
@@ -301,27 +312,38 @@ class Encoder(ShapeCache):
 
         if split and grid is not None:
             assert biases.image is not None and biases.text is not None
-            image, image_layers = self._run(
-                image, biases.image, None, "image", present if padded else None
+            # Without padding every row has an image, and no row is masked or left out.
+            image_pass = EncoderPass(
+                self.layers, biases.image, image, present=present if padded else None
             )
-            image = _per_sentence(image, image_rows)
-            image_layers = _per_sentence(image_layers, image_rows)
-            text_mask = text_padding if padded else None
-            text, text_layers = self._run(text, biases.text, text_mask, "text")
-            x = torch.cat([image, text], dim=1)  # [S, Ti + Tt, C]
+            text_pass = EncoderPass(
+                self.layers, biases.text, text, padding=text_padding if padded else None
+            )
+            image = _per_sentence(self._run(image_pass, "image"), image_rows)
+            x = torch.cat([image, self._run(text_pass, "text")], dim=1)  # [S, Ti + Tt, C]
+            passes, text_layers = [image_pass, text_pass], text_pass.layers_used
+            image_layers = _per_sentence(image_pass.layers_used, image_rows)
         else:
             both = biases.joint if grid is not None else biases.text
             assert both is not None
-            part = "text" if split else "joint"
             x = torch.cat([image, text], dim=1)
-            x, text_layers = self._run(x, both, padding if padded else None, part)
+            joint_pass = EncoderPass(self.layers, both, x, padding=padding if padded else None)
+            x = self._run(joint_pass, "text" if split else "joint")
+            passes, text_layers = [joint_pass], joint_pass.layers_used
             image_layers = text_layers * (patch_masks if patch_masks is not None else 1)
             if grid is None:
                 image_layers = torch.zeros_like(text_layers)
 
         self.last_trace = None
         if self.exit_policy is not None and not self.training:
-            self.last_trace = ExitTrace(image_layers, text_layers, image_rows=image_rows)
+            stem = [] if present is None else [self._stem_work(patch_images, present)]
+            self.last_trace = ExitTrace(
+                image_layers,
+                text_layers,
+                source_tokens=(~padding).sum(dim=1),
+                work=[*stem, *(one.work() for one in passes)],
+                full_work=[*stem, *(one.full_work() for one in passes)],
+            )
         return EncoderOut(
             states=self.layer_norm(x),
             padding_mask=padding,
@@ -331,44 +353,17 @@ class Encoder(ShapeCache):
             trace=self.last_trace,
         )
 
-    def _run(
-        self,
-        x: Tensor,
-        biases: list[Tensor],
-        padding: Optional[Tensor],
-        part: str,
-        present: Optional[Tensor] = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the layers over x [S, T, C]; rows exit where the policy's gate of ``part`` says.
-
-        Args:
-            biases: of every layer, [1, heads, T, T] each.
-            padding: Bool [S, T], True on padding; None if there is none.
-            part: "image", "text" or "joint".
-            present: Bool [S], False for rows that have nothing to run (no image).
-
-        Returns:
-            States at exit [S, T, C] and the layers executed, Long [S].
-        """
+    def _run(self, layers: EncoderPass, part: str) -> Tensor:
+        """Run a pass under the policy's gate of ``part``: "image", "text" or "joint"."""
         policy = None if self.training else self.exit_policy
         gate: Optional[Gate] = None if policy is None else policy.gate(part)
-        if gate is None:
-            for layer, bias in zip(self.layers, biases):
-                x = self._layer(layer, x, mask_keys(bias, padding))
-            layers = torch.full((x.size(0),), len(self.layers), device=x.device)
-            return x, layers if present is None else layers * present
-        absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
-        if present is not None:
-            absent = ~present.unsqueeze(1)
-        state = ExitState(x, absent, heads=False, known=True)
-        encoder_pass = EncoderPass(self.layers, biases, padding, x)
-        exit_loop(encoder_pass, gate, state, drop_first=present is not None)
-        return state.output, state.layers_used.squeeze(1)
+        return layers.run(gate, self.training and self.cfg.checkpoint_activations)
 
-    def _layer(self, layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
-        if self.training and self.cfg.checkpoint_activations:
-            return torch.utils.checkpoint.checkpoint(layer, x, bias, use_reentrant=False)
-        return layer(x, bias)
+    def _stem_work(self, images: Any, present: Tensor) -> Work:
+        """Return the work of the stem on images [I, 3, H, W], of which Bool [I] are present."""
+        height, width = images.shape[-2:]
+        units = present.long()
+        return Work("stem", lambda tokens: self.image_flops(height, width), units, tokens=units)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Reorder for beam search, see ``EncoderOut.reordered``."""

@@ -1,25 +1,88 @@
-"""One pass of the encoder under a gate: what the exit loop drives."""
+"""One pass of the encoder: what the exit loop drives, and what it costs."""
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
+import torch
 from torch import Tensor, nn
 
-from ofa_exit.policies.base import GateInput
+from ofa_exit.policies.base import Gate, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
-from ofa_exit.runtime.exit_loop import LayerPass
+from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop
+from ofa_exit.runtime.flops import Work
 
 
 class EncoderPass(LayerPass):
-    """A pass of the encoder's layers over image, text or both, a sample per row."""
+    """A pass of the encoder's layers over image, text or both, a sample per row.
+
+    Attributes:
+        layers_used: Long [S], once the pass has run.
+    """
+
+    layers_used: Tensor
 
     def __init__(
-        self, layers: nn.ModuleList, biases: list[Tensor], padding: Optional[Tensor], x: Tensor
+        self,
+        layers: nn.ModuleList,
+        biases: list[Tensor],
+        x: Tensor,
+        padding: Optional[Tensor] = None,
+        present: Optional[Tensor] = None,
     ) -> None:
-        self.layers, self.biases, self.padding = layers, biases, padding
+        """Prepare a pass over x [S, T, C].
+
+        Args:
+            biases: of every layer, [1, heads, T, T] each.
+            padding: Bool [S, T], True on padding; None if there is none.
+            present: Bool [S], False for rows that have nothing to run (no image); None if all have.
+        """
+        self.layers, self.biases, self.x = layers, biases, x
+        self.padding, self.present = padding, present
         self.depth = len(layers)
         self.rows = ActiveRows(x.size(0), 1, x.device)
+
+    def run(self, gate: Optional[Gate], checkpoint: bool = False) -> Tensor:
+        """Run the layers; rows exit where the gate says. Return the states at exit [S, T, C].
+
+        Args:
+            gate: None runs every layer.
+            checkpoint: recompute each layer in the backward pass.
+        """
+        x, present = self.x, self.present
+        if gate is None:
+            for layer, bias in zip(self.layers, self.biases):
+                x = _run_layer(layer, x, mask_keys(bias, self.padding), checkpoint)
+            self.layers_used = self._full_depth()
+            return x
+        absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
+        if present is not None:
+            absent = ~present.unsqueeze(1)
+        state = ExitState(x, absent, heads=False, known=True)
+        exit_loop(self, gate, state, drop_first=present is not None)
+        self.layers_used = state.layers_used.squeeze(1)
+        return state.output
+
+    def work(self) -> Work:
+        """Return what the pass did, by row. Padding costs nothing."""
+        rows, length = self.x.shape[:2]
+        if self.padding is not None:
+            tokens = (~self.padding).sum(dim=1)  # Long [S]
+        else:
+            tokens = torch.full((rows,), length, device=self.x.device)
+        layer: Any = self.layers[0]
+        return Work("encoder", layer.flops, self.layers_used, tokens)
+
+    def full_work(self) -> Work:
+        """Return what the pass would have done at full depth."""
+        return self.work()._replace(units=self._full_depth())
+
+    def _full_depth(self) -> Tensor:
+        """Return the layers of every row without exits, Long [S]."""
+        layers = torch.full((self.x.size(0),), self.depth, device=self.x.device)
+        return layers if self.present is None else layers * self.present
+
+    # ------------------------------------------------------------------ driven by the exit loop
 
     def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Run an encoder layer over hidden states [R, T, C]."""
@@ -35,6 +98,12 @@ class EncoderPass(LayerPass):
 
     def _row_padding(self) -> Optional[Tensor]:
         return None if self.padding is None else self.rows.select(self.padding)
+
+
+def _run_layer(layer: nn.Module, x: Tensor, bias: Tensor, checkpoint: bool) -> Tensor:
+    if checkpoint:
+        return torch.utils.checkpoint.checkpoint(layer, x, bias, use_reentrant=False)
+    return layer(x, bias)
 
 
 def mask_keys(bias: Tensor, padding: Optional[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reports at the end of a generation, and the record of how a shard was generated."""
+"""Reports of a generation and of a model's heads, and the record of how a shard was generated."""
 
 import hashlib
 import json
@@ -16,7 +16,8 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.files import sha256_of
-from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.evaluation.efficiency.report import GenerationReport, weights_in_layers
+from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.plugin.search.options import DEFAULTS
@@ -102,6 +103,28 @@ def print_reports(
         if progress.has_ended and progress.shard:
             shard = {**progress.shard, "run": run, "totals": asdict(report.totals())}
             print(f"Exit shard{model}: {json.dumps(shard)}", flush=True)
+
+
+def log_heads(model: Any) -> None:
+    """Log how many weights the exit heads of a model have, if they have any."""
+    if not isinstance(model, OFAModel):
+        return
+    heads = model.decoder.exit_heads
+    each, count = heads.parameters_per_head(), len(heads.layers)
+    if not each:
+        return
+    total = sum(weight.numel() for weight in heads.parameters())
+    backbone = sum(weight.numel() for weight in model.parameters()) - total
+    logger.info(
+        "%d exit heads of %s weights each: %s, as many as %.1f decoder layers (the backbone has "
+        "%s)",
+        *(count, _millions(each), _millions(total), count * weights_in_layers(model)),
+        _millions(backbone),
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
 
 
 def log_rows(rows: OFADataset) -> None:

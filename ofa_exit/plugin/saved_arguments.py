@@ -11,6 +11,7 @@ import torch
 from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
+from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_reference_layers
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
@@ -29,11 +30,26 @@ def reject_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None
         # The files of a checkpoint in parts begin with its name; a URL is no local file.
         if "://" not in path and not glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*"):
             raise FileNotFoundError(f"--path {path}: no such checkpoint")
-        if policy is None:
+        if policy is None and reference_layers(cfg) is None:
             continue
         arguments = saved_arguments(path, cfg.model_overrides)
-        if arguments is not None:
+        if arguments is None:
+            continue
+        reject_shallow_reference(cfg, arguments)
+        if policy is not None:
             reject_misfit_arguments(cfg, policy, arguments)
+
+
+def reference_layers(cfg: Any) -> Optional[tuple[int, int]]:
+    """Return ``--reference-layers``, which tasks of older checkpoints lack; see the parser."""
+    return parse_reference_layers(getattr(cfg, "reference_layers", None))
+
+
+def reject_shallow_reference(cfg: Any, arguments: Any) -> None:
+    """Raise ValueError if a model of these arguments is deeper than ``--reference-layers``."""
+    reference = reference_layers(cfg)
+    if reference is not None:
+        check_reference_layers(reference, arguments.encoder_layers, arguments.decoder_layers)
 
 
 def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:

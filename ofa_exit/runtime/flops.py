@@ -9,7 +9,7 @@ and convolutions are counted, as by torch's FlopCounterMode. Norms, activations,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from torch import Tensor
 
@@ -17,18 +17,20 @@ PARTS = ("stem", "biases", "encoder", "cross_kv", "decoder", "skipped_kv", "exit
 
 
 class Work(NamedTuple):
-    """Equal units of work of one decoder call.
+    """Equal units of work of one pass of the encoder or one decoder call.
 
     Attributes:
         part: one of ``PARTS``.
-        price: FLOPs of a unit, given the source tokens of its sentence.
-        units: how many units each of the S sentences present had. They are Long [S] if only the
-            device knows them.
+        price: FLOPs of a unit, given a number of tokens.
+        units: how many units each row had. They are Long [R] if only the device knows them.
+        tokens: what each row is priced by, Long [R]: those of its pass. None: the rows are the S
+            sentences present, and each is priced by its source tokens.
     """
 
     part: str
     price: Callable[[int], int]
     units: Sequence[int] | Tensor
+    tokens: Optional[Tensor] = None
 
 
 def add_work(total: dict[str, int], work: Sequence[Work], sources: Sequence[int]) -> None:
@@ -37,10 +39,11 @@ def add_work(total: dict[str, int], work: Sequence[Work], sources: Sequence[int]
     Args:
         sources: source tokens of each sentence present, without padding.
     """
-    for part, price, units in work:
+    for part, price, units, tokens in work:
         counts = units.tolist() if isinstance(units, Tensor) else units
+        sizes = sources if tokens is None else tokens.tolist()
         total[part] += sum(
-            count * price(source) for count, source in zip(counts, sources, strict=True) if count
+            count * price(size) for count, size in zip(counts, sizes, strict=True) if count
         )
 
 

@@ -74,15 +74,18 @@ class ExitTrace:
     Attributes:
         image_layers, text_layers: Long [S]; a sample without an image has 0 image layers. An
             encoder that runs both modalities together reports the same number in both.
+        source_tokens: Long [S], of image and text together, without padding.
+        work, full_work: what the encoder did, and what full depth would have done. An image that
+            several sentences share is there once.
         steps: one entry per decoder call.
-        image_rows: Long [S], which image each sentence has, where sentences share them; None = its
-            own.
     """
 
     image_layers: Tensor
     text_layers: Tensor
+    source_tokens: Tensor
+    work: list[Work] = field(default_factory=list)
+    full_work: list[Work] = field(default_factory=list)
     steps: list[DecoderStep] = field(default_factory=list)
-    image_rows: Optional[Tensor] = None
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
         """Return the decoder layers that every token of every sentence's hypotheses used.

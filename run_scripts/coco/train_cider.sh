@@ -3,19 +3,21 @@
 #   run_scripts/coco/train_cider.sh DATA CHECKPOINT OUT [fairseq-train arguments…]
 # MuE trains in these two stages (appendix) and tells no settings of the second; these are OFA base's own: batch 64, lr 1e-5,
 # 3 epochs, weight decay 0.01, no dropout, rewards of five hypotheses of beam search, each compared with the others' mean. The
-# loss is on every decoder layer, as in MuE; --layer-weights last gives OFA's. Differs from OFA: batch norm of the stem is
+# loss is on every decoder layer, as in MuE; VARIANT=plain is OFA's own stage. Differs from OFA: batch norm of the stem is
 # frozen, so that the loss sees the probabilities of the search; embeddings are not.
 # MuE, Table 1, after both stages: OFA base CIDEr 146.7; with exits 137.0, BLEU-4 41.6, METEOR 30.6, SPICE 24.4 at -40.2 %.
 # Not yet run on the real data.
 #   FREQUENCIES   document frequencies of the training references (default: OUT/document_frequencies.npz). They are made
 #                 where they are missing; before several processes start (torchrun, Slurm), make them once by
 #                 ofa-exit document-frequencies DATA/train_stage2.tsv FREQUENCIES
-# BPE_DIR, ARCH, BATCH, MICRO, LR, EPOCHS, VALID, SAVE_UPDATES: see benchmark.sh.
+# VARIANT, ARCH, BPE_DIR, BATCH, MICRO, LR, EPOCHS, VALID, SAVE_UPDATES: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"
 options "${1:?folder of train_stage2.tsv and valid.tsv}"
+model_flags=$(model_options "${VARIANT:-mue}")
 init=${2:?checkpoint of train.sh} out=${3:?folder to save to} frequencies=${FREQUENCIES:-$3/document_frequencies.npz}
 [ -e "$frequencies" ] || ofa_exit document-frequencies "$DATA/train_stage2.tsv" "$frequencies"
 epochs=${EPOCHS:-3} batch=${BATCH:-64} lr=${LR:-1e-5} schedule=decay
-fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" --split-modalities --criterion mue_scst \
+# shellcheck disable=SC2086
+fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" $model_flags --criterion mue_scst \
   --cider-frequencies "$frequencies" --scst-baseline mean --dropout 0 --freeze-resnet \
   --scst-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3,"sampling":false}' "${CHOOSE[@]}" "${@:4}"

@@ -13,17 +13,6 @@ task_options() {
   echo "--patch-image-size 64 --code-dict-size 0 --num-bins 0"
 }
 
-# model_options plain|mue|no_split|no_layer_loss: encoder and loss of a variant.
-model_options() {
-  case $1 in
-    plain) echo "--layer-weights last" ;;
-    mue) echo "--split-modalities --layer-weights uniform" ;;
-    no_split) echo "--layer-weights uniform" ;;
-    no_layer_loss) echo "--split-modalities --layer-weights last" ;;
-    *) echo "unknown variant $1: plain, mue, no_split or no_layer_loss" >&2; return 2 ;;
-  esac
-}
-
 # valid_options caption|entailment: the score that selects the best checkpoint.
 valid_options() {
   case $1 in
@@ -36,10 +25,12 @@ valid_options() {
 
 # fit TASK VARIANT OUT UPDATES LR ARGUMENTS…: trains an ofa_nano; a killed run resumes.
 fit() {
-  local task=$1 variant=$2 out=$3 updates=$4 lr=$5
+  local task=$1 variant=$2 out=$3 updates=$4 lr=$5 task_flags model_flags
   shift 5
-  # shellcheck disable=SC2046
-  train "$DATA/${task}_train.tsv,$DATA/${task}_valid.tsv" $(task_options "$task") $(model_options "$variant") $(valid_options "$task") \
+  task_flags=$(task_options "$task")
+  model_flags=$(model_options "$variant")
+  # shellcheck disable=SC2046,SC2086
+  train "$DATA/${task}_train.tsv,$DATA/${task}_valid.tsv" $task_flags $model_flags $(valid_options "$task") \
     --arch ofa_nano --criterion mue_loss --label-smoothing 0.1 --report-accuracy \
     --optimizer adam --adam-betas "(0.9, 0.999)" --weight-decay 0.01 --clip-norm 1.0 \
     --lr "$lr" --lr-scheduler polynomial_decay --total-num-update "$updates" \

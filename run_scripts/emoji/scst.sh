@@ -9,6 +9,7 @@ source "$(dirname "$0")/common.sh"
 variant=${1:?plain, mue, no_split or no_layer_loss} init=${2:?checkpoint to start from}
 out=${3:?folder to save to} updates=${4:-100}
 shift $(($# < 4 ? $# : 4))
+model_flags=$(model_options "$variant")
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
 rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
@@ -17,8 +18,8 @@ further=()
 [ -e "$rows" ] || ofa_exit references "$DATA/caption_train.tsv" "$rows" "${further[@]}"
 [ -e "$frequencies" ] || ofa_exit document-frequencies "$rows" "$frequencies"
 # No dropout and a frozen stem: the loss needs the probabilities that the captions were sampled with.
-# shellcheck disable=SC2046
-train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $(model_options "$variant") \
+# shellcheck disable=SC2046,SC2086
+train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $model_flags \
   $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" \
   --criterion mue_scst --cider-frequencies "$frequencies" --scst-args '{"beam": 5, "max_len_b": 16}' \
   --scst-baseline "${BASELINE:-mean}" --dropout 0 --freeze-resnet --optimizer adam --adam-betas "(0.9, 0.999)" --clip-norm 1.0 \

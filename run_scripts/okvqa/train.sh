@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# OK-VQA: fine-tunes a checkpoint of OFA with MuE. DATA: the folder that prepare.sh wrote.
+# OK-VQA: fine-tunes a checkpoint of OFA with MuE, or plainly. DATA: the folder that prepare.sh wrote.
 #   run_scripts/okvqa/train.sh DATA CHECKPOINT OUT [fairseq-train arguments…]
 # MuE: OK-VQA is not in the paper. On BLIP-2, without labels (BLIPEE, Table 3): 33.7 at 1.36 x.
 # Not yet run on the real data.
-# MuE's settings (appendix): batch 64, lr 3e-5, 5 epochs, weight decay 0.01. BATCH, LR, EPOCHS, BPE_DIR, ARCH, MICRO, …: see benchmark.sh.
+# MuE's settings (appendix): batch 64, lr 3e-5, 5 epochs, weight decay 0.01. VARIANT=plain has the same.
+# VARIANT, ARCH, BATCH, LR, EPOCHS, BPE_DIR, MICRO, …: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"
-train_mue "$@"
+fine_tune "$@"

@@ -4,3 +4,4 @@ CHOOSE=(--eval-acc --best-checkpoint-metric acc --maximize-best-checkpoint-metri
 FIT=(--label-smoothing 0.0)
 SEARCH=()
 SCORING=accuracy QUALITY=accuracy SETTINGS=$ROOT/run_scripts/grids/answer.json
+OFA_BATCH=256 OFA_LR=5e-5

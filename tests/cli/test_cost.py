@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ofa_exit.cli.cost import counted as cost
 from ofa_exit.cli.cost import datasets, main, measured
-from ofa_exit.evaluation.efficiency.flops import bias_costs, image_cost
+from ofa_exit.evaluation.efficiency.flops import bias_costs
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
@@ -47,16 +47,20 @@ def test_a_step_is_counted_as_a_real_one(lengths):
     assert all(tensor.grad is None for tensor in model.parameters())
 
 
+def image_tokens(model):
+    return model.encoder.image_tokens(LENGTHS.size, LENGTHS.size)
+
+
 @pytest.mark.parametrize("layer_weights", ["uniform", "last"])
 def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
     model = cost.build("ofa_nano")
     encoder, layer = model.encoder.layers[0], model.decoder.layer(1)
-    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
-    source, words = stem.tokens + LENGTHS.source, LENGTHS.target
+    tokens = image_tokens(model)
+    source, words = tokens + LENGTHS.source, LENGTHS.target
     scored = words * (LAYERS if layer_weights == "uniform" else 1)
     expected = (
-        stem.flops
-        + LAYERS * (encoder.flops(stem.tokens) + encoder.flops(LENGTHS.source))
+        model.encoder.image_flops(LENGTHS.size, LENGTHS.size)
+        + LAYERS * (encoder.flops(tokens) + encoder.flops(LENGTHS.source))
         + LAYERS * layer.cross_kv_flops(source)
         + LAYERS * words * layer.flops(words, source)
         + scored * model.decoder.word_flops()
@@ -66,11 +70,11 @@ def test_a_forward_pass_is_what_the_formulas_say(layer_weights):
 
 def test_captions_of_an_image_share_its_encoding():
     model = cost.build("ofa_nano")
-    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
+    source = image_tokens(model) + LENGTHS.source
     one, three = (
         cost.sample_cost(model, replace(LENGTHS, captions=count)).forward for count in (1, 3)
     )
-    layer = model.decoder.layer(1).flops(LENGTHS.target, stem.tokens + LENGTHS.source)
+    layer = model.decoder.layer(1).flops(LENGTHS.target, source)
     a_word = LAYERS * (layer + model.decoder.word_flops())
     assert three - one == 2 * LENGTHS.target * a_word
 
@@ -79,10 +83,9 @@ def test_captions_of_an_image_share_its_encoding():
 def test_an_answer_is_what_torch_counts_of_a_search(steps):
     model = cost.build("ofa_nano", "cpu").requires_grad_(False)
     answer = cost.Answer(beam=2, steps=steps)
-    stem = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size))
     biases: dict[str, int] = {}
     for positions in (16, 16 if steps <= 16 else 32):
-        biases |= bias_costs(model, stem.tokens, LENGTHS.source, positions)
+        biases |= bias_costs(model, image_tokens(model), LENGTHS.source, positions)
     shared = sum(biases.values())
     real = counted(measured.search(model, LENGTHS, answer))
     assert cost.answer_flops(model, LENGTHS, answer) + shared == real
@@ -91,7 +94,7 @@ def test_an_answer_is_what_torch_counts_of_a_search(steps):
 def test_candidates_are_run_once_after_the_prompt():
     model = cost.build("ofa_nano")
     lengths = replace(LENGTHS, prompt=2)
-    source = image_cost(model.encoder, (LENGTHS.size, LENGTHS.size)).tokens + LENGTHS.source
+    source = image_tokens(model) + LENGTHS.source
     few, many = (
         cost.answer_flops(model, lengths, cost.Answer(candidates=count, words=7))
         for count in (1, 5)

@@ -4,6 +4,7 @@ import pytest
 
 from ofa_exit.evaluation.efficiency.depth import (
     SampleDepth,
+    check_reference_layers,
     expected_time_reduction,
     mean_layers,
     parameters_used,
@@ -46,10 +47,10 @@ def test_the_reduction_follows_from_the_means():
     assert expected_time_reduction(samples, 6, 6) == pytest.approx(expected)
 
 
-def totals(samples, exits=(), head_depth=0):
+def totals(samples, exits=(), head_depth=0, **given):
     none = dict.fromkeys(PARTS, 0)
     rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={})
-    return RunTotals.of(samples, 6, 6, exits, head_depth, **rest)
+    return RunTotals.of(samples, 6, 6, exits, head_depth, **{**rest, **given})
 
 
 def test_layers_of_heads_count_where_words_exit_through_them():
@@ -63,6 +64,33 @@ def test_layers_of_heads_count_where_words_exit_through_them():
         found = expected_time_reduction([sample], 6, 6, exits, head_depth)
         assert found == pytest.approx(1 - (1 + 15 / 24) / 2)
     assert mean_layers([sample]).decoder == 15 / 4
+
+
+def test_reference_layers_are_those_of_equation_14():
+    """OFA tiny against OFA base: MuE's Table 1 has 1 - 4/6 for it."""
+    none = dict.fromkeys(PARTS, 0)
+    rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={})
+    full = [SampleDepth(4, 4, (4, 4))]
+    tiny = RunTotals.of(full, 4, 4, (), 0, reference_layers=(6, 6), **rest)
+    summary = tiny.summary()
+    assert summary["expected_time_reduction"] == pytest.approx(1 - 4 / 6)
+    assert (summary["reference_layers"], summary["encoder_layers_full"]) == ("6+6", 4)
+    assert "expected_time_reduction against 6+6 layers  33.3 %" in tiny.table()
+    assert RunTotals.merged([tiny, tiny]).summary() == {
+        **summary, "sentences": 2, "words": 4, "seconds": 2
+    }  # fmt: skip
+    own = RunTotals.of(full, 4, 4, (), 0, **rest)
+    assert own.summary()["expected_time_reduction"] == 0 and "against" not in own.table()
+    assert "reference_layers" not in own.summary()
+    with pytest.raises(ValueError, match=r"reference_layers \[6, 6\] and None"):
+        RunTotals.merged([tiny, own])
+
+
+def test_a_reference_is_at_least_as_deep_as_the_model():
+    check_reference_layers((6, 6), 6, 4)
+    for deeper in ((7, 6), (6, 7)):
+        with pytest.raises(ValueError, match=r"--reference-layers 6,6: .* at least as deep"):
+            check_reference_layers((6, 6), *deeper)
 
 
 def test_words_that_no_layer_ran_for_do_not_count():
@@ -83,6 +111,26 @@ def test_parameter_speedup_by_hand():
     )
     assert totals(samples).summary()["parameter_speedup"] == pytest.approx(6 * 5 / 20)
     assert totals([SampleDepth(6, 6, (6,))], [2], 1).summary()["parameter_speedup"] == 1
+
+
+def test_weights_of_heads_without_layers_have_a_speedup_of_their_own():
+    # Heads after layers 2 and 4 with the weights of 5 decoder layers; three of five words exit
+    # through one, two words reach layer 6, and one ran no layer.
+    samples = [SampleDepth(6, 6, (2, 6)), SampleDepth(6, 6, (2, 0, 4, 6))]
+    found = totals(samples, exits=[2, 4], head_layers=5.0)
+    summary = found.summary()
+    assert summary["parameter_speedup"] == pytest.approx(6 * 5 / 20)
+    assert summary["parameter_speedup_with_heads"] == pytest.approx(6 * 5 / (20 + 3 * 5))
+    assert "0.86 x (a head has the weights of 5.0 decoder layers)" in found.table()
+    assert RunTotals.merged([found, found]).summary() == {
+        **summary, "sentences": 4, "words": 12, "seconds": 2
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"head_layers 5\.0 and 4\.0.*different models"):
+        RunTotals.merged([found, totals(samples, exits=[2, 4], head_layers=4.0)])
+    # Nothing to add where no head is used, or where heads have no weights beyond their layers.
+    for others in (totals(samples, head_layers=5.0), totals(samples, [2, 4], 1)):
+        assert "parameter_speedup_with_heads" not in others.summary()
+        assert "parameter_speedup_with_heads" not in others.table()
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,12 @@
 """FLOPs: by hand, and against torch's counter on the real model."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from helpers.flop_counts import CPU_CAPACITY, counted
 from helpers.small_models import VOCAB, batch, generate, nano, select
 
-from ofa_exit.evaluation.efficiency.flops import (
-    ImageCost,
-    batch_flops,
-    bias_costs,
-    flop_reduction,
-    image_cost,
-)
+from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs, flop_reduction
 from ofa_exit.models.layers import DecoderLayer, EncoderLayer
-from ofa_exit.models.stem import ResNetStem
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.static import StaticExit
 from ofa_exit.runtime.flops import Work
@@ -76,7 +67,8 @@ def test_parts_by_hand():
     assert decoder.layer(1).self_kv_flops() == SELF_KV == 64
     assert decoder.word_flops() == WORD == 480
     assert decoder.word_flops(7) == 2 * 4 * 7
-    assert encoder.projection_flops(3) == 2 * 3 * 128 * 4
+    assert encoder.image_tokens(48, 16) == 3
+    assert encoder.image_flops(48, 16) == encoder.embed_images.flops(48, 16) + 2 * 3 * 128 * 4
 
 
 def test_heads_by_hand():
@@ -115,7 +107,7 @@ def generated(model, policy, kv, steps, text=2):
     sentence["patch_images"] = torch.randn(1, 3, 48, 16)
     generate(model, sentence, steps=steps - 1, beam_size=2, min_len=steps - 1)
     assert len(model.last_trace.steps) == steps
-    return batch_flops(model, model.last_trace, [text], ImageCost(1000, 3))
+    return batch_flops(model.last_trace)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +117,11 @@ def generated(model, policy, kv, steps, text=2):
 def test_a_batch_by_hand(kv, skipped, crossed):
     # Two hypotheses, two steps. Step 1 exits after layer 1, step 2 goes to layer 3. So layers 2
     # and 3 lack position 0 of both hypotheses. The cache has room for 16 positions.
-    done = generated(tiny(), Scripted(2, 1, [1, 3], sooner=0), kv, 2)
+    model = tiny()
+    done = generated(model, Scripted(2, 1, [1, 3], sooner=0), kv, 2)
     assert decoder_layer(16, 5) == 656 and encoder_layer(2) == 576
     assert done.executed == {
-        "stem": 1000,
+        "stem": model.encoder.image_flops(48, 16),
         "biases": 0,
         "encoder": 2 * 912 + 576,
         "cross_kv": crossed * 320,
@@ -167,7 +160,7 @@ def test_cross_kv_is_made_for_the_sentences_that_get_there():
     model.decoder.reorder_incremental_state_scripting(state, both)
     model.decoder.reorder_incremental_state_scripting(state, second)
     model.decoder(prev[second], out.reordered(second), incremental_state=state)
-    done = batch_flops(model, model.last_trace, [4, 6])
+    done = batch_flops(model.last_trace)
     assert done.executed["cross_kv"] == 64 * 4 + 3 * 64 * 6
     assert done.full["cross_kv"] == 3 * 64 * (4 + 6)
     # Step 2 runs layers 2 and 3 for sentence 1. Layer 3 alone lacks its first position.
@@ -179,11 +172,11 @@ def test_cross_kv_is_made_for_the_sentences_that_get_there():
 def test_whole_sequences_share_nothing():
     model = tiny()
     out = model.encoder(torch.tensor([[0, 5, 6, 2]]))
-    out.trace = ExitTrace(torch.tensor([0]), torch.tensor([3]))
+    out.trace = ExitTrace(torch.tensor([0]), torch.tensor([3]), torch.tensor([4]))
     for layers in (1, 3):
         model.configure_exits(StaticExit((3, 3, layers)))
         model.decoder(torch.tensor([[0, 4, 5]]), out)
-    done = batch_flops(model, out.trace, [4])
+    done = batch_flops(out.trace)
     assert done.executed["cross_kv"] == 64 * 4 * (1 + 3)
     assert done.executed["decoder"] == 3 * (1 + 3) * decoder_layer(3, 4)
     assert done.executed["skipped_kv"] == 0
@@ -201,18 +194,29 @@ def test_full_depth_reduces_nothing_and_any_exit_something():
     assert flop_reduction(less.executed, less.full) == pytest.approx(expected)
 
 
-def test_joint_encoder_counts_one_pass():
-    trace = ExitTrace(torch.tensor([2, 0]), torch.tensor([2, 2]))
-    done = batch_flops(tiny(split=False), trace, [2, 2], ImageCost(0, 3))
-    assert done.executed["encoder"] == 2 * (encoder_layer(5) + encoder_layer(2))
-    assert done.full["encoder"] == 3 * (encoder_layer(5) + encoder_layer(2))
-
-
-def test_the_stem_of_missing_images_is_not_counted():
-    model, stem = tiny(), ImageCost(1000, 3)
-    both = batch_flops(model, ExitTrace(torch.tensor([3, 0]), torch.tensor([2, 2])), [5, 5], stem)
-    assert both.executed["stem"] == both.full["stem"] == 1000
-    assert both.executed["encoder"] == 3 * encoder_layer(3) + 2 * 2 * encoder_layer(5)
+@pytest.mark.parametrize("split", [True, False])
+@torch.no_grad()
+def test_encoder_work_by_hand(split):
+    """Images of 3 tokens; the second is missing, and the second text is shorter by two."""
+    model, images = tiny(split), torch.randn(2, 3, 48, 16)
+    model.configure_exits(StaticExit((2, 1, 1) if split else (2, 2, 1)))
+    source = torch.tensor([[0, 5, 6, 7, 2], [0, 7, 2, 1, 1]])
+    out = model.encoder(source, patch_images=images, patch_masks=torch.tensor([True, False]))
+    assert out.trace.source_tokens.tolist() == [3 + 5, 3]
+    done = batch_flops(out.trace)
+    assert done.executed["stem"] == done.full["stem"] == model.encoder.image_flops(48, 16)
+    if split:
+        texts = encoder_layer(5) + encoder_layer(3)
+        assert done.executed["encoder"] == 2 * encoder_layer(3) + texts
+        assert done.full["encoder"] == 3 * (encoder_layer(3) + texts)
+    else:
+        both = encoder_layer(3 + 5) + encoder_layer(3)
+        assert (done.executed["encoder"], done.full["encoder"]) == (2 * both, 3 * both)
+    # A text alone.
+    model.encoder(source[:1])
+    done = batch_flops(model.last_trace)
+    assert done.executed["encoder"] == (1 if split else 2) * encoder_layer(5)
+    assert done.executed["stem"] == done.full["stem"] == 0
 
 
 def test_work_is_read_by_sentence():
@@ -227,18 +231,9 @@ def test_work_is_read_by_sentence():
     # Sentences 0 and 2 are present, then 2 alone. Units may be on a device.
     steps = [step([0, 0, 2, 2], [2, 3]), step([2, 2], torch.tensor([5])), step([2], [0])]
     none = torch.zeros(3, dtype=torch.long)
-    done = batch_flops(tiny(), ExitTrace(none, none, steps), [4, 100, 6])
+    done = batch_flops(ExitTrace(none, none, torch.tensor([4, 100, 6]), steps=steps))
     assert done.executed["decoder"] == 2 * 4 + 3 * 6 + 5 * 6
     assert done.full["decoder"] == 10 * done.executed["decoder"]
-
-
-def test_counting_leaves_the_stem_as_it_was():
-    encoder, image = nano().encoder, torch.ones(1, 3, 32, 32)
-    with torch.no_grad():
-        before = encoder.embed_images(image)
-        image_cost(encoder, (32, 32))
-        torch.testing.assert_close(encoder.embed_images(image), before)
-    assert not any(module.training for module in encoder.embed_images.modules())
 
 
 def test_layers_of_the_model_cost_what_is_said():
@@ -261,19 +256,6 @@ def test_layers_of_the_model_cost_what_is_said():
     assert counted(lambda: decoder.self_kv(torch.randn(1, 1, 32))) == decoder.self_kv_flops()
 
 
-def test_stem_is_counted_without_running():
-    stem = ResNetStem((1, 1, 2), width=8, drop_path=0.1)
-    encoder = SimpleNamespace(embed_images=stem, projection_flops=lambda tokens: 10**9 * tokens)
-    stem.train()
-    before = {name: value.clone() for name, value in stem.state_dict().items()}
-    cost = image_cost(encoder, (64, 48))
-    assert cost.tokens == 4 * 3
-    assert stem.training and stem.layer3.training
-    assert all(torch.equal(value, before[name]) for name, value in stem.state_dict().items())
-    stem.eval()
-    assert cost.flops == 12 * 10**9 + counted(lambda: stem(torch.randn(1, 3, 64, 48)))
-
-
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "copy"])
 @pytest.mark.parametrize("split", [True, False])
 def test_generation_costs_what_torch_counts(split, kv):
@@ -281,15 +263,15 @@ def test_generation_costs_what_torch_counts(split, kv):
     model = nano(split).requires_grad_(False)  # torch's counter stumbles over views of parameters
     sentence = select(batch(1, size=48), 0)
     text = int(sentence["src_lengths"])
-    stem = image_cost(model.encoder, (48, 48))
-    biases = sum(bias_costs(model, stem.tokens, text, CPU_CAPACITY).values())
+    cells = model.encoder.image_tokens(48, 48)
+    biases = sum(bias_costs(model, cells, text, CPU_CAPACITY).values())
 
     def generation(policy):
         model.configure_exits(policy, kv)
         model.encoder.forget_shapes()
         model.decoder.forget_shapes()
         real = counted(lambda: generate(model, sentence, steps=4, beam_size=2, min_len=4))
-        counts = batch_flops(model, model.last_trace, [text], stem)
+        counts = batch_flops(model.last_trace)
         assert sum(counts.executed.values()) + biases == real
         return counts
 
@@ -317,9 +299,8 @@ def test_a_batch_costs_its_sentences():
     real = counted(lambda: generate(model, two, steps=2, beam_size=2, min_len=2))
     trace = model.last_trace
     assert (trace.image_layers.tolist(), trace.text_layers.tolist()) == ([1, 1], [2, 2])
-    stem = image_cost(model.encoder, (32, 32))
-    counts = batch_flops(model, trace, [7, 7], stem)
-    shared = sum(bias_costs(model, stem.tokens, 7, CPU_CAPACITY).values())
+    counts, cells = batch_flops(trace), model.encoder.image_tokens(32, 32)
+    shared = sum(bias_costs(model, cells, 7, CPU_CAPACITY).values())
     assert sum(counts.executed.values()) + shared == real
 
 
@@ -328,12 +309,11 @@ def test_a_teacher_forced_pass_costs_whole_sequences():
     sentence = select(batch(1, target=5), 0)
     model.configure_exits(StaticExit((1, 2, 3)))
     real = counted(lambda: model(**sentence))
-    stem = image_cost(model.encoder, (32, 32))
     trace = model.last_trace
     (step,) = trace.steps
     assert (step.keys, step.sentence.tolist(), step.layers_run.tolist()) == (5, [0], [3])
     assert step.layers_used.tolist() == [[3] * 5] and step.kv_backfilled.tolist() == [0]
-    counts = batch_flops(model, trace, [7], stem)
+    counts, cells = batch_flops(trace), model.encoder.image_tokens(32, 32)
     assert (trace.image_layers.tolist(), trace.text_layers.tolist()) == ([1], [2])
-    biases = sum(bias_costs(model, stem.tokens, 7, 5).values())
+    biases = sum(bias_costs(model, cells, 7, 5).values())
     assert sum(counts.executed.values()) + biases == real

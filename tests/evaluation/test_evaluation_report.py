@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.small_models import batch, generate, nano
 
-from ofa_exit.evaluation.efficiency.flops import image_cost
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.runtime.flops import Work
@@ -45,9 +44,21 @@ def trace(model):
         made.score_words(model.decoder.word_flops(), [2, 2])
         return made
 
+    image, text, tokens = torch.tensor([2, 0]), torch.tensor([4, 6]), torch.tensor([3, 5])
+    height, width = SIZE
+    price, encoder = model.encoder.layers[0].flops, len(model.encoder.layers)
+    stem = Work("stem", lambda _: model.encoder.image_flops(height, width), [1, 0])
+    cells, full = torch.tensor([6, 6]), torch.full_like(text, encoder)
     return ExitTrace(
-        torch.tensor([2, 0]),
-        torch.tensor([4, 6]),
+        image,
+        text,
+        tokens + torch.tensor([6, 0]),
+        [stem, Work("encoder", price, image, cells), Work("encoder", price, text, tokens)],
+        [
+            stem,
+            Work("encoder", price, [encoder, 0], cells),
+            Work("encoder", price, full, tokens),
+        ],
         [
             step(first, [1, 1, 4, 4], [1, 4], [0, 0], [1, 4]),
             step(second, [3, 2, 4, 1], [3, 4], [2, 0], [2, 0]),
@@ -89,7 +100,7 @@ def test_summary_by_hand(model):
     )
     # Sources: 6 image and 3 text tokens; 5 text tokens.
     encoder, layer = model.encoder.layers[0].flops, model.decoder.layer(1)
-    shared = image_cost(model.encoder, SIZE).flops + bias_flops(model)
+    shared = model.encoder.image_flops(*SIZE) + bias_flops(model)
     shared += 2 * 2 * 2 * model.decoder.word_flops()
     executed = (
         shared

@@ -61,6 +61,38 @@ def test_backbone_and_heads_are_trained(checkpoint):
     assert not torch.equal(own, state["decoder.exits.4.1.weight"])
 
 
+def test_weights_of_heads_are_logged_and_reported(data, checkpoint, tmp_path, caplog):
+    """A head has a matrix of the vocabulary and a norm, and no transformer layer."""
+    with caplog.at_level("INFO"):
+        lines = generate(data, checkpoint, tmp_path / "trace.jsonl")
+    state = torch.load(checkpoint, weights_only=True)["model"]
+    words, channels = state["decoder.output_projection.weight"].shape
+    head = words * channels + 2 * channels
+    layer = sum(w.numel() for name, w in state.items() if name.startswith("decoder.layers.0."))
+    assert f"3 exit heads of {head:,} weights each: {3 * head:,}, as many as " in caplog.text
+    assert f"as many as {3 * head / layer:.1f} decoder layers (the backbone has " in caplog.text
+
+    (summary,) = [json.loads(line.partition(": ")[2]) for line in lines["report"]
+                  if line.startswith("Exit summary: ")]  # fmt: skip
+    traced = map(json.loads, (tmp_path / "trace.jsonl").read_text().splitlines())
+    used = [n for record in traced for n in record["hypotheses"][0]["layers"]]
+    by_head = sum(n in HEADS for n in used)
+    assert by_head and summary["parameter_speedup"] == pytest.approx(6 * len(used) / sum(used))
+    total = sum(used) + by_head * head / layer
+    assert summary["parameter_speedup_with_heads"] == pytest.approx(6 * len(used) / total)
+    assert any(line.startswith("parameter_speedup_with_heads ") for line in lines["report"])
+
+
+def test_weights_of_heads_are_logged_before_training(data, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        files.train(
+            *("mue_caption", data, tmp_path, *USER_DIR, "--criterion", "pabee_loss"),
+            *("--exit-head", "pabee_linear", "--exit-layers", "2"),
+            updates=1,
+        )
+    assert caplog.text.count("1 exit heads of ") == 1
+
+
 @torch.no_grad()
 def slow_decode(model, net_input, tokens):
     """Return log-probabilities and layers of one hypothesis, token by token, without a cache."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.small_models import batch, generate, nano
+from helpers.small_models import VOCAB, batch, generate, nano
 
 from ofa_exit.heads.base import ExitHeads, parse_exit_layers
 from ofa_exit.heads.registry import HEADS, register_head
@@ -38,6 +38,16 @@ def test_names_are_unique_and_classes_heads():
 def test_models_without_exit_layers_share_the_last_layers_head():
     heads = nano().decoder.exit_heads
     assert heads.layers == [1, 2, 3, 4, 5] and not heads and not list(heads.parameters())
+
+
+def test_weights_of_a_head_are_counted():
+    """A decoder layer; a norm and a matrix; a classifier that two heads share; nothing."""
+    layer = sum(weight.numel() for weight in nano().decoder.layer(1).parameters())
+    expected = {"transformer": layer, "linear": 2 * 32 + VOCAB * 32, "meta": (2 * 32 + 2) // 2}
+    for kind, count in {**expected, "shared": 0}.items():
+        heads = nano(exit_layers="2,4", exit_head=kind).decoder.exit_heads
+        assert heads.parameters_per_head() == count, kind
+    assert nano().decoder.exit_heads.parameters_per_head() == 0
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from helpers.paths import FIXTURES
 from helpers.small_models import VOCAB, batch, nano, select
 
 from ofa_exit.cli.verify import comparison
-from ofa_exit.models import encoder
+from ofa_exit.models import encoder_pass
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.models.positions import image_buckets, token_buckets
@@ -333,13 +333,13 @@ def test_joint_biases_serve_texts_of_every_length():
 @pytest.mark.parametrize("split", [True, False])
 def test_no_mask_is_written_without_padding(split, monkeypatch):
     model, inputs, masked = nano(split), batch(1), []
-    write = encoder.mask_keys
+    write = encoder_pass.mask_keys
 
     def watched(bias, padding):
         masked.append(padding is not None)
         return write(bias, padding)
 
-    monkeypatch.setattr(encoder, "mask_keys", watched)
+    monkeypatch.setattr(encoder_pass, "mask_keys", watched)
     logits = [model(**inputs, padded=padded)[0] for padded in (True, False)]
     torch.testing.assert_close(*logits)
     layers = len(masked) // 2

@@ -259,10 +259,9 @@ def test_generation_costs_what_torch_counts(kv):
         part.forget_shapes()
     real = counted(lambda: generate(model, sentence, steps=6, beam_size=2, min_len=6))
     trace = model.last_trace
-    image = flops.image_cost(model.encoder, (48, 48))
-    text = int(sentence["src_lengths"])
-    counts = flops.batch_flops(model, trace, [text], image)
-    biases = flops.bias_costs(model, image.tokens, text, CPU_CAPACITY)
+    cells, text = model.encoder.image_tokens(48, 48), int(sentence["src_lengths"])
+    counts = flops.batch_flops(trace)
+    biases = flops.bias_costs(model, cells, text, CPU_CAPACITY)
     assert sum(counts.executed.values()) + sum(biases.values()) == real
     assert sum(int(step.head_kv_backfilled.sum()) for step in trace.steps) > 0
     assert counts.executed["exits"] > 0 == counts.full["exits"]

@@ -7,9 +7,9 @@ from helpers import task_files as files
 
 from ofa_exit.data.collate import collate
 from ofa_exit.data.visdial import DialogExamples
-from ofa_exit.evaluation.efficiency.flops import ImageCost, batch_flops, image_cost
+from ofa_exit.evaluation.efficiency.flops import batch_flops
 from ofa_exit.policies.similarity import SimilarityExit
-from ofa_exit.runtime.trace import ExitTrace
+from ofa_exit.policies.static import StaticExit
 
 TASK = "mue_visdial"
 ROWS = torch.tensor([0, 0, 1, 2, 2, 2])
@@ -57,24 +57,30 @@ def test_encoding_once_changes_nothing(split, exits):
     assert torch.equal(trace.image_layers, model.last_trace.image_layers)
     assert torch.equal(trace.text_layers, model.last_trace.text_layers)
     assert trace.image_layers[2] == 0 < trace.image_layers[3]
-    assert torch.equal(trace.image_rows, ROWS) and model.last_trace.image_rows is None
+    assert torch.equal(trace.source_tokens, model.last_trace.source_tokens)
 
 
 @pytest.mark.parametrize("split", [True, False])
 def test_flops_are_counted_once(split):
-    model = helpers.nano(split)
-    stem, layer = ImageCost(1000, 4), model.encoder.layers[0].flops
-    image, text = ([3, 3, 5], [2, 1, 4]) if split else ([3, 3, 5], [3, 3, 5])
-    layers = torch.tensor(image), torch.tensor(text)
-    rows = torch.tensor([0, 0, 1])
-    found = batch_flops(model, ExitTrace(*layers, image_rows=rows), [5, 6, 7], stem)
-    every = batch_flops(model, ExitTrace(*layers), [5, 6, 7], stem)
-    assert every.executed["stem"] - found.executed["stem"] == 1000
-    assert every.full["stem"] - found.full["stem"] == 1000
-    saved = every.executed["encoder"] - found.executed["encoder"]
-    assert saved == (3 * layer(4) if split else 0)
-    saved = every.full["encoder"] - found.full["encoder"]
-    assert saved == (6 * layer(4) if split else 0)
+    """Two of the three images are present; one more sentence has the first, two the third."""
+    model, (once, every) = helpers.nano(split), shared()
+    model.configure_exits(StaticExit((3, 2, 1) if split else (3, 3, 1)))
+
+    def flops(net_input):
+        with torch.no_grad():
+            model(**net_input)
+        return batch_flops(model.last_trace)
+
+    found, expected = flops(once), flops(every)
+    stem, image = model.encoder.image_flops(32, 32), model.encoder.layers[0].flops(4)
+    for which, layers in (("executed", 3), ("full", 6)):
+        saved = {
+            part: count - getattr(found, which)[part]
+            for part, count in getattr(expected, which).items()
+        }
+        assert saved.pop("stem") == 3 * stem
+        assert saved.pop("encoder") == (3 * layers * image if split else 0)
+        assert not any(saved.values())
 
 
 def dialogue(dialog: int, number: int, image: str) -> list[str]:
@@ -149,8 +155,8 @@ def test_rankings_do_not_depend_on_sharing(data, tmp_path, monkeypatch):
         assert alone[name] == together[name]
     # Of three dialogues' three rounds two need no image any more.
     encoder = models[0].encoder
-    stem = image_cost(encoder, (32, 32))
-    image = stem.flops + len(encoder.layers) * encoder.layers[0].flops(stem.tokens)
+    tokens = encoder.image_tokens(32, 32)
+    image = encoder.image_flops(32, 32) + len(encoder.layers) * encoder.layers[0].flops(tokens)
     saved = alone["gflops_full_per_sentence"] - together["gflops_full_per_sentence"]
     # Not to the digit: position biases are of each length of text, and batches pad theirs to one.
     assert 12e9 * saved == pytest.approx(6 * image, rel=0.05)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ofa_exit.evaluation.efficiency.flops import image_cost
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.decoder_pass import full_work
 from ofa_exit.models.ofa import OFAModel
@@ -126,10 +125,10 @@ def sample_cost(model: OFAModel, lengths: Lengths, layer_weights: str = "uniform
 
 def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
     """Return the FLOPs of answering one row at full depth, without the position biases."""
-    image = image_cost(model.encoder, (lengths.size, lengths.size))
     encoder, decoder = model.encoder, model.decoder
     layer: Any = encoder.layers[0]
-    passes = layer.flops(image.tokens) + layer.flops(lengths.source)
+    image_tokens = encoder.image_tokens(lengths.size, lengths.size)
+    passes = layer.flops(image_tokens) + layer.flops(lengths.source)
     words = Work("vocabulary", lambda source: decoder.word_flops(answer.words), [0])
     work = []
     if answer.candidates:  # the prompt and all candidates in one pass
@@ -142,8 +141,9 @@ def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
             work += full_work(decoder, 1, answer.beam, capacity, first=step == 1)
             work.append(words._replace(units=[answer.beam]))
     total = dict.fromkeys(PARTS, 0)
-    add_work(total, work, [image.tokens + lengths.source])
-    return image.flops + len(encoder.layers) * passes + sum(total.values())
+    add_work(total, work, [image_tokens + lengths.source])
+    stem = encoder.image_flops(lengths.size, lengths.size)
+    return stem + len(encoder.layers) * passes + sum(total.values())
 
 
 def hours(operations: float, rows: int, epochs: float, tflops: float, gpus: int) -> float:

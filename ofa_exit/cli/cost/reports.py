@@ -8,7 +8,6 @@ from tabulate import tabulate
 from ofa_exit.cli.cost.counted import Answer, Lengths, answer_flops, build, hours, sample_cost
 from ofa_exit.cli.cost.datasets import GIB, as_text
 from ofa_exit.cli.cost.measured import measure
-from ofa_exit.evaluation.efficiency.flops import image_cost
 
 GIGA = 1e9
 # Bytes per parameter in training: weight, gradient and Adam's two moments, in float32.
@@ -27,12 +26,13 @@ def report(args: argparse.Namespace) -> str:
     model = build(args.arch, checkpoint_activations=args.checkpoint_activations)
     sample = sample_cost(model, lengths, args.layer_weights)
     answer = answer_flops(model, lengths, Answer(args.beam, args.steps))
-    stem = image_cost(model.encoder, (lengths.size, lengths.size))
+    tokens = model.encoder.image_tokens(lengths.size, lengths.size)
+    stem = model.encoder.image_flops(lengths.size, lengths.size)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     memory = (parameters * STATE_BYTES + args.batch * sample.kept) / GIB
     rows = [
         ("parameters", f"{parameters / 1e6:.1f} million"),
-        ("image", f"{stem.tokens} tokens, stem {stem.flops / GIGA:.1f} GFLOPs"),
+        ("image", f"{tokens} tokens, stem {stem / GIGA:.1f} GFLOPs"),
         ("forward, per sample", f"{sample.forward / GIGA:.1f} GFLOPs"),
         ("training step, per sample", f"{sample.training / GIGA:.1f} GFLOPs"),
         ("training step / forward", f"{sample.training / sample.forward:.2f}"),

@@ -37,6 +37,35 @@ def mean_layers(samples: Sequence[SampleDepth]) -> MeanLayers:
     )
 
 
+def parse_reference_layers(text: str | None) -> tuple[int, int] | None:
+    """Return encoder and decoder layers given as "6,6"; None for None.
+
+    Raises:
+        ValueError: these are not two whole numbers above 0.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"--reference-layers {text!r}: give two whole numbers above 0, encoder and decoder "
+            "layers, as in 6,6"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def check_reference_layers(
+    reference: tuple[int, int], encoder_layers: int, decoder_layers: int
+) -> None:
+    """Raise ValueError unless a model with these layers stays within the reference's."""
+    if encoder_layers > reference[0] or decoder_layers > reference[1]:
+        raise ValueError(
+            f"--reference-layers {reference[0]},{reference[1]}: the model has {encoder_layers} "
+            f"encoder and {decoder_layers} decoder layers. Give the layers of a model that is at "
+            "least as deep"
+        )
+
+
 def expected_time_reduction(
     samples: Sequence[SampleDepth],
     encoder_layers: int,
@@ -48,7 +77,8 @@ def expected_time_reduction(
 
         1 - (n_E / N_E + Σ_i w_i·n_D(i) / Σ_i w_i·N_D) / 2
 
-    N_E and N_D are the model's layers, n_E and n_D the layers used. The second quotient is the mean
+    N_E and N_D are the model's layers, or those of a reference model (OFA base for OFA tiny, as in
+    the paper's Table 1). n_E and n_D are the layers used. The second quotient is the mean
     of n_D over the words of the best hypothesis, eos included, over N_D. A word that a closed set
     of answers forces, so that no layer runs for it, does not count.
 
@@ -61,13 +91,14 @@ def expected_time_reduction(
     reduction in real FLOPs, tokens included.
 
     Args:
+        encoder_layers, decoder_layers: N_E and N_D.
         exits: decoder layers whose heads are used. A word that exits there also used the head's
             own layers.
         head_depth: layers of a head.
 
     Raises:
         ValueError: there are no samples, a sample without words or without any encoder layer, or
-            more layers than the model has.
+            more layers than N_E or N_D.
     """
     if not samples:
         raise ValueError("expected time reduction of no samples at all")

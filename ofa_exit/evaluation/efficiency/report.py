@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ofa_exit.evaluation.efficiency.depth import SampleDepth
-from ofa_exit.evaluation.efficiency.flops import ImageCost, batch_flops, bias_costs, image_cost
+from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.runtime.flops import PARTS
 
@@ -36,6 +36,12 @@ class TraceFile:
             self._file = None
 
 
+def weights_in_layers(model: Any) -> float:
+    """Return the weights of an exit head of an OFAModel, in those of one decoder layer."""
+    layer = sum(weight.numel() for weight in model.decoder.layers[0].parameters())
+    return model.decoder.exit_heads.parameters_per_head() / layer
+
+
 class GenerationReport:
     """Collects batch after batch of a generation by one model."""
 
@@ -44,17 +50,19 @@ class GenerationReport:
         model: Any,
         trace_file: str | os.PathLike[str] | None = None,
         symbol: Callable[[int], str] | None = None,
+        reference_layers: tuple[int, int] | None = None,
     ) -> None:
         """Start a report on an OFAModel whose exit policy is set.
 
         Args:
             trace_file: where the detail of every sentence goes; None = nowhere.
             symbol: word of a token id; with it the trace file names the words.
+            reference_layers: N_E and N_D of Eq. 14; None = the model's.
         """
         self.model = model
+        self._reference_layers = reference_layers
         self.exits = model.decoder.active_heads(model.decoder.exit_policy)
         self._symbol = symbol
-        self._images: dict[tuple[int, int], ImageCost] = {}
         self._biases: dict[str, int] = {}  # FLOPs of each shape met
         self._samples: list[SampleDepth] = []
         self._seconds = 0.0
@@ -139,11 +147,14 @@ class GenerationReport:
 
     def totals(self) -> RunTotals:
         """Return the sums of the run so far, which those of other shards may be added to."""
+        heads = self.model.decoder.exit_heads
         return RunTotals.of(
             self._samples,
             *self.layers,
             self.exits,
-            self.model.decoder.exit_heads.depth,
+            heads.depth,
+            0.0 if heads.depth else weights_in_layers(self.model),
+            self._reference_layers,
             seconds=self._seconds,
             counted=self._counted,
             executed=dict(self._executed),
@@ -151,7 +162,7 @@ class GenerationReport:
             biases=dict(self._biases),
         )
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers of the whole run, see ``RunTotals.summary``."""
         return self.totals().summary()
 
@@ -179,14 +190,9 @@ class GenerationReport:
         self, trace: Any, text_tokens: Sequence[int], image_size: tuple[int, int] | None
     ) -> None:
         """Add the FLOPs of a batch, and those of bias shapes that were not met before."""
-        image = None
-        if image_size:
-            if image_size not in self._images:
-                self._images[image_size] = image_cost(self.model.encoder, image_size)
-            image = self._images[image_size]
-        batch = batch_flops(self.model, trace, text_tokens, image)
+        batch = batch_flops(trace)
         positions = max((step.keys for step in trace.steps), default=0)
-        cells = image.tokens if image else 0
+        cells = self.model.encoder.image_tokens(*image_size) if image_size else 0
         self._biases.update(bias_costs(self.model, cells, max(text_tokens), positions))
         for total, part in ((self._executed, batch.executed), (self._full, batch.full)):
             for name, value in part.items():

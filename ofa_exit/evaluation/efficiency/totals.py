@@ -17,6 +17,7 @@ from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
 
 GIGA = 1e9
+_OF_THE_MODEL = ("encoder_layers", "decoder_layers", "exits", "head_layers", "reference_layers")
 
 
 @dataclass
@@ -31,6 +32,8 @@ class RunTotals:
     encoder_layers: int
     decoder_layers: int
     exits: list[int]  # decoder layers whose heads are used
+    head_layers: float  # weights of a head without layers, in those of a decoder layer
+    reference_layers: list[int] | None  # N_E and N_D of Eq. 14; None: the model's
     sentences: int
     words: int  # of the best hypotheses
     images: int  # sentences with an image
@@ -41,6 +44,7 @@ class RunTotals:
     expected_time_reduction: float
     words_run: int  # words that a layer ran for
     parameters: int  # BLIPEE's i + k, summed over these words
+    words_by_head: int  # of these, words that exited through a head
     seconds: float
     counted: int  # sentences whose FLOPs are counted
     executed: dict[str, int]
@@ -55,6 +59,8 @@ class RunTotals:
         decoder_layers: int,
         exits: Collection[int],
         head_depth: int,
+        head_layers: float = 0.0,
+        reference_layers: tuple[int, int] | None = None,
         **rest: Any,
     ) -> "RunTotals":
         """Sum the depths of ``samples``.
@@ -62,16 +68,21 @@ class RunTotals:
         Args:
             exits: decoder layers whose heads are used.
             head_depth: decoder layers that a head has.
+            head_layers: weights of a head that has none of them, in those of a decoder layer.
+            reference_layers: N_E and N_D of Eq. 14; None: the model's.
             rest: seconds, counted, executed, full, biases.
 
         Raises:
             ValueError: samples that cannot be, see ``expected_time_reduction``.
         """
         used = [parameters_used(sample, exits, head_depth) for sample in samples]
-        layers = (encoder_layers, decoder_layers)
+        layers = reference_layers or (encoder_layers, decoder_layers)
         return cls(
-            *layers,
+            encoder_layers,
+            decoder_layers,
             sorted(exits),
+            head_layers,
+            list(reference_layers) if reference_layers else None,
             sentences=len(samples),
             words=sum(len(sample.word_layers) for sample in samples),
             images=sum(sample.image_layers > 0 for sample in samples),
@@ -84,6 +95,9 @@ class RunTotals:
             ),
             words_run=sum(map(len, used)),
             parameters=sum(map(sum, used)),
+            words_by_head=sum(
+                layers in exits for sample in samples for layers in sample.word_layers
+            ),
             **rest,
         )
 
@@ -100,11 +114,11 @@ class RunTotals:
         """Return the totals of all shards; raise ValueError if their models differ."""
         first, *others = parts
         for other in others:
-            for name in ("encoder_layers", "decoder_layers", "exits"):
+            for name in _OF_THE_MODEL:
                 if getattr(other, name) != getattr(first, name):
                     raise ValueError(
                         f"{name} {getattr(first, name)} and {getattr(other, name)}: the shards "
-                        "come from different models"
+                        "come from different models or have different --reference-layers"
                     )
         biases: dict[str, int] = {}
         for part in parts:
@@ -112,7 +126,7 @@ class RunTotals:
                 if biases.setdefault(shape, cost) != cost:
                     raise ValueError("position biases differ: the shards' models differ")
         values: dict[str, Any] = {"biases": biases}
-        for name in ("encoder_layers", "decoder_layers", "exits"):
+        for name in _OF_THE_MODEL:
             values[name] = getattr(first, name)
         for field in dataclasses.fields(cls):
             if field.name in ("executed", "full"):
@@ -124,12 +138,17 @@ class RunTotals:
                 values[field.name] = sum(getattr(part, field.name) for part in parts)
         return cls(**values)
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers of the whole run; None where there is nothing to count.
 
-        Layers and expected_time_reduction are those of ``depth``. flop_reduction is 1 - executed /
+        Layers and expected_time_reduction are those of ``depth``; reference_layers is there if they
+        are another model's. flop_reduction is 1 - executed /
         full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
         and depends on the machine and the batch size.
+
+        parameter_speedup is BLIPEE's N / mean(i + k), without heads k = 0. A head that is no
+        transformer layer has k = 0 there, however many weights it has. For such heads
+        parameter_speedup_with_heads has k = weights of a head / weights of a decoder layer.
         """
         count, biases = self.sentences, {"biases": sum(self.biases.values())}
         parts, all_parts = {**self.executed, **biases}, {**self.full, **biases}
@@ -145,16 +164,30 @@ class RunTotals:
             "encoder_layers_full": self.encoder_layers,
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
+            **({"reference_layers": self._reference} if self.reference_layers else {}),
             "flop_reduction": reduction if count else None,
-            # BLIPEE's measure; without heads the decoder's layers alone count (k = 0).
-            "parameter_speedup": (
-                self.decoder_layers * self.words_run / self.parameters if self.parameters else None
-            ),
+            "parameter_speedup": self._parameter_speedup(0),
+            **self._speedup_with_heads(),
             "gflops_per_sentence": executed / per_sentence if self.counted else None,
             "gflops_full_per_sentence": full / per_sentence if self.counted else None,
             "seconds_per_sentence": self.seconds / count if count else None,
             "seconds": self.seconds,
         }
+
+    @property
+    def _reference(self) -> str:
+        """Return the reference's layers as "6+6"."""
+        return "+".join(map(str, self.reference_layers or ()))
+
+    def _parameter_speedup(self, head_layers: float) -> float | None:
+        """Return N / mean(i + k); ``head_layers`` is added to k of every head."""
+        used = self.parameters + head_layers * self.words_by_head
+        return self.decoder_layers * self.words_run / used if used else None
+
+    def _speedup_with_heads(self) -> dict[str, float | None]:
+        if not (self.exits and self.head_layers):
+            return {}
+        return {"parameter_speedup_with_heads": self._parameter_speedup(self.head_layers)}
 
     def table(self) -> str:
         """Return the summary as a table."""
@@ -170,9 +203,10 @@ class RunTotals:
             layers = values[f"{name}_layers"]
             shown = "none in this run" if layers is None else f"{layers:.2f} of {total}"
             rows.append((f"mean {name} layers", shown))
-        rows.append(
-            ("expected_time_reduction", f"{100 * (values['expected_time_reduction'] or 0):.1f} %")
-        )
+        name = "expected_time_reduction"
+        if self.reference_layers:
+            name += f" against {self._reference} layers"
+        rows.append((name, f"{100 * (values['expected_time_reduction'] or 0):.1f} %"))
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (
@@ -184,5 +218,11 @@ class RunTotals:
             exits = ",".join(map(str, self.exits))
             shown = f"{values['parameter_speedup']:.2f} x (heads after layers {exits})"
             rows.append(("parameter_speedup", shown))
+        if "parameter_speedup_with_heads" in values:
+            shown = (
+                f"{values['parameter_speedup_with_heads']:.2f} x "
+                f"(a head has the weights of {self.head_layers:.1f} decoder layers)"
+            )
+            rows.append(("parameter_speedup_with_heads", shown))
         rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
         return tabulate(rows, tablefmt="plain", disable_numparse=True)

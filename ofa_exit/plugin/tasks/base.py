@@ -15,8 +15,12 @@ from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
-from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
-from ofa_exit.plugin.saved_arguments import reject_misfit_of_checkpoints
+from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
+from ofa_exit.plugin.saved_arguments import (
+    reference_layers,
+    reject_misfit_of_checkpoints,
+    reject_shallow_reference,
+)
 from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
@@ -80,6 +84,7 @@ class OFATask(DataTask):
             from_checkpoint: ``cfg`` comes from a checkpoint that has been loaded already.
         """
         policy = build_exit_policy(cfg, cls.exit_defaults)
+        reference_layers(cfg)  # rejects what is none
         cls.check_options(cfg)
         if not from_checkpoint:
             reject_misfit_of_checkpoints(cfg, policy)
@@ -95,7 +100,9 @@ class OFATask(DataTask):
         """Build the model without weights, and reject exit options that it cannot follow."""
         with usage_errors():
             model = super().build_model(cfg, from_checkpoint)
+            reject_shallow_reference(self.cfg, cfg)
         reject_misfit(self.cfg, self.exit_policy, model)
+        log_heads(model)
         if not from_checkpoint:
             self.model_to_train = model
         if self.validates_generation():
@@ -108,11 +115,12 @@ class OFATask(DataTask):
 
         Training and validation have a criterion, generation has none: reject its options here.
         """
-        if self.cfg.exit_trace:
-            raise ValueError(
-                f"--exit-trace {self.cfg.exit_trace!r}: only fairseq-generate writes a trace; "
-                "leave it out of training and validation"
-            )
+        for option, made in (("exit_trace", "writes a trace"), ("reference_layers", "reports")):
+            if value := getattr(self.cfg, option, None):
+                raise ValueError(
+                    f"{flag(option)} {value!r}: only fairseq-generate {made}; "
+                    "leave it out of training and validation"
+                )
         if self.exit_policy is not None and not self.validates_generation():
             raise ValueError(
                 f"--exit-policy {self.cfg.exit_policy}: the loss is computed at full depth. Add "
@@ -163,12 +171,12 @@ class OFATask(DataTask):
         )
         self.set_exits(models, on=True)
         self.exit_reports = []
+        reference, symbol = reference_layers(self.cfg), self.dictionary.__getitem__
         for number, model in enumerate(models, start=1):
             trace_file = self.cfg.exit_trace
             if trace_file and number > 1:
                 trace_file += f".{number}"
-            report = GenerationReport(model, trace_file, self.dictionary.__getitem__)
-            self.exit_reports.append(report)
+            self.exit_reports.append(GenerationReport(model, trace_file, symbol, reference))
         self.run_record = {}
         if self.progress.shard:
             self.run_record = run_record(self, args, models, self.progress.iterator.dataset)

@@ -49,6 +49,13 @@ class OFATaskConfig(ExitFlags):
     num_bins: int = field(
         default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
     )
+    reference_layers: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "ENCODER,DECODER: layers of the model that the expected time reduction (MuE "
+            "Eq. 14) of the report compares with, 6,6 for OFA base (default: the model's own)"
+        },
+    )
     # Options of fairseq's commands. Without a help text the task adds no flag for them.
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")

@@ -90,6 +90,37 @@ def test_options_that_differ_from_training_are_rejected(data, checkpoint, option
         files.generate(TASK, data, checkpoint, *options)
 
 
+def test_expected_time_is_reported_against_another_models_layers(data, checkpoint):
+    """Six of eight encoder layers, six of twelve of the decoder, at full depth."""
+    report = files.generate(TASK, data, checkpoint, "--reference-layers", "8, 12")["report"]
+    assert "expected_time_reduction against 8+12 layers  37.5 %" in report
+    summary = json.loads(report[-1].removeprefix("Exit summary: "))
+    assert summary["expected_time_reduction"] == pytest.approx(1 - (6 / 8 + 6 / 12) / 2)
+    assert (summary["reference_layers"], summary["decoder_layers_full"]) == ("8+12", 6)
+    assert summary["flop_reduction"] == 0  # of its own full depth
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("5,6", "--reference-layers 5,6: the model has 6 encoder and 6 decoder layers"),
+        ("6,4", "--reference-layers 6,4: the model has"),
+        ("6", "--reference-layers '6': give two whole numbers above 0"),
+        ("6,0", "--reference-layers '6,0'"),
+        ("6,6,6", "--reference-layers '6,6,6'"),
+        ("6,5.5", "--reference-layers '6,5.5'"),
+    ],
+)
+def test_reference_layers_are_rejected_before_weights_are_read(
+    data, checkpoint, tmp_path, layers, message
+):
+    path = tmp_path / "arguments.pt"
+    torch.save({"cfg": torch.load(checkpoint)["cfg"], "model": "no weights"}, path)
+    with pytest.raises(UsageError, match=message) as caught:
+        files.generate(TASK, data, path, "--reference-layers", layers)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_exit_options_that_do_not_fit_are_rejected_before_weights_are_read(
     data, checkpoint, tmp_path, ensemble
@@ -229,6 +260,7 @@ def test_a_last_batch_of_skipped_rows_is_reported_at_exit(tmp_path, models, caps
     ("options", "message"),
     [
         (["--exit-trace", "trace.json"], "--exit-trace 'trace.json'.*fairseq-generate"),
+        (["--reference-layers", "6,6"], "--reference-layers '6,6'.*fairseq-generate"),
         (["--exit-policy", "similarity"], "--exit-policy similarity.*--eval-cider or --eval-bleu"),
     ],
 )
