@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ofa_exit.models.archs import ARCHS
-from ofa_exit.models.decoder_pass import full_work
+from ofa_exit.models.decoder_work import full_work
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.runtime.flops import PARTS, Work, add_work
