@@ -22,10 +22,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/capfilt.sh"
 
-# options DATA: sets the options of the data set whose script runs.
+# options DATA [FOLDER]: sets the options of a data set; by default of the one whose script runs.
 options() {
   DATA=$1
-  source "$(dirname "$0")/options.sh"
+  source "${2:-$(dirname "$0")}/options.sh"
 }
 
 # rows FILE: prints its number of lines, from the index that training writes next to it.
