@@ -6,4 +6,4 @@ SEARCH=(--beam 5 --max-len-b 16 --num-workers 0)
 SCORING=coco_caption QUALITY=CIDEr PREFIX=caption_ TEST=${TEST:-test_artist}
 SETTINGS=$ROOT/run_scripts/emoji/grids/caption_split.json
 SCORER=(--coco-tokenizer plain)
-ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-128} MICRO=${MICRO:-32} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-2}
+ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-128} MICRO=${MICRO:-128} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-2}

@@ -4,4 +4,4 @@ CHOOSE=(--disable-validation)
 FIT=(--label-smoothing 0.1)
 SEARCH=(--num-workers 0)
 SCORING=accuracy QUALITY=accuracy KEEP=0.99 PREFIX=entailment_ TEST=${TEST:-test_artist}
-ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-128} MICRO=${MICRO:-32} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-1}
+ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-128} MICRO=${MICRO:-128} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-1}
