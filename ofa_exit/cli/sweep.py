@@ -10,7 +10,13 @@ Everything else on the command line goes to fairseq-generate's parser unchanged.
 Every setting generates every batch, in an order that rotates with the batches, so that all settings
 meet the same machine. measured_time_reduction is 1 minus the median over batches of the time
 relative to the first setting. The CSV has one line per setting, with the columns that ofa-exit plot
-draws.
+draws, and gflops_per_sentence and milliseconds_per_sentence.
+
+--reference CHECKPOINT compares with another model at full depth, as OFA tiny with OFA base. It
+takes its turn at every batch. flop_reduction and measured_time_reduction are then relative to it,
+and the CSV has a last line for it, run `reference`. Milliseconds of two separate sweeps measure two
+states of the machine: compare times only within one sweep. --reference-layers ENCODER,DECODER
+compares expected_time_reduction with the layers of such a model.
 
 OUT.csv is written when the sweep finishes. Until then OUT.partial.csv holds the same lines over the
 sentences so far (column `sentences`). It is rewritten about once a minute and when the sweep fails
@@ -20,27 +26,25 @@ or is interrupted. --time-only sweeps over a split without published answers.
 import csv
 import io
 import logging
-import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
-import torch
-from fairseq import checkpoint_utils, options, scoring, tasks, utils
+from fairseq import options, scoring, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import progress_bar
 from fairseq.scoring import SCORER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from ofa_exit.cli.grid import ExitSetting, Grid, errors_name, exit_settings, read_grid
+from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
 from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.sweep_setting import Setting, is_cuda, load
 from ofa_exit.data.files import write_bytes
-from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
@@ -53,65 +57,6 @@ SECONDS_BETWEEN_WRITES = 60.0
 WRITE_TIME_SHARE = 0.05  # of the run: metrics in Java take many seconds per setting
 
 
-class Setting:
-    """A setting of the grid on the loaded model, with what it generated so far."""
-
-    def __init__(self, setting: ExitSetting, model: Any, scorer: Any) -> None:
-        self.setting = setting
-        with errors_name(setting.where):
-            reject_misfit(setting.options, setting.policy, model)
-            self.configure(model)  # the report asks the model which exits are active
-        self.report = GenerationReport(model)
-        self.scorer = scorer
-        self.seconds: list[float] = []  # one value per batch
-
-    def configure(self, model: Any) -> None:
-        model.configure_exits(self.setting.policy, self.setting.kv)
-
-    def generate(
-        self, task: Any, model: Any, generator: Any, sample: dict[str, Any]
-    ) -> tuple[Any, list[list[list[int]]], float]:
-        """Return the hypotheses of a batch, their tokens, and the seconds they took."""
-        self.configure(model)
-        start = time.perf_counter()
-        hyps = task.generate(generator, [model], sample)
-        # Reading the tokens waits for the device, so it belongs to the time.
-        tokens = [[hyp["tokens"].tolist() for hyp in beam] for beam in hyps]
-        return hyps, tokens, time.perf_counter() - start
-
-    def add_batch(self, task: Any, model: Any, generator: Any, sample: dict[str, Any]) -> None:
-        """Generate a batch and add it to the report and the scores."""
-        hyps, tokens, seconds = self.generate(task, model, generator, sample)
-        self.report.add(
-            ids=sample["uniq_ids"],
-            trace=task.traces(generator, [model])[0],
-            hypotheses=tokens,
-            text_tokens=sample["net_input"]["src_lengths"].tolist(),
-            image_size=tuple(sample["net_input"]["patch_images"].shape[-2:]),
-            seconds=seconds,
-            has_image=sample["net_input"]["patch_masks"].tolist(),
-        )
-        if self.scorer is not None:
-            for references, beam in zip(sample["references"], hyps):
-                best = task.text(beam[0]["tokens"])
-                with usage_errors():  # malformed references
-                    self.scorer.add_string(" && ".join(references), best)
-        self.seconds.append(seconds)
-
-    def row(self, first: "Setting") -> dict[str, Any]:
-        """Return the CSV's line over the batches so far."""
-        relative = [own / other for own, other in zip(self.seconds, first.seconds)]
-        given = self.setting.given
-        default = "full depth" if self.setting.policy is None else "exits of the command line"
-        return {
-            "run": self.setting.run,
-            "setting": " ".join(f"{k}={v}" for k, v in given.items()) or default,
-            **({} if self.scorer is None else self.scorer.values()),
-            **{k: v for k, v in self.report.summary().items() if not k.startswith("seconds")},
-            "measured_time_reduction": 1 - statistics.median(relative),
-        }
-
-
 class PartialCsv:
     """The lines so far in a file of their own, in case the sweep does not finish.
 
@@ -120,8 +65,10 @@ class PartialCsv:
     Without a path nothing is written.
     """
 
-    def __init__(self, path: Optional[Path], settings: Sequence[Setting]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(
+        self, path: Optional[Path], settings: Sequence[Setting], baseline: Setting
+    ) -> None:
+        self.path, self.settings, self.baseline = path, settings, baseline
         self.next_write = time.monotonic() + SECONDS_BETWEEN_WRITES
 
     def write_when_due(self) -> None:
@@ -137,7 +84,7 @@ class PartialCsv:
         if self.path is None or not all(setting.seconds for setting in self.settings):
             return False
         try:
-            write_csv([setting.row(self.settings[0]) for setting in self.settings], self.path)
+            write_csv([setting.row(self.baseline) for setting in self.settings], self.path)
         except (OSError, RuntimeError, ValueError) as error:  # the disk, Java, a scorer
             logger.warning("could not write the lines so far to %s: %s", self.path, error)
             return False
@@ -164,6 +111,7 @@ def sweep(
     run: str = "sweep",
     partial: Optional[Path] = None,
     time_only: bool = False,
+    reference: Optional[str] = None,
 ) -> list[dict[str, Any]]:
     """Generate the subset with every setting.
 
@@ -174,8 +122,9 @@ def sweep(
         run: curve of the settings without a ``run``.
         partial: file for the lines so far.
         time_only: do not score.
+        reference: checkpoint whose full depth FLOPs and times are compared with.
     Returns:
-        The CSV's lines, in the grid's order.
+        The CSV's lines, in the grid's order, the reference last.
     Raises:
         UsageError: an invalid setting, or one that does not fit the model; a scorer without named
             values; rows without references. Raised before anything is generated, and, for
@@ -199,54 +148,55 @@ def sweep(
     with usage_errors():
         saved_model = saved_arguments(path, cfg.common_eval.model_overrides)
         overrides = parse_overrides(cfg.common_eval.model_overrides)
+        if reference is not None and not Path(reference).is_file():
+            raise UsageError(f"--reference {reference}: no such checkpoint")
     settings = [] if callable(grid) else checked(grid, saved_model)
     scorer = None if time_only else _scorer_factory(cfg)
 
-    # 2. Model and data, as fairseq-generate loads them.
-    is_cuda = torch.cuda.is_available() and not cfg.common.cpu
+    # 2. Models and data, as fairseq-generate loads them.
     task = tasks.setup_task(cfg.task)
-    try:
-        (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
-    except OSError as error:  # the file is missing
-        raise UsageError(str(error)) from error
-    model.prepare_for_inference_(cfg)
-    if cfg.common.fp16:
-        model.half()
-    if is_cuda:
-        model.to("cuda")
+    loaded = [load(path, overrides, task, cfg)]
+    model = loaded[0].model
     if callable(grid):
         settings = checked(grid(model), model.cfg)
-    on_model = [Setting(s, model, scorer and scorer()) for s in settings]
-    subset = cfg.dataset.gen_subset
-    task.load_dataset(subset, task_cfg=saved.task)
+    on_model = [Setting(s, loaded[0], scorer and scorer()) for s in settings]
+    baseline, subset = on_model[0], cfg.dataset.gen_subset
+    if reference is not None:
+        loaded.append(load(reference, {}, task, cfg))
+        full_depth = ExitSetting("--reference", "reference", {}, Namespace(exit_kv=None), None)
+        baseline = Setting(full_depth, loaded[1], scorer and scorer())
+        on_model.append(baseline)
+    for one in loaded:  # rejects data options that differ from those in training
+        task.load_dataset(subset, task_cfg=one.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
-    generator = task.make_generator([model], cfg.generation)
     batches = task.get_batch_iterator(
         task.dataset(subset),
         max_tokens=cfg.dataset.max_tokens,
         max_sentences=cfg.dataset.batch_size,
-        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
+        max_positions=utils.resolve_max_positions(
+            task.max_positions(), *(one.model.max_positions() for one in loaded)
+        ),
         required_batch_size_multiple=cfg.dataset.required_batch_size_multiple,
         num_workers=cfg.dataset.num_workers,
     ).next_epoch_itr(shuffle=False)
 
     # 3. Every setting generates every batch; the order rotates.
-    with PartialCsv(partial, on_model) as partial_csv:
+    with PartialCsv(partial, on_model, baseline) as partial_csv:
         shown = progress_bar.progress_bar(batches, default_log_format="tqdm")
         for number, sample in enumerate(shown):
-            sample = utils.move_to_cuda(sample) if is_cuda else sample
+            sample = utils.move_to_cuda(sample) if is_cuda(cfg) else sample
             if not sample:
                 continue
             turn = number % len(on_model)
             for setting in on_model[turn:] + on_model[:turn]:
                 if number < WARM_UP_BATCHES:
-                    setting.generate(task, model, generator, sample)
-                setting.add_batch(task, model, generator, sample)
+                    setting.generate(sample)
+                setting.add_batch(sample)
             partial_csv.write_when_due()
-        if not on_model[0].seconds:
+        if not baseline.seconds:
             raise UsageError(f"no row of {subset} could be used: nothing was generated")
-        return [setting.row(on_model[0]) for setting in on_model]
+        return [setting.row(baseline) for setting in on_model]
 
 
 def _one_checkpoint(cfg: Any) -> str:
@@ -306,13 +256,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "sweep",
         __doc__,
-        usage="%(prog)s [--run RUN] [--time-only] GRID.json OUT.csv DATA --path CHECKPOINT "
-        "[options of fairseq-generate]",
+        usage="%(prog)s [--run RUN] [--time-only] [--reference CHECKPOINT] GRID.json OUT.csv DATA "
+        "--path CHECKPOINT [options of fairseq-generate]",
         allow_abbrev=False,
     )
     parser.add_argument("grid", type=Path, metavar="GRID.json", help="the settings")
     parser.add_argument("out", type=Path, metavar="OUT.csv", help="file to write")
     parser.add_argument("--run", default="sweep", help="name of the curve (default: %(default)s)")
+    parser.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="another model, whose full depth the FLOPs and times are compared with",
+    )
     parser.add_argument(
         "--time-only",
         action="store_true",
@@ -328,7 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.is_dir():
             raise UsageError(f"{args.out} is a folder: name a file")
     try:
-        rows = sweep(grid, arguments, str(args.grid), args.run, partial, args.time_only)
+        rows = sweep(
+            grid, arguments, str(args.grid), args.run, partial, args.time_only, args.reference
+        )
     except KeyboardInterrupt:
         return 130  # as shells number it
     write_csv(rows, args.out)

@@ -49,6 +49,7 @@ class Encoder(ShapeCache):
         self.padding_idx = int(embed_tokens.padding_idx or 0)
         self.exit_policy: Optional[ExitPolicy] = None
         self.last_trace: Optional[ExitTrace] = None
+        self.always_traced = False  # without a policy, too
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
         self.register_buffer("version", torch.tensor([3.0]))
         self.register_buffer(
@@ -335,7 +336,7 @@ class Encoder(ShapeCache):
                 image_layers = torch.zeros_like(text_layers)
 
         self.last_trace = None
-        if self.exit_policy is not None and not self.training:
+        if not self.training and (self.exit_policy is not None or self.always_traced):
             stem = [] if present is None else [self._stem_work(patch_images, present)]
             self.last_trace = ExitTrace(
                 image_layers,

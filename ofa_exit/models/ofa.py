@@ -214,11 +214,14 @@ class OFAModel(FairseqEncoderDecoderModel):
             load_resnet_weights(encoder.embed_images, config.resnet_model_path)
         return cls(config, encoder, OFADecoder(config, dictionary, embed_tokens))
 
-    def configure_exits(self, policy: Optional[ExitPolicy], kv: str = "propagate") -> None:
+    def configure_exits(
+        self, policy: Optional[ExitPolicy], kv: str = "propagate", trace: bool = False
+    ) -> None:
         """Set the exit policy for eval mode; None runs the plain stack.
 
         Args:
             kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``.
+            trace: record a trace without a policy, too.
 
         Raises:
             ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses.
@@ -232,6 +235,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 "propagate or recompute"
             )
         self.encoder.exit_policy = self.decoder.exit_policy = policy
+        self.encoder.always_traced = trace
         self.decoder.kv_mode = kv
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -241,7 +245,7 @@ class OFAModel(FairseqEncoderDecoderModel):
 
     @property
     def last_trace(self) -> Optional[ExitTrace]:
-        """Return the trace of the most recent batch; None without a policy."""
+        """Return the trace of the most recent batch; None without a policy, unless asked for."""
         return self.encoder.last_trace
 
     def forward(

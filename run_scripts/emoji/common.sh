@@ -23,6 +23,17 @@ valid_options() {
   echo "--maximize-best-checkpoint-metric"
 }
 
+# layers_of CHECKPOINT: the options of training that give a model its numbers of layers; none if they cannot be read.
+layers_of() {
+  PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$BIN/python" -c '
+import sys
+import ofa_exit.plugin
+from ofa_exit.plugin.saved_arguments import saved_arguments
+model = saved_arguments(sys.argv[1], "{}")
+if model is not None:
+    print("--encoder-layers", model.encoder_layers, "--decoder-layers", model.decoder_layers)' "$1"
+}
+
 # fit TASK VARIANT OUT UPDATES LR ARGUMENTS…: trains an ofa_nano; a killed run resumes.
 fit() {
   local task=$1 variant=$2 out=$3 updates=$4 lr=$5 task_flags model_flags

@@ -10,6 +10,7 @@ variant=${1:?plain, mue, no_split or no_layer_loss} init=${2:?checkpoint to star
 out=${3:?folder to save to} updates=${4:-100}
 shift $(($# < 4 ? $# : 4))
 model_flags=$(model_options "$variant")
+layers=$(layers_of "$init")
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
 rows=$out/caption_stage2_train.tsv frequencies=$out/document_frequencies.npz
@@ -20,7 +21,7 @@ further=()
 # No dropout and a frozen stem: the loss needs the probabilities that the captions were sampled with.
 # shellcheck disable=SC2046,SC2086
 train "$rows,$DATA/caption_valid.tsv" --bpe-dir "$DATA" $(task_options caption) $model_flags \
-  $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" \
+  $(valid_options caption) --arch ofa_nano --finetune-from-model "$init" $layers \
   --criterion mue_scst --cider-frequencies "$frequencies" --scst-args '{"beam": 5, "max_len_b": 16}' \
   --scst-baseline "${BASELINE:-mean}" --dropout 0 --freeze-resnet --optimizer adam --adam-betas "(0.9, 0.999)" --clip-norm 1.0 \
   --lr "${LR:-5e-5}" --lr-scheduler fixed --max-update "$updates" \

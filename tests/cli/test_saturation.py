@@ -15,7 +15,7 @@ from ofa_exit.cli.saturation.states import cosines, layer_states
 from ofa_exit.evaluation.figures.saturation import CONSECUTIVE, LAST
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.policies.similarity import SimilarityExit
+from ofa_exit.policies.similarity import ENCODER_SIMILARITIES, SimilarityExit
 
 PAD = 1
 
@@ -50,9 +50,10 @@ class Recording(SimilarityExit):
     def gate(self, part):
         return ExitPolicy.gate(self, part)
 
-    def _saturation(self, seen):
-        self.seen.append(super()._saturation(seen))
-        return torch.zeros_like(self.seen[-1])
+    def _saturated(self, seen, threshold):
+        similarity = ENCODER_SIMILARITIES[self.encoder_similarity]
+        self.seen.append(similarity(seen.previous, seen.current, seen.padding_mask))
+        return torch.zeros_like(self.seen[-1], dtype=torch.bool)
 
 
 @pytest.mark.parametrize("split", [True, False])

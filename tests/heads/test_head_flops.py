@@ -98,10 +98,9 @@ def test_generation_costs_what_torch_counts(kind, kv):
         part.forget_shapes()
     real = counted(lambda: generate(built, sentence, steps=6, beam_size=2, min_len=6))
     trace = built.last_trace
-    image = flops.image_cost(built.encoder, (48, 48))
-    text = int(sentence["src_lengths"])
-    counts = flops.batch_flops(built, trace, [text], image)
-    biases = flops.bias_costs(built, image.tokens, text, CPU_CAPACITY)
+    image, text = built.encoder.image_tokens(48, 48), int(sentence["src_lengths"])
+    counts = flops.batch_flops(trace)
+    biases = flops.bias_costs(built, image, text, CPU_CAPACITY)
     assert sum(counts.executed.values()) + sum(biases.values()) == real
     assert counts.executed["exits"] > 0 == counts.full["exits"]
 
@@ -117,8 +116,7 @@ def test_the_parts_of_the_report_add_up(kind):
     tokens = [[h["tokens"].tolist() for h in of] for of in hypotheses]
     trace = built.last_trace
     report.add(["a", "b"], trace, tokens, [7, 5], (32, 32), 1.0)
-    image = flops.image_cost(built.encoder, (32, 32))
-    counts = flops.batch_flops(built, trace, [7, 5], image)
+    counts = flops.batch_flops(trace)
     rows = sum(len(step.layers_used) for step in trace.steps)
     heads, shared = built.decoder.exit_heads, built.decoder.word_flops()
     scored = heads.score_flops(shared)

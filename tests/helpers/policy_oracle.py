@@ -216,7 +216,7 @@ def check_answers(
     tokens = [[h["tokens"].tolist() for h in hyps] for hyps in found]
     depths = generator.traces()[0].depths(tokens)
     model.configure_exits(None)
-    every = sorted(TRIE.choices())
+    every = sorted({word for branch in TRIE.branches() for word in TRIE.allowed_next(branch)})
     for row, hyps in enumerate(found):
         alone = select(chosen["net_input"], row)
         prompt = alone.pop("prev_output_tokens")[0, : chosen["prompt_lengths"][row]].tolist()

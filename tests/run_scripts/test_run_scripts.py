@@ -101,6 +101,26 @@ def test_pretrain_train_evaluate_and_sweep(tmp_path):
     assert out.with_suffix(".png").exists() and out.with_suffix(".svg").exists()
 
 
+def test_a_baseline_of_fewer_layers(tmp_path):
+    """Layers are those of the checkpoint; the sweep compares with the shipped 6 + 6."""
+    small = {"DATA": str(few_rows(tmp_path / "data")), "BATCH": "4"}
+    few = ("--encoder-layers", "4", "--decoder-layers", "3")
+    script("pretrain.sh", "caption", tmp_path / "plain", 1, *few, **small)
+    script("finetune.sh", "caption", "plain", tmp_path / "plain" / "checkpoint_last.pt",
+           tmp_path / "ft", 1, **small)  # fmt: skip
+    grid, out = tmp_path / "grid.json", tmp_path / "curve.csv"
+    grid.write_text("[{}]")
+    script("sweep.sh", "caption", tmp_path / "ft" / "checkpoint_last.pt", "test_artist", grid, out,
+           "--reference", PLAIN, "--reference-layers", "6,6", **small)  # fmt: skip
+    with out.open() as file:
+        full, reference = csv.DictReader(file)
+    layers = ("encoder_layers_full", "decoder_layers_full")
+    assert [full[name] for name in layers] == ["4", "3"]
+    assert [reference[name] for name in layers] == ["6", "6"]
+    assert float(full["expected_time_reduction"]) == pytest.approx(1 - (4 / 6 + 3 / 6) / 2)
+    assert float(full["gflops_per_sentence"]) > 0
+
+
 @pytest.mark.parametrize(
     "backend", ["pytorch_ddp", pytest.param("legacy_ddp", marks=pytest.mark.slow)]
 )

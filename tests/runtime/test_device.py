@@ -47,9 +47,11 @@ def test_training_step_reads_nothing_back(split):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("split", [False, True])
-def test_plain_generation_reads_nothing_back(fake, split, dtype):
+@pytest.mark.parametrize("trace", [False, True])
+def test_plain_generation_reads_nothing_back(fake, split, dtype, trace):
     """Encoder, decoder steps, beam reorder and a finished sentence, with no policy."""
     model = fake_model(split, dtype).eval()
+    model.configure_exits(None, trace=trace)
     out, state = encode(model, dtype)
     tokens = torch.full((6, 1), 0, device="cuda")
     with torch.no_grad():
@@ -64,6 +66,7 @@ def test_plain_generation_reads_nothing_back(fake, split, dtype):
             tokens = torch.full((order.numel(), tokens.size(1) + 1), 6, device="cuda")
             if step == 1:
                 break
+    assert (len(model.last_trace.steps) == 2) if trace else (model.last_trace is None)
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])

@@ -148,7 +148,7 @@ def test_other_heads_are_rejected(model):
 
 
 def test_weights_for_another_depth_are_rejected():
-    with pytest.raises(ValueError, match="2 numbers, but the decoder has 6 layers"):
+    with pytest.raises(ValueError, match="2 numbers, but the loss is over 6 layers"):
         criterion(layer_weights="1,1").prepare_training(started("imitation"))
 
 

@@ -1,0 +1,111 @@
+"""One setting of a sweep on its model: what it generated, how long it took, its line of the CSV."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+
+from ofa_exit.cli.grid import ExitSetting, errors_name
+from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.options import reject_misfit
+from ofa_exit.plugin.saved_arguments import reference_layers
+
+
+@dataclass
+class Loaded:
+    """A checkpoint, ready to generate; ``saved`` is the configuration of its training."""
+
+    model: Any
+    saved: Any
+    task: Any
+    generator: Any
+
+
+def load(path: str, overrides: dict[str, Any], task: Any, cfg: Any) -> Loaded:
+    """Load a checkpoint as fairseq-generate does. Raises UsageError if the file is missing."""
+    try:
+        (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
+    except OSError as error:
+        raise UsageError(str(error)) from error
+    model.prepare_for_inference_(cfg)
+    if cfg.common.fp16:
+        model.half()
+    if is_cuda(cfg):
+        model.to("cuda")
+    return Loaded(model, saved, task, task.make_generator([model], cfg.generation))
+
+
+def is_cuda(cfg: Any) -> bool:
+    return torch.cuda.is_available() and not cfg.common.cpu
+
+
+class Setting:
+    """A setting on its loaded model, with what it generated so far."""
+
+    def __init__(self, setting: ExitSetting, loaded: Loaded, scorer: Any) -> None:
+        self.setting, self.scorer = setting, scorer
+        self.model, self.task, self.generator = loaded.model, loaded.task, loaded.generator
+        with errors_name(setting.where):
+            reject_misfit(setting.options, setting.policy, self.model)
+            self.configure()  # the report asks the model which exits are active
+        layers = reference_layers(self.task.cfg)
+        self.report = GenerationReport(self.model, reference_layers=layers)
+        self.seconds: list[float] = []  # one value per batch
+
+    def configure(self) -> None:
+        # All settings are traced, full depth too: FLOPs are counted and bookkeeping costs the same.
+        self.model.configure_exits(self.setting.policy, self.setting.kv, trace=True)
+
+    def generate(self, sample: dict[str, Any]) -> tuple[Any, list[list[list[int]]], float]:
+        """Return the hypotheses of a batch, their tokens, and the seconds they took."""
+        self.configure()
+        start = time.perf_counter()
+        hyps = self.task.generate(self.generator, [self.model], sample)
+        # Reading the tokens waits for the device, so it belongs to the time.
+        tokens = [[hyp["tokens"].tolist() for hyp in beam] for beam in hyps]
+        return hyps, tokens, time.perf_counter() - start
+
+    def add_batch(self, sample: dict[str, Any]) -> None:
+        """Generate a batch and add it to the report and the scores."""
+        hyps, tokens, seconds = self.generate(sample)
+        self.report.add(
+            ids=sample["uniq_ids"],
+            trace=self.task.traces(self.generator, [self.model])[0],
+            hypotheses=tokens,
+            text_tokens=sample["net_input"]["src_lengths"].tolist(),
+            image_size=tuple(sample["net_input"]["patch_images"].shape[-2:]),
+            seconds=seconds,
+            has_image=sample["net_input"]["patch_masks"].tolist(),
+        )
+        if self.scorer is not None:
+            for references, beam in zip(sample["references"], hyps):
+                best = self.task.text(beam[0]["tokens"])
+                with usage_errors():  # malformed references
+                    self.scorer.add_string(" && ".join(references), best)
+        self.seconds.append(seconds)
+
+    def row(self, baseline: "Setting") -> dict[str, Any]:
+        """Return the CSV's line over the batches so far.
+
+        Args:
+            baseline: what times are relative to, and FLOPs if it has another model.
+        """
+        relative = [own / other for own, other in zip(self.seconds, baseline.seconds)]
+        default = "full depth" if self.setting.policy is None else "exits of the command line"
+        summary = self.report.summary()
+        if baseline.model is not self.model:
+            full = baseline.report.summary()["gflops_per_sentence"]
+            summary["flop_reduction"] = 1 - summary["gflops_per_sentence"] / full
+        milliseconds = 1000 * summary["seconds_per_sentence"]
+        return {
+            "run": self.setting.run,
+            "setting": " ".join(f"{k}={v}" for k, v in self.setting.given.items()) or default,
+            **({} if self.scorer is None else self.scorer.values()),
+            **{k: v for k, v in summary.items() if not k.startswith("seconds")},
+            "milliseconds_per_sentence": milliseconds,
+            "measured_time_reduction": 1 - statistics.median(relative),
+        }
