@@ -2,7 +2,7 @@
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import archs, schedules
-from .criterions import blipee, deecap, leebert, mue, multi_exit, scst
+from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
@@ -10,6 +10,7 @@ from .tasks import caption, snli_ve, visdial, vqa
 __all__ = [
     "archs",
     "blipee",
+    "calm",
     "caption",
     "caption_scorers",
     "compat",

@@ -4,12 +4,15 @@ Fake CUDA tensors start autograd threads: this file sorts behind those whose tes
 """
 
 from argparse import Namespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.fake_devices import encode, fake_batch, fake_model
 from helpers.head_samples import KINDS
 
+from ofa_exit.objectives.consistency import LOSSES as CALM_LOSSES
+from ofa_exit.plugin.criterions.calm import CalmMetaConfig, CalmMetaLoss
 from ofa_exit.plugin.criterions.deecap import DeeCapLoss
 from ofa_exit.plugin.criterions.multi_exit import MultiExitConfig, MultiExitLoss
 from ofa_exit.policies.confidence import ConfidenceExit
@@ -19,10 +22,10 @@ from ofa_exit.testing import build_dictionary
 LOSSES = [*((MultiExitLoss, kind) for kind in KINDS), (DeeCapLoss, "imitation")]
 
 
-def step(device: str, loss, kind: str):
+def step(device: str, loss, kind: str, config: Any = None):
     model = fake_model(device=device, exits="1,2,3", head=kind).train()
     task = Namespace(target_dictionary=build_dictionary(60))
-    criterion = loss.build_criterion(MultiExitConfig(sentence_avg=False), task).train()
+    criterion = loss.build_criterion(config or MultiExitConfig(sentence_avg=False), task).train()
     criterion.prepare_training(model)
     net_input = fake_batch(device)
     target = net_input["prev_output_tokens"]
@@ -45,6 +48,19 @@ def test_and_so_do_gradients(loss, kind):
     value.backward()
     heads = model.decoder.exit_heads
     assert all((p.grad is not None) == (kind != "meta") for p in heads.parameters())
+
+
+@pytest.mark.parametrize("calm_meta_loss", CALM_LOSSES)
+def test_the_meta_classifier_learns_on_the_device(fake, calm_meta_loss):
+    step("cuda", CalmMetaLoss, "meta", CalmMetaConfig(calm_meta_loss=calm_meta_loss))
+
+
+@pytest.mark.parametrize("calm_meta_loss", CALM_LOSSES)
+def test_and_so_do_its_gradients(calm_meta_loss):
+    config = CalmMetaConfig(calm_meta_loss=calm_meta_loss)
+    model, value = step("meta", CalmMetaLoss, "meta", config)
+    value.backward()
+    assert all(p.grad is not None for p in model.decoder.exit_heads.parameters())
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])

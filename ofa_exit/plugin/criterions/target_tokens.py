@@ -53,9 +53,13 @@ class TargetTokens:
         """Return values [B, L, C] at the target tokens, [M, C]."""
         return x.flatten(0, 1).index_select(0, self.rows)
 
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return the most probable allowed words, Long [M], of logits [M, V]."""
+        if self.allowed is not None:
+            logits = logits.masked_fill(~self.allowed, -torch.inf)
+        return logits.argmax(-1)
+
     @torch.no_grad()
     def count_correct(self, logits: Tensor) -> Tensor:
         """Count the targets that logits [M, V] rank first among the allowed words."""
-        if self.allowed is not None:
-            logits = logits.masked_fill(~self.allowed, -torch.inf)
-        return logits.argmax(-1).eq(self.target).sum()
+        return self.predict(logits).eq(self.target).sum()
