@@ -20,11 +20,12 @@
 # Slurm) see docs/scale.md.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/capfilt.sh"
 
-# options DATA: sets the options of the data set whose script runs.
+# options DATA [FOLDER]: sets the options of a data set; by default of the one whose script runs.
 options() {
   DATA=$1
-  source "$(dirname "$0")/options.sh"
+  source "${2:-$(dirname "$0")}/options.sh"
 }
 
 # rows FILE: prints its number of lines, from the index that training writes next to it.
@@ -71,7 +72,7 @@ fit() {
   per_epoch=$((($(rows "$train") + batch - 1) / batch)) updates=$((per_epoch * epochs))
   case $schedule in
     decay) rate=(polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * 6 / 100))) ;;
-    halve) rate=(step --lr-decay 0.5 --lr-deacy-period $((3 * per_epoch)) --warmup-updates 500) ;;
+    halve) rate=(step_from_start --lr-decay 0.5 --lr-deacy-period $((3 * per_epoch)) --warmup-updates 500) ;;
   esac
   [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
   train "$train,$valid" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
@@ -96,25 +97,59 @@ fine_tune() {
     --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 "${FIT[@]}" "${CHOOSE[@]}" "${@:4}"
 }
 
+# own_captions TSV CHECKPOINT OUT ARGUMENTS…: makes OUT/caption_synthetic.tsv, the captions of CHECKPOINT for the images of TSV that
+# fit them best (Section 3.4, CapFilt). ARGUMENTS are those of fairseq-generate.
+own_captions() {
+  local tsv=$1 checkpoint=$2 out=$3 ranker=${RANKER:-openai/clip-vit-large-patch14} source
+  shift 3
+  source="$(identity "$tsv:${BPE_DIR:-$DATA}/dict.txt:$checkpoint:$ranker") ${SAMPLES:-10} ${KEEP:-2} ${TOP_P:-0.9} $*"
+  if [ -e "$out/source.txt" ] && [ "$(cat "$out/source.txt")" != "$source" ]; then
+    echo "$out holds captions of other images, of another checkpoint or with other settings: choose another folder, or remove it" >&2
+    return 2
+  fi
+  [ ! -e "$out/caption_synthetic.tsv" ] || return 0
+  if [ -n "${WORLD_SIZE:-}${PORT:-}" ]; then
+    echo "$out/caption_synthetic.tsv is missing: start this script in one process, which makes it before it trains" >&2
+    return 2
+  fi
+  mkdir -p "$out"
+  echo "$source" > "$out/source.txt"
+  sample_captions "$tsv" "$checkpoint" "$out" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --batch-size "${MICRO:-8}" "$@"
+  filter_captions "$out" --ranker "$ranker"
+}
+
 # train_blipee DATA CHECKPOINT OUT ARGUMENTS…: BLIPEE's two stages (Sections 3.2 and 3.3): plain OFA into OUT/backbone, then exits on
 # the frozen backbone into OUT/exits. Without labels (Section 3.4) exits are trained on CHECKPOINT itself, whose last layer teaches
-# them; the decoder is still fed the labels' words (y* of Eq. 5). ARGUMENTS go to both stages.
+# them; the decoder is fed the labels' words (y* of Eq. 5), or the model's own caption where a row has none. ARGUMENTS go to both
+# stages. In MODE=capfilt, those after -- are fairseq-generate's, for the sampling of captions.
 # Section 4, Training: 80 % of the validation split to train on and 20 % to select by; 10 epochs of the backbone and 3 of the exits;
 # Adam, lr 1e-5, halved every 3 epochs; batch size 16. Table 6: betas 0.9 and 0.999, warm-up 500. The paper does not give weight decay
 # and clipping; OFA's are used. Differs from the paper: its exits are in language models of 24 and 32 layers, after 3, 5, 7, 9, 12, 20
 # and 22 of 24, which is 1, 2, 3 and 5 of OFA base's 6 (ofa-exit layers finds those that fit a checkpoint). OFA encodes the images, not
 # a frozen BLIP-2, and the prompts are OFA's.
-#   MODE    supervised (with labels) or distill (from the final layer); default: the mode of the paper's table for the data set
+#   MODE    supervised (with labels), distill (from the final layer) or, for captions, capfilt (on the captions of CHECKPOINT that fit
+#           their image best); default: the mode of the paper's table for the data set
 #   ROWS    folder of train.tsv and valid.tsv to train on (default: the 80 and 20 % in OUT/rows, made if missing; before several
 #           processes start, make them once: ofa-exit holdout --help)
 #   EXITS   decoder layers with an exit (default 1,2,3,5)
 #   BACKBONE_EPOCHS (10; 0 skips the first stage), EPOCHS (3), LR (1e-5), BATCH (16)
+#   RANKER  CLIP of MODE=capfilt, a folder or a name on the hub, or a Python file (ofa-exit capfilt filter --help); default:
+#           openai/clip-vit-large-patch14, the paper's. SAMPLES, KEEP, TOP_P: see capfilt.sh
 train_blipee() {
   options "${1:?folder of valid.tsv}"
-  local init=${2:?checkpoint to start from} out=${3:?folder to save to} mode=${MODE:-$BLIPEE} kind candidates=()
+  local init=${2:?checkpoint to start from} out=${3:?folder to save to} mode=${MODE:-$BLIPEE} kind candidates=() sampling=() number
   shift 3
+  for ((number = 1; number <= $#; number++)); do
+    [ "${!number}" = -- ] || continue
+    sampling=("${@:number + 1}")
+    set -- "${@:1:number - 1}"
+  done
   local rows=${ROWS:-$out/rows} batch=${BATCH:-16} lr=${LR:-1e-5} schedule=halve epochs=${BACKBONE_EPOCHS:-10}
   case ${TASK[1]} in mue_caption) kind=caption ;; mue_vqa) kind=question ;; mue_visdial) kind=dialogue ;; esac
+  if [ "$mode" = capfilt ] && [ "$kind" != caption ]; then
+    echo "MODE=capfilt makes captions: choose supervised or distill" >&2
+    return 2
+  fi
   [ ! -e "$DATA/answers.txt" ] || candidates=(--candidates "$DATA/answers.txt")
   if [ -z "${ROWS:-}" ]; then
     local source
@@ -129,14 +164,18 @@ train_blipee() {
       ofa_exit holdout "$kind" "$DATA/valid.tsv" "$rows" "${candidates[@]}"
     fi
   fi
-  if [ "$mode" = supervised ] && [ "$epochs" -gt 0 ]; then
-    fit "$rows/train.tsv" "${VALID:-$rows/valid.tsv}" "$init" "$out/backbone" --criterion mue_loss --layer-weights last \
+  local train=$rows/train.tsv
+  if [ "$mode" = capfilt ]; then
+    own_captions "$train" "$init" "$out/capfilt" "${sampling[@]}"
+    train=$out/capfilt/caption_synthetic.tsv mode=supervised
+  elif [ "$mode" = supervised ] && [ "$epochs" -gt 0 ]; then
+    fit "$train" "${VALID:-$rows/valid.tsv}" "$init" "$out/backbone" --criterion mue_loss --layer-weights last \
       "${CHOOSE[@]}" "$@"
     init=$out/backbone/checkpoint_best.pt
   fi
   epochs=${EPOCHS:-3}
-  # Groups of parameters are updated in turn, so gradients cannot be one flat tensor.
-  fit "$rows/train.tsv" "${VALID:-$rows/valid.tsv}" "$init" "$out/exits" --exit-layers "${EXITS:-1,2,3,5}" \
+  # Where an update trains exits alone (--adversarial-weight 0), gradients cannot be one flat tensor.
+  fit "$train" "${VALID:-$rows/valid.tsv}" "$init" "$out/exits" --exit-layers "${EXITS:-1,2,3,5}" \
     --criterion blipee_adversarial --blipee-mode "$mode" --fp16-no-flatten-grads "$@"
 }
 

@@ -29,8 +29,11 @@ PAGES = sorted(
 )
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 TASKS = ("mue_caption", "mue_snli_ve", "mue_vqa", "mue_visdial")
-CRITERIONS = ("mue_loss", "blipee_adversarial", "mue_scst")
-OF_THE_SAMPLE = {"--exit-patience"}
+CRITERIONS = (
+    *("mue_loss", "blipee_adversarial", "mue_scst"),
+    *("multi_exit_loss", "exit_heads_loss", "leebert_loss", "deecap_loss"),
+)
+OF_THE_SAMPLE = {"--exit-agree"}
 
 
 def without_code(text: str) -> str:
@@ -56,9 +59,9 @@ def test_sample_policy_runs_in_any_batch(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_exits", module)
     try:
         exec(code, vars(module))
-        policy = build_policy("patience", patience=2)
+        policy = build_policy("agreement", agree=2)
     finally:
-        POLICIES.pop("patience", None)
+        POLICIES.pop("agreement", None)
     model = nano()
     model.configure_exits(policy)
     net_input = batch(3)

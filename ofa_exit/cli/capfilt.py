@@ -10,8 +10,9 @@ are trained on.
   ofa-exit capfilt filter OUT/images.tsv OUT/generate-images.txt \\
     --ranker openai/clip-vit-large-patch14 --out OUT/synthetic.tsv
 
-run_scripts/emoji/capfilt.sh does all of it. It ranks with a small dual encoder, which
-python -m examples.emoji.capfilt_ranker trains in a checkout.
+run_scripts/coco/train_blipee.sh with MODE=capfilt does all of it, and trains exits on the captions.
+run_scripts/emoji/capfilt.sh makes captions of the emoji data. It ranks with a small dual encoder,
+which python -m examples.emoji.capfilt_ranker trains in a checkout.
 """
 
 import argparse
@@ -20,17 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.cli.renamed import run_example
 from ofa_exit.cli.user_dir import PACKAGE
-from ofa_exit.data.caption import OFFICIAL_COLS
-from ofa_exit.prepare.capfilt.filtering import filter_captions
-from ofa_exit.prepare.capfilt.images import write_images
-from ofa_exit.prepare.capfilt.rankers import load_ranker
+from ofa_exit.data.formats import CAPTION_COLS
 
-INTERRUPTED = 130
 EXAMPLE = "examples.emoji.capfilt_ranker"
 DUAL_ENCODER_FILE = "checkpoint_best.pt"
 
@@ -43,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "--selected-cols",
-            default=OFFICIAL_COLS,
+            default=CAPTION_COLS,
             help="columns of identifier, image and caption, as for training (default: %(default)s)",
         )
         command.add_argument(
@@ -84,10 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     chosen.add_argument(
         "--batch-size", type=int, default=32, help="images per batch (default: %(default)s)"
     )
-    chosen.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: cuda if there is one",
-    )  # fmt: skip
+    chosen.add_argument("--device", help="default: cuda if there is one")
     return parser
 
 
@@ -115,10 +107,18 @@ def ranker_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
+    # Slow, so not for --help.
+    import torch
+
+    from ofa_exit.prepare.capfilt.filtering import filter_captions
+    from ofa_exit.prepare.capfilt.images import write_images
+    from ofa_exit.prepare.capfilt.rankers import load_ranker
+
     if args.command == "images":
         images, rows = write_images(args.tsv, args.out, args.selected_cols, args.image_id_column)
         print(f"{args.out}: {images} images of {rows} rows")
         return
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = {"ranker": args.ranker, "ranker_checkpoint": args.ranker_checkpoint}
     counts = filter_captions(
         load_ranker(**ranker_options(args)),
@@ -136,19 +136,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {counts.text(args.keep)}")
 
 
+@prints_errors(OSError, ValueError, ImportError, FloatingPointError, resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["train"], ["recall"]):
         new = f"python -m {EXAMPLE} {arguments[0]}"
         print(f"ofa-exit capfilt {arguments[0]} is now {new}", file=sys.stderr)
         return run_example(EXAMPLE, arguments)
-    args = build_parser().parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+    run(build_parser().parse_args(arguments))
     return 0

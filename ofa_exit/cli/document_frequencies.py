@@ -5,17 +5,15 @@ An n-gram counts once per image, in whichever reference it occurs. Rows of one i
 document.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
 from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
-from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
-from ofa_exit.prepare.references import COLUMNS, OFFICIAL_COLS, captions_by_image
 
 
+@prints_errors(ValueError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("document-frequencies", __doc__)
     parser.add_argument(
@@ -24,24 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="captioning data, one or several files; && separates captions of one row",
     )
     parser.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
-    parser.add_argument(
-        "--selected-cols",
-        default=OFFICIAL_COLS,
-        metavar="I,C",
-        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
-    )
+    add_caption_columns(parser)
     args = parser.parse_args(argv)
-    try:
-        captions: dict[str, list[str]] = {}
-        for path in args.train.split(","):
-            file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
-            for image, found in captions_by_image(file).items():
-                captions.setdefault(image, []).extend(found)
-        frequencies = DocumentFrequencies.of(captions.values())
-        with atomic_write(args.out) as stream:
-            frequencies.save(stream)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    # Slow, so after the parse.
+    from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
+    from ofa_exit.prepare.references import COLUMNS, captions_by_image
+
+    captions: dict[str, list[str]] = {}
+    for path in args.train.split(","):
+        file = TsvFile(path.strip(), args.selected_cols, COLUMNS)
+        for image, found in captions_by_image(file).items():
+            captions.setdefault(image, []).extend(found)
+    if len(captions) < 2:  # the logarithm of their number scales every score
+        raise ValueError(f"{args.train}: CIDEr-D needs the references of two images or more")
+    frequencies = DocumentFrequencies.of(captions.values())
+    with atomic_write(args.out) as stream:
+        frequencies.save(stream)
     print(f"{args.out}: {len(frequencies.counts)} n-grams of {frequencies.images} images")
     return 0

@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
 from ofa_exit.cli.parsing import new_parser
 from ofa_exit.data.files import atomic_write
-from ofa_exit.models.checkpoints import without_training_parts
 
 # Paths in a configuration, and fairseq's defaults for them.
 PATH_DEFAULTS = {
@@ -45,6 +41,12 @@ def _without_paths(config: Any) -> Any:
 
 def export(checkpoint: Path, out: Path) -> None:
     """Write the smaller checkpoint atomically."""
+    # Slow, so not for --help.
+    import torch
+
+    import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+    from ofa_exit.models.checkpoints import without_training_parts
+
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     exported = {
         "args": _without_paths(state.get("args")),

@@ -6,20 +6,18 @@ rows unchanged. All rows of an image go to one side. The paper does not say so, 
 both sides would not test anything. The image ids alone decide, so every run splits alike.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.prepare.holdout import KINDS, part
 
 
+@prints_errors(ValueError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("holdout", __doc__)
     parser.add_argument(
-        "kind",
-        choices=KINDS,
-        help="kind of rows: COCO's, those of the VQA data sets, or VisDial's",
+        "kind", choices=KINDS, help="kind of rows: COCO's, those of the VQA data sets, or VisDial's"
     )
     parser.add_argument(
         "source", type=Path, metavar="VALID.tsv", help="file written by ofa-exit prepare"
@@ -32,15 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of the images to train on (default: %(default)s)",
     )
     parser.add_argument(
-        "--candidates",
-        type=Path,
-        metavar="answers.txt",
-        help="train on these answers only",
+        "--candidates", type=Path, metavar="answers.txt", help="train on these answers only"
     )
     args = parser.parse_args(argv)
-    try:
-        print(part(args.kind, args.source, args.out, args.share, args.candidates))
-    except (OSError, ValueError) as error:  # a TsvError is a ValueError
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(part(args.kind, args.source, args.out, args.share, args.candidates))
     return 0

@@ -20,7 +20,6 @@ from typing import Any
 
 from ofa_exit.cli.parsing import new_parser
 from ofa_exit.cli.plot_layers import add_options
-from ofa_exit.cli.sweep import Grid, sweep, write_csv
 from ofa_exit.evaluation.figures.layer_curve import (
     EXITS,
     LAYERS,
@@ -32,7 +31,7 @@ from ofa_exit.evaluation.figures.layer_curve import (
 PREFERRED_QUALITY = "CIDEr"
 
 
-def layer_grid(model: Any) -> Grid:
+def layer_grid(model: Any) -> list[dict[str, Any]]:
     """Return one setting per decoder layer, the last (full depth) first, and one per exit."""
     encoder, decoder = model.cfg.encoder_layers, model.cfg.decoder_layers
 
@@ -45,17 +44,20 @@ def layer_grid(model: Any) -> Grid:
     return [{"run": LAYERS}, *stops, *exits]
 
 
-def measure(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run the sweep over layers and exits.
+def measure(arguments: list[str], table: Path) -> list[str]:
+    """Run the sweep over layers and exits, and write its rows: layers in order, then exits.
 
     Args:
         arguments: those of fairseq-generate.
+        table: CSV file to write.
     Returns:
-        The CSV's rows, layers in order and then exits, and the names of the scores.
+        The names of the scores.
     """
+    from ofa_exit.cli.sweep import sweep, write_csv  # slow, so not for --help
+
     layers: list[int] = []
 
-    def grid(model: Any) -> Grid:
+    def grid(model: Any) -> list[dict[str, Any]]:
         settings = layer_grid(model)
         last = model.cfg.decoder_layers
         layers[:] = [int(s.get("exit_depths", f"{last}").split(",")[-1]) for s in settings]
@@ -69,7 +71,9 @@ def measure(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
         del row["setting"]
         row["layer"] = layer
     rows.sort(key=lambda row: (row["run"] != LAYERS, row["layer"]))
-    return [{"run": row.pop("run"), "layer": row.pop("layer"), **row} for row in rows], scores
+    rows = [{"run": row.pop("run"), "layer": row.pop("layer"), **row} for row in rows]
+    write_csv(rows, table)
+    return scores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,17 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="files to write, without extension")
     parser.add_argument(
-        "--quality",
-        help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)",
+        "--quality", help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)"
     )
     add_options(parser)
     args, arguments = parser.parse_known_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sys.argv = [parser.prog, *arguments]  # fairseq's parser looks for --user-dir there
-    rows, scores = measure(arguments)
     table = args.out.with_name(args.out.name + ".csv")
-    write_csv(rows, table)
+    scores = measure(arguments, table)
     print(table)
     quality = args.quality or (PREFERRED_QUALITY if PREFERRED_QUALITY in scores else scores[0])
     try:

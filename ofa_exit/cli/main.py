@@ -1,7 +1,8 @@
 """``ofa-exit VERB …``: import the verb's module and run it.
 
 A verb is a module of this folder with ``main(argv) -> exit status``. Only the module in use is
-imported: ``ofa-exit --help`` does not wait for torch and fairseq.
+imported, and it imports what is slow (torch, fairseq) after it has parsed its arguments. So help
+and errors of arguments come at once.
 """
 
 import difflib
@@ -19,10 +20,13 @@ VERBS = {
     "capfilt": "filter sampled captions by image-text similarity (CapFilt)",
     "sweep": "measure quality and savings of many exit settings",
     "choose": "select an exit setting on one split and report it on others",
+    "compare": "compare methods: tables and curves of their sweeps",
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",
     "plot-layers": "draw what `layers` measured and suggest --exit-layers",
+    "saturation": "measure how alike the states of consecutive layers are",
     "table": "compare finished generations",
+    "cases": "show generated words in the colour of the layer they left at",
     "score": "compute the official metrics of a result file",
     "submit": "write a benchmark's result file from generated text",
     "merge": "merge the shards of a generation",

@@ -1,7 +1,13 @@
-"""The parser of a verb."""
+"""What verbs share: the parser, options, and how errors are printed."""
 
 import argparse
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+INTERRUPTED = 130  # as shells number it
+Main = Callable[[Optional[Sequence[str]]], int]
 
 
 def new_parser(verb: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
@@ -12,3 +18,40 @@ def new_parser(verb: str, description: str | None, **options: Any) -> argparse.A
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
+
+
+def add_caption_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the columns of a caption file that has uniq-id, image id, caption, …"""
+    parser.add_argument(
+        "--selected-cols",
+        default="1,2",
+        metavar="I,C",
+        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
+    )
+
+
+def prints_errors(
+    *kinds: type[Exception], status: int = 2, resumes: bool = False
+) -> Callable[[Main], Main]:
+    """Decorate a verb's ``main``: errors of these kinds take one line, and end it by ``status``.
+
+    Ctrl-C, too, takes one line if the verb ``resumes`` what it has begun.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def run(argv: Optional[Sequence[str]] = None) -> int:
+            try:
+                return main(argv)
+            except kinds as error:
+                print(f"error: {error}", file=sys.stderr)
+                return status
+            except KeyboardInterrupt:
+                if not resumes:
+                    raise
+                print("interrupted: the same command resumes", file=sys.stderr)
+                return INTERRUPTED
+
+        return run
+
+    return decorate

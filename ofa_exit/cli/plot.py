@@ -8,13 +8,13 @@ and an empty field leaves its point out. A line joins the settings of a run that
 of the run beats in both savings and quality. The others are pale.
 """
 
-import sys
 from collections.abc import Sequence
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.plots import AXES, REDUCTIONS, plot_curve, read_points
 
 
+@prints_errors(OSError, ValueError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("plot", __doc__)
     parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY and the axes")
@@ -29,11 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes = args.axes.split(",")
     if unknown := [name for name in axes if name not in AXES]:
         parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
-    try:
-        points = [point for path in args.csv for point in read_points(path, args.quality, axes)]
-        written = plot_curve(points, args.quality, args.out)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    points = [point for path in args.csv for point in read_points(path, args.quality, axes)]
+    written = plot_curve(points, args.quality, args.out)
     print(*written, sep="\n")
     return 0

@@ -8,10 +8,9 @@ BLIPEE to curve.png and curve.svg, and prints the --exit-layers to train. The co
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.layer_curve import check_share, describe, plot_layers, read_curves
 
 
@@ -43,6 +42,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
+@prints_errors(OSError, ValueError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("plot-layers", __doc__)
     parser.add_argument("csv", help="file written by ofa-exit layers")
@@ -50,12 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="files to draw, without .png and .svg (default: none)")
     add_options(parser)
     args = parser.parse_args(argv)
-    try:
-        curves = read_curves(args.csv, args.quality)
-        print(describe(curves, args.quality, args.share, args.exits))
-        if args.out:
-            print(*plot_layers(curves, args.quality, args.out, args.share), sep="\n")
-    except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    curves = read_curves(args.csv, args.quality)
+    print(describe(curves, args.quality, args.share, args.exits))
+    if args.out:
+        print(*plot_layers(curves, args.quality, args.out, args.share), sep="\n")
     return 0

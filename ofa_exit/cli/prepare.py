@@ -8,11 +8,10 @@ ofa-exit prepare NAME --help lists what to download.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
 from ofa_exit.prepare.images import Files
 from ofa_exit.prepare.job import run
@@ -28,7 +27,6 @@ RELEASES = {
     "vizwiz": vizwiz,
     "visdial": visdial,
 }
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,26 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
             "--strict-counts", action="store_true",
             help="stop if the annotations do not have the published counts, instead of warning",
         )  # fmt: skip
-        release.add_options(command)
+        if hasattr(release, "add_options"):
+            release.add_options(command)
     return parser
 
 
+@prints_errors(PrepareError, OSError, status=1, resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     release = RELEASES[options.name]
-    try:
-        files = Files([options.root, *options.images])
-        for job in release.jobs(options, files):
-            run(
-                job,
-                files,
-                skip_missing=options.skip_missing,
-                strict_counts=options.strict_counts,
-            )
-    except (PrepareError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+    files = Files([options.root, *options.images])
+    for job in release.jobs(options, files):
+        run(job, files, skip_missing=options.skip_missing, strict_counts=options.strict_counts)
     return 0

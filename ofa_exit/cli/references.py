@@ -5,27 +5,21 @@ caption_stage2_train.tsv. The first row of an image gets the captions of all of 
 &&. Rows keep their order and their other columns.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
 from ofa_exit.data.tsv import TsvError, TsvFile
-from ofa_exit.prepare.references import COLUMNS, OFFICIAL_COLS, captions_by_image, group
 
 
+@prints_errors(TsvError, OSError, status=1)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("references", __doc__)
     parser.add_argument(
         "train", type=Path, metavar="TRAIN.tsv", help="captioning data, any number of rows an image"
     )
     parser.add_argument("out", type=Path, metavar="OUT.tsv", help="file to write")
-    parser.add_argument(
-        "--selected-cols",
-        default=OFFICIAL_COLS,
-        metavar="I,C",
-        help="columns of image id and caption (default: %(default)s, as in OFA's files)",
-    )
+    add_caption_columns(parser)
     parser.add_argument(
         "--references",
         type=Path,
@@ -33,13 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="further captions: a TSV file of image id and captions joined by &&",
     )
     args = parser.parse_args(argv)
-    try:
-        more = None
-        if args.references is not None:
-            more = captions_by_image(TsvFile(args.references, None, COLUMNS))
-        rows, captions = group(TsvFile(args.train, args.selected_cols, COLUMNS), args.out, more)
-    except (TsvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    # Slow, so after the parse.
+    from ofa_exit.prepare.references import COLUMNS, captions_by_image, group
+
+    more = None
+    if args.references is not None:
+        more = captions_by_image(TsvFile(args.references, None, COLUMNS))
+    rows, captions = group(TsvFile(args.train, args.selected_cols, COLUMNS), args.out, more)
     print(f"{args.out}: {rows} images, {captions} captions")
     return 0

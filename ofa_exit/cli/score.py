@@ -7,12 +7,12 @@ ofa-exit submit writes them from the output of fairseq-generate.
 """
 
 import argparse
+import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.metrics.caption_results import score_coco, score_nocaps
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS
 from ofa_exit.evaluation.metrics.gqa import score_gqa
@@ -83,9 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, help="also write the scores to this file")
         if name in ("vqa", "okvqa"):
             command.add_argument(
-                "--questions",
-                type=Path,
-                help="questions file, to check that the split matches",
+                "--questions", type=Path, help="questions file, to check that the split matches"
             )
         if name == "gqa":
             command.add_argument(
@@ -136,15 +134,12 @@ def compute(args: argparse.Namespace) -> Scores:
             return score_nocaps(*files, args.coco_tokenizer, partial)
 
 
+@prints_errors(OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        scores = compute(args)
-        if args.json:
-            text = json.dumps(scores.as_dict(), indent=2, ensure_ascii=False)
-            args.json.write_text(text + "\n", encoding="utf-8")
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    scores = compute(args)
+    if args.json:
+        text = json.dumps(dataclasses.asdict(scores), indent=2, ensure_ascii=False)
+        args.json.write_text(text + "\n", encoding="utf-8")
     print(scores.text())
     return 0

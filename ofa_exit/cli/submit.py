@@ -7,13 +7,14 @@ several processes shared the work). TSV is the file that was generated for. A li
 row 5, counted from 0. The identifier of that row (column 0 of OFA's files) goes into the result.
 """
 
-import sys
+import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
-from ofa_exit.evaluation.metrics.submission import FORMATS, make_results, write_json
+from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.data.files import write_bytes
+from ofa_exit.evaluation.metrics.submission import FORMATS, make_results
 
 
 def build_parser() -> ArgumentParser:
@@ -38,18 +39,16 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+@prints_errors(OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.id_column < 0:
         parser.error(f"--id-column {args.id_column}: columns count from 0")
-    try:
-        entries = make_results(
-            args.benchmark, args.generated, args.tsv, args.id_column, args.allow_missing
-        )
-        write_json(entries, args.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    entries = make_results(
+        args.benchmark, args.generated, args.tsv, args.id_column, args.allow_missing
+    )
+    text = json.dumps(entries, ensure_ascii=False) + "\n"
+    write_bytes(args.out, text.encode("utf-8"))
     print(f"{args.out}: {len(entries)} results")
     return 0

@@ -40,14 +40,8 @@ class AnswerTree:
         edges: Long [A, T], the edge of every token of an answer; E where nothing is decided.
     """
 
-    def __init__(
-        self, trie: AnswerTrie, over_vocabulary: bool = False, room: int = TOKENS_PER_ROW
-    ) -> None:
-        """Lay out the answers of ``trie``. Raises ValueError if there is nothing to decide.
-
-        Args:
-            room: tokens per row.
-        """
+    def __init__(self, trie: AnswerTrie, over_vocabulary: bool = False) -> None:
+        """Lay out the answers of ``trie``. Raises ValueError if there is nothing to decide."""
         self.answers = [[*answer, trie.eos] for answer in trie.answers]
         self.decisions = trie.prefixes() if over_vocabulary else trie.branches()
         if not self.decisions:
@@ -55,7 +49,7 @@ class AnswerTree:
         self.longest = max(map(len, self.answers))
         self.deepest = max(map(len, self.decisions))
         fed = sorted({d[:n] for d in self.decisions for n in range(1, len(d) + 1)})
-        home = self._lay_out(_split_into_rows(fed, room))
+        home = self._lay_out(_split_into_rows(fed, TOKENS_PER_ROW))
         places = [home.get(decision, (0, -1)) for decision in self.decisions]
         self.place_row, self.place_column = torch.tensor(places).unbind(dim=1)
         self._number_edges(trie, over_vocabulary)

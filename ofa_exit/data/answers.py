@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SEPARATOR = "&&"
+from ofa_exit.data.formats import SEPARATOR
+
 CONFIDENCE = "|!+"
 
 

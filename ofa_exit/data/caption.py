@@ -1,18 +1,35 @@
 """Captioning rows: an image and its captions."""
 
-import os
 from functools import cached_property
 from typing import Any
 
-from ofa_exit.data.images import ImageLoader
+import torch
+from torch import Tensor
+
+from ofa_exit.data.formats import CAPTION_COLS, SEPARATOR
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.text import TextEncoder, strip_punctuation
 
 COLUMNS = ("uniq_id", "image", "caption")
-# uniq-id, image-id, caption, predicted objects, image
-OFFICIAL_COLS = "0,4,2"
 PROMPT = " what does the image describe?"
-SEPARATOR = "&&"
+
+
+def encode_caption_prompt(text: str, encoder: TextEncoder) -> Tensor:
+    """Return the tokens of a prompt that captions continue, Long [P].
+
+    Raises:
+        ValueError: the prompt is empty, or the dictionary lacks one of its words.
+    """
+    unknown: list[str] = []
+    words = text.split()
+    if not words:
+        raise ValueError(f"--caption-prompt {text!r} has no words. Give some, or leave it out")
+    tokens = encoder.encode(" " + " ".join(words), unknown)
+    if unknown:
+        raise ValueError(
+            f"--caption-prompt {text!r}: the dictionary lacks {unknown[0]!r}. Use other words"
+        )
+    return tokens
 
 
 class CaptionExamples(RowExamples):
@@ -21,24 +38,29 @@ class CaptionExamples(RowExamples):
     The source is OFA's fixed question, the target `` caption`` without punctuation. A training row
     has one caption, cut to ``max_tgt_length`` words. Other rows have one or several captions joined
     by ``&&``, uncut: all are references, and the first is the target. With ``all_references``
-    training rows may have several, too.
+    training rows may have several, too. With ``captions_optional`` rows may have none: they have no
+    references, and only eos as target. With ``caption_prompt``, Long [P], the decoder is fed these
+    tokens before the caption.
     """
 
     COLUMNS = COLUMNS
-    SELECTED_COLS = OFFICIAL_COLS
+    SELECTED_COLS = CAPTION_COLS
     SOURCE_FIELD = ANSWER_FIELD = "caption"
 
     def __init__(
         self,
-        path: str | os.PathLike,
-        encoder: TextEncoder,
-        load_image: ImageLoader,
-        *,
+        *arguments: Any,
         all_references: bool = False,
+        captions_optional: bool = False,
+        caption_prompt: Tensor | None = None,
         **options: Any,
     ):
-        super().__init__(path, encoder, load_image, **options)
+        super().__init__(*arguments, **options)
         self.one_caption = self.train and not all_references
+        self.captions_optional = captions_optional
+        self.caption_prompt = torch.zeros(0, dtype=torch.long)
+        if caption_prompt is not None:
+            self.caption_prompt = caption_prompt
         self._unknown_in_prompt: list[str] = []
         self.source = self.encode_source(PROMPT, self._unknown_in_prompt)
         if len(self.source) > self.max_source_positions:
@@ -49,9 +71,14 @@ class CaptionExamples(RowExamples):
 
     @cached_property
     def lengths(self) -> tuple[int, int]:
-        return len(self.source), self.max_tgt_length + 1
+        return len(self.source), len(self.caption_prompt) + self.max_tgt_length + 1
+
+    def prompt(self, source: Tensor) -> Tensor:
+        return torch.cat([source[:1], self.caption_prompt])
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
+        if self.captions_optional and not row["caption"].strip():
+            return RowTokens(self.source, torch.zeros(0, dtype=torch.long), [])
         references = self._references(row)
         words = strip_punctuation(references[0]).split()
         if self.train:

@@ -50,19 +50,26 @@ def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
     return torch.cat([bos, text, eos])
 
 
-def answer_sequences(
-    source: Tensor, answer: Tensor, prompt_type: str, vocabulary: Vocabulary
-) -> tuple[Tensor, Tensor, int]:
-    """Return decoder input Long [L], target Long [L] and prompt length for ``answer`` Long [A].
+def source_prompt(source: Tensor, prompt_type: str) -> Tensor:
+    """Return the decoder prompt that ``source`` makes, Long [P].
 
-    The answer has neither bos nor eos. The prompt is bos ("none"), the whole source ("src") or the
-    source without its eos ("prev_output"). The target is the input shifted by one, with eos at the
-    end and pad before the answer: the loss ignores the prompt.
+    It is bos ("none"), the whole source ("src") or the source without its eos ("prev_output").
     """
-    prompts = {"none": source[:1], "src": source, "prev_output": source[:-1]}
-    if prompt_type not in prompts:
-        raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
-    prompt = prompts[prompt_type]
+    return {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
+
+
+def answer_sequences(
+    prompt: Tensor, answer: Tensor, vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor, int]:
+    """Return decoder input Long [L], target Long [L] and prompt length.
+
+    The target is the input shifted by one, with eos at the end and pad before the answer: the loss
+    ignores the prompt.
+
+    Args:
+        prompt: Long [P], bos first.
+        answer: Long [A], without bos and eos.
+    """
     ignored = prompt.new_full((len(prompt) - 1,), vocabulary.pad())
     target = torch.cat([ignored, answer, answer.new_tensor([vocabulary.eos()])])
     return torch.cat([prompt, answer]), target, len(prompt)

@@ -1,5 +1,9 @@
-"""Supported image formats, separate from ``images`` so that no import of torch is needed."""
+"""Constants of the file formats. They are separate because importing them needs no torch."""
 
+SEPARATOR = "&&"  # between the texts of one field
+# Columns of uniq-id, image and caption in OFA's captioning files, which have uniq-id, image-id,
+# caption, predicted objects, image.
+CAPTION_COLS = "0,4,2"
 # Pillow's names. Raster formats only: other plugins start external programs or read drawings.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ofa_exit.data.example import PROMPT_TYPES, Example, answer_sequences, source_sequence
+from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.trie import AnswerTrie
@@ -98,14 +99,14 @@ class RowExamples:
     - SELECTED_COLS, their numbers in the published files;
     - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
 
-    It may also override `columns`, `image` and `mask`.
+    It may also override `columns`, `prompt`, `image` and `mask`.
 
     Args:
         load_image: turns the image field into Float [3, H, W].
         train: rows are for training. Data sets then cut targets, or demand an answer.
         selected_cols: numbers of the columns, as in "0,4,2". None: the published layout.
         max_src_length, max_tgt_length: words to keep of source texts and of targets.
-        prompt_type: what the decoder is fed before the answer, see `answer_sequences`.
+        prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
         max_source_positions, max_target_positions: the model's limits. A row beyond them raises.
     """
@@ -130,11 +131,6 @@ class RowExamples:
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
     ):
-        if prompt_type not in PROMPT_TYPES:
-            raise ValueError(f"prompt type {prompt_type!r} is none of {', '.join(PROMPT_TYPES)}")
-        for name, length in (("src", max_src_length), ("tgt", max_tgt_length)):
-            if length < 1:
-                raise ValueError(f"max_{name}_length {length} is not positive")
         self.file = TsvFile(path, selected_cols or self.SELECTED_COLS, self.columns(selected_cols))
         self.encoder = encoder
         self.load_image = load_image
@@ -159,6 +155,10 @@ class RowExamples:
         """Return the texts of ``row`` as tokens. Append symbols that became unk to ``unknown``."""
         raise NotImplementedError
 
+    def prompt(self, source: Tensor) -> Tensor:
+        """Return what the decoder is fed before the answer, Long [P], bos first."""
+        return source_prompt(source, self.prompt_type)
+
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Return the image and its ``image_id``."""
         return row.image(self.load_image), None
@@ -179,7 +179,7 @@ class RowExamples:
         unknown: list[str] = []
         tokens = self.read(row, unknown)
         prev_output, target, prompt_length = answer_sequences(
-            tokens.source, tokens.answer, self.prompt_type, self.encoder.vocabulary
+            self.prompt(tokens.source), tokens.answer, self.encoder.vocabulary
         )
         candidates = tokens.candidates
         for sequence, field, limit, option in (
@@ -217,4 +217,6 @@ class RowExamples:
 
     def encode_source(self, text: str, unknown: list[str]) -> Tensor:
         """Return bos, the tokens of ``text``, eos: Long [T]."""
-        return source_sequence(self.encoder.encode(text, unknown), self.encoder.vocabulary)
+        vocabulary, tokens = self.encoder.vocabulary, self.encoder.encode(text, unknown)
+        bos, eos = tokens.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
+        return torch.cat([bos, tokens, eos])

@@ -1,12 +1,10 @@
 """Visual entailment rows: does an image (and a premise) entail a hypothesis?"""
 
-import os
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.text import TextEncoder, normalise_sentence
 
@@ -47,18 +45,10 @@ class EntailmentExamples(RowExamples):
     SELECTED_COLS = OFFICIAL_COLS
     SOURCE_FIELD = ANSWER_FIELD = "hypothesis"
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        encoder: TextEncoder,
-        load_image: ImageLoader,
-        *,
-        add_caption: bool = False,
-        **options: Any,
-    ):
-        super().__init__(path, encoder, load_image, **options)
+    def __init__(self, *arguments: Any, add_caption: bool = False, **options: Any):
+        super().__init__(*arguments, **options)
         self.add_caption = add_caption
-        self.answers = answer_tokens(encoder)
+        self.answers = answer_tokens(self.encoder)
 
     @cached_property
     def lengths(self) -> tuple[int, int]:

@@ -140,8 +140,6 @@ def dictionary_path(directory: str | os.PathLike) -> Path:
 
 def dictionary_symbols(code_dict_size: int = 8192, num_bins: int = 1000) -> list[str]:
     """Return OFA's symbols after those of dict.txt: mask, image codes, position bins."""
-    if code_dict_size < 0 or num_bins < 0:
-        raise ValueError(f"negative code_dict_size {code_dict_size} or num_bins {num_bins}")
     codes = [f"<code_{code}>" for code in range(code_dict_size)]
     return ["<mask>", *codes, *(f"<bin_{bin_}>" for bin_ in range(num_bins))]
 

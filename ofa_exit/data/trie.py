@@ -44,10 +44,6 @@ class AnswerTrie:
         """
         return sorted((p for p, following in self._next.items() if len(following) > 1), key=len)
 
-    def choices(self) -> set[int]:
-        """Return the tokens that can follow at branches: the words that a model has to score."""
-        return {token for branch in self.branches() for token in self._next[branch]}
-
     def allowed_next(self, prefix: Sequence[int]) -> list[int]:
         """Return the tokens allowed after ``prefix``, ascending; none for other prefixes."""
         return sorted(self._next.get(tuple(prefix), ()))

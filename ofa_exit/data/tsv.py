@@ -110,7 +110,7 @@ class TsvFile:
         except UnicodeDecodeError as error:
             raise self.error(
                 index,
-                self._name_at(line[: error.start].count(b"\t")),
+                dict(zip(self._selected, self.columns)).get(line[: error.start].count(b"\t")),
                 f"the text is not UTF-8 ({error.reason} at byte {error.start} of the line)",
                 "Save the file as UTF-8",
             ) from None
@@ -146,9 +146,6 @@ class TsvFile:
                 remedy=f"Name the columns of {', '.join(self.columns)}, counted from 0",
             )
         return [int(part) for part in parts]
-
-    def _name_at(self, column: int) -> str | None:
-        return self.columns[self._selected.index(column)] if column in self._selected else None
 
     def _empty_line(self, index: int) -> TsvError:
         return self.error(index, None, "the line is empty", "Remove it")

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.row_examples import IMAGE_FIELD, Row, RowExamples, RowTokens
 
 COLUMNS = ("uniq_id", "image", "history", "question", "answers", "gt_index", "relevance")
 # question-id, image-id, history, question, answers, gt_index, relevance, image
 PREPARED_COLS = "0,7,2,3,4,5,6"
-SEPARATOR = "&&"
 
 
 class DialogExamples(RowExamples):

@@ -42,7 +42,7 @@ class AdapterHeads(ExitHeads):
         head: Any = self[str(layer)]
         return hidden + head["up"](F.gelu(head["down"](hidden)))  # [N, P, C]
 
-    def flops(self, keys: int, source: int) -> int:
+    def flops(self, layer: int, keys: int, source: int) -> int:
         """Return the FLOPs of one token's features: 4·C·(C / 4)."""
         first: Any = next(iter(self.values()))
         narrow, channels = first["down"].weight.shape

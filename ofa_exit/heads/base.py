@@ -105,10 +105,11 @@ class ExitHeads(nn.ModuleDict):
         """Return the learned confidence [R, P], in [0, 1], of hidden states [R, P, C]."""
         raise NotImplementedError
 
-    def flops(self, keys: int, source: int) -> int:
-        """Return the FLOPs of one head's features for one token.
+    def flops(self, layer: int, keys: int, source: int) -> int:
+        """Return the FLOPs of one token's features.
 
         Args:
+            layer: decoder layer, from 1, that the head follows.
             keys: positions that self-attention covers.
             source: source tokens that cross-attention covers.
         """
@@ -148,39 +149,48 @@ class ExitHeads(nn.ModuleDict):
         Raises:
             ValueError: the checkpoint has heads that the model lacks, or heads of another kind.
         """
-        mine, saved = (layers_in(one, prefix) for one in (own, state))
+        mine = set(self.layers) if self.trained else set()
+        saved = layers_in(state, prefix)
         if saved - mine:
             names = ",".join(map(str, sorted(saved)))
             built = "after " + ",".join(map(str, sorted(mine))) if mine else "none"
             raise ValueError(
                 f"the checkpoint has exit heads after decoder layers {names}, the model has "
-                f"{built}: add --exit-layers {names}"
+                f"{built}: add --exit-layers {names} with their --exit-head"
             )
-        unknown = sorted(name for name in state if name.startswith(prefix) and name not in own)
-        if unknown:
+        wanted = {name for name in own if name.startswith(prefix)}
+        found = {name for name in state if name.startswith(prefix)}
+        missing = wanted - found
+        # A head that is in the checkpoint is there as a whole.
+        partial = [name for name in missing if layer_of(name, prefix) in saved]
+        wrong = sorted([*(found - wanted), *partial])
+        if wrong:
             raise ValueError(
-                f"the checkpoint's exit heads are of another kind than the model's ({unknown[0]}): "
+                f"the checkpoint's exit heads are of another kind than the model's ({wrong[0]}): "
                 "give the --exit-head and --exit-layers that it was trained with"
             )
-        missing = mine - saved
-        for name in [name for name in own if name.startswith(prefix) and name not in state]:
-            layer, _, entry = name.removeprefix(prefix).partition(".")
-            if not layer.isdigit():  # shared by all heads
-                state[name] = own[name]
-            elif int(layer) in missing:
-                source = self.starts_from(int(layer), entry)
-                state[name] = state[source].clone() if source in state else own[name]
+        for name in missing:
+            layer, source = layer_of(name, prefix), None
+            if layer is not None:
+                source = self.starts_from(layer, name.removeprefix(f"{prefix}{layer}."))
+            state[name] = state[source].clone() if source in state else own[name]
         if missing:
             logger.info(
                 "missing exit heads initialised: those after decoder layers %s",
-                ",".join(map(str, sorted(missing))),
+                ",".join(map(str, sorted(mine - saved))),
             )
+
+
+def layer_of(name: str, prefix: str) -> Optional[int]:
+    """Return the layer that the head of an entry follows; None if all heads share it."""
+    key = name.removeprefix(prefix).split(".")[0]
+    return int(key) if key.isdigit() else None
 
 
 def layers_in(state: dict[str, Any], prefix: str) -> set[int]:
     """Return the layers that the heads in a state dict follow."""
-    keys = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
-    return {int(key) for key in keys if key.isdigit()}
+    layers = {layer_of(name, prefix) for name in state if name.startswith(prefix)}
+    return {layer for layer in layers if layer is not None}
 
 
 def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ofa_exit.heads.base import ExitHeads, HeadContext
 
-MEMORY = "imitation: pooled states"
+# Name in the heads' memory: the sum of the pooled states of layers 1 to {}, [N, P, C].
+POOLED_SUM = "imitation: sum of pooled states to layer {}"
 
 
 class ImitationHeads(ExitHeads):
     """z_i = U · LN(f_i) after layer i, from the states of layers 1 … i and imitated later ones.
 
-        u_i = tanh(A_i · LN(h_i) + a_i)                  pooled state
+        u_i = tanh(A_i · LN_i(h_i) + a_i)                pooled state
         û_j|i = tanh(W_j · u_i + c_j), j > i             imitation of a later layer's
         λ = σ(G · tanh(mean of u_1 … u_i) + g)           gate, per channel
         f_i = 2λ ⊙ Σ_j≤i u_j + (2 - 2λ) ⊙ Σ_j>i û_j|i    fusion
 
     DeeCap (Fei et al. 2022), after the authors' code. W_j belongs to the imitated layer, and G to
-    all heads. As released, only the next layer is imitated; ``ImitateAllHeads`` imitates all.
+    all heads. As released, the fusion takes the next layer's imitation alone. ``ImitateAllHeads``
+    takes those of all later layers.
 
-    Differs from the paper: OFA's states are not normed after a layer, so LN, a norm of each layer
-    that starts as the decoder's final norm, comes before A_i. The last layer answers as the plain
-    model does, not through f_N, so that full depth is the model without exits. A_i and W_j start as
-    the identity, and λ as 0.5.
+    The word loss of layer i reaches u_i alone: earlier pooled states are constants in f_i. The
+    heads after the lower half of the layers do not train the backbone.
+
+    Differs from the authors' code:
+
+    * The last layer answers as the plain model does, so that full depth is the model without
+      exits. Its pooled state, which only the imitations learn from, is u_N = tanh(LN(h_N)), without
+      weights: the last layer's words are made of LN(h_N).
+    * OFA does not norm its states after a layer, so a norm LN_i comes before A_i, and the decoder's
+      final norm before U. LN_i starts as that final norm, A_i and W_j as the identity, λ as 0.5.
+    * There the lower layers get no gradient at all. Here they learn from the deeper layers' words.
     """
 
     summary = "fusion of the layers that ran and the imitated next one (DeeCap)"
@@ -42,65 +51,69 @@ class ImitationHeads(ExitHeads):
                 "so give --exit-layers all"
             )
         channels = backbone.output_projection.weight.size(1)
-        heads = cls(layers)
-        # Entry k of the lists is of layer k + 1 (pools), or imitates layer k + 2 (imitators).
-        heads["norms"] = nn.ModuleList(nn.LayerNorm(channels) for _ in range(depth))
-        heads["pools"] = nn.ModuleList(_identity(channels) for _ in range(depth))
-        heads["imitators"] = nn.ModuleList(_identity(channels) for _ in range(depth - 1))
-        gate = heads["gate"] = nn.Linear(channels, channels)
+        modules: dict[str, nn.Module] = {}
+        for layer in layers:
+            modules[str(layer)] = nn.ModuleDict(
+                {
+                    "norm": nn.LayerNorm(channels),
+                    "pool": _identity(channels),
+                    "imitator": _identity(channels),  # W of the layer after this one
+                }
+            )
+        gate = modules["gate"] = nn.Linear(channels, channels)
         nn.init.zeros_(gate.weight)
         nn.init.zeros_(gate.bias)
-        return heads
-
-    @property
-    def depth_of_backbone(self) -> int:
-        return len(self.layers) + 1
+        return cls(layers, modules)
 
     def pool(self, layer: int, hidden: Tensor) -> Tensor:
         """Return the pooled states u_i of hidden states [..., C] after ``layer``."""
-        norms: Any = self["norms"]
-        pools: Any = self["pools"]
-        return torch.tanh(pools[layer - 1](norms[layer - 1](hidden)))
+        head: Any = self[str(layer)]
+        if layer <= (len(self.layers) + 1) // 2:
+            hidden = hidden.detach()
+        return torch.tanh(head["pool"](head["norm"](hidden)))
 
-    def imitate(self, layer: int, pooled: Tensor) -> dict[int, Tensor]:
-        """Return û_j|i of pooled states [..., C] after ``layer``, by imitated layer j."""
-        imitators: Any = self["imitators"]
-        last = self.depth_of_backbone if self.imitates_all else layer + 1
-        return {j: torch.tanh(imitators[j - 2](pooled)) for j in range(layer + 1, last + 1)}
+    def imitate(self, layer: int, pooled: Tensor) -> Tensor:
+        """Return û_j|i, the imitation of ``layer`` j, of an earlier layer's u_i [..., C]."""
+        head: Any = self[str(layer - 1)]
+        return torch.tanh(head["imitator"](pooled))
 
-    def fuse(self, past: Tensor, future: Sequence[Tensor]) -> Tensor:
-        """Return f_i [N, P, C] of pooled states [N, P, i, C] and the imitated ones [N, P, C]."""
-        linear: Any = self["gate"]
-        gate = torch.sigmoid(linear(torch.tanh(past.mean(2))))  # λ, [N, P, C]
-        return 2 * gate * past.sum(2) + (2 - 2 * gate) * torch.stack(list(future)).sum(0)
+    def fused_layers(self, layer: int) -> range:
+        """Return the later layers whose imitations f_i takes."""
+        last = len(self.layers) + 1 if self.imitates_all else layer + 1
+        return range(layer + 1, last + 1)
 
     def features(self, layer: int, hidden: Tensor, context: HeadContext) -> Tensor:
-        if layer <= self.depth_of_backbone // 2:  # the lower half learns from later layers
-            hidden = hidden.detach()
-        pooled = self.pool(layer, hidden)  # [N, P, C]
-        states = pooled.unsqueeze(2)  # [N, P, 1, C]
-        if layer > 1:  # earlier pooled states do not learn from this layer's words
-            states = torch.cat([context.memory[MEMORY].detach(), states], dim=2)  # [N, P, i, C]
-        context.memory[MEMORY] = states
-        return self.fuse(states, list(self.imitate(layer, pooled).values()))
+        pooled = self.pool(layer, hidden)  # u_i, [N, P, C]
+        past = pooled
+        if layer > 1:
+            past = context.memory[POOLED_SUM.format(layer - 1)].detach() + pooled
+        # One name a layer: a checkpointed head, which runs again, finds what it found before.
+        context.memory[POOLED_SUM.format(layer)] = past
+        future = torch.stack([self.imitate(j, pooled) for j in self.fused_layers(layer)]).sum(0)
+        linear: Any = self["gate"]
+        gate = torch.sigmoid(linear(torch.tanh(past / layer)))  # λ, [N, P, C]
+        return 2 * gate * past + (2 - 2 * gate) * future
 
     def select(self, layers: Sequence[int]) -> list[int]:
         """A head needs the pooled states of every layer before it."""
         return list(range(1, max(layers, default=0) + 1))
 
-    def flops(self, keys: int, source: int) -> int:
-        """Return the FLOPs of one token's features: 2·C² of pool, gate and each imitator.
-
-        Where all later layers are imitated, their number is the mean over the heads'.
-        """
+    def flops(self, layer: int, keys: int, source: int) -> int:
+        """Return the FLOPs of one token's features: 2·C² for pool, gate and each imitation."""
         gate: Any = self["gate"]
         channels = gate.weight.size(1)
-        imitated = (self.depth_of_backbone // 2) if self.imitates_all else 1
-        return (2 + imitated) * 2 * channels**2
+        return (2 + len(self.fused_layers(layer))) * 2 * channels**2
+
+    def starts_from(self, layer: int, entry: str) -> Optional[str]:
+        module, _, name = entry.partition(".")
+        return f"decoder.layer_norm.{name}" if module == "norm" else None
 
 
 class ImitateAllHeads(ImitationHeads):
-    """The same with every later layer imitated, as the paper's abstract speaks of."""
+    """The same with the imitations of every later layer in f_i.
+
+    The abstract of DeeCap speaks of deep layers' states in general, not of the next one's.
+    """
 
     summary = "the same with every later layer imitated"
     imitates_all = True

@@ -33,7 +33,7 @@ class MetaHeads(ExitHeads):
     def confidence(self, layer: int, hidden: Tensor) -> Tensor:
         return self.meta_logits(hidden).softmax(-1)[..., 1]
 
-    def flops(self, keys: int, source: int) -> int:
+    def flops(self, layer: int, keys: int, source: int) -> int:
         """Return the FLOPs of the classifier for one token: 4·C."""
         classifier: Any = self["classifier"]
         return 4 * classifier.weight.size(1)

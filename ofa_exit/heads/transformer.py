@@ -34,7 +34,7 @@ class TransformerHeads(ExitHeads):
         module = self[str(layer)]
         return module(hidden, *context.attention_inputs(layer, module))
 
-    def flops(self, keys: int, source: int) -> int:
+    def flops(self, layer: int, keys: int, source: int) -> int:
         return self._any.flops(keys, source)
 
     def cache_flops(self) -> int:

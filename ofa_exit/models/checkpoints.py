@@ -33,8 +33,8 @@ REQUIRED_FLAGS = {
 COMPUTED = ("token_rp_bucket", "image_rp_bucket", "image_position_idx", "version")
 
 HEADS = "decoder.exits."
-# Modules that only a training uses: BLIPEE's feature classifiers.
-TRAINING_PARTS = "feature_classifiers."
+# The model itself. Any other entry belongs to a module that a criterion adds for its training.
+MODEL_PARTS = ("encoder.", "decoder.")
 
 
 def check_structure(cfg: Any) -> None:
@@ -61,7 +61,9 @@ def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     * If the model has a larger vocabulary or longer texts, its own initial rows are added.
     * If it has a larger image grid, position embeddings and 2-D biases move to their new cells.
     * Missing batch-norm counters and buffers that follow from the arguments are the model's own.
-    * Missing exits start from the backbone (``fit_exits``).
+    * Missing exit heads start from the backbone (``ExitHeads.init_from``).
+    * Modules that a criterion adds start anew where they are missing, and are dropped where the
+      model lacks them.
     * Classification heads (``classification_heads.``) are dropped with a warning.
 
     Raises:
@@ -76,7 +78,6 @@ def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     for name in own:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
-    model.decoder.exit_heads.init_from(own, state, HEADS)
     _fit_training_parts(own, state)
     _check_buckets(own, state)
     for name, value in own.items():
@@ -89,22 +90,24 @@ def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
         if "encoder.embed_tokens.weight" in state:
             state[name] = state["encoder.embed_tokens.weight"]
+    # After the rest has grown: missing heads start as copies of it.
+    model.decoder.exit_heads.init_from(own, state, HEADS)
     _check_shapes(own, state)
 
 
 def _fit_training_parts(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Start modules of training anew where the checkpoint lacks them; drop unused ones."""
-    missing = [name for name in own if name.startswith(TRAINING_PARTS) and name not in state]
+    missing = [name for name in own if not name.startswith(MODEL_PARTS) and name not in state]
     if missing:
-        logger.info("missing feature classifiers initialised at random")
+        parts = sorted({name.split(".")[0] for name in missing})
+        logger.info("missing %s initialised at random", ", ".join(parts))
     state.update({name: own[name] for name in missing})
-    for name in [n for n in state if n.startswith(TRAINING_PARTS) and n not in own]:
+    for name in [n for n in state if not n.startswith(MODEL_PARTS) and n not in own]:
         del state[name]
 
 
 def without_training_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict for inference, without modules that only a training uses."""
-    return {name: value for name, value in state.items() if not name.startswith(TRAINING_PARTS)}
+    return {name: value for name, value in state.items() if name.startswith(MODEL_PARTS)}
 
 
 def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -160,17 +163,17 @@ def _regridded(name: str, loaded: Tensor, own: Tensor) -> Tensor:
 
 
 def _check_shapes(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    lines = []
+    misfits = []
     for name in sorted(own.keys() | state.keys()):
         loaded, built = (
             str(tuple(tensors[name].shape)) if name in tensors else "missing"
             for tensors in (state, own)
         )
         if loaded != built:
-            lines.append(f"  {name}: checkpoint {loaded}, model {built}")
-    if lines:
-        more = f"\n  … and {len(lines) - 20} more" if len(lines) > 20 else ""
+            misfits.append(f"{name}: checkpoint {loaded}, model {built}")
+    if misfits:
+        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
         raise ValueError(
-            "the checkpoint does not fit this model. Check --arch, the vocabulary (--bpe-dir, "
-            "--code-dict-size, --num-bins) and the sizes below:\n" + "\n".join(lines[:20]) + more
+            f"the checkpoint does not fit this model. {'; '.join(misfits[:5])}{more}. Check --arch "
+            "and the vocabulary (--bpe-dir, --code-dict-size, --num-bins)"
         )

@@ -7,8 +7,9 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ofa_exit.models.decoder_pass import DecoderPass, full_work
+from ofa_exit.models.decoder_pass import DecoderPass
 from ofa_exit.models.decoder_stack import DecoderStack
+from ofa_exit.models.decoder_work import full_work
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.exit_loop import exit_loop

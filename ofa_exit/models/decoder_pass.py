@@ -11,17 +11,15 @@ from torch import Tensor
 
 from ofa_exit.models.cpu import row_slices
 from ofa_exit.models.decoder_stack import DecoderStack
+from ofa_exit.models.decoder_work import WorkCounter, full_work
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass
-from ofa_exit.runtime.flops import Work
 from ofa_exit.runtime.kv_cache import KVCache, MissingKV
 from ofa_exit.runtime.rows import to_host
 from ofa_exit.runtime.token_tree import TokenTree
 from ofa_exit.runtime.trace import DecoderStep
-
-COUNTS = ("layers_run", "kv_backfilled", "heads_run", "head_kv_backfilled")
 
 
 class DecoderPass(LayerPass):
@@ -129,7 +127,7 @@ class DecoderPass(LayerPass):
         """
         if layer not in self.heads:
             return None
-        self.counter.add("heads_run")
+        self.counter.add_head(layer)
         features = self.decoder.exit_heads.features(layer, hidden, self)
         return features if layer in self.heads_in_use else None
 
@@ -214,6 +212,9 @@ class DecoderPass(LayerPass):
             features = current
         if features is not None:
             score_words = partial(self._score_words, layer, features)
+        heads, learned_confidence = self.decoder.exit_heads, None
+        if heads.has_confidence and layer in self.heads_in_use:
+            learned_confidence = partial(heads.confidence, layer, current)
         return GateInput(
             previous,
             current,
@@ -222,6 +223,7 @@ class DecoderPass(LayerPass):
             step_limit=self.rows.select(self.step_limit),
             memory=self.rows.memory,
             score_words=score_words,
+            learned_confidence=learned_confidence,
         )
 
     def _score_words(self, layer: int, features: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -308,85 +310,3 @@ class DecoderPass(LayerPass):
             full_work=full,
             **rows,
         )
-
-
-class WorkCounter:
-    """What each sentence of a decoder call went through, counted on the host."""
-
-    def __init__(self, decoder: DecoderStack, rows: ActiveRows, positions: int, keys: int) -> None:
-        self.decoder, self.rows, self.keys = decoder, rows, keys
-        self.tokens = rows.group * positions  # of all hypotheses of a sentence
-        sentences = len(rows.sentences)
-        self.closed = {name: [0] * sentences for name in COUNTS}
-        self._open = dict.fromkeys(COUNTS, 0)  # of every active sentence
-        self._cross = [0] * sentences  # layers whose cross-attention K/V were made
-        self._head_cross = [0] * sentences
-        self._scores: list[Work] = []
-
-    def add(self, name: str, units: int = 1) -> None:
-        """Count ``units`` for every active sentence."""
-        self._open[name] += units
-
-    def add_cross(self, slot: int, sentences: list[int]) -> None:
-        """Count cross-attention K/V of a slot, made for these sentences."""
-        made = self._cross if slot < len(self.decoder.layers) else self._head_cross
-        for place in sentences:
-            made[place] += 1
-
-    def add_scores(self, words: Optional[Tensor]) -> None:
-        """Count the scoring of every active position by a head."""
-        shared = self.decoder.word_flops(None if words is None else len(words))
-        price = self.decoder.exit_heads.score_flops(shared)
-        units = [0] * len(self._cross)
-        for place in self.rows.sentences:
-            units[place] = self.tokens
-        self._scores.append(Work("exits", lambda source: price, units))
-
-    def close(self, sentences: list[int]) -> None:
-        """Note the counts of sentences that leave the computation."""
-        for name, total in self._open.items():
-            for place in sentences:
-                self.closed[name][place] = total
-
-    def work(self, recomputed: bool) -> list[Work]:
-        """Return what was done; ``recomputed``: skipped layers ran in full for their K/V."""
-        layer, heads, rows = self.decoder.layer(1), self.decoder.exit_heads, self.rows.group
-        layer_price = partial(layer.flops, self.keys)
-        filled = layer_price if recomputed else lambda source: layer.self_kv_flops()
-
-        def units(name: str, per_unit: int) -> list[int]:
-            return [count * per_unit for count in self.closed[name]]
-
-        work = [
-            Work("decoder", layer_price, units("layers_run", self.tokens)),
-            Work("cross_kv", layer.cross_kv_flops, self._cross),
-            Work("skipped_kv", filled, units("kv_backfilled", rows)),
-            *self._scores,
-        ]
-        if heads.trained:
-            work += [
-                Work("exits", partial(heads.flops, self.keys), units("heads_run", self.tokens)),
-                Work("exits", heads.source_flops, self._head_cross),
-                Work(
-                    "exits", lambda source: heads.cache_flops(), units("head_kv_backfilled", rows)
-                ),
-            ]
-        return work
-
-
-def full_work(
-    decoder: DecoderStack, sentences: int, tokens: int, keys: int, first: bool
-) -> list[Work]:
-    """Return the work of one call of the decoder at full depth.
-
-    Args:
-        sentences: present.
-        tokens: positions that each sentence's hypotheses run in all.
-        keys: positions that self-attention covers.
-        first: whether cross-attention K/V are made in this call.
-    """
-    layer, depth = decoder.layer(1), len(decoder.layers)
-    work = [Work("decoder", partial(layer.flops, keys), [tokens * depth] * sentences)]
-    if first:
-        work.append(Work("cross_kv", layer.cross_kv_flops, [depth] * sentences))
-    return work

@@ -116,10 +116,6 @@ class OFAConfig(FairseqDataclass):
             "checkpoints trained by MuE's released code, which overwrites it"
         },
     )
-    feature_classifier_dim: int = field(
-        default=3072,
-        metadata={"help": "hidden size of the feature classifiers that exits are trained against"},
-    )
     checkpoint_activations: bool = field(
         default=False,
         metadata={"help": "recompute each layer in the backward pass to save memory"},
@@ -290,7 +286,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 return_layers=return_layers or exit_features,
             )
         if exit_features:
-            states = extra.pop("layer_states")
+            states = extra["layer_states"] if return_layers else extra.pop("layer_states")
             heads = dict(self.decoder.head_features(states, encoder_out))
             extra["head_features"] = heads
             norm = self.decoder.layer_norm

@@ -114,7 +114,8 @@ class ShapeCache(nn.Module):
 
     def once_per_shape(self, kind: str, shape: Hashable, compute: Callable[[], Any]) -> Any:
         """Return what ``compute`` returns for this shape, from the cache if possible."""
-        if self.training or torch.is_grad_enabled() or _is_autocast_on():
+        is_autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        if self.training or torch.is_grad_enabled() or is_autocast:
             return compute()
         cached = self.__dict__.setdefault("_by_shape", {}).setdefault(kind, {})
         if shape not in cached:
@@ -137,8 +138,3 @@ class ShapeCache(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}
-
-
-def _is_autocast_on() -> bool:
-    """Return whether results may come in another precision than usual."""
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -109,11 +109,7 @@ class ResNetStem(FusedConvNorm):
     layer3: nn.Sequential
 
     def __init__(
-        self,
-        stages: Sequence[int],
-        width: int = 64,
-        drop_path: float = 0.0,
-        sync_bn: bool = False,
+        self, stages: Sequence[int], width: int = 64, drop_path: float = 0.0, sync_bn: bool = False
     ) -> None:
         super().__init__()
         self.out_channels = 16 * width
@@ -192,20 +188,12 @@ def load_resnet_weights(stem: nn.Module, path: str) -> None:
             f"{path} is not a state dict of torchvision's ResNet. "
             "Save one with torch.save(model.state_dict(), path)."
         )
-    weights = {k: v for k, v in weights.items() if not k.startswith(("layer4.", "fc."))}
-    own = stem.state_dict()
-    # Old files have no batch counters.
-    for name in own:
-        if name.endswith("num_batches_tracked"):
-            weights.setdefault(name, own[name])
-    wrong = sorted(
-        k
-        for k in own.keys() | weights.keys()
-        if k not in own or k not in weights or own[k].shape != weights[k].shape
-    )
-    if wrong:
-        raise ValueError(
-            f"{path} does not fit the stem: {len(wrong)} entries differ, among them "
-            f"{', '.join(wrong[:8])}. Check --resnet-type."
+    try:  # torch adds the batch counters that old files lack
+        stem.load_state_dict(
+            {k: v for k, v in weights.items() if not k.startswith(("layer4.", "fc."))}
         )
-    stem.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path} does not fit the stem ({reason}). Check --resnet-type."
+        ) from error

@@ -71,6 +71,14 @@ def tokens_kept(ntokens: int, drop_ratio: float) -> int:
     return max(1, int(ntokens * (1 - drop_ratio)))
 
 
-def drop_worst(loss: Tensor, kept: int) -> Tensor:
-    """Return the ``kept`` smallest of the losses [M]; the others may come from wrong labels."""
-    return loss if kept == loss.numel() else loss.topk(kept, largest=False).values
+def drop_worst(loss: Tensor, kept: int, by: Tensor | None = None) -> Tensor:
+    """Return the ``kept`` smallest of the losses [M]; the others may come from wrong labels.
+
+    Args:
+        by: [M], what tokens are compared by instead of ``loss``.
+    """
+    if kept == loss.numel():
+        return loss
+    if by is None:
+        return loss.topk(kept, largest=False).values
+    return loss.index_select(0, by.topk(kept, largest=False).indices)

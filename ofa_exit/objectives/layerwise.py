@@ -28,7 +28,7 @@ def parse_layer_weights(spec: str, layers: int) -> list[float]:
     weights = [float(i) for i in range(1, layers + 1)] if spec == "rising" else _numbers(spec)
     if len(weights) != layers:
         raise ValueError(
-            f"layer weights {spec!r} are {len(weights)} numbers, but the decoder has {layers} "
+            f"layer weights {spec!r} are {len(weights)} numbers, but the loss is over {layers} "
             "layers: give one for each"
         )
     return [w / sum(weights) for w in weights]

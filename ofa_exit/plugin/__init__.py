@@ -1,8 +1,8 @@
-"""The fairseq plugin: importing this package registers tasks, criterions, scorers and models."""
+"""The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs
-from .criterions import blipee, mue, multi_exit, scst
+from . import archs, schedules
+from .criterions import blipee, deecap, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
@@ -13,8 +13,11 @@ __all__ = [
     "caption",
     "caption_scorers",
     "compat",
+    "deecap",
+    "leebert",
     "mue",
     "multi_exit",
+    "schedules",
     "scst",
     "snli_ve",
     "visdial",

@@ -15,7 +15,8 @@
 8. ``--optimizer composite`` fails with a KeyError if a parameter group has no settings, and the
    command line of ``fairseq-train`` cannot give any.
 9. Every command prints deprecation warnings about fairseq's own calls to hydra and omegaconf.
-10. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+10. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
+11. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -127,6 +128,13 @@ def drop_unknown_parts(convert: Callable, args: argparse.Namespace) -> omegaconf
     return config
 
 
+@patch(checkpoint_utils, "load_checkpoint_to_cpu")
+def name_missing_criterion(load: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    state = load(*args, **kwargs)
+    state.setdefault("criterion", None)  # as fairseq saves a criterion without parameters
+    return state
+
+
 @patch(data_utils, "_find_extra_valid_paths")
 def search_folders_only(find: Callable, dataset_path: str) -> set[str]:
     folders = filter(os.path.isdir, utils.split_paths(dataset_path))
@@ -194,7 +202,7 @@ def require_settings_of_groups(
             raise UsageError(
                 f"--optimizer composite: settings are missing for the parameter groups {missing}. "
                 "Give optimizer.groups in a YAML configuration to fairseq-hydra-train, or use "
-                "--optimizer adam, which also updates groups in turn"
+                "--optimizer adam"
             )
     init(self, cfg, params)
 

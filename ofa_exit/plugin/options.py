@@ -30,10 +30,14 @@ def option_fields(name: str) -> dict[str, str]:
     return {k: PREFIX + option_name(one) for k, one in policy_options(POLICIES[name]).items()}
 
 
-def _kind(cls: type[ExitPolicy], name: str) -> Any:
-    """Return what the command line reads for a field: a number, or else a text."""
-    kind = field_type(cls, name)
-    return kind if kind in (int, float) else str
+def _kind(cls: type[ExitPolicy], declared: dataclasses.Field[Any]) -> Any:
+    """Return what the command line reads for a field: a number, or else a text.
+
+    A field that is off by default is a switch, bool.
+    """
+    kind = field_type(cls, declared.name)
+    is_switch = kind is bool and declared.default is False
+    return kind if kind in (int, float) or is_switch else str
 
 
 class Flag(NamedTuple):
@@ -47,15 +51,19 @@ class Flag(NamedTuple):
 def policy_flags() -> dict[str, Flag]:
     """Return every option of the registered policies, by name.
 
-    Policies may share an option; the first one's help is shown.
+    Policies may share an option of one meaning; the first one's help is shown.
     """
     options: dict[str, Flag] = {}
+    takers: dict[str, list[str]] = {}
     for policy, cls in POLICIES.items():
-        for name, declared in policy_options(cls).items():
-            help = f"{declared.metadata['help']} (--exit-policy {policy})"
-            own = Flag(_kind(cls, name), help, declared.metadata["metavar"])
-            options.setdefault(PREFIX + option_name(declared), own)
-    return options
+        for declared in policy_options(cls).values():
+            option, rules = PREFIX + option_name(declared), declared.metadata
+            takers.setdefault(option, []).append(policy)
+            options.setdefault(option, Flag(_kind(cls, declared), rules["help"], rules["metavar"]))
+    return {
+        option: own._replace(help=f"{own.help} (--exit-policy {', '.join(takers[option])})")
+        for option, own in options.items()
+    }
 
 
 def _with_policy_options(cls: type) -> type:
@@ -112,7 +120,8 @@ class _LateOption(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         options = json.loads(getattr(namespace, "exit_late_options", None) or "{}")
-        namespace.exit_late_options = json.dumps({**options, self.const: values})
+        value = True if self.nargs == 0 else values
+        namespace.exit_late_options = json.dumps({**options, self.const: value})
 
 
 def add_late_options(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +138,7 @@ def add_late_options(parser: argparse.ArgumentParser) -> None:
                 action=_LateOption,
                 const=name,
                 dest=argparse.SUPPRESS,
+                nargs=0 if own.kind is bool else None,
                 type=own.kind,
                 help=own.help,
                 metavar=own.metavar or name.removeprefix(PREFIX).upper(),
@@ -173,7 +183,9 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
         raise ValueError(
             f"--exit-policy {name} does not take {', '.join(map(flag, foreign))}; it takes {taken}"
         )
-    values = {key: given[option] for key, option in names.items() if option in given}
+    values = {
+        key: _as_read(cls, key, given[option]) for key, option in names.items() if option in given
+    }
     values.update(_json_options(cfg.exit_options, name, set(values)))
     for key, declared in policy_options(cls).items():
         required = declared.default is dataclasses.MISSING
@@ -203,13 +215,32 @@ def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
 def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
     policy.check(arguments)
-    heads = HEADS.get(getattr(arguments, "exit_head", "transformer"))
+    kind = getattr(arguments, "exit_head", "transformer")
+    heads = HEADS.get(kind)
     layers = parse_exit_layers(getattr(arguments, "exit_layers", None), arguments.decoder_layers)
+    if policy.needs_confidence and not (layers and heads and heads.has_confidence):
+        able = " or ".join(name for name, cls in HEADS.items() if cls.has_confidence)
+        found = f"--exit-head {kind}" if layers else "no --exit-layers"
+        raise ValueError(
+            f"--exit-policy {cfg.exit_policy} needs exit heads with a learned confidence, and the "
+            f"model has {found}: train --exit-layers with --exit-head {able}"
+        )
     if cfg.exit_kv == "copy" and heads and heads.caches_kv and policy.select_heads(layers):
         raise ValueError(
             "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use propagate "
             "or recompute with these --exit-layers"
         )
+
+
+def _as_read(cls: type[ExitPolicy], name: str, value: Any) -> Any:
+    """Return the number of a text, where a flag is shared with a policy that reads a text."""
+    kind = field_type(cls, name)
+    if kind not in (int, float) or not isinstance(value, str):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value  # which the policy rejects
 
 
 def _policy_of_preset(preset: str, name: str) -> str:

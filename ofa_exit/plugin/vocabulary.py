@@ -1,7 +1,6 @@
 """OFA's vocabulary as a fairseq dictionary that can also print words outside it."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -41,14 +40,13 @@ class OFADictionary(Dictionary):
             return self._shown[index]
         return super().__getitem__(number)
 
-    def shown_tokens(self, symbols: Iterable[str]) -> Tensor:
-        """Return Long [T] that ``string`` turns back into the symbols; not for a model."""
-        return torch.tensor([self._shown_number(symbol) for symbol in symbols], dtype=torch.long)
-
     def shown_references(self, codec: TextCodec, references: list[str]) -> Tensor:
-        """Return the references as printable tokens, joined by ``&&``, with eos."""
-        tokens = self.shown_tokens(codec.encode(" " + " && ".join(references)).split())
-        return torch.cat([tokens, tokens.new_tensor([self.eos()])])
+        """Return the references, joined by ``&&`` and with eos, as tokens that ``string`` prints.
+
+        Long [T], not for a model.
+        """
+        symbols = codec.encode(" " + " && ".join(references)).split()
+        return torch.tensor([*map(self._shown_number, symbols), self.eos()])
 
     def _shown_number(self, symbol: str) -> int:
         if symbol in self.indices:

@@ -34,6 +34,7 @@ class GateInput:
             encoder pass.
         has_head: whether word scores exist after this layer. Decoder only.
         score_words: what ``scores`` calls, each time anew; set by the runtime.
+        learned_confidence: what ``confidence`` calls; set by the runtime.
     """
 
     previous: Tensor
@@ -44,6 +45,7 @@ class GateInput:
     step_limit: Optional[Tensor] = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     score_words: Optional[Callable[[Callable[[Tensor], Tensor]], Tensor]] = None
+    learned_confidence: Optional[Callable[[], Tensor]] = None
 
     @property
     def has_head(self) -> bool:
@@ -66,6 +68,19 @@ class GateInput:
         if self.score_words is None:
             raise RuntimeError(f"no exit head follows layer {self.layer}: ask has_head first")
         return self.score_words(fn)
+
+    def confidence(self) -> Tensor:
+        """Return what this layer's head has learned about its own answer.
+
+        Returns:
+            [R, P], between 0 and 1: whether it is safe to exit.
+
+        Raises:
+            RuntimeError: no head with a learned confidence follows this layer.
+        """
+        if self.learned_confidence is None:
+            raise RuntimeError(f"no head with a learned confidence follows layer {self.layer}")
+        return self.learned_confidence()
 
 
 GateAnswer = Union[Tensor, bool]
@@ -129,6 +144,8 @@ class ExitPolicy:
     """``--exit-preset`` name -> kind of task (caption, answer) -> values of fields."""
     given: Collection[str] = ()
     """Fields that the user set, where the policy was built from options."""
+    needs_confidence: ClassVar[bool] = False
+    """Whether a gate asks for ``GateInput.confidence``, so that the heads must have learned one."""
 
     def __post_init__(self) -> None:
         """Check every field against its declaration. Raises OptionError."""

@@ -1,4 +1,4 @@
-"""Confidence measures: the larger the number, the safer the exit."""
+"""Measures of states and word scores that tell whether it is safe to exit."""
 
 from __future__ import annotations
 
@@ -91,3 +91,43 @@ def softmax_confidence(logits: Tensor) -> Tensor:
     """
     logits = logits.float()
     return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
+
+def softmax_margin(logits: Tensor) -> Tensor:
+    """Return the largest softmax probability minus the second largest (CALM).
+
+    Args:
+        logits: [..., V], -inf on words that are not allowed.
+
+    Returns: float32 [...]; 1 where one word is allowed.
+    """
+    logits = logits.float()
+    best = (logits.topk(2, dim=-1).values - logits.logsumexp(-1, keepdim=True)).exp()  # [..., 2]
+    return best[..., 0] - best[..., 1]
+
+
+def softmax_entropy(logits: Tensor, normalized: bool = False) -> Tensor:
+    """Return the entropy of the softmax in nats, -Σ_v p(v)·ln p(v) (DeeBERT): small is certain.
+
+    Args:
+        logits: [..., V], -inf on words that are not allowed.
+        normalized: divide by ln of the number of allowed words.
+
+    Returns: float32 [...]; 0 where one word is allowed.
+    """
+    logits = logits.float()
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)  # 0 where p is 0
+    if not normalized:
+        return entropy
+    allowed = (logits > float("-inf")).sum(-1)
+    return entropy / allowed.clamp(min=2).log()  # of one word the entropy is 0 already
+
+
+def predicted_word(logits: Tensor) -> Tensor:
+    """Return the most probable word, Long [...]; -1 where a logit is NaN or no word is allowed.
+
+    Args:
+        logits: [..., V], -inf on words that are not allowed.
+    """
+    best, word = logits.max(dim=-1)
+    return torch.where(best > float("-inf"), word, -1)

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.calm import MetaExit, SaturationExit, SoftmaxDiffExit, SoftmaxExit
 from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
@@ -15,8 +18,13 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "static": StaticExit,
     "similarity": SimilarityExit,
     "confidence": ConfidenceExit,
+    "entropy": EntropyExit,
+    "patience": PatienceExit,
+    "softmax": SoftmaxExit,
+    "softmax_diff": SoftmaxDiffExit,
+    "saturation": SaturationExit,
+    "meta": MetaExit,
 }
-
 
 RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
 """Options ``--exit-…`` of the runtime and the model, which no policy's field can have."""

@@ -6,16 +6,27 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-import torch
-from torch import Tensor
-
-from ofa_exit.policies.base import ExitPolicy, Gate, GateInput, option, per_row
+from ofa_exit.policies.base import ExitPolicy, Gate, GateAnswer, GateInput, option
 from ofa_exit.policies.measures import (
     hidden_saturation,
     sample_saturation,
     token_mean_saturation,
 )
-from ofa_exit.policies.schedules import NEVER, THRESHOLD_SCHEDULES
+from ofa_exit.policies.schedules import (
+    NEVER,
+    beta_option,
+    reject_unused_parameters,
+    schedule_option,
+    tau_option,
+    threshold_of_step,
+)
+from ofa_exit.policies.thresholds import (
+    PerLayer,
+    at_layer,
+    numbers_of,
+    reject_wrong_count,
+    threshold_option,
+)
 
 ENCODER_SIMILARITIES = {"sample": sample_saturation, "token_mean": token_mean_saturation}
 
@@ -28,35 +39,23 @@ class SimilarityExit(ExitPolicy):
     vectors may round to a little over 1.
     """
 
-    image_threshold: float = option(
+    image_threshold: PerLayer = threshold_option(
         0.9,
         "exit the image pass of a --split-modalities model once the cosine similarity of "
-        "consecutive layers exceeds this threshold; 1 or more: never (default: 0.9)",
-        at_least=0,
+        "consecutive layers exceeds this threshold (1 or more: never)",
     )
-    text_threshold: float = option(
-        0.95,
-        "the same for the text pass of a --split-modalities model (default: 0.95)",
-        at_least=0,
+    text_threshold: PerLayer = threshold_option(
+        0.95, "the same for the text pass of a --split-modalities model"
     )
-    encoder_threshold: float = option(
-        NEVER,
-        "the same for the one pass of a model without --split-modalities (default: never)",
-        at_least=0,
+    encoder_threshold: PerLayer = threshold_option(
+        NEVER, "the same for the one pass of a model without --split-modalities", "never"
     )
-    decoder_threshold: float = option(
-        0.99,
-        "the same for each word in the decoder (default: captioning 0.99, answers 0.95)",
-        at_least=0,
+    decoder_threshold: PerLayer = threshold_option(
+        0.99, "the same for each word in the decoder", "captioning 0.99, answers 0.95"
     )
-    schedule: str = option(
-        "decay",
-        "how the decoder's threshold changes over the words: "
-        f"{', '.join(THRESHOLD_SCHEDULES)} (default: captioning decay, answers static)",
-        choices=THRESHOLD_SCHEDULES,
-    )
-    beta: float = option(0.95, "beta of the decay, 0 to 1 (default: 0.95)", at_least=0, at_most=1)
-    tau: float = option(1.0, "tau of the decay (default: 1)", at_least=0)
+    schedule: str = schedule_option("decay")
+    beta: float = beta_option(0.95)
+    tau: float = tau_option(1.0)
     encoder_similarity: str = option(
         "sample",
         "what the encoder compares: one cosine over all states of a sample, or the mean over its "
@@ -101,43 +100,47 @@ class SimilarityExit(ExitPolicy):
                     f"--exit-{part}-threshold needs a model with --split-modalities; this one runs "
                     "image and text together: use --exit-encoder-threshold"
                 )
-        unused = [f"--exit-{name}" for name in ("beta", "tau") if name in self.given]
-        if unused and self.schedule != "decay":
-            raise ValueError(
-                f"{', '.join(unused)} belongs to --exit-schedule decay; the schedule is "
-                f"{self.schedule}"
-            )
+        for part, layers in (
+            ("image", model.encoder_layers),
+            ("text", model.encoder_layers),
+            ("encoder", model.encoder_layers),
+            ("decoder", model.decoder_layers),
+        ):
+            stack = "decoder" if part == "decoder" else "encoder"
+            reject_wrong_count(f"--exit-{part}-threshold", self._thresholds(part), layers, stack)
+        reject_unused_parameters(self.schedule, self.given)
 
     def select_heads(self, layers: Sequence[int]) -> Collection[int]:
         return ()
 
+    def _thresholds(self, part: str) -> PerLayer:
+        return getattr(self, f"{part}_threshold")
+
     def gate(self, part: str) -> Optional[Gate]:
-        name = "encoder" if part == "joint" else part
-        never = getattr(self, f"{name}_threshold") >= 1
+        thresholds = self._thresholds("encoder" if part == "joint" else part)
+        never = min(numbers_of(thresholds)) >= 1
         return None if never else super().gate(part)
 
-    def image_gate(self, seen: GateInput) -> Tensor:
-        return self._saturation(seen) > self.image_threshold
+    def image_gate(self, seen: GateInput) -> GateAnswer:
+        return self._saturated(seen, self.image_threshold)
 
-    def text_gate(self, seen: GateInput) -> Tensor:
-        return self._saturation(seen) > self.text_threshold
+    def text_gate(self, seen: GateInput) -> GateAnswer:
+        return self._saturated(seen, self.text_threshold)
 
-    def joint_gate(self, seen: GateInput) -> Tensor:
-        return self._saturation(seen) > self.encoder_threshold
+    def joint_gate(self, seen: GateInput) -> GateAnswer:
+        return self._saturated(seen, self.encoder_threshold)
 
-    def _saturation(self, seen: GateInput) -> Tensor:
-        """Cosine of each sample's states before and after the layer, [N]."""
+    def _saturated(self, seen: GateInput, thresholds: PerLayer) -> GateAnswer:
+        """Whether the cosine of each sample's states before and after the layer is above, [R]."""
+        limit = at_layer(thresholds, seen.layer)
+        if limit >= 1:
+            return False
         similarity = ENCODER_SIMILARITIES[self.encoder_similarity]
-        return similarity(seen.previous, seen.current, seen.padding_mask)
+        return similarity(seen.previous, seen.current, seen.padding_mask) > limit
 
-    def decoder_gate(self, seen: GateInput) -> Tensor:
-        threshold = seen.memory.get("threshold")
-        if threshold is None:  # the first layer of a step: all others have the same
-            assert seen.step is not None and seen.step_limit is not None
-            schedule = THRESHOLD_SCHEDULES[self.schedule]
-            threshold = schedule(
-                self.decoder_threshold, seen.step, seen.step_limit, self.beta, self.tau
-            )
-            threshold = torch.where(threshold < 1, threshold, NEVER)
-            seen.memory["threshold"] = threshold = per_row(threshold, len(seen.current))
-        return hidden_saturation(seen.previous, seen.current) > threshold
+    def decoder_gate(self, seen: GateInput) -> GateAnswer:
+        limit = at_layer(self.decoder_threshold, seen.layer)
+        if limit >= 1:
+            return False
+        similarity = hidden_saturation(seen.previous, seen.current)
+        return similarity > threshold_of_step(seen, limit, self.schedule, self.beta, self.tau)

@@ -44,16 +44,27 @@ class StaticExit(ExitPolicy):
     def check(self, model: Any) -> None:
         image, text, words = self.depths
         encoder, decoder = model.encoder_layers, model.decoder_layers
-        given = f"--exit-depths {image},{text},{words}"
         if max(image, text) > encoder or words > decoder:
             raise ValueError(
-                f"{given}: the model has {encoder} encoder and {decoder} decoder layers"
+                f"--exit-depths {image},{text},{words}: the model has {encoder} encoder and "
+                f"{decoder} decoder layers"
             )
-        if not model.split_modalities and image != text:
+        if not model.split_modalities:
+            self._joint_depth()
+
+    def _joint_depth(self) -> int:
+        """Return the depth of an encoder that runs image and text together.
+
+        Raises:
+            ValueError: their depths differ.
+        """
+        image, text, words = self.depths
+        if image != text:
             raise ValueError(
-                f"{given}: a model without --split-modalities runs image and text together, so "
-                "their depths must be equal"
+                f"--exit-depths {image},{text},{words}: a model without --split-modalities runs "
+                "image and text together, so their depths must be equal"
             )
+        return image
 
     def select_heads(self, layers: Sequence[int]) -> Collection[int]:
         return [layer for layer in layers if self.use_exits and layer == self.depths[2]]
@@ -65,12 +76,7 @@ class StaticExit(ExitPolicy):
         return seen.layer >= self.depths[1]
 
     def joint_gate(self, seen: GateInput) -> bool:
-        if self.depths[0] != self.depths[1]:
-            raise ValueError(
-                "a joint encoder runs image and text through the same layers: their depths must "
-                f"be equal, got {self.depths[0]} and {self.depths[1]}"
-            )
-        return seen.layer >= self.depths[0]
+        return seen.layer >= self._joint_depth()
 
     def decoder_gate(self, seen: GateInput) -> bool:
         return seen.layer >= self.depths[2]

@@ -20,8 +20,9 @@ answers that are already clean in the release.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from ofa_exit.data.answers import CONFIDENCE, join_answers
 from ofa_exit.data.files import sha256_of, write_bytes
 
 from . import manifest
+from .images import Files
 from .job import log
 from .records import LeftOut, MalformedError, PrepareError, Record, clean
+from .splits import Wanted
 
 COLUMNS = ("question_id", "image_id", "question", "answers", "objects", "image")
 ANNOTATORS = 10
@@ -107,48 +110,51 @@ def question_rows(
             yield LeftOut(id, names, why)
 
 
-def write_candidates(
-    path: Path,
-    commonest: Iterable[str],
-    sources: tuple[Path, ...],
-    *,
-    answers: int,
-    min_occurrences: int,
-) -> frozenset[str]:
-    """Write the candidate list and return it. Raises PrepareError if no answer is left.
+def candidate_list(
+    options: argparse.Namespace,
+    splits: Iterable[str],
+    wanted: Wanted,
+    files: Files,
+    commonest: Callable[[Path], Iterable[str]],
+) -> tuple[frozenset[str] | None, tuple[Path, ...]]:
+    """Write answers.txt; return the candidates and their file, which is an input of training data.
+
+    With --answers 0 and without training data there are none. The list keeps the most frequent
+    answers, those of equal frequency in alphabetical order.
 
     Args:
-        commonest: the most common answer of each question.
-        sources: the annotation files.
-        answers: number of answers to keep, the most frequent ones; ties are in alphabetical order.
-        min_occurrences: questions that a candidate must answer.
+        splits: the splits to make.
+        wanted: the annotation files of training and validation.
+        commonest: yields the most common answer of each question of an annotation file.
+    Raises:
+        PrepareError: no answer is left.
     """
-    ranked = sorted(Counter(commonest).items(), key=lambda item: (-item[1], item[0]))
-    frequent = [answer for answer, count in ranked if answer and count >= min_occurrences]
-    kept = frequent[:answers]
-    if not kept:
-        raise PrepareError(
-            f"{path}: no answer occurs {min_occurrences} times. Lower --min-occurrences"
-        )
-    if len(frequent) != answers:
+    if not options.answers or not any(split.startswith("train") for split in splits):
+        return None, ()
+    path, least = options.out / "answers.txt", options.min_occurrences
+    found = {names[0]: files.annotation(*names) for names in wanted.values()}
+    absent = [name for name, source in found.items() if source is None]
+    if absent:
         log(
-            f"warning: {path}: {len(frequent):,} answers occur at least {min_occurrences} times, "
-            f"{answers:,} were asked for; {len(kept):,} are kept"
+            f"warning: {path}: {', '.join(absent)} is missing; the candidates come from the other "
+            "answers alone and are not the usual ones"
         )
-    inputs = manifest.fingerprint(sources, {"answers": answers, "min_occurrences": min_occurrences})
+    sources = [source for source in found.values() if source is not None]
+    counts = Counter(answer for source in sources for answer in commonest(source) if answer)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    frequent = [answer for answer, count in ranked if count >= least]
+    kept = frequent[: options.answers]
+    if not kept:
+        raise PrepareError(f"{path}: no answer occurs {least} times. Lower --min-occurrences")
+    if len(frequent) != options.answers:
+        log(
+            f"warning: {path}: {len(frequent):,} answers occur at least {least} times, "
+            f"{options.answers:,} were asked for; {len(kept):,} are kept"
+        )
+    given = {"answers": options.answers, "min_occurrences": least}
+    inputs = manifest.fingerprint(sources, given)
     manifest.check_release(path, inputs)
     write_bytes(path, "".join(f"{answer}\n" for answer in kept).encode("utf-8"))
-    manifest.write_manifest(
-        path,
-        {
-            "output": {
-                "file": path.name,
-                "rows": len(kept),
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-            },
-            "inputs": inputs,
-        },
-    )
+    manifest.write_manifest(path, len(kept), path.stat().st_size, sha256_of(path), inputs=inputs)
     log(f"{path}: {len(kept):,} candidate answers")
-    return frozenset(kept)
+    return frozenset(kept), (path,)

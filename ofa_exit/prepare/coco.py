@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.data.formats import SEPARATOR
+
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, LeftOut, MalformedError, Record, clean, items, require_int
+from .records import Item, LeftOut, MalformedError, Record, clean, items, require_int
 from .splits import available
 
 HELP = """COCO captions, Karpathy's split: train.tsv (one row per caption), train_stage2.tsv (one
@@ -37,10 +39,6 @@ PUBLISHED = {
     "valid": {"rows": 5_000, "images": 5_000},
     "test": {"rows": 5_000, "images": 5_000},
 }
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: COCO has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

@@ -41,10 +41,6 @@ PUBLISHED = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: GQA has none."""
-
-
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     for split, found in available(SPLITS, options.splits, files):
         source = found["questions"]

@@ -1,10 +1,4 @@
-"""A validation split, separated into rows to train on and held-out rows.
-
-BLIPEE trains on 80 % of each validation split and develops on the rest (Section 4, Training).
-OUT/train.tsv has the rows of these images in the form of training data, OUT/valid.tsv the other
-rows unchanged. All rows of an image are in one file, since an image in both would be no test; the
-paper does not say so. The choice depends on the image ids only, so that runs agree.
-"""
+"""A validation split, separated into rows to train on and held-out rows: ``ofa-exit holdout``."""
 
 from __future__ import annotations
 
@@ -15,8 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ofa_exit.data.answers import join_answers, parse_answers
-from ofa_exit.data.caption import SEPARATOR
 from ofa_exit.data.files import atomic_write, write_bytes
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.answers import ANNOTATORS, training_answers
 

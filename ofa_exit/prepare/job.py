@@ -15,7 +15,7 @@ from tqdm import tqdm
 from . import manifest, writer
 from .images import Files, encoded_length
 from .problems import Problems
-from .records import Item, LeftOut, PrepareError, Problem, Record
+from .records import Item, LeftOut, PrepareError, Problem
 
 _ROWS_PER_SAMPLE = 97  # the size of every 97th image is read
 
@@ -68,8 +68,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
-    manifest.check_release(job.path, inputs, writer.partial_inputs(job.path))
-    partial = writer.resumable(job.path, inputs)
+    partial = writer.partial_inputs(job.path)
+    manifest.check_release(job.path, inputs, partial)
     if partial is None:
         done = manifest.finished(job.path)
         # Images that were missing may be in other folders now.
@@ -82,12 +82,15 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
             log(message + again * bool(done["skipped"]))
             return job.path
-    if partial is False or (partial is None and job.path.exists()):
-        kind = "partial file" if partial is False else "file"
+    if partial != inputs and (partial is not None or job.path.exists()):
+        kind = "file" if partial is None else "partial file"
         log(f"{job.path}: the existing {kind} is not from these inputs and options; starting over")
     with Problems(job.path) as problems:
         summary = survey(job, files, problems)
-        _check_problems(job, problems, skip_missing)
+        if len(problems):
+            if not skip_missing:
+                raise _rejection(job, problems)
+            log(f"warning: {_listed(job, problems)}\nThey are skipped")
         _check_counts(job, summary, strict_counts)
         _check_space(job, summary)
         with tqdm(
@@ -103,20 +106,15 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             raise PrepareError(f"{job.path}: not one row could be written{problems.shown()}")
     manifest.write_manifest(
         job.path,
-        {
-            "output": {
-                "file": job.path.name,
-                "rows": written.rows,
-                "bytes": written.size,
-                "sha256": written.digest.hexdigest(),
-            },
-            "inputs": inputs,
-            "folders": _names(files),
-            "counts": {"found": summary.found, "published": job.expected},
-            "left_out": dict(summary.left_out),
-            "skipped": len(problems),
-            "problems": problems.path.name if len(problems) else None,
-        },
+        written.rows,
+        written.size,
+        written.digest.hexdigest(),
+        inputs=inputs,
+        folders=_names(files),
+        counts={"found": summary.found, "published": job.expected},
+        left_out=dict(summary.left_out),
+        skipped=len(problems),
+        problems=problems.path.name if len(problems) else None,
     )
     # After its manifest, so that a published file always has the right one.
     writer.publish(job.path, written)
@@ -155,7 +153,7 @@ def survey(job: Job, files: Files, problems: Problems) -> Survey:
             reported = (item.image_names, item.id)
         elif rows % _ROWS_PER_SAMPLE == 1:
             sampled += 1
-            sizes += encoded_length(image) + _text_length(item)
+            sizes += encoded_length(image) + sum(len(text or "") + 1 for text in item.columns)
     if rows and missing == rows:
         raise PrepareError(
             f"{job.path.name}: none of its images is below {', '.join(_names(files))}; one of them "
@@ -163,18 +161,6 @@ def survey(job: Job, files: Files, problems: Problems) -> Survey:
         )
     found = {job.entry: entries, "images": len(images), "rows": rows}
     return Survey(found, missing, left_out, sizes * rows // max(1, sampled))
-
-
-def _text_length(record: Record) -> int:
-    return sum(len(column or "") + 1 for column in record.columns)
-
-
-def _check_problems(job: Job, problems: Problems, skip_missing: bool) -> None:
-    if not len(problems):
-        return
-    if not skip_missing:
-        raise _rejection(job, problems)
-    log(f"warning: {_listed(job, problems)}\nThey are skipped")
 
 
 def _rejection(job: Job, problems: Problems) -> PrepareError:

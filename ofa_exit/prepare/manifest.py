@@ -46,9 +46,10 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".manifest.json")
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of ``path`` atomically."""
-    write_json(manifest_path(path), manifest)
+def write_manifest(path: Path, rows: int, size: int, digest: str, **content: Any) -> None:
+    """Write the manifest of ``path``, a file of ``size`` bytes, atomically."""
+    output = {"file": path.name, "rows": rows, "bytes": size, "sha256": digest}
+    write_json(manifest_path(path), {"output": output, **content})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.data.formats import SEPARATOR
+
 from .images import Files
 from .job import Job
 from .json_stream import elements
-from .records import SEPARATOR, Item, MalformedError, Problem, Record, clean, items, require_int
+from .records import Item, MalformedError, Problem, Record, clean, items, require_int
 from .splits import available
 
 HELP = """NoCaps validation captions: valid.tsv, and one file per domain: in-domain, near-domain,
@@ -32,10 +34,6 @@ Captions of the test split are not published."""
 SPLITS = {"valid": {"captions": ("nocaps_val_4500_captions.json",)}}
 # Agrawal et al. 2019, and the download page: images per domain, with 10 captions each.
 PUBLISHED = {None: 4_500, "in-domain": 648, "near-domain": 2_938, "out-domain": 914}
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: NoCaps has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

@@ -14,10 +14,6 @@ from .records import PrepareError, Problem
 _PROBLEMS_SHOWN = 10
 
 
-def problems_path(path: Path) -> Path:
-    return path.with_name(path.name + ".problems.txt")
-
-
 class Problems:
     """Collects problems. Memory: the first ones, which messages show.
 
@@ -27,7 +23,7 @@ class Problems:
     """
 
     def __init__(self, path: Path):
-        self.path = problems_path(path)
+        self.path = path.with_name(path.name + ".problems.txt")
         self._first: list[Problem] = []
         self._count = 0
         self._stack = contextlib.ExitStack()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SEPARATOR = "&&"
+from ofa_exit.data.formats import SEPARATOR
 
 
 class PrepareError(Exception):

@@ -1,22 +1,15 @@
-"""One row per image, with all of its captions.
-
-Training data of the CIDEr stage (``--criterion mue_scst``), as OFA's caption_stage2_train.tsv: the
-captions of all rows of an image, joined by && in its first row. Rows keep their order and their
-other columns.
-"""
+"""One row per image, with all of its captions: ``ofa-exit references``."""
 
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ofa_exit.data.caption import SEPARATOR
 from ofa_exit.data.files import atomic_write
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvFile
 
 COLUMNS = ("image_id", "caption")
-# Of OFA's captioning files: uniq-id, image-id, caption, predicted objects, image.
-OFFICIAL_COLS = "1,2"
 
 
 def captions_by_image(file: TsvFile) -> dict[str, list[str]]:

@@ -38,10 +38,6 @@ PUBLISHED = {
 _LABELS = ("entailment", "neutral", "contradiction")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: SNLI-VE has none."""
-
-
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     for split, found in available(SPLITS, options.splits, files):
         source = found["pairs"]

@@ -35,21 +35,6 @@ def available(
         raise PrepareError(f"nothing to prepare below {_below(files)}. {_SEE}")
 
 
-def candidate_sources(path: Path, wanted: Wanted, files: Files) -> tuple[Path, ...]:
-    """Return the existing annotation files for the candidate answers of ``path``.
-
-    Log the missing ones: without them the list differs from the usual one.
-    """
-    found = {part: files.annotation(*names) for part, names in wanted.items()}
-    absent = [wanted[part][0] for part, source in found.items() if source is None]
-    if absent:
-        log(
-            f"warning: {path}: {', '.join(absent)} is missing; the candidates come from the other "
-            "answers alone and are not the usual ones"
-        )
-    return tuple(source for source in found.values() if source is not None)
-
-
 _SEE = "See --help for the downloads and their layout"
 
 

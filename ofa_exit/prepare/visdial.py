@@ -27,12 +27,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.data.formats import SEPARATOR
+
 from .images import Files
 from .job import Job, log
 from .json_stream import elements
 from .records import (
     ENTRY_ERRORS,
-    SEPARATOR,
     Item,
     MalformedError,
     Problem,
@@ -74,10 +75,6 @@ PUBLISHED = {
     "test": {"rows": 8_000, "images": 8_000},
 }
 Dense = Mapping[tuple[int, int], str]
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: VisDial has none."""
 
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:

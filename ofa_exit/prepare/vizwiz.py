@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .answers import annotators, most_common, question_rows, write_candidates
+from .answers import annotators, candidate_list, most_common, question_rows
 from .images import Files
 from .job import Job
 from .json_stream import elements
 from .records import Item, LeftOut, MalformedError, Record, clean, items
-from .splits import Wanted, available, candidate_sources
+from .splits import Wanted, available
 from .vqa import add_options as add_answer_options
 
 HELP = """VizWiz VQA: train.tsv (one row per question and answer, with its confidence), valid.tsv
@@ -42,19 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     found = dict(available(SPLITS, options.splits, files))
-    candidates: frozenset[str] | None = None
-    listed: tuple[Path, ...] = ()
-    if options.answers and "train" in found:
-        listed = (options.out / "answers.txt",)
-        both = {name: SPLITS[name]["questions"] for name in ("train", "valid")}
-        sources = candidate_sources(listed[0], both, files)
-        candidates = write_candidates(
-            listed[0],
-            (answer for source in sources for answer in _commonest(source)),
-            sources,
-            answers=options.answers,
-            min_occurrences=options.min_occurrences,
-        )
+    both = {name: SPLITS[name]["questions"] for name in ("train", "valid")}
+    candidates, listed = candidate_list(options, found, both, files, _commonest)
     for split, part in found.items():
         source = part["questions"]
         yield Job(

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answers import annotators, most_common, question_rows, write_candidates
+from .answers import annotators, candidate_list, most_common, question_rows
 from .images import Files
 from .job import Job
 from .json_stream import elements
 from .records import (
+    ENTRY_ERRORS,
     Item,
     LeftOut,
     MalformedError,
@@ -26,9 +27,10 @@ from .records import (
     clean,
     coco_names,
     items,
+    reason,
     require_int,
 )
-from .splits import Wanted, available, candidate_sources
+from .splits import Wanted, available
 
 HELP = """VQA v2: train.tsv (one row per question and answer, with its confidence), valid.tsv (one
 row per question with all ten answers), test-dev.tsv and test.tsv (no answers), answers.txt
@@ -107,7 +109,8 @@ def question_jobs(
     """Yield the jobs of a release in VQA's format; write the candidate list before the first."""
     chosen = options.splits or default
     found = dict(available({name: splits[name] for name in chosen}, options.splits, files))
-    candidates, listed = _candidates(options, files, splits["trainval"], found)
+    annotated = {k: v for k, v in splits["trainval"].items() if k.startswith("annotations")}
+    candidates, listed = candidate_list(options, found, annotated, files, _commonest)
     for split, parts in found.items():
         train = split.startswith("train")
         pairs = tuple(
@@ -125,29 +128,10 @@ def question_jobs(
         )
 
 
-def _candidates(
-    options: argparse.Namespace, files: Files, wanted: Wanted, found: Mapping[str, Any]
-) -> tuple[frozenset[str] | None, tuple[Path, ...]]:
-    """Return the candidates and their file, which is an input of training data.
-
-    Args:
-        wanted: the files of training and validation together.
-    """
-    if not options.answers or not any(split.startswith("train") for split in found):
-        return None, ()
-    path = options.out / "answers.txt"
-    annotated = {part: names for part, names in wanted.items() if part.startswith("annotations")}
-    sources = candidate_sources(path, annotated, files)
-    candidates = write_candidates(
-        path,
-        (annotation.commonest for source in sources
-         for annotation in read_annotations(source).values()
-         if isinstance(annotation, Annotation)),
-        sources,
-        answers=options.answers,
-        min_occurrences=options.min_occurrences,
-    )  # fmt: skip
-    return candidates, (path,)
+def _commonest(source: Path) -> Iterator[str]:
+    for annotation in read_annotations(source).values():
+        if isinstance(annotation, Annotation):
+            yield annotation.commonest
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +162,8 @@ def read_annotations(source: Path) -> dict[int, Annotation | str]:
             named = clean(named, "multiple_choice_answer").lower() if named else most_common(given)
             image = require_int(entry["image_id"], "image_id")
             found[id] = Annotation(image, given, texts.setdefault(named, named))
-        except MalformedError as error:
-            found[id] = str(error)
-        except (KeyError, TypeError, AttributeError) as error:
-            found[id] = f"the annotation is malformed ({error})"
+        except ENTRY_ERRORS as error:
+            found[id] = reason(error)
     return found
 
 
@@ -194,10 +176,7 @@ def read_all(
 
 
 def read(
-    questions: Path,
-    annotations: Path | None,
-    train: bool,
-    candidates: frozenset[str] | None = None,
+    questions: Path, annotations: Path | None, train: bool, candidates: frozenset[str] | None = None
 ) -> Iterator[Item]:
     """Yield the rows in the order of the questions, then a problem per unasked annotation."""
     known = None if annotations is None else read_annotations(annotations)

@@ -62,15 +62,8 @@ def _inputs_path(path: Path) -> Path:
 
 
 def partial_inputs(path: Path) -> dict[str, Any] | None:
-    """Return the inputs of the partial file of ``path``, or None if there is none."""
-    return read_json(_inputs_path(path)) if partial_path(path).exists() else None
-
-
-def resumable(path: Path, inputs: dict[str, Any]) -> bool | None:
-    """Return whether the partial file of ``path`` is made from ``inputs``; None without a file."""
-    if not partial_path(path).exists():
-        return None
-    return read_json(_inputs_path(path)) == inputs
+    """Return the inputs of the partial file of ``path``, {} if unknown, None if there is none."""
+    return read_json(_inputs_path(path)) or {} if partial_path(path).exists() else None
 
 
 def write_rows(
@@ -97,7 +90,7 @@ def write_rows(
     written = Written()
     is_complete = True
     with _locked(path) as file:
-        if not resumable(path, inputs):
+        if partial_inputs(path) != inputs:
             file.truncate(0)
             write_json(_inputs_path(path), inputs)
         file.seek(0)

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ofa_exit.runtime.rows import from_host, rows_of
+from ofa_exit.runtime.rows import from_host
 
 RowSlices = Optional[Sequence[slice]]
 
@@ -42,7 +42,8 @@ class ActiveRows:
     def rows(self, positions: list[int]) -> Tensor:
         """Return the rows, among the active ones, of sentences given by their place in
         ``sentences``: Long [group·positions]."""
-        return rows_of(positions, self.group, self.device)
+        group = range(self.group)
+        return from_host([self.group * p + i for p in positions for i in group], self.device)
 
     def keep(self, positions: list[int], slices: Optional[list[slice]]) -> Tensor:
         """Keep only some of the active sentences.

@@ -160,7 +160,10 @@ class KVCache:
                 key, value = project(states)
                 stored = self.cross[slot] = key.contiguous(), value.contiguous()
                 return stored, wanted
-            stored = self._allocate_cross(slot, states)
+            assert self.kv is not None
+            shape = (states.size(0), self.kv.size(3), states.size(1), self.kv.size(5))
+            stored = self.cross[slot] = states.new_empty(shape), states.new_empty(shape)
+            self._cross_known[slot] = set()
         known = self._cross_known[slot]
         if known is None:
             return stored, []
@@ -171,13 +174,6 @@ class KVCache:
             for kv, new in zip(stored, project(states[index])):
                 kv[index] = new.to(kv.dtype)
         return stored, missing
-
-    def _allocate_cross(self, slot: int, states: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.kv is not None
-        shape = (states.size(0), self.kv.size(3), states.size(1), self.kv.size(5))
-        empty = states.new_empty(shape), states.new_empty(shape)
-        self.cross[slot], self._cross_known[slot] = empty, set()
-        return empty
 
     # ------------------------------------------------------------------ beam search
 

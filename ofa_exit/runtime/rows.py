@@ -16,11 +16,6 @@ def from_host(values: list, device: torch.device) -> Tensor:
     return torch.tensor(values).to(device, non_blocking=True)
 
 
-def rows_of(sentences: list[int], group: int, device: torch.device) -> Tensor:
-    """Return the rows of sentences with ``group`` hypotheses side by side, Long [S·group]."""
-    return from_host([group * s + i for s in sentences for i in range(group)], device)
-
-
 def to_slices(indices: list[int]) -> list[slice]:
     """Return increasing numbers as slices of neighbours: [1, 2, 5] -> 1:3, 5:6."""
     slices: list[slice] = []

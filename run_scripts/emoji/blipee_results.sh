@@ -4,7 +4,9 @@
 # training resumes. Remove a file to sweep it again.
 #   supervised, distill, distill_usual, capfilt     Eqs. 4 and 5 as printed, KL in the usual direction, synthetic captions
 #   no_adversarial, no_words, untrained             without Eqs. 2 and 3, without Eq. 4, without both (Figure 4a)
-# 800 updates, 600 for entailment; half of them train the feature classifiers. 400 without feature classifiers. `short` is
+# The results in results/ were trained with updates in turn, and with a learning rate that first halves 3 epochs after the
+# warm-up. So are these (--blipee-updates alternate --lr-scheduler step): 800 updates, 600 for entailment; half of them train the
+# feature classifiers. 400 without feature classifiers. `short` is
 # the supervised training with half the updates; both are compared on validation. ROWS (default 1000):
 # rows of the test split. Settings are selected on validation and reported on the test split.
 source "$(dirname "$0")/../help.sh"
@@ -21,7 +23,8 @@ exits() {
   shift 2
   [ -e "$runs/$name.done" ] && return
   BATCH=64 EXITS=1,2,3,4 PROCESSES=${PROCESSES:-2} $here/blipee.sh "$task" "runs/${task}_ft_plain/checkpoint_last.pt" "$runs/$name" "$updates" \
-    --log-interval 20 --num-workers 0 --seed 1 --disable-validation --save-interval-updates 100 --keep-interval-updates 1 "$@"
+    --log-interval 20 --num-workers 0 --seed 1 --disable-validation --save-interval-updates 100 --keep-interval-updates 1 \
+    --blipee-updates alternate --lr-scheduler step "$@"
   touch "$runs/$name.done"
 }
 

@@ -21,7 +21,7 @@ from benchmarks.report import COLUMNS, Result, rows, table, verdict
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio
 from benchmarks.variants import KINDS, Bench, Models, deviation
-from ofa_exit.cli import verify
+from ofa_exit.cli.verify import comparison
 from ofa_exit.policies.static import StaticExit
 
 FIXTURE = FIXTURES / "small.json"
@@ -45,9 +45,9 @@ def bench(models: Models) -> Bench:
 @torch.no_grad()
 def test_reference_finds_the_hypotheses_of_both_models(split):
     fixture = json.loads(FIXTURE.read_text())
-    model = verify.build(fixture, split)
+    model = comparison.build(fixture, split)
     reference = Reference.from_model(model)
-    net_input = verify.inputs(fixture, 1)
+    net_input = comparison.inputs(fixture, 1)
     del net_input["prev_output_tokens"]
     batch = {"net_input": net_input, "id": torch.arange(fixture["batch"])}
     for setting, official in fixture["generation"].items():

@@ -1,11 +1,12 @@
 """Training exits by fairseq's commands."""
 
+import copy
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.task_files import caption_folder, entailment_folder, train
+from helpers.task_files import caption_folder, entailment_folder, generate, train
 
 from ofa_exit.cli.export import export
 from ofa_exit.plugin.errors import UsageError
@@ -54,14 +55,12 @@ def test_training_through_the_command(plain, tmp_path, caplog):
     assert len(classifiers) == 8 and len(classifiers) + len(exits) + len(init) == len(
         first["model"]
     )
-    # The first update is the classifiers', the second the exit transformers'.
-    for name in exits:
-        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
-        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
-    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
-    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
-    assert len(moments(first)) == len(classifiers)
-    assert len(moments(second)) == len(classifiers) + len(exits)
+    # Every update trains both groups.
+    for names in (classifiers, exits):
+        assert not all(torch.equal(first["model"][n], second["model"][n]) for n in names)
+    for updates, checkpoint in ((1, first), (2, second)):
+        assert len(moments(checkpoint)) == len(classifiers) + len(exits)
+        assert {int(state["step"]) for state in moments(checkpoint)} == {updates}
 
     # Straight on, and resumed, is the same.
     straight = start(plain, tmp_path / "straight", updates=4)
@@ -73,6 +72,46 @@ def test_training_through_the_command(plain, tmp_path, caplog):
 
     export(tmp_path / "straight" / "checkpoint_last.pt", tmp_path / "small.pt")
     assert set(load(tmp_path / "small.pt")["model"]) == {*init, *exits}
+
+
+def test_groups_in_turn_through_the_command(plain, tmp_path):
+    """The first update is the classifiers', the second the exit transformers'."""
+    init = load(plain[1])["model"]
+    turns = ["--blipee-updates", "alternate"]
+    first = start(plain, tmp_path / "one", *turns, updates=1)
+    second = start(plain, tmp_path / "two", *turns, updates=2)
+    classifiers = [n for n in first["model"] if n.startswith("feature_classifiers.")]
+    exits = [n for n in first["model"] if n.startswith("decoder.exits.")]
+    for name in exits:
+        layer, rest = name.removeprefix("decoder.exits.").split(".", 1)
+        assert torch.equal(first["model"][name], init[f"decoder.layers.{layer}.{rest}"])
+    assert not all(torch.equal(first["model"][n], second["model"][n]) for n in exits)
+    assert all(torch.equal(first["model"][n], second["model"][n]) for n in classifiers)
+    assert len(moments(first)) == len(classifiers)
+    assert len(moments(second)) == len(classifiers) + len(exits)
+
+
+def test_checkpoints_of_the_previous_release_resume_load_and_export(plain, tmp_path, caplog):
+    """The size of the feature classifiers was an argument of the model."""
+    first = start(plain, tmp_path / "out", updates=2)
+    old = copy.deepcopy(first)
+    old["cfg"]["model"].feature_classifier_dim = old["cfg"]["criterion"].pop(
+        "feature_classifier_dim"
+    )
+    torch.save(old, tmp_path / "out" / "checkpoint_last.pt")
+
+    caplog.set_level(logging.INFO)
+    captions = generate("mue_caption", plain[0], tmp_path / "out" / "checkpoint_last.pt")["H"]
+    assert len(captions) == 11 and "feature_classifier" not in caplog.text
+    export(tmp_path / "out" / "checkpoint_last.pt", tmp_path / "small.pt")
+    exported = load(tmp_path / "small.pt")["model"]
+    assert {n.split(".")[0] for n in exported} == {"encoder", "decoder"}
+    assert all(torch.equal(value, old["model"][n]) for n, value in exported.items())
+
+    straight = start(plain, tmp_path / "straight", updates=4)["model"]
+    resumed = start(plain, tmp_path / "out", updates=4)["model"]
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[n]) for n, value in straight.items())
 
 
 @pytest.mark.parametrize(

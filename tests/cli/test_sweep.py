@@ -79,7 +79,7 @@ def test_a_sweep_agrees_with_single_generations(trained, tmp_path):
         ([{}, {"beam": 5}], r"setting 2: 'beam' is.*: options are run, exit_policy"),
         ([{"exit_decoder_treshold": 0.9}], "setting 1: .*exit_decoder_threshold\\?"),
         ([{"exit_trace": "file"}], "setting 1: 'exit_trace'"),
-        ([{"exit_image_threshold": "0.9"}], r"--exit-image-threshold.*'0\.9'"),
+        ([{"exit_image_threshold": "0.9;0.8"}], r"--exit-image-threshold.*'0\.9;0\.8'"),
         ([{"exit_image_threshold": True}], r"--exit-image-threshold.*True"),
         ([{"exit_policy": None}], "exit_policy is null, give a text"),
         ([{"run": 7}], "run is 7, give a text"),
@@ -90,7 +90,8 @@ def test_a_sweep_agrees_with_single_generations(trained, tmp_path):
         ([{}, {"exit_policy": "similar"}], "setting 2: --exit-policy 'similar' is none of"),
         # The checkpoint's arguments show what its model cannot do.
         ([{}, {"exit_encoder_threshold": 0.9}], "setting 2: .* is for a joint encoder"),
-        ([{"exit_policy": "confidence"}], "setting 1: .*needs a model with exit heads"),
+        ([{"exit_policy": "meta"}], "setting 1: .*needs exit heads with a learned confidence"),
+        ([{}, {"exit_decoder_threshold": [0.9, 0.8]}], "setting 2: .* gives 2 numbers.* or 5"),
         ([{"exit_policy": "static", "exit_depths": "9,1,1"}], "setting 1: .*has 6 encoder"),
     ],
     ids=str,

@@ -15,8 +15,9 @@ from helpers.data_samples import (
 )
 from PIL import Image
 
+from ofa_exit.data import images
 from ofa_exit.data.caption import CaptionExamples
-from ofa_exit.data.example import Example, answer_sequences
+from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
@@ -95,6 +96,15 @@ def test_several_captions_are_references_and_the_first_is_the_target(tmp_path):
     assert text(captions(tmp_path, row, train=False), example.target) == "a dog runs </s>"
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_captions_may_be_missing_on_request(tmp_path, train):
+    rows = [caption_row(1, " "), caption_row(2, "a dog")]
+    examples = captions(tmp_path, *rows, train=train, captions_optional=True)
+    assert (text(examples, examples[0].target), examples[0].references) == ("</s>", [])
+    assert text(examples, examples[0].prev_output) == "<s>"
+    assert text(examples, examples[1].target) == "a dog </s>"
+
+
 def test_columns_are_chosen_by_number(tmp_path):
     row = ["the cat", plain_field(), "9"]
     examples = captions(tmp_path, row, selected_cols="2,1,0")
@@ -150,9 +160,10 @@ BROKEN_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BROKEN_IMAGES)
-def test_broken_images_name_the_row(tmp_path, name):
+def test_broken_images_name_the_row(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
     field, message = BROKEN_IMAGES[name]
-    loader = ImageLoader(16, max_pixels=10_000)
+    loader = ImageLoader(16)
     rows = [caption_row(1), caption_row(2, image=field)]
     path = write_tsv(tmp_path / "caption.tsv", rows)
     error = failure(CaptionExamples(path, word_encoder(), loader, train=True))
@@ -270,12 +281,11 @@ def test_prompt_types(tmp_path, prompt_type):
 def test_answer_of_several_tokens_follows_its_prompt():
     vocabulary = word_encoder().vocabulary
     source, answer = torch.tensor([0, 5, 6, 2]), torch.tensor([7, 8])
-    prev, target, prompt_length = answer_sequences(source, answer, "src", vocabulary)
+    prompt = source_prompt(source, "src")
+    prev, target, prompt_length = answer_sequences(prompt, answer, vocabulary)
     assert prev.tolist() == [0, 5, 6, 2, 7, 8]
     assert target.tolist() == [1, 1, 1, 7, 8, 2]
     assert prompt_length == 4
-    with pytest.raises(ValueError, match="none, src, prev_output"):
-        answer_sequences(source, answer, "source", vocabulary)
 
 
 @pytest.mark.parametrize("prompt_type", ["none", "src", "prev_output"])
@@ -335,19 +345,6 @@ def test_wrong_label_column_names_the_likely_one(tmp_path):
         examples[0]
     assert caught.value.field == "label"
     assert "column 5 looks like a label" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda path: captions(path, caption_row(1), max_tgt_length=0),
-        lambda path: entailment(path, entailment_row(1), max_src_length=0),
-        lambda path: entailment(path, entailment_row(1), prompt_type="all"),
-    ],
-)
-def test_invalid_options_raise(tmp_path, make):
-    with pytest.raises(ValueError, match=r"not positive|none of none, src, prev_output"):
-        make(tmp_path)
 
 
 class ColourExamples(RowExamples):

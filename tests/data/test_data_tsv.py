@@ -104,7 +104,7 @@ def test_processes_read_in_parallel(tmp_path, method, starts):
     for child in children:
         child.start()
     rows = [file.row(index)["text"] for index in range(200)]
-    answers = [queue.get(timeout=120) for _ in children]
+    answers = [queue.get(timeout=600) for _ in children]
     for child in children:
         child.join()
     assert rows == [f"row {n}" for n in range(200)]

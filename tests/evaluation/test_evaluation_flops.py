@@ -73,10 +73,10 @@ def test_parts_by_hand():
 
 def test_heads_by_hand():
     transformer = tiny(exit_layers="1").decoder.exit_heads
-    assert transformer.flops(2, 5) == 432
+    assert transformer.flops(1, 2, 5) == 432
     assert (transformer.cache_flops(), transformer.source_flops(5)) == (64, 320)
     shared = tiny(exit_layers="1", exit_head="shared").decoder.exit_heads
-    assert shared.flops(2, 5) == shared.cache_flops() == shared.source_flops(5) == 0
+    assert shared.flops(1, 2, 5) == shared.cache_flops() == shared.source_flops(5) == 0
     assert transformer.score_flops(480) == shared.score_flops(480) == 480
 
 

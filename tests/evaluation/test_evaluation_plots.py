@@ -4,9 +4,19 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
+from helpers.sweep_files import write_methods
 
 from ofa_exit.cli.plot import main
-from ofa_exit.evaluation.figures.plots import best, plot_curve, read_points
+from ofa_exit.evaluation.figures.methods import read_methods
+from ofa_exit.evaluation.figures.plots import (
+    CurvePoint,
+    _figure,
+    best,
+    method_points,
+    plot_curve,
+    read_points,
+    run_style,
+)
 
 HEADER = "run,cider,expected_time_reduction,flop_reduction,measured_time_reduction,seed\n"
 ROWS = "MuE,120.5,0.4,0.3,0.25,1\nMuE,130,0.1,0.05,,1\nOFA,128,0,0,0,1\n"
@@ -39,8 +49,6 @@ def test_files_are_reproducible(sweep, tmp_path):
 
 
 def test_points_without_reduction_are_not_drawn(sweep):
-    from ofa_exit.evaluation.figures.plots import _figure
-
     figure = _figure(read_points(sweep, "cider"), "cider")
     drawn = [axis.lines[0].get_xydata().tolist() for axis in figure.axes]
     assert drawn[0] == [[10, 130], [40, 120.5]]
@@ -54,8 +62,6 @@ def test_only_undominated_settings_are_joined():
 
 def test_other_axes(tmp_path, capsys):
     """As in BLIPEE's Figure 4b; a reduction is drawn in percent, a speed-up as it is."""
-    from ofa_exit.evaluation.figures.plots import _figure
-
     path = tmp_path / "sweep.csv"
     path.write_text("run,cider,parameter_speedup,flop_reduction\nsupervised,80,1.5,-0.4\n")
     axes = ["parameter_speedup", "flop_reduction"]
@@ -96,3 +102,26 @@ def test_without_matplotlib(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([str(sweep), "--quality", "cider", "--out", str(tmp_path / "curve")]) == 2
     assert "needs matplotlib" in capsys.readouterr().err
+
+
+def test_twelve_methods_are_told_apart(tmp_path):
+    """By colour and line where colours are seen, by the marker alone where they are not."""
+    styles = [run_style(number) for number in range(14)]
+    assert len({style["marker"] for style in styles}) == 14
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 14
+    saved = {"flop_reduction": 10.0}
+    figure = _figure([CurvePoint(f"m{n}", 100 + n, saved) for n in range(12)], "cider")
+    (legend,) = figure.legends  # beside the panels, whatever they show
+    assert [text.get_text() for text in legend.get_texts()] == [f"m{n}" for n in range(12)]
+    assert all(axis.get_legend() is None for axis in figure.axes)
+
+
+def test_seeds_of_a_method_are_one_curve(tmp_path):
+    methods = read_methods(write_methods(tmp_path), ["mue"])
+    points = method_points(methods, "test", "CIDEr", ["expected_time_reduction", "flop_reduction"])
+    assert [point.run for point in points] == ["mue"] * 5
+    assert points[3].quality == 48  # of 47 and 49
+    assert points[3].savings == {
+        "expected_time_reduction": pytest.approx(100 / 6),
+        "flop_reduction": pytest.approx(10),
+    }

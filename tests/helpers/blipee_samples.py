@@ -18,9 +18,9 @@ GROUPS = {TRANSFORMER_GROUP, CLASSIFIER_GROUP}
 
 
 def model(exits: str | None = "1,3", **options):
-    built = helpers.nano(exit_layers=exits, feature_classifier_dim=24, **options)
+    built = helpers.nano(exit_layers=exits, **options)
     if exits:
-        criterion().prepare_training(built)
+        criterion(feature_classifier_dim=24).prepare_training(built)
     return built
 
 

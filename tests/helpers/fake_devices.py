@@ -28,9 +28,10 @@ def fake_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cuda",
     exits: str | None = None,
+    head: str = "transformer",
 ) -> OFAModel:
     options = {**ARCHS["ofa_nano"], "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
-    options.update(encoder_layers=2, decoder_layers=4, exit_layers=exits)
+    options.update(encoder_layers=2, decoder_layers=4, exit_layers=exits, exit_head=head)
     task = Namespace(target_dictionary=build_dictionary(60))
     torch.set_default_dtype(dtype)
     try:

@@ -66,7 +66,7 @@ def run(script: str, *arguments: object, **environment: str) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=1200,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
@@ -99,7 +99,7 @@ def failing(script: str, *arguments: object, **environment: str) -> str:
         env={**os.environ, "DEVICE": "cpu", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stderr

@@ -13,7 +13,7 @@ import torch
 from helpers.paths import FIXTURES
 from helpers.small_models import VOCAB, batch, nano, select
 
-from ofa_exit.cli import verify
+from ofa_exit.cli.verify import comparison
 from ofa_exit.models import encoder_pass
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
@@ -26,7 +26,7 @@ FIXTURE = FIXTURES / "small.json"
 
 
 def test_small_fixture_matches():
-    assert verify.verify(FIXTURE)
+    assert comparison.verify(FIXTURE, 1e-4)
 
 
 def test_verify_fails_if_numbers_differ(tmp_path, capsys):
@@ -35,7 +35,7 @@ def test_verify_fails_if_numbers_differ(tmp_path, capsys):
         arrays = {name: stored[name] for name in stored.files}
     arrays["logits"] = arrays["logits"] * 1.001
     np.savez(tmp_path / "small.npz", **arrays)
-    assert not verify.verify(tmp_path / "small.json")
+    assert not comparison.verify(tmp_path / "small.json", 1e-4)
     assert "TOO LARGE" in capsys.readouterr().out
 
 
@@ -296,7 +296,7 @@ def test_biases_are_computed_again_when_weights_change():
 
 def test_state_dict_has_the_official_names_and_shapes():
     shapes = json.loads(FIXTURE.read_text())["state_dict"]
-    model = verify.build(json.loads(FIXTURE.read_text()))
+    model = comparison.build(json.loads(FIXTURE.read_text()))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == shapes
 
 

@@ -103,6 +103,12 @@ def test_drop_worst_keeps_the_smallest_losses():
     assert loss.grad.tolist() == [0, 1, 0, 1, 1]
 
 
+def test_drop_worst_may_compare_other_losses():
+    loss, by = torch.tensor([5.0, 1.0, 4.0, 2.0]), torch.tensor([0.1, 0.9, 0.3, 0.8])
+    assert sorted(drop_worst(loss, 2, by=by).tolist()) == [4, 5]
+    assert torch.equal(drop_worst(loss, 4, by=by), loss)
+
+
 @pytest.mark.parametrize(
     ("tokens", "ratio", "kept"), [(10, 0, 10), (10, 0.2, 8), (7, 0.2, 5), (1, 0.5, 1), (3, 0.9, 1)]
 )

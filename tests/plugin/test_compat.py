@@ -351,3 +351,13 @@ def test_warnings_about_torchscript_are_hidden_unless_requested(requested, monke
         warnings.warn("`torch.jit.trace` is deprecated", FutureWarning, stacklevel=1)
     shown = [str(warning.message) for warning in seen if warning.category is FutureWarning]
     assert [("script" in text) for text in shown] == [*[True] * requested, False]
+
+
+def test_checkpoints_without_a_criterion(tmp_path):
+    """Exported ones; fairseq saves None for a criterion without parameters."""
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    history = [{"num_updates": 1, "criterion_name": "", "lr_scheduler_state": {}}]
+    state = {"optimizer_history": history, "extra_state": {}, "args": None, "cfg": None}
+    torch.save(state, tmp_path / "exported.pt")
+    assert "criterion" not in load.__wrapped__(tmp_path / "exported.pt")
+    assert load(tmp_path / "exported.pt")["criterion"] is None

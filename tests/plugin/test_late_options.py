@@ -26,21 +26,22 @@ def flags(**options):
 
 
 @pytest.fixture
-def patience():
+def late():
     """A policy that is registered after the options were made, as from a --user-dir."""
 
-    @register_policy("patience")
+    @register_policy("late")
     @dataclass
-    class PatienceExit(ExitPolicy):
+    class LateExit(ExitPolicy):
         label: str = option(MISSING, "a name", flag="mark", metavar="NAME")
-        patience: int = option(2, "layers that must agree", at_least=1, at_most=9)
+        depth: int = option(2, "layers to run", at_least=1, at_most=9)
         decoder_threshold: float = option(0.5, "of the decoder", at_least=0)
+        quiet: bool = option(False, "a switch")
 
         def decoder_gate(self, seen):
-            return seen.layer >= self.patience
+            return seen.layer >= self.depth
 
-    yield PatienceExit
-    del POLICIES["patience"]
+    yield LateExit
+    del POLICIES["late"]
 
 
 def parse(*arguments):
@@ -48,49 +49,53 @@ def parse(*arguments):
     parser = ArgumentParser()
     gen_parser_from_dataclass(parser, ExitFlags())
     add_late_options(parser)
-    return parser.parse_args(["--exit-policy", "patience", *arguments])
+    return parser.parse_args(["--exit-policy", "late", *arguments])
 
 
-def test_late_policies_get_flags(patience):
-    cfg = parse("--exit-patience", "3", "--exit-mark", "x", "--exit-decoder-threshold", "0.25")
-    assert json.loads(cfg.exit_late_options) == {"exit_patience": 3, "exit_mark": "x"}
-    assert not hasattr(cfg, "exit_patience")
+def test_late_policies_get_flags(late):
+    cfg = parse("--exit-depth", "3", "--exit-mark", "x", "--exit-decoder-threshold", "0.25")
+    assert json.loads(cfg.exit_late_options) == {"exit_depth": 3, "exit_mark": "x"}
+    assert not hasattr(cfg, "exit_depth")
     policy = build_exit_policy(cfg, "caption")
-    assert policy == patience("x", 3, 0.25)
-    assert policy.given == {"patience", "decoder_threshold", "label"}
+    assert policy == late("x", 3, 0.25)
+    assert policy.given == {"depth", "decoder_threshold", "label"}
 
 
-def test_late_flags_and_json_go_together(patience):
-    json_and_flag = ["--exit-options", '{"label": "x"}'], ["--exit-patience", "3"]
+def test_late_flags_and_json_go_together(late):
+    json_and_flag = ["--exit-options", '{"label": "x"}'], ["--exit-depth", "3"]
     for first, second in (json_and_flag, json_and_flag[::-1]):
         cfg = parse(*first, *second)
-        assert build_exit_policy(cfg, "caption") == patience("x", 3, 0.5)
-    twice = parse("--exit-options", '{"label": "x", "patience": 2}', "--exit-patience", "3")
-    with pytest.raises(UsageError, match=r"patience.*--exit-patience"):
+        assert build_exit_policy(cfg, "caption") == late("x", 3, 0.5)
+    twice = parse("--exit-options", '{"label": "x", "depth": 2}', "--exit-depth", "3")
+    with pytest.raises(UsageError, match=r"depth.*--exit-depth"):
         build_exit_policy(twice, "caption")
-    defaults = flags(policy="patience", options='{"label": "y"}')
-    assert build_exit_policy(defaults, "caption") == patience("y", 2, 0.5)
+    defaults = flags(policy="late", options='{"label": "y"}')
+    assert build_exit_policy(defaults, "caption") == late("y", 2, 0.5)
 
 
-def test_late_policies_run(patience):
+def test_late_policies_run(late):
     model = nano()
-    policy = build_exit_policy(parse("--exit-patience", "3", "--exit-mark", "x"), "caption")
-    reject_misfit(flags(policy="patience"), policy, model)
+    policy = build_exit_policy(parse("--exit-depth", "3", "--exit-mark", "x"), "caption")
+    reject_misfit(flags(policy="late"), policy, model)
     model.configure_exits(policy)
     generate(model, batch(2), 4)
     assert {int(d) for step in model.last_trace.steps for d in step.layers_used.flatten()} == {3}
     assert torch.equal(model.last_trace.text_layers, torch.tensor([6, 6]))
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("late")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), r"patience.*--exit-mark NAME"),
-        (("--exit-mark", "x", "--exit-patience", "0"), r"--exit-patience.*1.*9.*0"),
-        (("--exit-mark", "x", "--exit-patience", "10"), r"--exit-patience.*1.*9.*10"),
-        (("--exit-options", '{"label": "x", "patience": 2.5}'), r"--exit-patience.*whole.*2\.5"),
-        (("--exit-mark", "x", "--exit-image-threshold", "1"), r"--exit-image-threshold.*patience"),
+        ((), r"late.*--exit-mark NAME"),
+        (("--exit-mark", "x", "--exit-depth", "0"), r"--exit-depth.*1.*9.*0"),
+        (("--exit-mark", "x", "--exit-depth", "10"), r"--exit-depth.*1.*9.*10"),
+        (("--exit-options", '{"label": "x", "depth": 2.5}'), r"--exit-depth.*whole.*2\.5"),
+        (("--exit-mark", "x", "--exit-image-threshold", "1"), r"late.*--exit-image-threshold"),
+        (
+            ("--exit-mark", "x", "--exit-decoder-threshold", "many"),
+            r"--exit-decoder-threshold must be a number, got 'many'",
+        ),
     ],
 )
 def test_options_of_late_policies_are_checked(arguments, message):
@@ -98,32 +103,38 @@ def test_options_of_late_policies_are_checked(arguments, message):
         build_exit_policy(parse(*arguments), "caption")
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("late")
 def test_late_flags_read_numbers(capsys):
     for value in ("2.5", "many"):
         with pytest.raises(SystemExit):
-            parse("--exit-patience", value)
-        assert f"--exit-patience: invalid int value: '{value}'" in capsys.readouterr().err
+            parse("--exit-depth", value)
+        assert f"--exit-depth: invalid int value: '{value}'" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"--exit-options '\{'"):
-        build_exit_policy(parse("--exit-options", "{", "--exit-patience", "2"), "caption")
+        build_exit_policy(parse("--exit-options", "{", "--exit-depth", "2"), "caption")
 
 
-@pytest.mark.usefixtures("patience")
+def test_late_switches_take_no_value(late):
+    policy = build_exit_policy(parse("--exit-quiet", "--exit-mark", "x"), "caption")
+    assert policy == late("x", quiet=True) and policy.given == {"label", "quiet"}
+    assert not build_exit_policy(parse("--exit-mark", "x"), "caption").quiet
+
+
+@pytest.mark.usefixtures("late")
 def test_whole_numbers():
     for value in ("3", "3.0"):
-        cfg = flags(policy="patience", options=f'{{"label": "x", "patience": {value}}}')
-        found = build_exit_policy(cfg, "caption").patience
+        cfg = flags(policy="late", options=f'{{"label": "x", "depth": {value}}}')
+        found = build_exit_policy(cfg, "caption").depth
         assert found == 3 and type(found) is int
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("late")
 def test_help_names_late_policies():
     parser = ArgumentParser()
     gen_parser_from_dataclass(parser, ExitFlags())
     add_late_options(parser)
     shown = " ".join(parser.format_help().split())
-    assert "none, static, similarity, confidence, patience" in shown
-    assert "--exit-patience" in shown and "layers that must agree" in shown
+    assert "softmax_diff, saturation, meta, late" in shown
+    assert "--exit-depth" in shown and "layers to run" in shown
     assert "--exit-mark NAME" in shown
 
 
@@ -141,16 +152,16 @@ def test_options_of_the_runtime_are_no_fields():
             register_policy("taking")(cls)
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("late")
 def test_flags_of_late_policies_without_them_are_named():
     parser = ArgumentParser()
     gen_parser_from_dataclass(parser, ExitFlags())
     add_late_options(parser)
-    cfg = parser.parse_args(["--exit-patience", "2"])
-    with pytest.raises(UsageError, match=r"--exit-patience.*--exit-policy patience"):
+    cfg = parser.parse_args(["--exit-depth", "2"])
+    with pytest.raises(UsageError, match=r"--exit-depth.*--exit-policy late"):
         build_exit_policy(cfg, "caption")
-    cfg = parser.parse_args(["--exit-patience", "2", "--exit-policy", "similarity"])
-    with pytest.raises(UsageError, match=r"similarity.*--exit-patience"):
+    cfg = parser.parse_args(["--exit-depth", "2", "--exit-policy", "similarity"])
+    with pytest.raises(UsageError, match=r"similarity.*--exit-depth"):
         build_exit_policy(cfg, "caption")
 
 

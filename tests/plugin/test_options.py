@@ -1,17 +1,23 @@
 """Options on when to exit: the policies that they build, and what is rejected."""
 
 import json
+from argparse import ArgumentParser
 
 import pytest
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from helpers.small_models import nano
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import (
     ExitFlags,
     build_exit_policy,
+    policy_flags,
     reject_misfit,
 )
+from ofa_exit.policies.calm import SaturationExit
 from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.registry import POLICIES, policy_options
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
@@ -50,6 +56,57 @@ def test_depths_and_json():
     assert policy_of(policy="similarity", options='{"tau": 2}').tau == 2
     layers = policy_of(policy="confidence", alpha=0.5, options='{"layers": [2, 4]}')
     assert layers == ConfidenceExit(0.5, [2, 4])
+
+
+def test_thresholds_per_layer_are_read_from_texts_lists_and_json():
+    wanted = SimilarityExit(decoder_threshold=(0.99, 0.97, 0.95, 0.9, 1.0))
+    for given in ("0.99,0.97,0.95,0.9,1", [0.99, 0.97, 0.95, 0.9, 1]):
+        assert policy_of(policy="similarity", decoder_threshold=given) == wanted
+    text = '{"decoder_threshold": [0.99, 0.97, 0.95, 0.9, 1]}'
+    assert policy_of(policy="similarity", options=text) == wanted
+    assert policy_of(policy="entropy", entropy="0.5").entropy == 0.5
+    assert policy_of(policy="softmax", threshold="0.9,0.8").threshold == (0.9, 0.8)
+    with pytest.raises(UsageError, match=r"--exit-alpha must be a number.*'0.9;0.8'"):
+        policy_of(policy="confidence", alpha="0.9;0.8")
+
+
+def parsed(*arguments):
+    """Options as a command line gives them."""
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, ExitFlags())
+    return build_exit_policy(parser.parse_args(arguments), "caption")
+
+
+def test_the_command_line_takes_lists_and_switches():
+    policy = parsed(
+        *("--exit-policy", "entropy", "--exit-entropy", "0.5,0.4", "--exit-normalized"),
+        *("--exit-active-layers", "1,2"),
+    )
+    assert policy == EntropyExit((0.5, 0.4), True, [1, 2])
+    assert policy.given == {"entropy", "normalized", "layers"}
+    assert parsed("--exit-policy", "entropy").normalized is False
+    policy = parsed("--exit-policy", "saturation", "--exit-threshold", "0.9", "--exit-tau", "2")
+    assert policy == SaturationExit(0.9, tau=2.0)
+    assert parsed("--exit-policy", "patience", "--exit-patience", "3") == PatienceExit(3)
+
+
+def test_policies_share_flags_of_one_meaning():
+    shown = {name: own.help for name, own in policy_flags().items()}
+    assert shown["exit_tau"].endswith(
+        "(--exit-policy similarity, softmax, softmax_diff, saturation, meta)"
+    )
+    assert "(--exit-policy confidence, entropy, patience, softmax" in shown["exit_active_layers"]
+    assert shown["exit_entropy"].endswith("(--exit-policy entropy)")
+
+
+def test_defaults_of_the_baselines():
+    assert policy_of(policy="entropy") == EntropyExit(0.5)
+    assert policy_of("answer", policy="entropy") == EntropyExit(0.1)
+    assert policy_of(policy="patience") == PatienceExit(2)
+    for name in ("softmax", "softmax_diff", "saturation", "meta"):
+        policy = policy_of(policy=name)
+        assert (policy.threshold, policy.schedule, policy.tau) == (0.9, "calm", 4.0)
+        assert policy_of("answer", policy=name).schedule == "static"
 
 
 def test_a_field_may_have_a_flag_of_another_name():
@@ -124,20 +181,25 @@ def test_every_number_has_bounds():
         ("beta", 0, 1),
         ("tau", 0, None),
         ("alpha", 0, None),
+        ("entropy", 0, None),
+        ("patience", 1, None),
+        ("threshold", 0, None),
     }
 
 
-@pytest.mark.parametrize(("policy", "name", "low", "high"), numbers())
+@pytest.mark.parametrize(("policy", "name", "low", "high"), list(numbers()))
 def test_bounds_of_numbers(policy, name, low, high):
     flag = "--exit-" + name.replace("_", "-")
-    inside = [low, low + 0.5] if high is None else [low, high]
+    whole = name == "patience"
+    inside = [low, low + (1 if whole else 0.5)] if high is None else [low, high]
     for value in inside:
         assert getattr(policy_of(policy=policy, **{name: value}), name) == value
     outside = [low - 0.01, float("nan"), float("inf"), -float("inf")]
     for value in outside if high is None else [*outside, high + 0.01]:
         with pytest.raises(UsageError, match=rf"{flag}\b.*{low}.*{value}"):
             policy_of(policy=policy, **{name: value})
-    for value in ("0.5", True, None, [1]):
+    per_layer = policy_options(POLICIES[policy])[name].metadata["parse"] is not None
+    for value in ("a", True, None, [], ["1"], *(() if per_layer else ("0.5", [1]))):
         with pytest.raises(UsageError, match=rf"{flag}\b"):
             policy_of(policy=policy, options=json.dumps({name: value}))
 
@@ -211,7 +273,14 @@ def test_invalid_options_are_rejected(options, message):
         (True, {"policy": "static", "depths": "7,1,1"}, r"--exit-depths 7,1,1.*6 encoder.*6 dec"),
         (True, {"policy": "static", "depths": "1,1,7"}, r"--exit-depths 1,1,7.*6 encoder.*6 dec"),
         (False, {"policy": "static", "depths": "1,2,3"}, r"--exit-depths 1,2,3.*equal"),
-        (True, {"policy": "confidence"}, r"--exit-policy confidence.*--exit-layers"),
+        (
+            True,
+            {"policy": "confidence", "active_layers": "6"},
+            r"--exit-active-layers 6.*1,2,3,4,5",
+        ),
+        (True, {"policy": "patience", "patience": 5}, r"--exit-patience 5 never exits.*5 heads"),
+        (True, {"policy": "entropy", "entropy": "1,2"}, r"--exit-entropy gives 2 numbers.*or 5"),
+        (True, {"policy": "meta"}, r"--exit-policy meta.*no --exit-layers.*--exit-head meta"),
     ],
 )
 def test_what_the_model_lacks_is_rejected(split, options, message):
@@ -229,6 +298,11 @@ def test_what_the_model_has_is_accepted():
         (False, {"preset": "mue-released"}),
         (True, {"policy": "static", "depths": "6,1,6"}),
         (False, {"policy": "static", "depths": "2,2,3"}),
+        (True, {"policy": "similarity", "image_threshold": "1,1,1,1,0.9"}),
+        (True, {"policy": "confidence"}),  # heads are shared
+        (True, {"policy": "entropy", "entropy": "0,0,0.1,0.2,0.3"}),
+        (True, {"policy": "patience", "patience": 4}),
+        (True, {"policy": "softmax", "active_layers": "2,4"}),
     ):
         cfg = flags(**options)
         reject_misfit(cfg, build_exit_policy(cfg, "caption"), nano(split))
@@ -257,8 +331,6 @@ def test_options_of_confidence():
         policy_of(policy="similarity", alpha=0.5)
     with pytest.raises(UsageError, match=r"--exit-alpha without.*--exit-policy confidence"):
         policy_of(policy="none", alpha=0.5)
-    with pytest.raises(UsageError, match=r"--exit-policy confidence.*--exit-layers"):
-        reject_misfit(flags(), ConfidenceExit(), nano())
     policy = confidence(options='{"layers": [2, 4]}')
     reject_misfit(flags(), policy, nano(exit_layers="1,2,4"))
     with pytest.raises(UsageError, match=r"--exit-active-layers 4\b.*after layers 1,2"):
@@ -266,6 +338,16 @@ def test_options_of_confidence():
     for wrong in ("[]", "2", '["2"]', "[0]", "[true]"):
         with pytest.raises(UsageError, match=r"--exit-active-layers\b.*list"):
             confidence(options=f'{{"layers": {wrong}}}')
+
+
+def test_meta_needs_heads_with_a_learned_confidence():
+    cfg = flags(policy="meta")
+    policy = build_exit_policy(cfg, "caption")
+    reject_misfit(cfg, policy, nano(exit_layers="2,4", exit_head="meta"))
+    for kind in ("transformer", "shared", "linear"):
+        message = rf"--exit-policy meta needs.*--exit-head {kind}:.*--exit-head meta"
+        with pytest.raises(UsageError, match=message):
+            reject_misfit(cfg, policy, nano(exit_layers="2,4", exit_head=kind))
 
 
 def test_copy_is_for_models_without_heads():

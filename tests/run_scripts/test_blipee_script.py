@@ -33,3 +33,21 @@ def test_train_in_two_processes_and_generate(backend, tmp_path):
     (line,) = [line for line in printed.splitlines() if line.startswith("Exit summary: ")]
     summary = json.loads(line.removeprefix("Exit summary: "))
     assert summary["parameter_speedup"] > 1 and summary["decoder_layers"] < 6
+
+
+def test_train_in_two_processes_without_captions(tmp_path):
+    """By distillation, on the model's own captions."""
+    data = few_rows(tmp_path / "data")
+    rows = [line.split("\t") for line in (data / "caption_train.tsv").read_text().splitlines()]
+    unlabelled = ["\t".join([*row[:2], "", *row[3:]]) for row in rows]
+    (data / "caption_train.tsv").write_text("".join(f"{line}\n" for line in unlabelled))
+    printed = script(
+        *("blipee.sh", "caption", PLAIN, tmp_path / "exits", 2, "--log-interval", 1),
+        *("--max-tgt-length", 6),
+        DATA=str(data),
+        BATCH="4",
+        PROCESSES="2",
+        DDP="pytorch_ddp",
+        MODE="distill",
+    )
+    assert "word_loss" in printed and (tmp_path / "exits" / "checkpoint_last.pt").exists()

@@ -52,7 +52,7 @@ def free_port() -> str:
 
 def finished(running: list[subprocess.Popen]) -> str:
     """Return what the processes printed; fail if one of them did."""
-    printed = [process.communicate(timeout=600)[0] for process in running]
+    printed = [process.communicate(timeout=3600)[0] for process in running]
     assert all(process.returncode == 0 for process in running), printed[0][-3000:]
     return "".join(printed)
 

@@ -27,16 +27,16 @@ while [ "$1" != --distributed-rank ]; do shift; done
 trap 'kill %1; echo > stopped$2; exit 1' TERM
 echo > running$2
 if [ "$2" = 1 ] && [ -n "$FAILS" ]; then
-  for _ in {1..600}; do [ ! -e running0 ] || break; sleep 0.1; done
+  for _ in {1..6000}; do [ ! -e running0 ] || break; sleep 0.1; done
   echo "rank 1: what went wrong" >&2
   exit 7
 fi
-sleep 600 &
+sleep 3600 &
 wait
 """
 
 
-def wait_for(files: list[Path], seconds: float = 120) -> None:
+def wait_for(files: list[Path], seconds: float = 600) -> None:
     """Wait until all files exist; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not all(file.exists() for file in files):
@@ -65,7 +65,7 @@ def test_training_processes_end_together(number, tmp_path):
     if number:
         wait_for([tmp_path / "running0", tmp_path / "running1"])
         running.send_signal(number)
-    printed, _ = running.communicate(timeout=120)
+    printed, _ = running.communicate(timeout=600)
     wait_for([tmp_path / f"stopped{rank}" for rank in ((0, 1) if number else (0,))])
     assert "went on" not in printed
     if number:

@@ -95,6 +95,7 @@ def test_blipee_scripts_parse_with_fairseq(name, calls, tmp_path, monkeypatch):
         assert args.data == f"{rows}/train.tsv,{rows}/valid.tsv"
         assert (args.task, args.arch, args.seed) == (TASKS[name], "ofa_base", 3)
         assert args.lr == [1e-5] and args.lr_decay == 0.5 and args.warmup_updates == 500
+        assert args.lr_scheduler == "step_from_start"
         assert args.lr_deacy_period == 27  # 130 rows, batches of 16, 3 epochs
         assert args.adam_betas == "(0.9, 0.999)" and args.batch_size * args.update_freq[0] == 16
         assert args.save_interval_updates == 2000 and not args.split_modalities

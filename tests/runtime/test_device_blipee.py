@@ -14,11 +14,13 @@ from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.runtime import exit_loop
 from ofa_exit.testing import build_dictionary
 
+UPDATES = [("both", 0), ("alternate", 0), ("alternate", 1)]
 
-def step(device: str, mode: str, update: int):
+
+def step(device: str, mode: str, updates: str, update: int):
     model = fake_model(device=device, exits="1,3")
     task = Namespace(target_dictionary=build_dictionary(60))
-    config = BlipeeConfig(blipee_mode=mode, sentence_avg=False)
+    config = BlipeeConfig(blipee_mode=mode, blipee_updates=updates, sentence_avg=False)
     criterion = BlipeeAdversarial.build_criterion(config, task).train()
     with torch.device(device):
         criterion.prepare_training(model)
@@ -33,15 +35,15 @@ def step(device: str, mode: str, update: int):
 
 
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
-@pytest.mark.parametrize("update", [0, 1])
-def test_losses_stay_on_the_device(fake, mode, update):
-    step("cuda", mode, update)
+@pytest.mark.parametrize(("updates", "update"), UPDATES)
+def test_losses_stay_on_the_device(fake, mode, updates, update):
+    step("cuda", mode, updates, update)
 
 
-@pytest.mark.parametrize("update", [0, 1])
-def test_and_so_do_gradients(update):
+@pytest.mark.parametrize(("updates", "update"), UPDATES)
+def test_and_so_do_gradients(updates, update):
     """On tensors without values; fake CUDA ones have no backward without a GPU."""
-    model, loss = step("meta", "distill", update)
+    model, loss = step("meta", "distill", updates, update)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS
+from ofa_exit.data.caption import COLUMNS
+from ofa_exit.data.formats import CAPTION_COLS
 from ofa_exit.data.images import MEAN_STD
 from ofa_exit.data.tsv import TsvFile
 
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "--selected-cols",
-            default=OFFICIAL_COLS,
+            default=CAPTION_COLS,
             help="columns of identifier, image and caption, as for training (default: %(default)s)",
         )
         command.add_argument(

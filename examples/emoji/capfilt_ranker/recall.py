@@ -8,7 +8,7 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ofa_exit.data.caption import SEPARATOR
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvFile

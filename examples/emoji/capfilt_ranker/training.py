@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS, CaptionExamples
+from ofa_exit.data.caption import COLUMNS, CaptionExamples
 from ofa_exit.data.dataset import OFADataset
+from ofa_exit.data.formats import CAPTION_COLS
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.tsv import TsvFile
@@ -35,7 +36,7 @@ class Training:
     valid: str
     bpe_dir: str
     init_from: str | None = None
-    selected_cols: str = OFFICIAL_COLS
+    selected_cols: str = CAPTION_COLS
     epochs: int = 20
     batch_size: int = 128
     lr: float = 1e-3

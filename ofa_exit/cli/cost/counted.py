@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ofa_exit.models.archs import ARCHS
-from ofa_exit.models.decoder_pass import full_work
+from ofa_exit.models.decoder_work import full_work
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.runtime.flops import PARTS, Work, add_work
@@ -137,20 +137,13 @@ def answer_flops(model: OFAModel, lengths: Lengths, answer: Answer) -> int:
         work.append(words._replace(units=[answer.candidates]))
     else:
         for step in range(1, answer.steps + 1):
-            work += full_work(decoder, 1, answer.beam, _cache_capacity(step), first=step == 1)
+            capacity = max(CACHE_POSITIONS, 1 << (step - 1).bit_length())  # doubles when full
+            work += full_work(decoder, 1, answer.beam, capacity, first=step == 1)
             work.append(words._replace(units=[answer.beam]))
     total = dict.fromkeys(PARTS, 0)
     add_work(total, work, [image_tokens + lengths.source])
     stem = encoder.image_flops(lengths.size, lengths.size)
     return stem + len(encoder.layers) * passes + sum(total.values())
-
-
-def _cache_capacity(positions: int) -> int:
-    """Return the capacity of the decoder's cache, which doubles when it is full."""
-    capacity = CACHE_POSITIONS
-    while capacity < positions:
-        capacity *= 2
-    return capacity
 
 
 def hours(operations: float, rows: int, epochs: float, tflops: float, gpus: int) -> float:

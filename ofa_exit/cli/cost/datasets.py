@@ -122,9 +122,7 @@ def plan(arch: str, tflops: Sequence[float], row_bytes: int) -> str:
         row_bytes: bytes per row of the prepared files.
     """
     rates = [f"h at {rate:g}" for rate in tflops]
-    table = [
-        ["", "rows", "epochs", "GFLOPs", *rates, "valid", "GFLOPs", *rates[:1], "files, GiB"],
-    ]
+    table = [["", "rows", "epochs", "GFLOPs", *rates, "valid", "GFLOPs", *rates[:1], "files, GiB"]]
     models = {frozen: build(arch, freeze_resnet=frozen) for frozen in (False, True)}
     for data_set in tqdm(DATA_SETS, desc="data sets", leave=False, disable=None):
         model = models[data_set.searches]

@@ -17,9 +17,18 @@ Row = dict[str, str]
 
 
 def read_settings(path: str | Path) -> dict[str, Row]:
-    """Return the rows of a sweep's CSV by their setting. Raises ValueError for other files."""
-    rows = read_rows(path, ["setting"], "Give a CSV file of ofa-exit sweep")
-    return {row["setting"]: row for _, row in rows}
+    """Return the rows of a sweep's CSV by their setting.
+
+    Raises ValueError for other files, and for a setting that comes twice.
+    """
+    settings: dict[str, Row] = {}
+    for where, row in read_rows(path, ["setting"], "Give a CSV file of ofa-exit sweep"):
+        if row["setting"] in settings:
+            raise ValueError(
+                f"{where}: the setting {row['setting']!r} comes twice. Keep one line for each"
+            )
+        settings[row["setting"]] = row
+    return settings
 
 
 def choose(settings: dict[str, Row], quality: str, wanted: float, by: str) -> str:

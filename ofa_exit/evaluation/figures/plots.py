@@ -1,4 +1,4 @@
-"""The accuracy-time curve: quality against savings."""
+"""The accuracy-time curve: quality against savings (MuE Figures 1, 4, 6; BLIPEE Figure 4b)."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.figures.csv_rows import number, read_rows
+from ofa_exit.evaluation.figures.methods import Method
 
 REDUCTIONS = {
     "expected_time_reduction": "expected time (MuE Eq. 14)",
@@ -17,6 +18,11 @@ AXES = {
     **{name: f"{label} saved (%)" for name, label in REDUCTIONS.items()},
     "parameter_speedup": "parameter speed-up (BLIPEE)",
 }
+# Okabe and Ito's colours for every kind of colour vision, without their yellow, which is pale on
+# white. Beyond seven runs the line changes. Markers differ between all runs.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "H")
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,48 @@ def read_points(
     points = []
     for where, row in rows:
         savings = {
-            name: number(row[name], name, where) * (100 if name in REDUCTIONS else 1)
-            if row[name]
-            else None
+            name: number(row[name], name, where) * _scale(name) if row[name] else None
             for name in axes
         }
         points.append(CurvePoint(row["run"], number(row[quality], quality, where), savings))
     return points
+
+
+def method_points(
+    methods: Sequence[Method], split: str, quality: str, axes: Sequence[str] = tuple(REDUCTIONS)
+) -> list[CurvePoint]:
+    """Return a point for every method and setting: means over seeds."""
+    points = []
+    for method in methods:
+        for setting in method.seeds[0][split].settings:
+            rows = [seed[split].values(setting) for seed in method.seeds]
+
+            def mean(name: str, rows: list[dict[str, float]] = rows) -> float | None:
+                values = [row[name] for row in rows if name in row]
+                return sum(values) / len(values) if len(values) == len(rows) else None
+
+            savings = {
+                name: None if (value := mean(name)) is None else value * _scale(name)
+                for name in axes
+            }
+            score = mean(quality)
+            assert score is not None  # checked when the methods were read
+            points.append(CurvePoint(method.name, score, savings))
+    return points
+
+
+def _scale(axis: str) -> int:
+    """Return 100 for reductions, which are drawn in percent."""
+    return 100 if axis in REDUCTIONS else 1
+
+
+def run_style(number: int) -> dict[str, str]:
+    """Return the colour, line and marker of run ``number``, from 0."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
 
 
 def plot_curve(
@@ -83,11 +124,11 @@ def new_figure(width: float, height: float) -> Any:
 
 def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
     names = list(points[0].savings)
-    figure = new_figure(3.5 * max(len(names), 1.6), 3.6)
+    figure = new_figure(3.5 * max(len(names), 1.6) + 1.8, 3.6)
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    runs = list(dict.fromkeys(point.run for point in points))
+    styles = {run: run_style(i) for i, run in enumerate(dict.fromkeys(p.run for p in points))}
     for axis, name in zip(axes, names, strict=True):
-        for run in runs:
+        for run, style in styles.items():
             drawn = sorted(
                 (saving, point.quality)
                 for point in points
@@ -95,12 +136,15 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
             )
             if not drawn:
                 continue
-            (line,) = axis.plot(*zip(*best(drawn)), marker="o", label=run)
-            axis.plot(*zip(*drawn), "o", color=line.get_color(), alpha=0.3, markersize=4)
+            axis.plot(*zip(*best(drawn)), label=run, markersize=5, **style)
+            axis.plot(*zip(*drawn), **{**style, "linestyle": ""}, alpha=0.25, markersize=4)
         axis.set_xlabel(AXES[name])
         axis.grid(True, alpha=0.3)
     axes[0].set_ylabel(quality)
-    axes[0].legend()
+    lines = [line for axis in axes for line in axis.get_legend_handles_labels()[0]]
+    entries = {line.get_label(): line for line in lines}  # every run once
+    shown = [run for run in styles if run in entries]
+    figure.legend([entries[run] for run in shown], shown, loc="outside right center")
     return figure
 
 

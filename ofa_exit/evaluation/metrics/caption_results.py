@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ofa_exit.evaluation.metrics.captions import CaptionScores, score_captions
+from ofa_exit.evaluation.metrics.captions import score_captions
 from ofa_exit.evaluation.metrics.results import (
     ResultPath,
     Scores,
@@ -16,7 +16,6 @@ from ofa_exit.evaluation.metrics.results import (
 )
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
-ENTIRE = "entire"
 
 
 def score_coco(
@@ -37,17 +36,10 @@ def score_coco(
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = select_scored(
-        captions, references, references, results, annotations, "image", allow_missing
-    )
+    scored = select_scored(captions, references, results, annotations, "image", allow_missing)
     found = _score(scored, captions, references, tokenizer)
-    notes = [f"{found.tokenizer} tokenizer", *found.notes]
-    return Scores(
-        found.values,
-        len(scored),
-        "images",
-        notes=[*missing_note(len(scored), len(references)), *notes],
-    )
+    notes = [*missing_note(len(scored), len(references)), *found.notes]
+    return Scores(found.values, len(scored), "images", notes=notes)
 
 
 def score_nocaps(
@@ -68,9 +60,7 @@ def score_nocaps(
     if not domains:
         raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
     captions = read_results(results, ("image_id",), "caption", str)
-    scored = select_scored(
-        captions, references, references, results, annotations, "image", allow_missing
-    )
+    scored = select_scored(captions, references, results, annotations, "image", allow_missing)
     entire = _score(scored, captions, references, tokenizer)
     parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
     for domain in DOMAINS:
@@ -81,15 +71,9 @@ def score_nocaps(
         for name in parts.keys() & found.values.keys():
             parts[name][domain] = (found.values[name], len(images))
     for name, by_domain in parts.items():
-        by_domain[ENTIRE] = (entire.values[name], len(scored))
-    notes = [f"{entire.tokenizer} tokenizer", *entire.notes]
-    return Scores(
-        entire.values,
-        len(scored),
-        "images",
-        parts,
-        [*missing_note(len(scored), len(references)), *notes],
-    )
+        by_domain["entire"] = (entire.values[name], len(scored))
+    notes = [*missing_note(len(scored), len(references)), *entire.notes]
+    return Scores(entire.values, len(scored), "images", parts, notes)
 
 
 def _score(
@@ -97,7 +81,7 @@ def _score(
     captions: Mapping[str, str],
     references: Mapping[str, list[str]],
     tokenizer: str,
-) -> CaptionScores:
+) -> Scores:
     return score_captions(
         [captions[image] for image in images], [references[image] for image in images], tokenizer
     )

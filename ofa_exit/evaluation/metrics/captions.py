@@ -8,7 +8,6 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
@@ -16,33 +15,12 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
 from ofa_exit.evaluation.metrics import java
+from ofa_exit.evaluation.metrics.results import Scores
 
 TOKENIZERS = ("auto", "ptb", "plain")
 MAX_ORDER = 4
 # The splits of the PTB tokenizer that occur in captions: don't = do n't, man's = man 's.
 _WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:-\w+)*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class CaptionScores:
-    """Metrics of a set of captions.
-
-    Args:
-        values: ×100, in the order to print, without the metrics that are missing.
-        tokenizer: "PTB" or "plain".
-        notes: which metrics are missing, and why.
-    """
-
-    values: dict[str, float]
-    captions: int
-    tokenizer: str
-    notes: tuple[str, ...]
-
-    def line(self) -> str:
-        """Return everything on one line."""
-        numbers = " ".join(f"{name} = {value:.2f}" for name, value in self.values.items())
-        remarks = "; ".join((f"{self.captions} captions, {self.tokenizer} tokenizer", *self.notes))
-        return f"{numbers} ({remarks})"
 
 
 def plain_tokenize(sentence: str) -> str:
@@ -52,7 +30,7 @@ def plain_tokenize(sentence: str) -> str:
 
 def score_captions(
     predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "auto"
-) -> CaptionScores:
+) -> Scores:
     """Return all caption metrics of a set, one prediction and one or more references per sample.
 
     BLEU uses the closest reference length. CIDEr is pycocoevalcap's variant, the CIDEr-D of
@@ -63,23 +41,17 @@ def score_captions(
         tokenizer: "ptb" is the PTB tokenizer, which needs Java. "plain" starts no Java and omits
             METEOR and SPICE. "auto" is "ptb" if Java runs and otherwise "plain", with a note.
 
+    Returns:
+        The scores, with notes on the tokenizer and on missing metrics.
     Raises:
-        ValueError: an empty set, an unknown tokenizer, or a sample without references.
         java.JavaError: "ptb" without Java.
     """
-    if tokenizer not in TOKENIZERS:
-        raise ValueError(f"caption tokenizer {tokenizer!r}: choose one of {', '.join(TOKENIZERS)}")
-    if not predictions:
-        raise ValueError("no captions to score: the set is empty")
-    for number, refs in enumerate(references, start=1):
-        if not refs:
-            raise ValueError(f"caption {number} has no reference to be compared with")
     notes: list[str] = []
     hypotheses, refs_of, used = _tokenize(predictions, references, tokenizer, notes)
+    notes.insert(0, f"{'PTB' if used == 'ptb' else 'plain'} tokenizer")
 
-    ids = range(len(hypotheses))
-    ground_truth = {number: refs_of[number] for number in ids}
-    results = {number: [hypotheses[number]] for number in ids}
+    ground_truth = dict(enumerate(refs_of))
+    results = {number: [hypothesis] for number, hypothesis in enumerate(hypotheses)}
     cider = CiderScorer()
     for hypothesis, refs in zip(hypotheses, refs_of, strict=True):
         cider += (hypothesis, refs)
@@ -95,12 +67,8 @@ def score_captions(
         _add_metric(values, notes, "METEOR", lambda: java.meteor(hypotheses, refs_of))
         _add_metric(values, notes, "SPICE", lambda: java.spice(hypotheses, refs_of))
     order_printed = ("CIDEr", *(f"BLEU-{n}" for n in range(1, 5)), "METEOR", "ROUGE-L", "SPICE")
-    return CaptionScores(
-        {name: values[name] for name in order_printed if name in values},
-        len(hypotheses),
-        "PTB" if used == "ptb" else "plain",
-        tuple(notes),
-    )
+    values = {name: values[name] for name in order_printed if name in values}
+    return Scores(values, len(hypotheses), "captions", notes=notes)
 
 
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[int]:
@@ -109,7 +77,7 @@ def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[int]:
     They are [correct 1-grams … 4-grams, all 1-grams … 4-grams, words, words of the closest
     reference], with the words of `plain_tokenize`.
     """
-    return _bleu_counts(plain_tokenize(hypothesis), _plain(references))
+    return _bleu_counts(plain_tokenize(hypothesis), list(map(plain_tokenize, references)))
 
 
 def bleu_from_statistics(sums: Sequence[int]) -> list[float]:
@@ -142,10 +110,6 @@ def _add_metric(
         notes.append(f"{name} missing: {error}")
 
 
-def _plain(sentences: Sequence[str]) -> list[str]:
-    return [plain_tokenize(sentence) for sentence in sentences]
-
-
 def _tokenize(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -163,6 +127,6 @@ def _tokenize(
                 raise
             notes.append(f"no PTB tokenizer: {error}")
     if tokens is None:
-        tokens = _plain(sentences)
+        tokens = list(map(plain_tokenize, sentences))
     hypotheses, rest = tokens[: len(predictions)], iter(tokens[len(predictions) :])
     return hypotheses, [[next(rest) for _ in refs] for refs in references], used

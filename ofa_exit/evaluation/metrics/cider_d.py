@@ -32,20 +32,7 @@ class DocumentFrequencies:
     def of(
         cls, references: Iterable[Sequence[str]], count_end: bool = True
     ) -> "DocumentFrequencies":
-        """Count over the references of each image. ``count_end``: see `CiderD`.
-
-        Raises ValueError for fewer than two images: the logarithm of their number scales every
-        score.
-        """
-        found = cls._count(references, count_end)
-        if found.images < 2:
-            raise ValueError(
-                f"CIDEr-D needs the references of two images or more, not {found.images}"
-            )
-        return found
-
-    @classmethod
-    def _count(cls, references: Iterable[Sequence[str]], count_end: bool) -> "DocumentFrequencies":
+        """Count over the references of each image. ``count_end``: see `CiderD`."""
         scorer, images = CiderScorer(), 0
         for captions in references:
             scorer.crefs = [cook_refs([tokenize(caption, count_end) for caption in captions])]
@@ -108,14 +95,10 @@ class CiderD:
         Args:
             references: the references of every sample of the split, in any order.
         """
-        if not references:
-            raise ValueError("CIDEr needs the references of at least one sample")
-        return cls(DocumentFrequencies._count(references, False), count_end=False)
+        return cls(DocumentFrequencies.of(references, count_end=False), count_end=False)
 
     def scores(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """Return CIDEr-D ×100 of each hypothesis. Raises ValueError for one without references."""
-        if not all(references):
-            raise ValueError("CIDEr-D needs a reference to compare each caption with")
+        """Return CIDEr-D ×100 of each hypothesis, by one or more references."""
         found: list[float] = []
         pairs = [
             (

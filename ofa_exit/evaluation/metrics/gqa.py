@@ -57,7 +57,7 @@ def score_gqa(
     wanted = list(entries) if consistency else balanced
     # A submission answers all questions of a split. As in the published code, others are ignored.
     answered = select_scored(
-        predictions, wanted, predictions, results, source, "question", allow_missing=allow_missing
+        predictions, wanted, results, source, "question", allow_missing, ignore_others=True
     )
     others = sum(name not in entries for name in predictions)
     scored = [name for name in answered if entries[name].get("isBalanced", True)]

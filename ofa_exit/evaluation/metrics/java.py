@@ -49,13 +49,10 @@ def time_limit(sentences: int) -> float:
     return START_SECONDS + SECONDS_PER_SENTENCE * sentences
 
 
-def ptb_tokenize(sentences: Sequence[str], limit: float | None = None) -> list[str]:
+def ptb_tokenize(sentences: Sequence[str]) -> list[str]:
     """Return the PTB tokens of each sentence: lower-cased, without punctuation, joined by spaces.
 
     The result equals that of pycocoevalcap's PTBTokenizer. Raises JavaError.
-
-    Args:
-        limit: seconds (default: `time_limit`).
     """
     if not sentences:
         return []
@@ -66,7 +63,7 @@ def ptb_tokenize(sentences: Sequence[str], limit: float | None = None) -> list[s
     output = _run(
         [*command, "-preserveLines", "-lowerCase"],
         "the PTB tokenizer",
-        limit or time_limit(len(sentences)),
+        time_limit(len(sentences)),
         text,
     )
     lines = output.split("\n")[:-1]
@@ -76,18 +73,16 @@ def ptb_tokenize(sentences: Sequence[str], limit: float | None = None) -> list[s
     return [" ".join(word for word in line.split() if word not in punctuation) for line in lines]
 
 
-def meteor(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], limit: float | None = None
-) -> float:
+def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return the corpus METEOR of tokenised captions, between 0 and 1.
 
     Denkowski and Lavie 2014, version 1.5 with ``-l en -norm``, as in pycocoevalcap. Raises
-    JavaError, also after ``limit`` seconds (default: `time_limit`).
+    JavaError, also after `time_limit`.
     """
     jar = Path(meteor_module.__file__).with_name(meteor_module.METEOR_JAR)
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
     command = [find_java(), *JVM_OPTIONS, "-Xmx2G", "-jar", str(jar), *options]
-    limit = limit or time_limit(len(predictions))
+    limit = time_limit(len(predictions))
     with tempfile.TemporaryFile() as errors:
         process = _start(command, errors, jar.parent)
         # A read blocks until the process ends, so the watchdog ends the process.
@@ -120,9 +115,7 @@ def meteor(
             process.communicate()
 
 
-def spice(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], limit: float | None = None
-) -> float:
+def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return the mean SPICE F-score (Anderson et al. 2016, jar 1.0) of captions, between 0 and 1.
 
     Its language models are not part of pycocoevalcap. JavaError says where to put them.
@@ -142,7 +135,7 @@ def spice(
         source.write_text(json.dumps(items), encoding="utf-8")
         command = [java, *JVM_OPTIONS, *opened, "-Xmx8G", "-jar", "spice-1.0.jar", str(source)]
         command += ["-cache", scratch, "-out", str(result), "-subset", "-silent"]
-        _run(command, "SPICE", limit or time_limit(len(predictions)), "", folder)
+        _run(command, "SPICE", time_limit(len(predictions)), "", folder)
         try:
             answers = json.loads(result.read_text(encoding="utf-8"))
             scores = [float(answer["scores"]["All"]["f"]) for answer in answers]

@@ -7,7 +7,7 @@ import json
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,9 @@ class Scores:
         return "\n".join([*lines, *([""] * bool(self.notes)), *self.notes])
 
     def line(self) -> str:
-        """Return the metrics alone, on one line."""
+        """Return the metrics and the notes on one line."""
         numbers = " ".join(f"{name} = {value:.2f}" for name, value in self.values.items())
-        return f"{numbers} ({self.counted} {self.unit})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the scores as a JSON object."""
-        return asdict(self)
+        return f"{numbers} ({', '.join([f'{self.counted} {self.unit}', *self.notes])})"
 
 
 class Means:
@@ -138,29 +134,28 @@ def read_results(path: ResultPath, keys: tuple[str, ...], value: str, kind: type
 def select_scored(
     results: Mapping[str, Any],
     expected: Iterable[str],
-    known: Iterable[str],
     path: ResultPath,
     annotations: ResultPath,
     what: str,
     allow_missing: bool,
+    ignore_others: bool = False,
 ) -> list[str]:
     """Return the identifiers to score, in the order of the annotations.
 
     Args:
         expected: identifiers that must have a result, unless ``allow_missing``.
-        known: identifiers that may have a result.
         what: what an identifier stands for: question, image.
+        ignore_others: allow results for other identifiers.
 
     Raises ValueError, with the first identifiers that are missing or unknown.
     """
-    known = set(known)
-    unknown = [name for name in results if name not in known]
-    if unknown:
+    expected = dict.fromkeys(expected)
+    unknown = [name for name in results if name not in expected]
+    if unknown and not ignore_others:
         raise ValueError(
             f"{path}: {len(unknown)} of {len(results)} results are for no {what} of {annotations}: "
             f"{_first(unknown)}. Score the split that the results are for"
         )
-    expected = list(expected)
     missing = [name for name in expected if name not in results]
     if missing and not allow_missing:
         raise ValueError(

@@ -49,9 +49,7 @@ def score_snli_ve(
     """
     predictions: dict[str, str] = read_results(results, ("pairID",), "prediction", str)
     entries = index_by_id(_read_lines(annotations), ("pairID",), annotations, "the annotations")
-    scored = select_scored(
-        predictions, entries, entries, results, annotations, "pair", allow_missing
-    )
+    scored = select_scored(predictions, entries, results, annotations, "pair", allow_missing)
     means, labels = Means(), Means()
     for name in scored:
         where = f"{annotations}, pairID {name}"

@@ -1,9 +1,7 @@
 """Result files of the benchmarks, made from the output of fairseq-generate."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_exit.evaluation.metrics.snli_ve import label_of
@@ -80,53 +78,37 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
 }
 
 
-def hypotheses(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield line (from 1), row and text of each hypothesis in an output of fairseq-generate.
-
-    With --nbest, a row's hypotheses follow each other, the best first. Raises ValueError, with file
-    and line, for a truncated line.
-    """
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for line_number, line in enumerate(file, start=1):
-            if not line.startswith("D-"):
-                continue
-            row, _, rest = line[2:].rstrip("\r\n").partition("\t")
-            _, found, text = rest.partition("\t")
-            if not row.isdecimal() or not found:
-                raise ValueError(
-                    f"{path}, line {line_number}: not D-ROW, score and text: {line[:60]!r}. "
-                    "Generate it again"
-                )
-            yield line_number, int(row), text
-
-
 def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
     """Return row → best hypothesis of the outputs of fairseq-generate.
 
-    Raises ValueError, with file and line, for a row that was generated twice, or without any row.
+    With --nbest, a row's hypotheses follow each other, the best first. Raises ValueError, with file
+    and line, for a truncated line, a row that was generated twice, or without any row.
     """
     texts: dict[int, str] = {}
     for path in paths:
         last = None
-        for line, row, text in hypotheses(path):
-            if row == last:
-                continue
-            last = row
-            if row in texts:
-                raise ValueError(
-                    f"{path}, line {line}: row {row} was generated before. Give the files of "
-                    "one generation"
-                )
-            texts[row] = text
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.startswith("D-"):
+                    continue
+                name, *fields = line[2:].rstrip("\r\n").split("\t", 2)
+                if not name.isdecimal() or len(fields) != 2:
+                    raise ValueError(
+                        f"{path}, line {number}: not D-ROW, score and text: {line[:60]!r}. "
+                        "Generate it again"
+                    )
+                row = int(name)
+                if row in texts and row != last:
+                    raise ValueError(
+                        f"{path}, line {number}: row {row} was generated before. Give the files "
+                        "of one generation"
+                    )
+                texts.setdefault(row, fields[1])
+                last = row
     if not texts:
-        raise nothing_generated(paths)
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
     return texts
-
-
-def nothing_generated(paths: Sequence[str | os.PathLike[str]]) -> ValueError:
-    """Return the error to raise about files without hypotheses."""
-    names = ", ".join(map(str, paths))
-    return ValueError(f"{names}: no line D-…, so nothing was generated, or it ran with --quiet")
 
 
 def read_ids(path: str | os.PathLike[str], column: int) -> list[str]:
@@ -194,10 +176,3 @@ def make_results(
             except ValueError as error:
                 raise ValueError(f"{tsv}, line {row + 1}: {error}") from None
     return entries
-
-
-def write_json(entries: list[dict[str, Any]], path: Path) -> None:
-    """Write the file atomically."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(entries, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -89,14 +89,8 @@ class VisDialMetrics:
         self._true_ranks.append(ranks[true_index])
 
     def values(self) -> dict[str, float]:
-        """Return NDCG, MRR and R@k ×100, and the mean rank; NDCG only if a round had relevances.
-
-        Raises ValueError if no round was added.
-        """
-        rounds = len(self)
-        if not rounds:
-            raise ValueError("no round of a dialogue was ranked")
-        values = {}
+        """Return NDCG, MRR and R@k ×100, and the mean rank; NDCG only if a round had relevances."""
+        rounds, values = len(self), {}
         if self._ndcg:
             values["NDCG"] = 100 * sum(self._ndcg) / len(self._ndcg)
         values["MRR"] = 100 * sum(1 / rank for rank in self._true_ranks) / rounds
@@ -132,9 +126,7 @@ def score_visdial(
     """
     rounds = _rounds(annotations)
     ranks: dict[str, list[int]] = read_results(results, KEYS, "ranks", list)
-    scored = select_scored(
-        ranks, rounds, rounds, results, annotations, " ".join(KEYS), allow_missing
-    )
+    scored = select_scored(ranks, rounds, results, annotations, " ".join(KEYS), allow_missing)
     relevances = _relevances(dense, rounds, annotations) if dense is not None else {}
     metrics = VisDialMetrics()
     for name in scored:

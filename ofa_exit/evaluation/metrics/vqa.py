@@ -97,9 +97,7 @@ def _score(
     source: tuple[ResultPath, ResultPath, str, bool],
 ) -> Scores:
     results, annotations, what, allow_missing = source
-    scored = select_scored(
-        predictions, entries, entries, results, annotations, what, allow_missing=allow_missing
-    )
+    scored = select_scored(predictions, entries, results, annotations, what, allow_missing)
     total = 0.0
     parts = {title: Means() for title in types}
     for name in scored:

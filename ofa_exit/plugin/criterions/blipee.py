@@ -26,15 +26,17 @@ from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
 from ofa_exit.objectives.layerwise import score_layers
 from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
 from ofa_exit.plugin.criterions.groups import exit_heads, step_groups, train_only
+from ofa_exit.plugin.criterions.own_captions import with_own_captions
 from ofa_exit.plugin.criterions.target_tokens import reject_empty
 from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 MODES = ("supervised", "distill")
-# Parameter groups, updated in turn.
+UPDATES = ("both", "alternate")
 TRANSFORMER_GROUP = "exit_transformers"
 CLASSIFIER_GROUP = "feature_classifiers"
+GROUPS = frozenset((TRANSFORMER_GROUP, CLASSIFIER_GROUP))
 COLLAPSE_THRESHOLD = 0.05
 """An exit has collapsed if its variance over tokens is below this share of the final layer's."""
 _NO_EXITS = (
@@ -49,7 +51,14 @@ class BlipeeConfig(FairseqDataclass):
         default="supervised",
         metadata={
             "help": "what exits learn words from: the labels (supervised, BLIPEE Eq. 4) or the "
-            "final layer (distill, Eq. 5)"
+            "final layer (distill, Eq. 5; rows may then lack captions)"
+        },
+    )
+    blipee_updates: str = field(
+        default="both",
+        metadata={
+            "help": "what an update trains: exits and feature classifiers on the same batch "
+            "(both), or one of the two, in turn (alternate)"
         },
     )
     kl_direction: str = field(
@@ -70,6 +79,10 @@ class BlipeeConfig(FairseqDataclass):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "probability mass of all other words"}
     )
+    feature_classifier_dim: int = field(
+        default=3072,
+        metadata={"help": "hidden size of the feature classifiers that exits are trained against"},
+    )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
@@ -84,9 +97,20 @@ class ExitScore(NamedTuple):
 class BlipeeAdversarial(FairseqCriterion):
     """Train the exits of a frozen model (BLIPEE Section 3.3; 3.4 with ``distill``).
 
-    Updates alternate. Even ones train the feature classifiers on Eq. 2, odd ones the exit
-    transformers on Eq. 3 plus Eq. 4 or 5. Losses are summed over exits and tokens. The feature of
+    Every update trains the feature classifiers on Eq. 2 and the exit transformers on Eq. 3 plus
+    Eq. 4 or 5. Each loss has gradients for its own parameters only, so one backward pass and one
+    optimizer step over the sum train both. Losses are summed over exits and tokens. The feature of
     a token is its state after the final norm, the input of the vocabulary projection.
+
+    Differs from the paper: it trains the two alternately, and its released code takes the step of
+    the feature classifiers before that of the exits. Here the two steps on a batch are
+    simultaneous: exits learn from the feature classifiers as they were before the update. One step
+    changes these little, and fairseq's trainer has one backward pass and one step per update. The
+    gradient norm is clipped over both together. ``--blipee-updates alternate`` trains the feature
+    classifiers in even updates and the exits in odd ones, so each learns from half of the batches.
+
+    With ``distill``, captions may be missing. The decoder is then fed the model's own
+    (``with_own_captions``).
 
     Logged per token: ``loss`` of the exit transformers, ``word_loss``, ``gen_loss`` and
     ``fc_loss``, summed over exits, in bits. For each exit i ``acc_exit_i`` (words) and
@@ -98,15 +122,18 @@ class BlipeeAdversarial(FairseqCriterion):
         self,
         task: Any,
         blipee_mode: str,
+        blipee_updates: str,
         kl_direction: str,
         adversarial_weight: float,
         word_weight: float,
         label_smoothing: float,
+        feature_classifier_dim: int,
         sentence_avg: bool,
     ) -> None:
         super().__init__(task)
         for flag, value, choices in (
             ("--blipee-mode", blipee_mode, MODES),
+            ("--blipee-updates", blipee_updates, UPDATES),
             ("--kl-direction", kl_direction, DIRECTIONS),
         ):
             if value not in choices:
@@ -115,6 +142,8 @@ class BlipeeAdversarial(FairseqCriterion):
             raise ValueError(f"--label-smoothing is {label_smoothing}; give 0 or more, below 1")
         if label_smoothing and blipee_mode == "distill":
             raise ValueError("--label-smoothing needs --blipee-mode supervised")
+        if feature_classifier_dim < 1:
+            raise ValueError(f"--feature-classifier-dim {feature_classifier_dim}: give at least 1")
         for flag, weight in (
             ("--adversarial-weight", adversarial_weight),
             ("--word-weight", word_weight),
@@ -123,21 +152,21 @@ class BlipeeAdversarial(FairseqCriterion):
                 raise ValueError(f"{flag} is {weight}; give a finite number of at least 0")
         if adversarial_weight == word_weight == 0:
             raise ValueError("--adversarial-weight and --word-weight are both 0: nothing to train")
-        self.distill = blipee_mode == "distill"
+        self.distill = self.trains_without_labels = blipee_mode == "distill"
+        self.alternate = blipee_updates == "alternate"
         self.kl_direction = kl_direction
         self.adversarial_weight = adversarial_weight
         self.word_weight = word_weight
         self.label_smoothing = label_smoothing
+        self.feature_classifier_dim = feature_classifier_dim
         self.sentence_avg = sentence_avg
         self._has_warned = False
 
     def prepare_training(self, model: Any) -> None:
         """Add a feature classifier for each exit, and freeze everything but these and the exits."""
-        heads, hidden = exit_heads(model), model.cfg.feature_classifier_dim
+        heads, hidden = exit_heads(model), self.feature_classifier_dim
         if not isinstance(heads, TransformerHeads):
             raise UsageError(_NO_EXITS)
-        if hidden < 1:
-            raise UsageError(f"--feature-classifier-dim {hidden}: give at least 1")
         model.feature_classifiers = nn.ModuleDict(
             {layer: FeatureClassifier(model.cfg.encoder_embed_dim, hidden) for layer in heads}
         )
@@ -154,19 +183,26 @@ class BlipeeAdversarial(FairseqCriterion):
 
     def get_groups_for_update(self, num_updates: int) -> set[str]:
         """Return the parameter groups that the next update trains."""
-        if self.adversarial_weight == 0 or num_updates % 2:
+        if self.adversarial_weight == 0:
             return {TRANSFORMER_GROUP}
-        return {CLASSIFIER_GROUP}
+        if self.alternate:
+            return {TRANSFORMER_GROUP if num_updates % 2 else CLASSIFIER_GROUP}
+        return set(GROUPS)
 
     def optimizer_step(self, optimizer: Any, update_num: int) -> None:
-        step_groups(optimizer, self.get_groups_for_update(update_num))
+        groups = self.get_groups_for_update(update_num)
+        if groups == GROUPS:
+            optimizer.step()
+        else:
+            step_groups(optimizer, groups)
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return the summed loss, the number that fairseq divides it by, and what to log.
 
-        The loss is that of the group that is being trained, in validation the exit transformers'.
+        The loss is the sum over the groups that are being trained, in validation the exit
+        transformers' alone.
         """
         reject_empty(sample)
         if not exit_heads(model):
@@ -179,6 +215,8 @@ class BlipeeAdversarial(FairseqCriterion):
         adversarial = self.adversarial_weight > 0
         if adversarial and not hasattr(model, "feature_classifiers"):
             raise ValueError("the model has no feature classifiers: call prepare_training(model)")
+        if self.distill:
+            sample = with_own_captions(self.task, model, sample)
         target, ntokens = sample["target"], sample["ntokens"]
         # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
         rows = token_rows(target, self.padding_idx, ntokens)
@@ -190,25 +228,27 @@ class BlipeeAdversarial(FairseqCriterion):
         final = at_tokens(final)
         features = {layer: at_tokens(x) for layer, x in extra["exit_features"].items()}
 
-        groups = self.get_groups_for_update(model.num_updates)
-        trains_classifiers = self.training and CLASSIFIER_GROUP in groups
-        loss = final.new_zeros((), dtype=torch.float32)
+        groups = self.get_groups_for_update(model.num_updates) if self.training else GROUPS
+        losses: dict[str, Tensor] = {}
         log: dict[str, Any] = {
             "ntokens": ntokens,
             "nsentences": sample["nsentences"],
             "sample_size": sample["nsentences"] if self.sentence_avg else ntokens,
         }
-        if adversarial and (trains_classifiers or not self.training):
+        if adversarial and CLASSIFIER_GROUP in groups:
             fc_loss = self.classifier_losses(model, final, features, log)
             log["fc_loss"], log["fc_tokens"] = fc_loss.detach(), ntokens
-            if trains_classifiers:
-                loss = fc_loss
-        if not trains_classifiers:
-            loss = self.transformer_losses(model, sample, rows, final, features, log)
+            losses[CLASSIFIER_GROUP] = fc_loss
+        if TRANSFORMER_GROUP in groups:
+            losses[TRANSFORMER_GROUP] = self.transformer_losses(
+                model, sample, rows, final, features, log
+            )
             log["loss_size"] = log["sample_size"]
             log["exit_tokens"] = ntokens
+        loss = losses[TRANSFORMER_GROUP if TRANSFORMER_GROUP in losses else CLASSIFIER_GROUP]
         log["loss"] = loss.detach()
         if self.training:
+            loss = torch.stack(list(losses.values())).sum()
             # Data-parallel training waits for a gradient of every parameter. ``optimizer_step``
             # removes those of the other group.
             idle = [p for p in model.parameters() if p.requires_grad]

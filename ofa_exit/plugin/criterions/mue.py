@@ -1,9 +1,10 @@
 """The criterion ``mue_loss``. With ``--layer-weights last`` it is OFA's own loss."""
 
-import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Optional
 
 import torch
 from fairseq import utils
@@ -24,21 +25,21 @@ from ofa_exit.objectives.layerwise import (
     score_layers,
 )
 from ofa_exit.plugin.criterions.groups import exit_heads
+from ofa_exit.plugin.criterions.self_distillation import (
+    AveragedModel,
+    SelfDistillationConfig,
+    self_distillation,
+)
 from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 from ofa_exit.plugin.errors import UsageError
 
 
 @dataclass
-class MuELossConfig(FairseqDataclass):
+class TokenLossConfig(FairseqDataclass):
+    """Options of all criterions with a token loss on several layers."""
+
     label_smoothing: float = field(
         default=0.0, metadata={"help": "probability mass of all other words"}
-    )
-    layer_weights: str = field(
-        default="uniform",
-        metadata={
-            "help": "weights of the decoder layers' losses: uniform (MuE), last (plain OFA's loss) "
-            "or one number per layer, separated by commas"
-        },
     )
     drop_worst_ratio: float = field(
         default=0.0,
@@ -53,21 +54,70 @@ class MuELossConfig(FairseqDataclass):
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
+@dataclass
+class MuELossConfig(SelfDistillationConfig, TokenLossConfig):
+    layer_weights: str = field(
+        default="uniform",
+        metadata={
+            "help": "weights of the decoder layers' losses: uniform (MuE), last (plain OFA's loss) "
+            "or one number per layer, separated by commas"
+        },
+    )
+
+
 class LayerScore(NamedTuple):
-    """Sums over a batch's tokens for one decoder layer, scalar tensors."""
+    """Sums over a batch's tokens for one decoder layer, scalar tensors.
+
+    Attributes:
+        loss: of labels and teachers together.
+        label: cross-entropy with the labels.
+        distilled: T²·KL with each teacher, in the order of the teachers.
+        nll: negative log-likelihood of the labels, without smoothing and of all tokens.
+        correct: number of tokens whose most probable word is the label.
+    """
 
     loss: Tensor
+    label: Tensor
+    distilled: list[Tensor]
     nll: Tensor
     correct: Tensor
+
+
+class ExitBatch(NamedTuple):
+    """What the losses of a batch are computed from.
+
+    Attributes:
+        sample: the batch as fairseq gives it.
+        tokens: the M target tokens.
+        kept: number of tokens, those of smallest cross-entropy, in the loss.
+        features: [M, C] by layer, of those with a loss and of teachers.
+        teachers: by layer those that teach it.
+        teacher_logits: word scores [M, V] of teachers by layer, without gradient.
+    """
+
+    sample: dict[str, Any]
+    tokens: TargetTokens
+    kept: int
+    features: dict[int, Tensor]
+    teachers: dict[int, list[int]]
+    teacher_logits: dict[int, Tensor]
 
 
 @register_criterion("mue_loss", dataclass=MuELossConfig)
 class MuELoss(FairseqCriterion):
     """Weighted mean over decoder layers of OFA's token loss (MuE Eqs. 12 and 13).
 
-    Logged per token (per sentence with ``--sentence-avg``), in bits: ``loss``, its parts
-    ``loss_layer_1`` … and ``nll_loss``, the last layer's loss without smoothing, from which ``ppl``
-    is computed. ``acc_layer_1`` … are in percent. Layers of weight 0 are not computed.
+    With ``--self-distil W`` every layer i before the last also learns from the last one's words:
+
+        L = Σ_i w_i·[(1 - W)·CE_i + W·T²·KL(p_N, p_i)] + w_N·CE_N
+
+    p are probabilities at temperature T over the allowed words. p_N gets no gradient from KL. It
+    is the last layer's, or that of a moving average of the model (``average``).
+
+    Logged per token (per sentence with ``--sentence-avg``), in bits: ``loss``, the cross-entropies
+    ``loss_layer_1`` …, with teachers ``distil_layer_1`` …, and ``nll_loss``, the last layer's loss
+    without smoothing, from which ``ppl`` is computed. ``acc_layer_1`` … are in percent. Layers of
+    weight 0 are not computed.
     """
 
     def __init__(
@@ -79,6 +129,10 @@ class MuELoss(FairseqCriterion):
         drop_worst_after: int,
         report_accuracy: bool,
         sentence_avg: bool,
+        self_distil: float = 0.0,
+        self_distil_temperature: float = 1.0,
+        self_distil_teacher: str = "last",
+        self_distil_decay: float = 0.999,
     ) -> None:
         super().__init__(task)
         if not 0 <= label_smoothing < 1:
@@ -94,6 +148,17 @@ class MuELoss(FairseqCriterion):
         self.drop_worst_after = drop_worst_after
         self.report_accuracy = report_accuracy
         self.sentence_avg = sentence_avg
+        if self_distil and layer_weights == "last":
+            raise ValueError(
+                "--self-distil is for the layers before the last, which --layer-weights last does "
+                "not train: leave out one of the two"
+            )
+        self.distillation = self_distillation(
+            self_distil, self_distil_temperature, self_distil_teacher, self_distil_decay
+        )
+        averages = self_distil > 0 and self_distil_teacher == "average"
+        self.average_decay = self_distil_decay if averages else None
+        self.average: Optional[AveragedModel] = None
 
     def prepare_training(self, model: Any) -> None:
         """Reject a model with exit heads, which this loss would leave untrained."""
@@ -111,24 +176,80 @@ class MuELoss(FairseqCriterion):
         ``sample["ntokens"]`` must be the number of targets that are not padding. The loss is
         always summed.
         """
-        tokens, ntokens = TargetTokens.of(sample, self.padding_idx), sample["ntokens"]
         weights = self.weights(model)
-        features = self.layer_features(model, sample["net_input"], list(weights))
-        kept = tokens_kept(ntokens, self.drop_ratio(model))
-        score = functools.partial(self.score, model, tokens=tokens, kept=kept)
-        scores = score_layers({layer: tokens.at(x) for layer, x in features.items()}, score)
+        batch = self.batch(model, sample, list(weights))
+        scores = self.scores(model, batch, list(weights))
         loss = torch.stack([weights[layer] * s.loss for layer, s in scores.items()]).sum()
+        return self.output(batch, scores, loss)
 
-        sample_size = sample["nsentences"] if self.sentence_avg else kept
+    def batch(self, model: Any, sample: dict[str, Any], layers: list[int]) -> ExitBatch:
+        """Run the model, and let teachers score the target tokens.
+
+        Args:
+            layers: those with a loss.
+        """
+        tokens = TargetTokens.of(sample, self.padding_idx)
+        teachers = self.teachers(layers, len(model.decoder.layers))
+        teaching = {layer for those in teachers.values() for layer in those}
+        features = self.layer_features(model, sample["net_input"], sorted({*layers, *teaching}))
+        at_tokens = {layer: tokens.at(x) for layer, x in features.items()}
+        return ExitBatch(
+            sample,
+            tokens,
+            tokens_kept(sample["ntokens"], self.drop_ratio(model)),
+            at_tokens,
+            teachers,
+            self.teacher_logits(model, sample, tokens, {i: at_tokens[i] for i in teaching}),
+        )
+
+    def teachers(self, layers: list[int], depth: int) -> dict[int, list[int]]:
+        """Return by layer, of those with a loss, the layers that teach it."""
+        return self.distillation.teachers(layers, depth)
+
+    def teacher_logits(
+        self,
+        model: Any,
+        sample: dict[str, Any],
+        tokens: TargetTokens,
+        features: dict[int, Tensor],
+    ) -> dict[int, Tensor]:
+        """Return the word scores [M, V] of teachers, without gradient, from their features."""
+        if self.average_decay is not None and features and self.training:
+            if self.average is None:
+                self.average = AveragedModel(model, self.average_decay)
+            self.average.follow(model)
+        with torch.no_grad():
+            if self.average is not None and features:
+                averaged = tokens.at(self.average.features(sample["net_input"]))
+                return dict.fromkeys(features, self.average.logits(averaged))
+            return {layer: self.logits(model, layer, x) for layer, x in features.items()}
+
+    def scores(self, model: Any, batch: ExitBatch, layers: list[int]) -> dict[int, LayerScore]:
+        """Return the sums of each layer. The logits of one student at a time are kept."""
+
+        def score(layer: int, features: Tensor) -> LayerScore:
+            teachers = {j: batch.teacher_logits[j] for j in batch.teachers.get(layer, ())}
+            return self.score(model, layer, features, batch.tokens, batch.kept, teachers)
+
+        return score_layers({layer: batch.features[layer] for layer in layers}, score)
+
+    def output(
+        self, batch: ExitBatch, scores: dict[int, LayerScore], loss: Tensor
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Return what ``forward`` does."""
+        sample = batch.sample
+        sample_size = sample["nsentences"] if self.sentence_avg else batch.kept
         log = {
             "loss": loss.detach(),
             "nll_loss": scores[max(scores)].nll.detach(),
-            "ntokens": ntokens,
+            "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": sample_size,
         }
         for layer, layer_score in scores.items():
-            log[f"loss_layer_{layer}"] = layer_score.loss.detach()
+            log[f"loss_layer_{layer}"] = layer_score.label.detach()
+            if layer_score.distilled:
+                log[f"distil_layer_{layer}"] = torch.stack(layer_score.distilled).detach().sum()
             if self.report_accuracy:
                 log[f"correct_layer_{layer}"] = layer_score.correct
         return loss, sample_size, log
@@ -159,23 +280,42 @@ class MuELoss(FairseqCriterion):
         return self.drop_worst_ratio if model.num_updates > self.drop_worst_after else 0.0
 
     def score(
-        self, model: Any, layer: int, features: Tensor, tokens: TargetTokens, kept: int
+        self,
+        model: Any,
+        layer: int,
+        features: Tensor,
+        tokens: TargetTokens,
+        kept: int,
+        teachers: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> LayerScore:
         """Return one layer's sums over M tokens.
 
         Args:
             features: [M, C].
-            kept: number of tokens, those of smallest loss, in the loss. Likelihood and accuracy
-                are over all tokens.
+            kept: number of tokens, those of smallest cross-entropy, in the loss. Likelihood and
+                accuracy are over all tokens.
+            teachers: word scores [M, V] of this layer's teachers, by layer.
         """
         logits = self.logits(model, layer, features)
-        loss, nll = token_cross_entropy(
+        losses, nll = token_cross_entropy(
             logits, tokens.target, self.label_smoothing, tokens.allowed, tokens.confidence
         )
+        label = drop_worst(losses, kept).sum()
+        distilled = []
+        for teacher_logits in teachers.values():
+            divergence = self.distillation.loss(logits, teacher_logits, tokens.allowed)
+            if tokens.confidence is not None:
+                divergence = divergence * tokens.confidence.float()
+            distilled.append(drop_worst(divergence, kept, by=losses).sum())
         correct = tokens.target.new_zeros(())
         if self.report_accuracy:
             correct = tokens.count_correct(logits)
-        return LayerScore(drop_worst(loss, kept).sum(), nll.detach().sum(), correct)
+        loss = self.combine(layer, label, dict(zip(teachers, distilled)))
+        return LayerScore(loss, label, distilled, nll.detach().sum(), correct)
+
+    def combine(self, layer: int, label: Tensor, distilled: dict[int, Tensor]) -> Tensor:
+        """Return the loss of a layer from those of the labels and of its teachers, by layer."""
+        return self.distillation.combine(label, list(distilled.values()))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
@@ -191,7 +331,7 @@ class MuELoss(FairseqCriterion):
         metrics.log_scalar("nll_loss", total("nll_loss") / ntokens / math.log(2), ntokens, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
         for key in dict.fromkeys(key for log in logging_outputs for key in log):
-            if key.startswith("loss_layer_"):
+            if key.startswith(("loss_layer_", "distil_layer_")):
                 value = total(key) / sample_size / math.log(2)
                 metrics.log_scalar(key, value, sample_size, priority=1000, round=3)
             elif key.startswith("correct_layer_"):

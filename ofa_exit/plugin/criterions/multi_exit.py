@@ -1,15 +1,19 @@
 """The criteria ``multi_exit_loss`` and ``exit_heads_loss``: a word loss on every exit head."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq.criterions import register_criterion
+from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
+from ofa_exit.objectives.distillation import MODES, Distillation
 from ofa_exit.objectives.layerwise import parse_layer_weights
 from ofa_exit.plugin.criterions.groups import exit_heads, train_only, warn_of_untrained
-from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
+from ofa_exit.plugin.criterions.mue import MuELoss, TokenLossConfig
+from ofa_exit.plugin.criterions.self_distillation import check_temperature
 from ofa_exit.plugin.errors import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
@@ -18,7 +22,25 @@ HEADS_GROUP = "exit_heads"
 
 
 @dataclass
-class MultiExitConfig(MuELossConfig):
+class DistillationConfig(FairseqDataclass):
+    distil: str = field(
+        default="none",
+        metadata={
+            "help": "what exits learn from beside the labels: none, final (the last layer) or "
+            "mutual (every other exit)"
+        },
+    )
+    distil_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of both distributions in --distil"}
+    )
+
+
+@dataclass
+class MultiExitConfig(DistillationConfig, TokenLossConfig):
+    distil_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of --distil for each teacher; that of the labels is 1"},
+    )
     layer_weights: str = field(
         default="rising",
         metadata={
@@ -35,22 +57,39 @@ class MultiExitLoss(MuELoss):
         L = Σ_i w_i·CE_i / Σ_i w_i
 
     over the layers i with a head and the last. ``rising`` weights are PABEE's (Zhou et al. 2020,
-    Eq. 5), ``uniform`` ones DEED's. Without ``--exit-layers`` every layer has the shared head. Logs
-    as ``mue_loss``.
+    Eq. 5), ``uniform`` ones DEED's. Without ``--exit-layers`` every layer has the shared head.
+
+    With ``--distil`` every exit i also learns from its teachers j: the last layer (``final``) or
+    every other exit (``mutual``). CE_i becomes
+
+        CE_i + b·Σ_j T²·KL(p_j, p_i)
+
+    with b = ``--distil-weight`` and p at temperature T over the allowed words. p_j gets no
+    gradient. Tokens that drop-worst excludes are excluded from both parts.
+
+    Logs as ``mue_loss``.
     """
 
     train_backbone = True
 
-    def __init__(self, cfg: MultiExitConfig, task: Any) -> None:
+    def __init__(
+        self, cfg: Any, task: Any, layer_weights: str = "uniform", distil_weight: float = 1.0
+    ) -> None:
         super().__init__(
             task,
             cfg.label_smoothing,
-            cfg.layer_weights,
+            layer_weights,
             cfg.drop_worst_ratio,
             cfg.drop_worst_after,
             cfg.report_accuracy,
             cfg.sentence_avg,
         )
+        if cfg.distil not in MODES:
+            raise ValueError(f"--distil {cfg.distil!r}: choose from {', '.join(MODES)}")
+        check_temperature("--distil-temperature", cfg.distil_temperature)
+        if not 0 < distil_weight < math.inf:
+            raise ValueError(f"--distil-weight is {distil_weight}; give a number above 0")
+        self.distillation = Distillation(cfg.distil, cfg.distil_temperature, distil_weight)
 
     @usage_errors()
     def prepare_training(self, model: Any) -> None:
@@ -78,7 +117,7 @@ class MultiExitLoss(MuELoss):
 
 
 @dataclass
-class ExitHeadsConfig(MuELossConfig):
+class ExitHeadsConfig(MultiExitConfig):
     layer_weights: str = field(
         default="uniform",
         metadata={
@@ -93,6 +132,11 @@ class ExitHeadsLoss(MultiExitLoss):
     """Train exit heads on a frozen backbone: L = Σ_i CE_i over the heads.
 
     The second stage of DeeBERT (Xin et al. 2020). The backbone is kept in eval mode.
+
+    With ``--distil final`` the loss is Σ_i [CE_i + T²·KL(p_N, p_i)]: LeeBLIP, a baseline of the
+    BLIPEE paper, which says of it only that exits learn from the final layer and from hard labels.
+
+    Reconstruction: weights of 1 and T = 1.
 
     Differs from the authors' code, where the frozen backbone's dropout is on.
     """

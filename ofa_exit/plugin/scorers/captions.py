@@ -1,18 +1,15 @@
-"""Scorers for ``--scoring``: coco_caption and accuracy.
-
-References are one text, ``first && second && …``.
-"""
+"""Scorer for ``--scoring coco_caption``. References are one text, ``first && second && …``."""
 
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics import java
-from ofa_exit.evaluation.metrics.accuracy import is_correct
-from ofa_exit.evaluation.metrics.captions import TOKENIZERS, CaptionScores, score_captions
+from ofa_exit.evaluation.metrics.captions import TOKENIZERS, score_captions
+from ofa_exit.evaluation.metrics.results import Scores
 
-SEPARATOR = "&&"
 # fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
 TOKENIZER_CHOICES = ChoiceEnum(list(TOKENIZERS))
@@ -31,39 +28,33 @@ class CocoCaptionConfig(FairseqDataclass):
     )
 
 
-@dataclass
-class AccuracyConfig(FairseqDataclass):
-    accuracy_ignore_case: bool = field(
-        default=False,
-        metadata={"help": "ignore upper and lower case of answers"},
-    )
-
-
-class ReferenceScorer(BaseScorer):
-    """Collects predictions with one or more references each."""
-
-    def add_string(self, ref: str, pred: str) -> None:
-        """Add a prediction and its references, joined by ``&&``; ValueError if there is none."""
-        references = [part.strip() for part in ref.split(SEPARATOR)]
-        references = [part.replace(UNKNOWN, NO_WORD) for part in references if part]
-        if not references:
-            raise ValueError(
-                f"sentence {len(self.pred) + 1} of the generation has an empty reference: add "
-                "references to the data file, or generate from another file"
-            )
-        super().add_string(references, pred)
+def split_references(ref: str, where: str) -> list[str]:
+    """Split the references joined by ``&&``. Raise ValueError if there is none."""
+    references = [part.strip() for part in ref.split(SEPARATOR)]
+    references = [part.replace(UNKNOWN, NO_WORD) for part in references if part]
+    if not references:
+        raise ValueError(
+            f"{where} has an empty reference: add references to the data file, or generate from "
+            "another file"
+        )
+    return references
 
 
 @register_scorer("coco_caption", dataclass=CocoCaptionConfig)
-class CocoCaptionScorer(ReferenceScorer):
+class CocoCaptionScorer(BaseScorer):
     """BLEU, METEOR, ROUGE-L, CIDEr and SPICE, ×100 (see ``evaluation.metrics.captions``)."""
 
     def __init__(self, cfg: CocoCaptionConfig) -> None:
         super().__init__(cfg)
         self._tokenizer = str(cfg.coco_tokenizer)
-        self._scores: CaptionScores | None = None
+        self._scores: Scores | None = None
         if self._tokenizer == "ptb":
             java.find_java()  # raise before the generation, not after it
+
+    def add_string(self, ref: str, pred: str) -> None:
+        """Add a prediction and its references."""
+        where = f"sentence {len(self.pred) + 1} of the generation"
+        super().add_string(split_references(ref, where), pred)
 
     def score(self) -> float:
         """Return CIDEr ×100. Raise ValueError if nothing was added."""
@@ -76,36 +67,10 @@ class CocoCaptionScorer(ReferenceScorer):
         """Return every available metric by its usual name."""
         return dict(self._computed().values)
 
-    def _computed(self) -> CaptionScores:
+    def _computed(self) -> Scores:
         """Return the scores of all predictions, computed once because METEOR is slow."""
         if not self.pred:
             raise ValueError(NOTHING)
-        if self._scores is None or self._scores.captions != len(self.pred):
+        if self._scores is None or self._scores.counted != len(self.pred):
             self._scores = score_captions(self.pred, self.ref, self._tokenizer)
         return self._scores
-
-
-@register_scorer("accuracy", dataclass=AccuracyConfig)
-class AccuracyScorer(ReferenceScorer):
-    """Percentage of predictions equal to one of their references."""
-
-    def _correct(self) -> int:
-        return sum(
-            is_correct(prediction, references, self.cfg.accuracy_ignore_case)
-            for prediction, references in zip(self.pred, self.ref)
-        )
-
-    def score(self) -> float:
-        """Return the accuracy in percent. Raise ValueError if nothing was added."""
-        if not self.pred:
-            raise ValueError(NOTHING)
-        return 100 * self._correct() / len(self.pred)
-
-    def values(self) -> dict[str, float]:
-        """Return the score by its name."""
-        return {"accuracy": self.score()}
-
-    def result_string(self) -> str:
-        if not self.pred:
-            return NOTHING
-        return f"accuracy = {self.score():.2f} ({self._correct()} of {len(self.pred)})"

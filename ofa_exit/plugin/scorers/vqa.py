@@ -1,16 +1,19 @@
-"""Scorers for ``--scoring``: vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
+"""Scorers of answers: accuracy, vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from ofa_exit.data.formats import SEPARATOR
+from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import VisDialMetrics
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
-from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, SEPARATOR, UNKNOWN
+from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, UNKNOWN, split_references
 
 # In OFA's files the confidence precedes the answer: 1.0|!+yes
 _CONFIDENCE = re.compile(r"^[0-9.]+\|!\+")
@@ -54,7 +57,31 @@ class MeanScorer(BaseScorer):
     def result_string(self) -> str:
         if not self._sentences:
             return NOTHING
-        return f"accuracy = {self.score():.2f} ({self.metric} of {self._sentences} questions)"
+        return f"accuracy = {self.score():.2f} ({self.counts()})"
+
+    def counts(self) -> str:
+        """Return what the accuracy is the mean of."""
+        return f"{self.metric} of {self._sentences} questions"
+
+
+@dataclass
+class AccuracyConfig(FairseqDataclass):
+    accuracy_ignore_case: bool = field(
+        default=False, metadata={"help": "ignore upper and lower case of answers"}
+    )
+
+
+@register_scorer("accuracy", dataclass=AccuracyConfig)
+class AccuracyScorer(MeanScorer):
+    """Percentage of predictions equal to one of their references."""
+
+    def add_string(self, ref: str, pred: str) -> None:
+        """Add a prediction and its references."""
+        references = split_references(ref, self.next_sentence())
+        self.add_value(is_correct(pred, references, self.cfg.accuracy_ignore_case))
+
+    def counts(self) -> str:
+        return f"{self._total:.0f} of {self._sentences}"
 
 
 @register_scorer("vqa_accuracy", dataclass=FairseqDataclass)

@@ -277,24 +277,18 @@ class AllCandidateGenerator(CandidateScorer):
     """
 
     def __init__(
-        self,
-        models: Sequence[Any],
-        trie: AnswerTrie,
-        pad: int,
-        nbest: Optional[int] = None,
-        **options: Any,
+        self, models: Sequence[Any], trie: AnswerTrie, pad: int, nbest: Optional[int] = None
     ) -> None:
         """Build the tree.
 
         Args:
             nbest: number of answers to return; None returns all.
-            options: of ``AnswerTree``.
 
         Raises:
             ValueError: there is only one answer, which needs no model.
         """
         super().__init__(models, pad)
-        self.tree = AnswerTree(trie, **options)
+        self.tree = AnswerTree(trie)
         self.eos = trie.eos  # read by fairseq-generate
         self.nbest = nbest
 

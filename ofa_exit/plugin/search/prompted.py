@@ -1,4 +1,4 @@
-"""Beam search after a decoder prompt: OFA's ``--prompt-type prev_output`` with open answers.
+"""Beam search after a decoder prompt: ``--caption-prompt``, or ``--prompt-type prev_output``.
 
 Stock beam search is forced through the prompt (``prefix_tokens``). Afterwards the prompt is removed
 from hypotheses, scores and traces.
@@ -11,7 +11,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble
+from ofa_exit.plugin.search.options import reject_options
+from ofa_exit.plugin.tasks.base import Hyps
 from ofa_exit.runtime.trace import ExitTrace
 
 
@@ -63,10 +66,89 @@ def prompt_tokens(sample: dict[str, Any], pad: int) -> Tensor:
     return prompts.masked_fill(padding, pad)
 
 
-def remove_prompts(hyps: list[list[dict[str, Tensor]]], lengths: Sequence[int]) -> None:
-    """Remove prompts of ``lengths`` tokens from hypotheses and scores, in place."""
+def remove_prompts(hyps: Hyps, lengths: Sequence[int], len_penalty: float) -> None:
+    """Remove prompts of ``lengths`` tokens from hypotheses and scores, and sort again, in place.
+
+    A score becomes that of the answer alone: the sum of its tokens' log-probabilities, divided by
+    (number of tokens) ** len_penalty. Which hypotheses the search completes does not depend on the
+    division, so they are those that a search of the answer alone would complete.
+    """
     for length, sentence_hyps in zip(lengths, hyps):
         for hyp in sentence_hyps:
             for name in ("tokens", "positional_scores"):
                 hyp[name] = hyp[name][length:]
-            hyp["score"] = hyp["positional_scores"].sum()
+            hyp["score"] = hyp["positional_scores"].sum() / len(hyp["tokens"]) ** len_penalty
+        sentence_hyps.sort(key=lambda hyp: float(hyp["score"]), reverse=True)
+
+
+class PromptedSearchTask(BeamSearchTask):
+    """A task whose answers may begin after a decoder prompt, which beam search is forced through.
+
+    A task defines ``has_prompts`` and ``prompt_room``.
+    """
+
+    ensemble = BoundedEnsemble
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.prompts: list[list[int]] = []
+        """The prompts of the last batch, token ids without bos."""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Return whether words are searched after a prompt."""
+        raise NotImplementedError
+
+    @property
+    def prompt_room(self) -> tuple[int, int]:
+        """Return what prompts need in addition to --max-len-a and --max-len-b."""
+        raise NotImplementedError
+
+    def check_prompted_search(self, args: Any) -> None:
+        """Raise UsageError for generation options that do not go with a prompt."""
+        reject_options(args, {"prefix_size": "words are already forced by the decoder prompt"})
+
+    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
+        if self.has_prompts:
+            self.check_prompted_search(args)
+        generator = super().make_generator(models, args, **options)
+        if self.has_prompts and hasattr(generator, "max_len_a"):  # not with --score-reference
+            per_source, fixed = self.prompt_room
+            generator.max_len_a += per_source
+            generator.max_len_b += fixed
+            generator.min_len += fixed
+            generator.model.eos = self.dictionary.eos()
+        return generator
+
+    def generate(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: dict[str, Any],
+        **forced: Optional[Tensor],
+    ) -> Hyps:
+        if not self.has_prompts or not hasattr(generator, "max_len_a"):
+            return super().generate(generator, models, sample, **forced)
+        prompts = prompt_tokens(sample, self.dictionary.pad())
+        generator.model.limits = self.step_limits(generator, sample)
+        forced["prefix_tokens"] = prompts if prompts.numel() else None
+        hyps = super().generate(generator, models, sample, **forced)
+        lengths = (sample["prompt_lengths"] - 1).tolist()
+        remove_prompts(hyps, lengths, generator.len_penalty if generator.normalize_scores else 0)
+        self.prompts = [prompt[:length] for prompt, length in zip(prompts.tolist(), lengths)]
+        return hyps
+
+    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
+        limits = super().step_limits(generator, sample)
+        if limits is None or not self.has_prompts:
+            return limits
+        # Exchange the room for any prompt for the length of this one, without bos.
+        per_source, fixed = self.prompt_room
+        room = per_source * sample["net_input"]["src_lengths"] + fixed
+        return limits - room + sample["prompt_lengths"] - 1
+
+    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
+        traces = super().traces(generator, models)
+        if not self.has_prompts:
+            return traces
+        return [trace and PromptedTrace(**vars(trace), prompts=self.prompts) for trace in traces]

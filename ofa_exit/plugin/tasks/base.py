@@ -3,6 +3,7 @@
 import atexit
 import logging
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
@@ -20,6 +21,7 @@ from ofa_exit.plugin.saved_arguments import (
     reject_misfit_of_checkpoints,
     reject_shallow_reference,
 )
+from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
@@ -263,6 +265,8 @@ class OFATask(DataTask):
 
     def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
         """Return the trace of each model's last batch."""
+        if isinstance(generator, CandidateScorer):
+            return generator.traces()
         return [model.last_trace for model in models]
 
     # ------------------------------------------------------------------ validation
@@ -273,7 +277,7 @@ class OFATask(DataTask):
 
     def validation_generator(self, model: Any) -> Any:
         """Return the generator of validation."""
-        raise NotImplementedError
+        return self.make_generator([model], Namespace())
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         """Return what a batch's best hypotheses add to the metrics, summed over workers later."""

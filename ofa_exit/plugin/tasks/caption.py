@@ -1,22 +1,23 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
+from torch import Tensor
 
-from ofa_exit.data.caption import SEPARATOR, CaptionExamples
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.caption import CaptionExamples, encode_caption_prompt
+from ofa_exit.data.formats import SEPARATOR
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import strip_punctuation
 from ofa_exit.data.tsv import TsvError
-from ofa_exit.evaluation.metrics.captions import (
-    bleu_from_statistics,
-    bleu_statistics,
-)
+from ofa_exit.evaluation.metrics.captions import bleu_from_statistics, bleu_statistics
 from ofa_exit.evaluation.metrics.cider_d import CiderD
-from ofa_exit.plugin.search.beam import BeamSearchTask
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.search.options import reject_options
+from ofa_exit.plugin.search.prompted import PromptedSearchTask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean, summed
@@ -29,6 +30,13 @@ BLEU = tuple(f"_bleu_{number}" for number in range(10))
 class CaptionConfig(OFATaskConfig):
     """Options of ``mue_caption``."""
 
+    caption_prompt: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": 'decoder prompt that captions continue, as "a photo of" (BLIP); it is no part '
+            "of the loss and of generated captions (default: none)"
+        },
+    )
     eval_cider: bool = field(
         default=False, metadata={"help": "generate in validation and log CIDEr"}
     )
@@ -45,10 +53,12 @@ class CaptionConfig(OFATaskConfig):
 
 
 @register_task("mue_caption", dataclass=CaptionConfig)
-class MuECaptionTask(BeamSearchTask):
+class MuECaptionTask(PromptedSearchTask):
     """Captioning in OFA's format, by fairseq's beam search."""
 
     prefix = "caption"
+    row_examples = CaptionExamples
+    same_as_trained = (*PromptedSearchTask.same_as_trained, "caption_prompt")
     exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
     cfg: CaptionConfig
@@ -56,24 +66,54 @@ class MuECaptionTask(BeamSearchTask):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._cider: dict[str, tuple[Any, CiderD]] = {}
-        self._all_references = False
+        self._all_references = self._captions_optional = False
+        self.caption_prompt: Optional[Tensor] = None
+        if self.cfg.caption_prompt is not None:
+            with usage_errors():
+                self.caption_prompt = encode_caption_prompt(self.cfg.caption_prompt, self.encoder)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion, which may train on rows of several captions (``mue_scst``)."""
+        """Build the criterion.
+
+        It may train on rows of several captions (``trains_on_all_references``), or of none
+        (``trains_without_labels``).
+        """
         criterion = super().build_criterion(cfg, from_checkpoint)
+        self._captions_optional = getattr(criterion, "trains_without_labels", False)
         self._all_references = getattr(criterion, "trains_on_all_references", False)
+        if self._all_references and self.has_prompts:
+            raise UsageError(
+                "--caption-prompt: this criterion trains on sampled captions without a prompt. "
+                "Leave the prompt out"
+            )
         return criterion
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> CaptionExamples:
-        return CaptionExamples(
+    def examples(self, path: Any, split: str, *arguments: Any, **options: Any) -> RowExamples:
+        needs_references = not is_training(split) and self.validates_generation()
+        return super().examples(
             path,
-            self.encoder,
-            load_image,
-            train=is_training(split),
+            split,
+            *arguments,
             all_references=self._all_references,
-            selected_cols=self.cfg.selected_cols,
-            max_tgt_length=self.cfg.max_tgt_length,
+            captions_optional=self._captions_optional and not needs_references,
+            caption_prompt=self.caption_prompt,
+            **options,
         )
+
+    # ------------------------------------------------------------------ generation
+
+    @property
+    def has_prompts(self) -> bool:
+        return self.caption_prompt is not None
+
+    @property
+    def prompt_room(self) -> tuple[int, int]:
+        return 0, 0 if self.caption_prompt is None else len(self.caption_prompt)
+
+    def check_prompted_search(self, args: Any) -> None:
+        super().check_prompted_search(args)
+        reason = "a caption after --caption-prompt has no source of its length"
+        reject_options(args, {"match_source_len": reason})
 
     # ------------------------------------------------------------------ validation
 

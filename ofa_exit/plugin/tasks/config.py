@@ -21,8 +21,7 @@ class OFATaskConfig(ExitFlags):
         },
     )
     selected_cols: Optional[str] = field(
-        default=None,
-        metadata={"help": "numbers of the columns to read (default: OFA's)"},
+        default=None, metadata={"help": "numbers of the columns to read (default: OFA's)"}
     )
     bpe_dir: Optional[str] = field(
         default=None,
@@ -38,8 +37,7 @@ class OFATaskConfig(ExitFlags):
         default=480, metadata={"help": "side of the resized images, in pixels"}
     )
     imagenet_default_mean_and_std: bool = field(
-        default=False,
-        metadata={"help": "normalise images by ImageNet's mean and std, not by 0.5"},
+        default=False, metadata={"help": "normalise images by ImageNet's mean and std, not by 0.5"}
     )
     skip_bad_rows: bool = field(
         default=False,

@@ -8,6 +8,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from ofa_exit.data.dataset import OFADataset
+from ofa_exit.data.example import PROMPT_TYPES
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextEncoder
@@ -27,6 +28,7 @@ class DataTask(FairseqTask):
 
     prefix: str
     """Official files of the task are called PREFIX_train.tsv."""
+    row_examples: type[RowExamples]
     same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
     """Options in which a checkpoint's training must agree."""
 
@@ -50,10 +52,24 @@ class DataTask(FairseqTask):
         for option in ("code_dict_size", "num_bins"):
             if getattr(cfg, option) < 0:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+        prompt = getattr(cfg, "prompt_type", "none")
+        if prompt not in PROMPT_TYPES:
+            raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> RowExamples:
-        """Return the rows of a file of ``split`` as examples of this task."""
-        raise NotImplementedError
+    def examples(
+        self, path: Any, split: str, load_image: ImageLoader, **options: Any
+    ) -> RowExamples:
+        """Return the rows of a file of ``split`` as examples; ``options`` are further arguments."""
+        return self.row_examples(
+            path,
+            self.encoder,
+            load_image,
+            train=is_training(split),
+            selected_cols=self.cfg.selected_cols,
+            max_src_length=self.cfg.max_src_length,
+            max_tgt_length=self.cfg.max_tgt_length,
+            **options,
+        )
 
     def has_sharded_data(self, split: str) -> bool:
         return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1

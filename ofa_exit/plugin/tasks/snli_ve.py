@@ -7,8 +7,7 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from ofa_exit.data.example import PROMPT_TYPES
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.metrics.accuracy import is_correct
@@ -16,7 +15,6 @@ from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_sear
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.metrics import log_mean
-from ofa_exit.runtime.trace import ExitTrace
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
 
@@ -45,6 +43,7 @@ class MuESnliVeTask(OFATask):
     """Entailment in OFA's format: score the answers yes, maybe and no, and take the best."""
 
     prefix = "snli_ve"
+    row_examples = EntailmentExamples
     same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
@@ -54,25 +53,9 @@ class MuESnliVeTask(OFATask):
         super().__init__(*args)
         self.trie = AnswerTrie(answer_tokens(self.encoder).values(), self.dictionary.eos())
 
-    @classmethod
-    def check_options(cls, cfg: Any) -> None:
-        super().check_options(cfg)
-        if cfg.prompt_type not in PROMPT_TYPES:
-            raise ValueError(
-                f"--prompt-type {cfg.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
-            )
-
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> EntailmentExamples:
-        return EntailmentExamples(
-            path,
-            self.encoder,
-            load_image,
-            selected_cols=self.cfg.selected_cols,
-            max_src_length=self.cfg.max_src_length,
-            add_caption=self.cfg.add_caption,
-            prompt_type=self.cfg.prompt_type,
-            trie=self.trie,
-        )
+    def examples(self, *arguments: Any, **options: Any) -> RowExamples:
+        options.update(add_caption=self.cfg.add_caption, prompt_type=self.cfg.prompt_type)
+        return super().examples(*arguments, trie=self.trie, **options)
 
     # ------------------------------------------------------------------ generation
 
@@ -85,13 +68,7 @@ class MuESnliVeTask(OFATask):
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         return generator.step_limits(sample["prompt_lengths"])
 
-    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        return generator.traces()
-
     # ------------------------------------------------------------------ validation
-
-    def validation_generator(self, model: Any) -> AllCandidateGenerator:
-        return AllCandidateGenerator([model], self.trie, self.dictionary.pad())
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         correct = [is_correct(*pair) for pair in zip(texts, sample["references"])]

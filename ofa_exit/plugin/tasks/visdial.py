@@ -1,6 +1,5 @@
 """Task ``mue_visdial``: rank candidate answers to a dialogue's question by their likelihood."""
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -9,7 +8,6 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from ofa_exit.data.answer_tree import AnswerTree
-from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
@@ -17,9 +15,7 @@ from ofa_exit.evaluation.metrics.visdial import ndcg
 from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, reject_search_options
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
-from ofa_exit.runtime.trace import ExitTrace
 
 SUMS = {"mrr": ("_mrr_sum", "_mrr_rounds"), "ndcg": ("_ndcg_sum", "_ndcg_rounds")}
 
@@ -74,17 +70,10 @@ class RankingGenerator(CandidateScorer):
         eos: int,
         numbers: Callable[[list[int]], Tensor],
         length_normalized: bool = False,
-        **options: Any,
     ) -> None:
-        """Set how candidates are ranked.
-
-        Args:
-            numbers: returns tokens that are printed as a list of numbers.
-            options: of ``AnswerTree``.
-        """
+        """Set how candidates are ranked; ``numbers`` makes tokens that are printed as numbers."""
         super().__init__(models, pad)
         self.eos, self.numbers, self.length_normalized = eos, numbers, length_normalized
-        self.options = options
 
     def generate(
         self, models: Sequence[Any], sample: dict[str, Any], **forced: Optional[Any]
@@ -96,8 +85,7 @@ class RankingGenerator(CandidateScorer):
             raise ValueError("training data holds no candidates to rank: give another split")
         distinct = [list(dict.fromkeys(map(tuple, given))) for given in sample["candidates"]]
         trees = [
-            AnswerTree(AnswerTrie(answers, self.eos), over_vocabulary=True, **self.options)
-            for answers in distinct
+            AnswerTree(AnswerTrie(answers, self.eos), over_vocabulary=True) for answers in distinct
         ]
         answer_scores = self.score(sample, trees)
         hyps = []
@@ -131,20 +119,10 @@ class MuEVisDialTask(OFATask):
     """
 
     prefix = "visdial"
+    row_examples = DialogExamples
     exit_defaults = "answer"
     eval_options = ("eval_mrr", "eval_ndcg")
     cfg: VisDialConfig
-
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> DialogExamples:
-        return DialogExamples(
-            path,
-            self.encoder,
-            load_image,
-            train=is_training(split),
-            selected_cols=self.cfg.selected_cols,
-            max_src_length=self.cfg.max_src_length,
-            max_tgt_length=self.cfg.max_tgt_length,
-        )
 
     # ------------------------------------------------------------------ generation
 
@@ -161,13 +139,7 @@ class MuEVisDialTask(OFATask):
         longest = [max(map(len, candidates)) + 1 for candidates in sample["candidates"]]
         return sample["prompt_lengths"] - 1 + sample["prompt_lengths"].new_tensor(longest)
 
-    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        return generator.traces()
-
     # ------------------------------------------------------------------ validation
-
-    def validation_generator(self, model: Any) -> RankingGenerator:
-        return self.make_generator([model], Namespace())
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         sums = dict.fromkeys([key for keys in SUMS.values() for key in keys], 0.0)

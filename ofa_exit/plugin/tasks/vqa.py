@@ -1,6 +1,5 @@
 """Task ``mue_vqa``: a question about an image, with open answers or a closed set of them."""
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -8,26 +7,18 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from ofa_exit.data.example import PROMPT_TYPES
-from ofa_exit.data.images import ImageLoader
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.vqa import QuestionExamples, read_answers
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.search.beam import BeamSearchTask, eval_args
+from ofa_exit.plugin.search.beam import eval_args
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
-from ofa_exit.plugin.search.prompted import (
-    BoundedEnsemble,
-    PromptedTrace,
-    prompt_tokens,
-    remove_prompts,
-)
+from ofa_exit.plugin.search.prompted import PromptedSearchTask
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
-from ofa_exit.runtime.trace import ExitTrace
 
 ACCURACY = ("_vqa_sum", "_vqa_questions")
 # Equal to the scorers of the same names. VQA and VizWiz have ten annotators, GQA one answer.
@@ -58,8 +49,7 @@ class VqaConfig(OFATaskConfig):
         },
     )
     eval_acc: bool = field(
-        default=False,
-        metadata={"help": "answer in validation and log the accuracy as vqa_acc"},
+        default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
     )
     vqa_metric: str = field(
         default="vqa_accuracy",
@@ -75,7 +65,7 @@ class VqaConfig(OFATaskConfig):
 
 
 @register_task("mue_vqa", dataclass=VqaConfig)
-class MuEVqaTask(BeamSearchTask):
+class MuEVqaTask(PromptedSearchTask):
     """Question answering in OFA's format (its vqa_gen), open or over a closed set of answers.
 
     The papers give no thresholds for it. The defaults are those of entailment, whose answers are
@@ -83,16 +73,15 @@ class MuEVqaTask(BeamSearchTask):
     """
 
     prefix = "vqa"
+    row_examples = QuestionExamples
     same_as_trained = (*OFATask.same_as_trained, "prompt_type")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
-    ensemble = BoundedEnsemble
     cfg: VqaConfig
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.trie: Optional[AnswerTrie] = None
-        self.prompts: list[list[int]] = []
         if self.cfg.answers:
             with usage_errors():
                 tokens = read_answers(self.cfg.answers, self.encoder).values()
@@ -101,49 +90,33 @@ class MuEVqaTask(BeamSearchTask):
     @classmethod
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
-        if cfg.prompt_type not in PROMPT_TYPES:
-            raise ValueError(
-                f"--prompt-type {cfg.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
-            )
         if cfg.vqa_metric not in VQA_METRICS:
             raise ValueError(
                 f"--vqa-metric {cfg.vqa_metric!r}: choose from {', '.join(VQA_METRICS)}"
             )
 
-    def examples(self, path: Any, split: str, load_image: ImageLoader) -> QuestionExamples:
-        return QuestionExamples(
-            path,
-            self.encoder,
-            load_image,
-            train=is_training(split),
-            selected_cols=self.cfg.selected_cols,
-            max_src_length=self.cfg.max_src_length,
-            max_tgt_length=self.cfg.max_tgt_length,
-            prompt_type=self.cfg.prompt_type,
-            trie=self.trie,
-        )
+    def examples(self, *arguments: Any, **options: Any) -> RowExamples:
+        options.update(prompt_type=self.cfg.prompt_type, trie=self.trie)
+        return super().examples(*arguments, **options)
 
     # ------------------------------------------------------------------ generation
 
     @property
     def has_prompts(self) -> bool:
-        """Return whether words are searched after a decoder prompt (``search/prompted.py``)."""
         return self.trie is None and self.cfg.prompt_type != "none"
+
+    @property
+    def prompt_room(self) -> tuple[int, int]:
+        return 1, 0  # a prompt is at most as long as the source
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         if self.trie is not None:
             reject_search_options(args, len(self.trie.answers))
             nbest = getattr(args, "nbest", 1)
             return AllCandidateGenerator(models, self.trie, self.dictionary.pad(), nbest)
-        if self.has_prompts:
-            self._check_prompted_search(args)
-        generator = super().make_generator(models, args, **options)
-        if self.has_prompts and hasattr(generator, "max_len_a"):  # not with --score-reference
-            generator.max_len_a += 1  # room for the prompt, which is at most as long as the source
-            generator.model.eos = self.dictionary.eos()
-        return generator
+        return super().make_generator(models, args, **options)
 
-    def _check_prompted_search(self, args: Any) -> None:
+    def check_prompted_search(self, args: Any) -> None:
         if self.cfg.prompt_type == "src":
             raise UsageError(
                 "--prompt-type src needs --answers: the prompt ends with eos, which would end beam "
@@ -154,8 +127,7 @@ class MuEVqaTask(BeamSearchTask):
                 "--prompt-type prev_output without --answers needs --unnormalized, as in OFA: beam "
                 "search would divide scores by the length of prompt and answer together"
             )
-        if getattr(args, "prefix_size", 0):
-            raise UsageError("--prefix-size is not supported with --prompt-type prev_output")
+        super().check_prompted_search(args)
 
     def generate(
         self,
@@ -166,39 +138,18 @@ class MuEVqaTask(BeamSearchTask):
     ) -> Hyps:
         if self.trie is not None:
             return OFATask.generate(self, generator, models, sample, **forced)
-        if not self.has_prompts or not hasattr(generator, "max_len_a"):
-            return super().generate(generator, models, sample, **forced)
-        prompts = prompt_tokens(sample, self.dictionary.pad())
-        generator.model.limits = self.step_limits(generator, sample)
-        forced["prefix_tokens"] = prompts if prompts.numel() else None
-        hyps = super().generate(generator, models, sample, **forced)
-        lengths = (sample["prompt_lengths"] - 1).tolist()
-        remove_prompts(hyps, lengths)
-        self.prompts = [prompt[:length] for prompt, length in zip(prompts.tolist(), lengths)]
-        return hyps
+        return super().generate(generator, models, sample, **forced)
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
         if self.trie is not None:
             return generator.step_limits(sample["prompt_lengths"])
-        limits = super().step_limits(generator, sample)
-        if limits is None or not self.has_prompts:
-            return limits
-        # ``max_len_a`` has room for the source: exchange its length for the prompt's without bos.
-        return limits - sample["net_input"]["src_lengths"] + sample["prompt_lengths"] - 1
-
-    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        if self.trie is not None:
-            return generator.traces()
-        traces = super().traces(generator, models)
-        if not self.has_prompts:
-            return traces
-        return [trace and PromptedTrace(**vars(trace), prompts=self.prompts) for trace in traces]
+        return super().step_limits(generator, sample)
 
     # ------------------------------------------------------------------ validation
 
     def validation_generator(self, model: Any) -> Any:
         if self.trie is not None:
-            return self.make_generator([model], Namespace())
+            return OFATask.validation_generator(self, model)
         args = eval_args(self.cfg)
         if self.cfg.prompt_type != "none":
             args.unnormalized = True

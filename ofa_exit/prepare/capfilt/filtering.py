@@ -11,8 +11,9 @@ from typing import Any
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS, SEPARATOR
+from ofa_exit.data.caption import COLUMNS
 from ofa_exit.data.files import write_bytes
+from ofa_exit.data.formats import CAPTION_COLS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.capfilt.rankers import Ranker, similarities
@@ -112,7 +113,7 @@ def filter_captions(
     out: Path,
     *,
     keep: int = 2,
-    selected_cols: str = OFFICIAL_COLS,
+    selected_cols: str = CAPTION_COLS,
     image_id_column: int = 1,
     allow_missing: bool = False,
     skip_bad_rows: bool = False,
@@ -138,11 +139,10 @@ def filter_captions(
     file = TsvFile(tsv, selected_cols, COLUMNS)
     if not 0 <= image_id_column < file.width:
         raise ValueError(f"{tsv} has {file.width} columns and no column {image_id_column}, from 0")
-    found = survey(generated, len(file), allow_missing)
-    if found.per_row < keep:
+    generated_rows, per_row = survey(generated, len(file), allow_missing)
+    if per_row < keep:
         raise ValueError(
-            f"cannot keep {keep} captions of {found.per_row} per image: sample more by --beam and "
-            "--nbest"
+            f"cannot keep {keep} captions of {per_row} per image: sample more by --beam and --nbest"
         )
     inputs = {
         "files": [[os.fspath(path), *_stamp(path)] for path in (tsv, *generated)],
@@ -151,7 +151,7 @@ def filter_captions(
     }
     output = Output(out, inputs)
     counts = output.counts
-    with tqdm(total=found.rows, initial=counts.rows, desc=out.name, unit="row") as bar:
+    with tqdm(total=generated_rows, initial=counts.rows, desc=out.name, unit="row") as bar:
         rows = _candidates(file, generated, image_id_column, counts, skip_bad_rows)
         while batch := list(islice(rows, batch_size)):
             images, captions = [c.image for c in batch], [c.captions for c in batch]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ofa_exit.data.caption import COLUMNS, OFFICIAL_COLS
+from ofa_exit.data.caption import COLUMNS
 from ofa_exit.data.files import atomic_write
+from ofa_exit.data.formats import CAPTION_COLS
 from ofa_exit.data.tsv import TsvFile
 
 NO_CAPTION = "unlabelled"
@@ -15,7 +16,7 @@ NO_CAPTION = "unlabelled"
 def write_images(
     tsv: str | os.PathLike[str],
     out: Path,
-    selected_cols: str = OFFICIAL_COLS,
+    selected_cols: str = CAPTION_COLS,
     image_id_column: int = 1,
 ) -> tuple[int, int]:
     """Copy the first row of each image to ``out``, atomically.

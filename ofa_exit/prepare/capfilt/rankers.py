@@ -75,10 +75,7 @@ def unit_rows(features: Any) -> Tensor:
 
 
 def load_ranker(
-    source: str,
-    device: str | torch.device = "cpu",
-    checkpoint: str | None = None,
-    **options: Any,
+    source: str, device: str | torch.device = "cpu", checkpoint: str | None = None, **options: Any
 ) -> Ranker:
     """Return the ranker of a Python file or package, or else a CLIP.
 

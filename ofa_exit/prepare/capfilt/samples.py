@@ -38,20 +38,13 @@ def _samples(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield int(row), fields[1]
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Contents of the files of a generation."""
-
-    rows: int
-    samples: int
-    per_row: int
-
-
-def survey(paths: Paths, rows: int, allow_missing: bool = False) -> Survey:
+def survey(paths: Paths, rows: int, allow_missing: bool = False) -> tuple[int, int]:
     """Read everything once, so that errors show before any image is ranked.
 
     Args:
         rows: number of rows of the TSV that was generated for.
+    Returns:
+        The numbers of rows generated, and of samples per row.
     Raises:
         ValueError: a row was generated twice or is not in the TSV; rows have different numbers of
             samples; a row has none, unless ``allow_missing``.
@@ -88,7 +81,7 @@ def survey(paths: Paths, rows: int, allow_missing: bool = False) -> Survey:
             "shards given? --allow-missing leaves the rows out"
         )
     (per_row,) = sizes
-    return Survey(sum(sizes.values()), per_row * sum(sizes.values()), per_row)
+    return sizes[per_row], per_row
 
 
 @dataclass(frozen=True)

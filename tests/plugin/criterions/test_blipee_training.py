@@ -102,12 +102,34 @@ def test_losses_equal_the_equations_by_hand():
 
 @pytest.mark.parametrize("mode", ["supervised", "distill"])
 @pytest.mark.parametrize("words", [0.0, 1.0])
-def test_each_update_has_gradients_in_its_group_only(mode, words):
-    built, loss, sample = (
-        model().train(),
-        criterion(blipee_mode=mode, word_weight=words),
-        training_batch(),
-    )
+def test_an_update_of_both_has_the_gradients_of_each(mode, words):
+    """Each loss is blind to the other group: the sum's gradients are those of the two alone."""
+    built, sample = model(dropout=0.0).train(), training_batch()
+    options = {"blipee_mode": mode, "word_weight": words}
+    wanted = {}
+    for update in (0, 1):
+        built.zero_grad()
+        built.set_num_updates(update)
+        criterion(**options, blipee_updates="alternate")(built, sample)[0].backward()
+        wanted.update({name: value.clone() for name, value in gradients(built).items()})
+    for update in (0, 1):
+        built.zero_grad()
+        built.set_num_updates(update)
+        loss, size, log = criterion(**options)(built, sample)
+        loss.backward()
+        assert size == sample["ntokens"]
+        torch.testing.assert_close(loss, log["loss"] + log["fc_loss"])
+        together = gradients(built)
+        assert together.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(together[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["supervised", "distill"])
+@pytest.mark.parametrize("words", [0.0, 1.0])
+def test_each_update_in_turn_has_gradients_in_its_group_only(mode, words):
+    built, sample = model().train(), training_batch()
+    loss = criterion(blipee_mode=mode, word_weight=words, blipee_updates="alternate")
     for update, prefix in ((0, "feature_classifiers."), (1, "decoder.exits.")):
         built.zero_grad()
         built.set_num_updates(update)
@@ -121,7 +143,6 @@ def test_each_update_has_gradients_in_its_group_only(mode, words):
 
 def test_entailment_learns_over_the_allowed_answers_only():
     built, sample = model().train(), training_batch()
-    built.set_num_updates(1)
     allowed = torch.rand(*sample["target"].shape, helpers.VOCAB) < 0.3
     sample["constraint_masks"] = allowed.scatter(2, sample["target"].unsqueeze(2), True)
     sample["conf"] = torch.rand(3)
@@ -132,7 +153,7 @@ def test_entailment_learns_over_the_allowed_answers_only():
         assert log["correct_exit_1"] >= 0
 
 
-# ------------------------------------------------------------------ alternation
+# ------------------------------------------------------------------ updates
 
 
 def optimizers():
@@ -176,7 +197,8 @@ def optimizers():
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
 def test_a_step_changes_one_group_only(kind):
     """Parameters, moments and step counts, under every precision that fairseq has."""
-    built, loss, sample = model().train(), criterion(), training_batch()
+    built, sample = model().train(), training_batch()
+    loss = criterion(blipee_updates="alternate")
     if "fp16" in kind:
         built.half()
         sample["net_input"]["patch_images"] = sample["net_input"]["patch_images"].half()
@@ -211,16 +233,49 @@ def test_a_step_changes_one_group_only(kind):
         assert not all(torch.equal(a, b) for a, b in zip(before[group], after[group]))
 
 
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "memory_efficient_fp16", "amp"])
+def test_a_step_changes_both_groups(kind):
+    built, loss, sample = model().train(), criterion(), training_batch()
+    if "fp16" in kind:
+        built.half()
+        sample["net_input"]["patch_images"] = sample["net_input"]["patch_images"].half()
+    params = [p for p in built.parameters() if p.requires_grad]
+    optimizer = optimizers()[kind](params)
+    for update in range(2):
+        before = [p.detach().clone() for p in params]
+        built.set_num_updates(update)
+        optimizer.zero_grad()
+        optimizer.backward(loss(built, sample)[0])
+        optimizer.multiply_grads(1 / sample["ntokens"])
+        optimizer.clip_grad_norm(1.0)
+        loss.optimizer_step(optimizer, update)
+        moved = {p.param_group for p, old in zip(params, before) if not torch.equal(p, old)}
+        assert moved == GROUPS
+
+
 def test_flattened_parameters_are_rejected():
-    flat = SimpleNamespace(params=[torch.nn.Parameter(torch.zeros(5))])
+    """Where an update trains one group: flat parameters can only be updated together."""
+    steps = []
+    flat = SimpleNamespace(
+        params=[torch.nn.Parameter(torch.zeros(5))], step=lambda: steps.append(1)
+    )
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         step_groups(flat, {TRANSFORMER_GROUP})
+    with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
+        criterion(adversarial_weight=0).optimizer_step(flat, 0)
+    criterion().optimizer_step(flat, 0)
+    assert steps == [1]
 
 
-def test_no_classifiers_no_alternation():
-    assert criterion(adversarial_weight=0).get_groups_for_update(0) == {TRANSFORMER_GROUP}
-    turns = [criterion().get_groups_for_update(n) for n in range(3)]
-    assert turns == [{CLASSIFIER_GROUP}, {TRANSFORMER_GROUP}, {CLASSIFIER_GROUP}]
+def test_groups_of_each_update():
+    def groups(**options) -> list[set[str]]:
+        return [criterion(**options).get_groups_for_update(n) for n in range(3)]
+
+    exits, classifiers = {TRANSFORMER_GROUP}, {CLASSIFIER_GROUP}
+    assert groups() == [GROUPS] * 3
+    assert groups(blipee_updates="alternate") == [classifiers, exits, classifiers]
+    for updates in ("both", "alternate"):
+        assert groups(blipee_updates=updates, adversarial_weight=0) == [exits] * 3
 
 
 # ------------------------------------------------------------------ errors and warnings
@@ -230,11 +285,13 @@ def test_no_classifiers_no_alternation():
     ("options", "message"),
     [
         ({"blipee_mode": "both"}, "--blipee-mode 'both'.*supervised, distill"),
+        ({"blipee_updates": "twice"}, "--blipee-updates 'twice'.*both, alternate"),
         ({"kl_direction": "up"}, "--kl-direction"),
         ({"adversarial_weight": -1.0}, "--adversarial-weight"),
         ({"word_weight": math.nan}, "--word-weight"),
         ({"adversarial_weight": 0.0, "word_weight": 0.0}, "--adversarial-weight and --word-weight"),
         ({"label_smoothing": 0.1, "blipee_mode": "distill"}, "--label-smoothing"),
+        ({"feature_classifier_dim": 0}, "--feature-classifier-dim 0"),
     ],
 )
 def test_invalid_options_are_rejected(options, message):
@@ -247,8 +304,6 @@ def test_models_and_criterions_must_fit():
         criterion().prepare_training(helpers.nano())
     with pytest.raises(ValueError, match="--exit-layers"):
         criterion().eval()(helpers.nano(), training_batch())
-    with pytest.raises(ValueError, match="--feature-classifier-dim 0"):
-        criterion().prepare_training(helpers.nano(exit_layers="1", feature_classifier_dim=0))
     mue = MuELoss.build_criterion(MuELossConfig(sentence_avg=False), TASK)
     with pytest.raises(ValueError, match=r"blipee_adversarial.*--exit-layers"):
         mue.prepare_training(model())
@@ -268,13 +323,13 @@ def test_collapse_is_reported_once(caplog):
 # ------------------------------------------------------------------ data-parallel
 
 
-def worker(rank: int, folder: Path, backend: str, built, samples: list) -> None:
+def worker(rank: int, folder: Path, backend: str, loss, built, samples: list) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(samples))
     if backend == "legacy_ddp":
         wrapped = ModuleProxyWrapper(LegacyDistributedDataParallel(built, dist.group.WORLD))
     else:  # fairseq's default, which does not look for unused parameters
         wrapped = ModuleProxyWrapper(DistributedDataParallel(built))
-    loss, grads = criterion(), {}
+    grads = {}
     for update in range(4):
         wrapped.zero_grad()
         built.set_num_updates(update)
@@ -288,16 +343,19 @@ def worker(rank: int, folder: Path, backend: str, built, samples: list) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("updates", ["both", "alternate"])
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
-def test_two_workers_get_the_gradients_of_one(backend, tmp_path):
+def test_two_workers_get_the_gradients_of_one(backend, updates, tmp_path):
     built, samples = model(dropout=0.0).train(), [training_batch(2), training_batch(4)]
-    mp.start_processes(worker, (tmp_path, backend, built, samples), nprocs=2, start_method="fork")
+    loss = criterion(blipee_updates=updates)
+    arguments = (tmp_path, backend, loss, built, samples)
+    mp.start_processes(worker, arguments, nprocs=2, start_method="fork")
     grads = torch.load(tmp_path / "grads.pt")
     wanted = {}
     for update in (0, 1):
         built.zero_grad()
         built.set_num_updates(update)
-        sum(criterion()(built, sample)[0] for sample in samples).backward()
+        sum(loss(built, sample)[0] for sample in samples).backward()
         wanted.update(gradients(built))
     assert wanted.keys() == grads.keys()
     for name, gradient in wanted.items():

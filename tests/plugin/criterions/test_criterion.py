@@ -223,7 +223,7 @@ def test_invalid_options_are_rejected(option, value):
 
 
 def test_weights_for_another_depth_are_rejected():
-    with pytest.raises(ValueError, match="2 numbers, but the decoder has 3 layers"):
+    with pytest.raises(ValueError, match="2 numbers, but the loss is over 3 layers"):
         criterion(layer_weights="1,1")(Stub(), batch())
 
 

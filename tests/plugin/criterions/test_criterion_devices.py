@@ -1,13 +1,16 @@
 """mue_loss in half precision, on CUDA, in several processes, and on the real model."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
+from helpers import exit_samples
 from helpers.criterion_samples import PAD, Stub, batch, criterion, masks
 from helpers.small_models import nano, training_batch
 from torch import nn
@@ -50,18 +53,21 @@ def on(device: str, sample: dict, convert=lambda x: x) -> dict:
     }
 
 
-def full_loss(weights: str) -> tuple[MuELoss, dict]:
+CASES = [("uniform", 0.0), ("last", 0.0), ("uniform", 0.5)]
+
+
+def full_loss(weights: str, self_distil: float) -> tuple[MuELoss, dict]:
     """Return mue_loss with all options that create or read tensors."""
     sample = batch()
     sample.update(constraint_masks=masks(sample), conf=torch.rand(4))
-    loss = criterion(layer_weights=weights, drop_worst_ratio=0.2, report_accuracy=True)
-    return loss, sample
+    options = {"drop_worst_ratio": 0.2, "report_accuracy": True, "self_distil": self_distil}
+    return criterion(layer_weights=weights, **options), sample
 
 
-@pytest.mark.parametrize("weights", ["uniform", "last"])
-def test_the_loss_never_waits_for_the_gpu(weights):
+@pytest.mark.parametrize(("weights", "self_distil"), CASES)
+def test_the_loss_never_waits_for_the_gpu(weights, self_distil):
     """Fake CUDA tensors have no values: mixing devices or reading one on the host raises."""
-    loss, sample = full_loss(weights)
+    loss, sample = full_loss(weights, self_distil)
     with FakeTensorMode() as mode:
         with torch.device("cuda"):
             model = Stub()
@@ -70,14 +76,28 @@ def test_the_loss_never_waits_for_the_gpu(weights):
     assert value.device.type == log["correct_layer_3"].device.type == "cuda"
 
 
-@pytest.mark.parametrize("weights", ["uniform", "last"])
-def test_the_backward_pass_stays_on_the_device(weights):
+@pytest.mark.parametrize(("weights", "self_distil"), CASES)
+def test_the_backward_pass_stays_on_the_device(weights, self_distil):
     """On meta tensors: without a GPU, fake CUDA tensors have no backward pass."""
-    loss, sample = full_loss(weights)
+    loss, sample = full_loss(weights, self_distil)
     model = Stub().to("meta")
     model.num_updates = 1
     loss(model, on("meta", sample))[0].backward()
     assert model.embed.weight.grad.device.type == "meta"
+
+
+@pytest.mark.parametrize("learned", ["single", "cross"])
+def test_learned_weights_stay_on_the_device(learned, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    built, batch = exit_samples.model(), exit_samples.sample()
+    options = {"learned_weights": learned, "drop_worst_ratio": 0.2, "report_accuracy": True}
+    loss = exit_samples.criterion("leebert_loss", **options)
+    loss.prepare_training(built)
+    loss, built = loss.to("meta"), built.to("meta")
+    built.num_updates = 10
+    loss(built, on("meta", batch))[0].backward()
+    loss.optimizer_step(SimpleNamespace(step=lambda: None), 10)
+    assert loss.loss_weights.alpha.device.type == "meta"
 
 
 def distributed(model, backend: str) -> ModuleProxyWrapper:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 import ofa_exit.plugin.scorers.captions as scorers
 from ofa_exit.evaluation.metrics import captions, java
+from ofa_exit.plugin.scorers import vqa
 
 
 def build(name, **config):
@@ -15,7 +16,7 @@ def build(name, **config):
 
 def test_names_are_registered_once():
     assert scoring.SCORER_REGISTRY["coco_caption"] is scorers.CocoCaptionScorer
-    assert scoring.SCORER_REGISTRY["accuracy"] is scorers.AccuracyScorer
+    assert scoring.SCORER_REGISTRY["accuracy"] is vqa.AccuracyScorer
     assert scoring.SCORER_REGISTRY["sacrebleu"].__module__.startswith("fairseq.")
 
 

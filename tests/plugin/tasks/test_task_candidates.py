@@ -167,9 +167,10 @@ MANY = [[a, *rest] for a in range(5, 15) for rest in ([], [20, 21], [20, 22, 23]
 
 @pytest.mark.parametrize("over_vocabulary", [False, True])
 @pytest.mark.parametrize("room", [1, 3, 7, 12, 1000])
-def test_rows_of_a_tree_hold_the_ancestors_of_their_tokens(room, over_vocabulary):
+def test_rows_of_a_tree_hold_the_ancestors_of_their_tokens(room, over_vocabulary, monkeypatch):
+    monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", room)
     trie = AnswerTrie(MANY, EOS)
-    tree = AnswerTree(trie, over_vocabulary, room)
+    tree = AnswerTree(trie, over_vocabulary)
     longest_path = max(map(len, tree.decisions))
     assert tree.tokens.size(1) <= max(room, longest_path)
     asked = list(zip(tree.place_row.tolist(), tree.place_column.tolist()))
@@ -190,13 +191,14 @@ def test_rows_of_a_tree_hold_the_ancestors_of_their_tokens(room, over_vocabulary
     "policy", [None, SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="decay")]
 )
 @pytest.mark.parametrize("kv", ["propagate", "recompute"])
-def test_scores_and_depths_do_not_depend_on_the_size_of_rows(policy, kv):
+def test_scores_and_depths_do_not_depend_on_the_size_of_rows(policy, kv, monkeypatch):
     model, batch = helpers.nano(), sample(prompts=True)
     model.configure_exits(policy, kv)
     trie = AnswerTrie(MANY, EOS)
 
     def run(room):
-        generator = AllCandidateGenerator([model], trie, PAD, room=room)
+        monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", room)
+        generator = AllCandidateGenerator([model], trie, PAD)
         limits = generator.step_limits(batch["prompt_lengths"])
         net_input = {**batch["net_input"], "step_limit": limits}
         hypotheses = generator.generate([model], {**batch, "net_input": net_input})
@@ -238,7 +240,8 @@ def test_cross_attention_runs_once_per_sentence_for_any_number_of_rows(monkeypat
     keys = []
     attention = model.decoder.layers[0].encoder_attn
     attention.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[1].size(0)))
-    generator = AllCandidateGenerator([model], AnswerTrie(MANY, EOS), PAD, room=5)
+    monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", 5)
+    generator = AllCandidateGenerator([model], AnswerTrie(MANY, EOS), PAD)
     assert generator.tree.rows > 2
     generator.generate([model], batch)
     assert keys == [3]

@@ -95,7 +95,8 @@ def likelihoods(model, batch, number):
 def test_candidates_are_ranked_by_their_likelihood(room, normalized, monkeypatch):
     monkeypatch.setattr("ofa_exit.plugin.search.candidates.MAX_SCORES_AT_ONCE", 5 * helpers.VOCAB)
     model, batch = helpers.nano(), sample()
-    generator = RankingGenerator([model], PAD, EOS, torch.tensor, normalized, room=room)
+    monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", room)
+    generator = RankingGenerator([model], PAD, EOS, torch.tensor, normalized)
     for number, (ranking,) in enumerate(generator.generate([model], batch)):
         expected = likelihoods(model, batch, number)
         if normalized:
@@ -109,12 +110,13 @@ def test_candidates_are_ranked_by_their_likelihood(room, normalized, monkeypatch
             assert order.index(0) + 1 == order.index(3)
 
 
-def test_exits_do_not_depend_on_the_batch_or_the_size_of_rows():
+def test_exits_do_not_depend_on_the_batch_or_the_size_of_rows(monkeypatch):
     model, batch = helpers.nano(), sample()
     model.configure_exits(SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="static"))
 
     def run(chosen, room):
-        generator = RankingGenerator([model], PAD, EOS, torch.tensor, room=room)
+        monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", room)
+        generator = RankingGenerator([model], PAD, EOS, torch.tensor)
         rankings = generator.generate([model], chosen)
         return rankings, [layers for (layers,) in generator.traces()[0].depths([])]
 

@@ -204,11 +204,12 @@ def test_exits_are_traced_and_do_not_depend_on_the_batch(data, models, tmp_path,
         assert len(best["layers"]) == len(best["tokens"])
 
 
-def test_a_long_list_fills_a_few_rows_of_bounded_length():
+def test_a_long_list_fills_a_few_rows_of_bounded_length(monkeypatch):
     """VQA v2's list has as many answers. Rows are no longer than for a short list."""
     answers = [[a, b] for a in range(5, 65) for b in range(70, 122)] + [[a] for a in range(5, 14)]
     assert len(answers) == 3129
-    generator = AllCandidateGenerator([torch.nn.Identity()], AnswerTrie(answers, 2), 1, room=16)
+    monkeypatch.setattr("ofa_exit.data.answer_tree.TOKENS_PER_ROW", 16)
+    generator = AllCandidateGenerator([torch.nn.Identity()], AnswerTrie(answers, 2), 1)
     assert generator.tree.tokens.shape == (4, 15)
 
 

@@ -1,14 +1,9 @@
-"""Compare this package's model with the official one, number by number.
-
-A fixture is a pair of NAME.json (arch, sizes, flags, state-dict shapes, hypotheses) and NAME.npz
-(arrays that the official model produced). Weights and inputs are not stored: each is drawn from
-numpy's frozen legacy generator, seeded by a checksum of its name.
-"""
+"""Numbers of this package's model, made from a fixture's seeds, and those of the official one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +12,9 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from ofa_exit.cli.parsing import new_parser
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.testing import build_with_weights, random_images, random_tokens, record_states
-
-TOLERANCE = 1e-4
 
 
 def build(fixture: dict[str, Any], split: bool = False) -> OFAModel:
@@ -148,7 +140,7 @@ def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bo
         yield setting, worst, same
 
 
-def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
+def verify(path: Path, tolerance: float) -> bool:
     """Print every deviation of a fixture; return True if all are within ``tolerance``."""
     fixture = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as stored:
@@ -166,21 +158,3 @@ def verify(path: Path, tolerance: float = TOLERANCE) -> bool:
         words = "tokens equal" if same else "TOKENS DIFFER"
         print(f"  {setting}: {words}, scores {deviation:.2e}{'' if good else '  TOO LARGE'}")
     return fine
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser("verify", __doc__)
-    parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE.json")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help="largest deviation allowed (default: %(default)s)",
-    )
-    args = parser.parse_args(argv)
-    missing = [str(path) for path in args.fixtures if not path.is_file()]
-    if missing:
-        parser.error(f"no such fixture: {', '.join(missing)}")
-    results = [verify(path, args.tolerance) for path in args.fixtures]
-    print("all within tolerance" if all(results) else "FAILED: see above")
-    return 0 if all(results) else 1

@@ -1,17 +1,8 @@
-"""Merge the shards of one generation.
-
-  ofa-exit merge OUT FOLDER…
-
-Each FOLDER is the --results-path of a shard: fairseq-generate --num-shards N --shard-id I. As
-log.txt it holds what that command printed (2>&1 | tee FOLDER/log.txt). OUT gets what a single run
-would have left: generate-SPLIT.txt, scored as a whole, and log.txt with the report of layers and
-operations. Only the times differ: those of all processes are added.
-"""
+"""The files of several shards as those of one generation."""
 
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +12,6 @@ from fairseq.registry import REGISTRIES
 from fairseq.scoring import build_scorer
 
 import ofa_exit.plugin  # noqa: F401 (scorers)
-from ofa_exit.cli.parsing import new_parser
 from ofa_exit.data.files import atomic_write
 from ofa_exit.evaluation.efficiency.shards import Shard, check_shards, merged_rows, read_shard
 from ofa_exit.evaluation.efficiency.totals import RunTotals
@@ -29,37 +19,16 @@ from ofa_exit.evaluation.efficiency.totals import RunTotals
 _SCORERS = REGISTRIES["scoring"]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser("merge", __doc__)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the merged results")
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="results of a shard, in any order"
-    )
-    # Scorers of text; fairseq's bleu needs the token ids, which the files do not hold.
+def add_scorer_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the options of a scorer of texts, or let the parser reject its name.
+
+    fairseq's bleu needs the token ids, which the files do not hold.
+    """
     texts = [name for name, cls in _SCORERS["registry"].items() if hasattr(cls, "add_string")]
-    parser.add_argument(
-        "--scoring",
-        choices=sorted(texts),
-        help="scorer of the shards' generation; give its options (--coco-tokenizer, …) too. "
-        "Default: no score",
-    )
-    parser.add_argument(
-        "--trace",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="also merge the --exit-trace files FOLDER/NAME",
-    )
-    return parser
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options, including those of the chosen scorer."""
-    parser = build_parser()
-    args, _ = parser.parse_known_args(argv)
-    if args.scoring in _SCORERS["dataclass_registry"]:
-        gen_parser_from_dataclass(parser, _SCORERS["dataclass_registry"][args.scoring]())
-    return parser.parse_args(argv)
+    if name not in texts:
+        parser.error(f"--scoring {name}: choose from {', '.join(sorted(texts))}")
+    if name in _SCORERS["dataclass_registry"]:
+        gen_parser_from_dataclass(parser, _SCORERS["dataclass_registry"][name]())
 
 
 def merge(args: argparse.Namespace) -> str:
@@ -137,13 +106,3 @@ class _TraceMerger:
             f"{folder / self._name} does not have one line for each row of its shard: does it "
             "belong to another generation?"
         )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        print(merge(args))
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

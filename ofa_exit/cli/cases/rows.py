@@ -1,0 +1,117 @@
+"""Rows of the data for cases: image, texts, and the words of every method's trace."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ofa_exit.cli.cases.words import measure_words
+from ofa_exit.cli.generation import Generation
+from ofa_exit.data.images import decode_image
+from ofa_exit.data.row_examples import IMAGE_FIELD
+from ofa_exit.evaluation.figures.cases import Answer, Case, Trace, Word
+from ofa_exit.plugin.errors import UsageError
+
+IMAGE_PIXELS = 320
+"""Longest side of an image in the page."""
+
+
+class CaseReader:
+    """Reads the rows of traces from the data, and measures words with checkpoints.
+
+    Args:
+        generation: task and data.
+        traces: of each method.
+        checkpoints: of methods whose words are measured.
+    """
+
+    def __init__(
+        self, generation: Generation, traces: Mapping[str, Trace], checkpoints: Mapping[str, str]
+    ) -> None:
+        self.generation, self.traces = generation, traces
+        self.task = generation.task
+        self.models = {name: generation.load_model(file) for name, file in checkpoints.items()}
+        if not self.models:
+            self.task.load_dataset(generation.subset)
+
+    def cases(self, names: Sequence[str]) -> list[Case]:
+        """Return the rows of these names. Raises UsageError if the data lacks one."""
+        indices = self._indices(names)
+        cases = [self._case(name, indices[name]) for name in names]
+        if len({case.source for case in cases}) > 1:
+            return cases
+        # One question for all rows, as in captioning, says nothing.
+        return [Case(c.name, c.image, "", c.references, c.answers) for c in cases]
+
+    def _indices(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the number of each row."""
+        file, missing, found = self._rows.examples.file, set(names), {}
+        for index in range(len(file)):
+            name = " ".join(file.row(index)["uniq_id"].split())
+            if name in missing:
+                found[name] = index
+                missing.discard(name)
+            if not missing:
+                return found
+        raise UsageError(
+            f"{file.path} has no row {min(missing)}, which the traces have: give the data that "
+            "they were made of"
+        )
+
+    @property
+    def _rows(self) -> Any:
+        return self.task.dataset(self.generation.subset).rows
+
+    def _case(self, name: str, index: int) -> Case:
+        dataset = self.task.dataset(self.generation.subset)
+        example = dataset[index]
+        if example is None:
+            raise UsageError(f"row {name} cannot be read: name others by --rows")
+        return Case(
+            name=name,
+            image=_png(self._rows.examples.file.row(index)[IMAGE_FIELD]),
+            source=self.task.text(example.source),
+            references=list(dict.fromkeys(example.references)),
+            answers=[
+                self._answer(method, trace[name], dataset.collater([example]))
+                for method, trace in self.traces.items()
+            ],
+        )
+
+    def _answer(self, method: str, record: Mapping[str, Any], sample: dict[str, Any]) -> Answer:
+        best = record["hypotheses"][0]
+        measured: Any = ([None] * len(best["tokens"]),) * 2
+        if method in self.models:
+            model = self.models[method]
+            (sample,) = self.generation.on_device([sample], model)
+            trie = getattr(self.task, "trie", None)
+            measured = measure_words(model, sample, record, trie)
+        texts = self._texts(best["tokens"])
+        words = [
+            Word(text, layer, *values)
+            for text, layer, *values in zip(texts, best["layers"], *measured)
+        ]
+        # The end of an answer that cannot go on ran no layer.
+        if len(words) > 1 and not words[-1].text and not words[-1].layer:
+            words.pop()
+        return Answer(method, words, record["image_layers"], record["text_layers"])
+
+    def _texts(self, tokens: Sequence[int]) -> list[str]:
+        """Return what each token adds to the text."""
+        pieces, shown = [], ""
+        for end in range(1, len(tokens) + 1):
+            text = self.task.text(torch.tensor(tokens[:end]))
+            pieces.append(text[len(shown) :])
+            shown = text
+        return pieces
+
+
+def _png(field: str) -> bytes | None:
+    """Return the image of a TSV field as PNG; None for an empty field."""
+    if not field.strip():
+        return None
+    image, buffer = decode_image(field), io.BytesIO()
+    image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

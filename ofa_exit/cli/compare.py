@@ -1,0 +1,150 @@
+"""Compare methods: tables and curves of their sweeps.
+
+  ofa-exit compare FOLDER --baseline plain --quality CIDEr --keep 0.96,0.99,0.9
+
+FOLDER has a folder for every method, with CSV files of ofa-exit sweep:
+
+  FOLDER/plain/valid.csv         the same splits for every method, full depth in the first line
+  FOLDER/plain/test.csv          test*.csv are the test splits
+  FOLDER/mue@1/valid.csv …       NAME@SEED: several trainings of a method give means and ranges
+  FOLDER/mue/trained_parameters.txt   optional: a number
+
+A setting is chosen on validation and read on the test splits. The main rule takes the setting that
+saves most (--by) among those that keep the first share of --keep of the baseline's validation
+quality at full depth. --by parameter_speedup chooses by BLIPEE's measure.
+
+Writes to FOLDER (or --out):
+  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 4), trade-off over all of --keep
+               and --save (MuE Table 3), ablation if mue and no_split or no_layer_loss are there
+               (MuE Table 4), image against text layers if a sweep exits them separately with the
+               decoder in full (MuE Table 2)
+  table.csv    the same numbers, one line per method, rule and split
+  curves.png   quality against savings of all methods, also as .svg (MuE Figures 1, 4 and 6); with
+               several test splits curves_SPLIT.png
+
+--paper adds the numbers that a paper prints for the same data set, in grey.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ofa_exit.cli.parsing import new_parser
+from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, write_csv
+from ofa_exit.evaluation.figures.compare_page import page
+from ofa_exit.evaluation.figures.methods import check_quality, read_methods
+from ofa_exit.evaluation.figures.paper_numbers import paper_names, paper_rows
+from ofa_exit.evaluation.figures.plots import AXES, REDUCTIONS, method_points, plot_curve
+from ofa_exit.evaluation.figures.savings import against_baseline
+
+
+def compare(
+    folder: Path,
+    out: Path,
+    names: Sequence[str] = (),
+    baseline: str = "plain",
+    quality: str | None = None,
+    keep: Sequence[float] = (0.96,),
+    save: Sequence[float] = (),
+    by: str = "expected_time_reduction",
+    axes: Sequence[str] = tuple(REDUCTIONS),
+    paper: str | None = None,
+) -> list[Path]:
+    """Write the tables and curves of a comparison; return their paths.
+
+    Args:
+        folder: see the module's text.
+        out: folder to write to.
+        names: methods, in the order of the tables; none = all, the baseline first.
+
+    Raises:
+        ValueError: files that are missing or do not belong together.
+    """
+    methods = read_methods(folder, names)
+    found = [method.name for method in methods]
+    if baseline not in found:
+        raise ValueError(
+            f"no method {baseline!r} among {', '.join(found)}: name the baseline with --baseline"
+        )
+    quality = check_quality(methods, quality)
+    methods.sort(key=lambda method: method.name != baseline)
+    methods = against_baseline(methods, methods[0])
+    printed = paper_rows(paper) if paper else []
+    comparison = Comparison(methods, methods[0], quality, keep, by, save, printed)
+    lines, text = csv_lines(comparison), page(comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(lines, out / "table.csv")
+    (out / "table.md").write_text(text, encoding="utf-8")
+    written = [out / "table.md", out / "table.csv"]
+    for split in comparison.splits:
+        name = "curves" if len(comparison.splits) == 1 else f"curves_{split}"
+        points = method_points(methods, split, quality, axes)
+        written += plot_curve(points, quality, out / name)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser("compare", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds a folder per method")
+    parser.add_argument(
+        "methods",
+        nargs="*",
+        metavar="METHOD",
+        help="those to compare, in this order (default: all)",
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to (default: FOLDER)")
+    parser.add_argument(
+        "--baseline", default="plain", help="method that shares and savings refer to (%(default)s)"
+    )
+    parser.add_argument("--quality", help="score to choose by (default: CIDEr, or the first)")
+    parser.add_argument(
+        "--keep",
+        default="0.96,0.99,0.9",
+        metavar="SHARES",
+        help="shares of the baseline's quality to keep; the first is that of the main table "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save",
+        default="0.2,0.3,0.4,0.5",
+        metavar="SHARES",
+        help="shares of the expected time to save at least (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        default="expected_time_reduction",
+        choices=list(AXES),
+        help="saving that the choice maximises (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--axes",
+        default=",".join(REDUCTIONS),
+        help=f"what to draw quality against, of {', '.join(AXES)} (default: %(default)s)",
+    )
+    parser.add_argument("--paper", choices=paper_names(), help="printed numbers to show beside")
+    args = parser.parse_args(argv)
+    axes = args.axes.split(",")
+    if unknown := [name for name in axes if name not in AXES]:
+        parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
+    try:
+        keep, save = _shares("--keep", args.keep), _shares("--save", args.save)
+        written = compare(
+            args.folder, args.out or args.folder, args.methods, args.baseline, args.quality,
+            keep, save, args.by, axes, args.paper,
+        )  # fmt: skip
+    except (OSError, ValueError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(*written, sep="\n")
+    return 0
+
+
+def _shares(option: str, text: str) -> list[float]:
+    """Return the numbers of a list such as 0.96,0.9. Raises ValueError."""
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 2 for share in shares):
+        raise ValueError(f"{option} {text}: give shares separated by commas, as 0.96,0.9")
+    return shares

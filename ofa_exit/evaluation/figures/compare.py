@@ -1,0 +1,144 @@
+"""A comparison of methods: results of every rule, written as CSV and as Markdown."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ofa_exit.evaluation.figures.methods import VALID, Method
+from ofa_exit.evaluation.figures.paper_numbers import PaperRow, main_rows
+from ofa_exit.evaluation.figures.selection import (
+    CORNERS,
+    EXPECTED,
+    FullDepth,
+    Keep,
+    Result,
+    Rule,
+    Save,
+    corner_of,
+    evaluate,
+)
+
+STATIC = ("plain", "tiny", "medium")
+"""Methods of the papers without exits: their printed numbers stand beside the full depth."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and by which rules.
+
+    Attributes:
+        methods: in the order of the tables, with savings against ``baseline`` at full depth.
+        keep: shares of the baseline's validation quality; the first is the main table's.
+        by: column of the savings that the main rule maximises.
+        save: shares of the expected time.
+        paper: printed numbers of the same data set; none = not shown.
+    """
+
+    methods: Sequence[Method]
+    baseline: Method
+    quality: str
+    keep: Sequence[float]
+    by: str = EXPECTED
+    save: Sequence[float] = ()
+    paper: list[PaperRow] = field(default_factory=list)
+
+    @property
+    def splits(self) -> list[str]:
+        """The test splits."""
+        return [split for split in self.baseline.splits if split != VALID]
+
+    @property
+    def main_rule(self) -> Keep:
+        return Keep(self.keep[0], self.by)
+
+    @property
+    def budgets(self) -> list[Rule]:
+        """The rules of the trade-off, MuE's Table 3."""
+        return [*(Keep(share, self.by) for share in self.keep), *map(Save, self.save)]
+
+    def result(self, method: Method, rule: Rule, split: str) -> Result:
+        return evaluate(method, rule, split, self.quality, self.baseline)
+
+    def main_results(self, split: str) -> list[Result]:
+        """Return two results of every method: at full depth, and by the main rule."""
+        rules = FullDepth(), self.main_rule
+        return [self.result(method, rule, split) for method in self.methods for rule in rules]
+
+    def corner_results(self, split: str) -> list[Result]:
+        """Return MuE's Table 2: methods whose sweeps exit image and text separately."""
+        return [
+            result
+            for method in self.methods
+            if has_corners(method)
+            for result in (self.result(method, corner, split) for corner in CORNERS)
+            if result.values
+        ]
+
+    def printed(self, result: Result) -> list[PaperRow]:
+        """Return the paper's rows that belong beside a row of the main table; [] for others."""
+        rule = FullDepth() if result.method in STATIC else self.main_rule
+        if result.rule != rule:
+            return []
+        return main_rows(self.paper, result.method, result.split)
+
+    def trained_parameters(self, name: str) -> int | None:
+        return next(method.trained_parameters for method in self.methods if method.name == name)
+
+
+def has_corners(method: Method) -> bool:
+    """Return whether one pass of the encoder exits early in a setting while the other runs."""
+    settings = method.seeds[0][VALID].settings.values()
+    return any(corner_of(values) in ((True, False), (False, True)) for values in settings)
+
+
+def csv_lines(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a line for every method, rule and test split.
+
+    Columns of numbers hold means over seeds. With several seeds NAME_low and NAME_high follow.
+    """
+    lines = []
+    for split in comparison.splits:
+        results = comparison.main_results(split)
+        results += [
+            comparison.result(method, rule, split)
+            for rule in comparison.budgets[1:]
+            for method in comparison.methods
+        ]
+        results += comparison.corner_results(split)
+        lines += [_csv_line(comparison, result) for result in results]
+    return lines
+
+
+def _csv_line(comparison: Comparison, result: Result) -> dict[str, Any]:
+    rule, seeds = result.rule, len(result.settings)
+    line: dict[str, Any] = {
+        "method": result.method,
+        "split": result.split,
+        "rule": rule.label,
+        "by": rule.by if isinstance(rule, Keep) else "",
+        "seeds": seeds,
+        "setting": " | ".join(setting or "none" for setting in result.settings),
+        "remark": result.remark,
+    }
+    numbers = {f"{VALID}_{comparison.quality}": result.valid, **result.values}
+    for column, values in numbers.items():
+        if values:
+            line[column] = sum(values) / len(values)
+            if seeds > 1:
+                line[f"{column}_low"], line[f"{column}_high"] = min(values), max(values)
+    line["trained_parameters"] = comparison.trained_parameters(result.method)
+    for row in comparison.printed(result):
+        line.update({f"paper_{column}": value for column, value in row.values.items()})
+    return line
+
+
+def write_csv(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write lines of different columns, numbers with six digits."""
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for line in lines:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()})

@@ -1,0 +1,89 @@
+"""The numbers that the two papers print: MuE (Tang et al. 2023) and BLIPEE (2024), Tables 1-5.
+
+`paper_numbers.csv` has a line for every row of a table, data set and split, with the row's name as
+printed and the name that this package gives the method (empty: it has none). Reductions are
+fractions: the "-40.2%" of MuE's Table 1 is 0.402, and its "1" is 0. MuE's Table 2 lacks the first
+number of its first line of visual entailment; the others give 6.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_name("paper_numbers.csv")
+TITLES = {"mue": "MuE", "blipee": "BLIPEE"}
+TEXTS = ("paper", "table", "row", "method", "data_set", "split", "trained_parameters")
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of a table on one split.
+
+    Attributes:
+        method: this package's name of the method; empty if it has none.
+        values: the printed numbers by this package's columns.
+        trained_parameters: as printed, for instance 1.8B; may be empty.
+    """
+
+    paper: str
+    table: str
+    row: str
+    method: str
+    data_set: str
+    split: str
+    trained_parameters: str
+    values: dict[str, float]
+
+    @property
+    def source(self) -> str:
+        """Where it is printed."""
+        return f"{TITLES[self.paper]}, Table {self.table}"
+
+
+@cache
+def _rows() -> dict[str, list[PaperRow]]:
+    found: dict[str, list[PaperRow]] = {}
+    with open(FILE, newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            values = {k: float(v) for k, v in line.items() if v and k not in TEXTS}
+            row = PaperRow(**{name: line[name] for name in TEXTS}, values=values)
+            found.setdefault(f"{row.paper}_{row.data_set}", []).append(row)
+    return found
+
+
+def paper_names() -> list[str]:
+    """Return the names that ``paper_rows`` takes: PAPER_DATA-SET."""
+    return list(_rows())
+
+
+def paper_rows(name: str) -> list[PaperRow]:
+    """Return all rows of a paper's data set. Raises ValueError for unknown names."""
+    if name not in _rows():
+        raise ValueError(f"no numbers of {name!r}: choose from {', '.join(paper_names())}")
+    return _rows()[name]
+
+
+def main_rows(rows: list[PaperRow], method: str, split: str) -> list[PaperRow]:
+    """Return the rows of a method in the main tables: MuE's Tables 1 and 5, BLIPEE's 1 to 5.
+
+    They are of the split of that name if it is printed, otherwise of the last one of its table.
+    """
+    found = [row for row in rows if row.method == method and is_main(row)]
+    return _of_split(found, split)
+
+
+def table_rows(rows: list[PaperRow], table: str, method: str, split: str) -> list[PaperRow]:
+    """Return the rows of a method in one table; splits as in ``main_rows``."""
+    return _of_split([row for row in rows if (row.method, row.table) == (method, table)], split)
+
+
+def is_main(row: PaperRow) -> bool:
+    return row.paper != "mue" or row.table in ("1", "5")
+
+
+def _of_split(rows: list[PaperRow], split: str) -> list[PaperRow]:
+    if not rows:
+        return []
+    wanted = split if any(row.split == split for row in rows) else rows[-1].split
+    return [row for row in rows if row.split == wanted]

@@ -1,0 +1,79 @@
+"""Savings of methods whose models differ, against one baseline at full depth."""
+
+from dataclasses import replace
+
+from ofa_exit.evaluation.figures.methods import Method, Sweep, Values
+
+
+def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
+    """Return the methods with expected time and FLOPs saved against the baseline at full depth.
+
+    A sweep states the savings of a model against itself. A smaller model, such as OFA tiny, saves
+    before it exits: MuE's Table 1 counts its layers against those of OFA base. Measured time and
+    BLIPEE's speed-up stay those against the own full depth, since separate sweeps on a busy
+    machine are not comparable.
+
+    Args:
+        baseline: one of ``methods``; its first seed is the reference.
+    """
+    reference = {split: _full_depth(sweep) for split, sweep in baseline.seeds[0].items()}
+    return [
+        replace(
+            method,
+            seeds=[
+                {split: _against(sweep, reference[split]) for split, sweep in seed.items()}
+                for seed in method.seeds
+            ],
+        )
+        for method in methods
+    ]
+
+
+def expected_time_reduction(values: Values, reference: Values) -> float:
+    """Return MuE's Eq. 14 with N_E and N_D of another model.
+
+        1 - (n_E / N_E + n_D / N_D) / 2
+
+    n_E is the mean of image and text layers. n_D follows from n_E and the sweep's own value of the
+    equation, so that it includes layers of heads.
+
+    Args:
+        values: of a setting, with the layers and expected_time_reduction of its own model.
+        reference: of the other model, with its encoder_layers_full and decoder_layers_full.
+    """
+    own = values["encoder_layers_full"], values["decoder_layers_full"]
+    other = reference["encoder_layers_full"], reference["decoder_layers_full"]
+    if own == other:
+        return values["expected_time_reduction"]
+    parts = [values[name] for name in ("image_layers", "text_layers") if name in values]
+    encoder = sum(parts) / len(parts)  # n_E
+    decoder = (2 * (1 - values["expected_time_reduction"]) - encoder / own[0]) * own[1]  # n_D
+    return 1 - (encoder / other[0] + decoder / other[1]) / 2
+
+
+def _full_depth(sweep: Sweep) -> Values:
+    """Return the numbers at full depth, with the FLOPs that a sweep counts only under a policy."""
+    values = sweep.values(sweep.full_depth)
+    counted = [one["gflops_full_per_sentence"] for one in sweep.settings.values()
+               if "gflops_full_per_sentence" in one]  # fmt: skip
+    if "gflops_per_sentence" in values or not counted:
+        return values
+    return {**values, "gflops_per_sentence": counted[0]}
+
+
+def _against(sweep: Sweep, reference: Values) -> Sweep:
+    settings = {**sweep.settings, sweep.full_depth: _full_depth(sweep)}
+    return replace(
+        sweep, settings={name: _relative(values, reference) for name, values in settings.items()}
+    )
+
+
+def _relative(values: Values, reference: Values) -> Values:
+    layers = ("encoder_layers_full", "decoder_layers_full", "expected_time_reduction")
+    changed: Values = {}
+    if all(name in one for name in layers for one in (values, reference)):
+        changed["expected_time_reduction"] = expected_time_reduction(values, reference)
+    if "gflops_per_sentence" in values and "gflops_per_sentence" in reference:
+        ratio = values["gflops_per_sentence"] / reference["gflops_per_sentence"]
+        changed["flop_reduction"] = 1 - ratio
+    return {**values, **changed}

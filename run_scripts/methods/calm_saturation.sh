@@ -1,0 +1,3 @@
+# CALM by state saturation.
+TRAINED=pabee_shared
+RULE=saturation

@@ -1,0 +1,3 @@
+# DeeBLIP, of BLIPEE's tables: DeeBERT's heads, confidence rule.
+TRAINED=deebert
+RULE=confidence

@@ -1,0 +1,71 @@
+"""Exits by patience (PABEE) against loops in plain Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.policy_oracle import (
+    HEADS,
+    check_answers,
+    check_captions,
+    check_incremental,
+    layers_of,
+    model_of,
+)
+
+from ofa_exit.policies.patience import PatienceExit
+
+
+def rule(policy: PatienceExit):
+    """Return what makes the rule of a token: a word and a counter of its own."""
+
+    def new():
+        words: list[int] = []
+
+        def exits(layer) -> bool:
+            words.append(max(range(len(layer.words)), key=layer.words.__getitem__))
+            if len(words) <= policy.patience:
+                return False
+            return len(set(words[-policy.patience - 1 :])) == 1
+
+        return exits
+
+    return new
+
+
+@pytest.mark.parametrize("kind", ["none", "transformer", "linear"])
+@pytest.mark.parametrize(("kv", "patience"), [("propagate", 1), ("recompute", 1), ("propagate", 2)])
+def test_captions(kind, kv, patience):
+    model, heads = model_of(kind), HEADS[kind][1]
+    policy = PatienceExit(patience)
+    used = check_captions(model, policy, rule(policy), kv, heads)
+    assert used <= {*heads[patience:], 6} and len(used) > 1
+    check_incremental(model, policy, kv)
+
+
+@pytest.mark.parametrize("kind", ["none", "transformer", "linear"])
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
+def test_answers(kind, kv):
+    model, heads, used = model_of(kind), HEADS[kind][1], set()
+    for patience in (1, 2):
+        policy = PatienceExit(patience)
+        used |= check_answers(model, policy, rule(policy), kv, heads)
+    assert len(used) > 1
+
+
+def test_heads_that_are_not_tried_do_not_count():
+    model = model_of("linear")
+    policy = PatienceExit(1, layers=[2, 5])
+    used = check_captions(model, policy, rule(policy), "propagate", [2, 5])
+    assert used == {5, 6}
+
+
+def test_raising_the_patience_never_adds_an_exit():
+    model, before = model_of("none"), torch.tensor(0)
+    for patience in (1, 2, 3, 4, 5, 9):
+        layers = layers_of(model, PatienceExit(patience))
+        assert (layers >= before).all()
+        exited = layers[(layers > 0) & (layers < 6)]
+        assert (exited > patience).all()  # the first head has nothing to agree with
+        before = layers
+    assert set(before.unique().tolist()) <= {0, 6}

@@ -1,0 +1,61 @@
+"""Every policy through fairseq-generate, on captions and on a closed set of answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import task_files as files
+
+from ofa_exit.policies.registry import POLICIES
+
+# Flags of a policy under which words of untrained models exit, and the earliest layer.
+CASES = {
+    "static": (["--exit-depths", "6,6,3"], 3),
+    "similarity": (["--exit-decoder-threshold", "1,0.1,0.1,1,0", "--exit-schedule", "static"], 2),
+    "confidence": (["--exit-alpha", "1,0.2,0.2,1,0.1"], 2),
+    "entropy": (["--exit-entropy", "0.9", "--exit-normalized", "--exit-active-layers", "2,5"], 2),
+    "patience": (["--exit-patience", "1"], 2),
+    "softmax": (["--exit-threshold", "0.1", "--exit-schedule", "calm", "--exit-tau", "2"], 1),
+    "softmax_diff": (["--exit-threshold", "0.1", "--exit-schedule", "decay"], 1),
+    "saturation": (["--exit-threshold", "2,0.3,2,0.2,2"], 2),
+    "meta": (["--exit-threshold", "0", "--exit-active-layers", "3"], 3),
+}
+# Heads of meta that nobody has trained, the same at every start.
+META = ["--seed", "1", "--model-overrides", "{'exit_head': 'meta', 'exit_layers': '1,3,5'}"]
+
+
+@pytest.fixture(scope="module", params=["mue_caption", "mue_snli_ve"])
+def trained(request, tmp_path_factory):
+    """Task, data and a checkpoint."""
+    task, folder = request.param, tmp_path_factory.mktemp(request.param)
+    make = files.caption_folder if task == "mue_caption" else files.entailment_folder
+    data = make(folder / "data")
+    return task, data, files.train(task, data, folder / "run", "--disable-validation", updates=6)
+
+
+def test_every_policy_has_a_case():
+    assert CASES.keys() == POLICIES.keys()
+
+
+@pytest.mark.parametrize("policy", CASES)
+def test_commands_exit_alike_in_any_batch(trained, policy, tmp_path):
+    flags, earliest = CASES[policy]
+    flags = [*flags, *(META if policy == "meta" else [])]
+    found = []
+    for batch_size in ("1", "7"):
+        trace = tmp_path / f"trace{batch_size}"
+        lines = files.generate(
+            *(*trained, "--batch-size", batch_size),
+            *("--exit-policy", policy, "--exit-trace", str(trace)),
+            *flags,
+        )
+        records = [json.loads(line) for line in trace.read_text().splitlines()]
+        layers = {
+            record["id"]: [hyp["layers"] for hyp in record["hypotheses"]] for record in records
+        }
+        found.append((lines["H"].keys(), layers))
+        assert any("decoder" in line for line in lines["report"])
+    assert found[0] == found[1]
+    used = {n for hyps in layers.values() for hyp in hyps for n in hyp} - {0}
+    assert min(used) == earliest

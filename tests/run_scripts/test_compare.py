@@ -1,0 +1,99 @@
+"""compare.sh: what every method trains and sweeps, and what it rejects."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from fairseq import options
+from helpers import script_runs
+from helpers.paths import ROOT
+from helpers.script_runs import failing, run
+
+from ofa_exit.cli.grid import check_setting
+
+calls = script_runs.calls
+METHODS = sorted(path.stem for path in (ROOT / "run_scripts" / "methods").glob("*.sh"))
+# Methods with a training of their own, and its criterion.
+TRAININGS = {
+    "plain": "mue_loss",
+    "mue": "mue_loss",
+    "self_distil": "mue_loss",
+    "deebert": "exit_heads_loss",
+    "pabee": "multi_exit_loss",
+    "leebert": "leebert_loss",
+    "leeblip": "exit_heads_loss",
+    "deecap": "deecap_loss",
+    "deed": "multi_exit_loss",
+    "blipee": "blipee_adversarial",
+}
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "valid", "test_artist"):
+        (folder / f"caption_{name}.tsv").write_text("x\n" * 130)
+    return folder
+
+
+@pytest.mark.parametrize("method", TRAININGS)
+def test_trainings_parse_with_fairseq(method, calls, data, tmp_path, monkeypatch):
+    commands, read = calls
+    run("compare.sh", "emoji/caption", data, "init.pt", tmp_path / "out", method, BIN=commands)
+    trained = [call for call in read() if "--criterion" in call][-1]
+    monkeypatch.setattr("sys.argv", ["fairseq-train", *trained])
+    args = options.parse_args_and_arch(options.get_training_parser(), trained)
+    assert args.criterion == TRAININGS[method]
+    assert args.seed == 1
+    assert args.update_freq == [1] and args.batch_size == 128
+
+
+def test_a_method_starts_from_another_ones_training(calls, data, tmp_path):
+    commands, read = calls
+    out = tmp_path / "out"
+    run("compare.sh", "emoji/caption", data, "init.pt", out, "deebert", BIN=commands, SEED="2")
+    starts = [
+        call[call.index("--finetune-from-model") + 1] for call in read() if "--criterion" in call
+    ]
+    assert starts == ["init.pt", str(out / "plain@2" / "training" / "checkpoint_last.pt")]
+
+
+@pytest.mark.parametrize("kind", ["caption", "entailment"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_grid_of_settings(method, kind, tmp_path):
+    """The settings build: options exist and have values that policies take."""
+    folder = ROOT / "run_scripts"
+    script = f"""
+        TINY=tiny.pt; source {folder}/methods/{method}.sh; echo "$RULE" """
+    rule = subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip()
+    task = "answer" if kind == "entailment" else kind
+    places = [
+        folder / "emoji" / kind / "grids" / f"{rule}.json",
+        folder / "grids" / f"{task}_{rule}.json",
+        folder / "grids" / f"{rule}.json",
+    ]
+    grid = json.loads(next(place for place in places if place.exists()).read_text())
+    assert grid[0] == {}
+    for setting in grid:
+        check_setting(setting, "grid")
+
+
+def test_unknown_methods_and_data_sets_are_rejected(data, tmp_path):
+    out = tmp_path / "out"
+    error = failing("compare.sh", "emoji/caption", data, "init.pt", out, "berxit")
+    assert error.startswith("unknown method berxit: choose from blipee ")
+    error = failing("compare.sh", "coco2", data, "init.pt", out)
+    assert "coco2 is no data set" in error and not out.exists()
+
+
+def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
+    commands, _ = calls
+    arguments = ("compare.sh", "emoji/caption", data, "init.pt", tmp_path / "out", "plain")
+    run(*arguments, BIN=commands)
+    run(*arguments, BIN=commands)
+    error = failing(*arguments, BIN=commands, EPOCHS="7")
+    assert "holds a comparison of other settings" in error and "epochs 7" in error
