@@ -16,7 +16,7 @@
 # checkpoint is compared.
 # Thresholds are chosen on validation: the setting that saves most while it keeps KEEP of plain's quality. Test is read once.
 source "$(dirname "$0")/benchmark.sh"
-ALL=(plain mue no_split no_layer_loss self_distil deebert deeblip pabee pabee_shared leebert leeblip deecap calm calm_saturation
+ALL=(plain mue no_split no_layer_loss self_distil deebert deeblip pabee pabee_shared leebert leeblip deecap calm calm_saturation calm_meta
   deed blipee blipee_distill)
 SET=${1:?data set: a folder of run_scripts with options.sh} checkpoint=${3:?pretrained checkpoint} out=${4:?folder for the comparison}
 folder=$ROOT/run_scripts/$SET

@@ -98,9 +98,9 @@ def test_generation_costs_what_torch_counts(kind, kv):
         part.forget_shapes()
     real = counted(lambda: generate(built, sentence, steps=6, beam_size=2, min_len=6))
     trace = built.last_trace
-    image, text = built.encoder.image_tokens(48, 48), int(sentence["src_lengths"])
+    cells, text = built.encoder.image_tokens(48, 48), int(sentence["src_lengths"])
     counts = flops.batch_flops(trace)
-    biases = flops.bias_costs(built, image, text, CPU_CAPACITY)
+    biases = flops.bias_costs(built, cells, text, CPU_CAPACITY)
     assert sum(counts.executed.values()) + sum(biases.values()) == real
     assert counts.executed["exits"] > 0 == counts.full["exits"]
 
