@@ -31,7 +31,7 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 TASKS = ("mue_caption", "mue_snli_ve", "mue_vqa", "mue_visdial")
 CRITERIONS = (
     *("mue_loss", "blipee_adversarial", "mue_scst"),
-    *("multi_exit_loss", "exit_heads_loss", "leebert_loss", "deecap_loss"),
+    *("multi_exit_loss", "exit_heads_loss", "leebert_loss", "deecap_loss", "calm_meta_loss"),
 )
 OF_THE_SAMPLE = {"--exit-agree"}
 

@@ -26,6 +26,7 @@ TRAININGS = {
     "leebert": "leebert_loss",
     "leeblip": "exit_heads_loss",
     "deecap": "deecap_loss",
+    "calm_meta": "calm_meta_loss",
     "deed": "multi_exit_loss",
     "blipee": "blipee_adversarial",
 }
