@@ -46,14 +46,15 @@ echo "$settings" > "$out/settings.txt"
 head -n "${ROWS_VALID:-1000000000}" "$DATA/${PREFIX:-}valid.tsv" > "$out/rows/valid.tsv"
 head -n "${ROWS_TEST:-1000000000}" "$DATA/${PREFIX:-}$test.tsv" > "$out/rows/test.tsv"
 
+fit_options=("${FIT[@]}")
 # method NAME: reads run_scripts/methods/NAME.sh.
-#   LOSS     the criterion and its options; MODEL: the model's options
+#   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
 #   RULE     the grid of its exits: RULE.json, for the kind of task (caption_, answer_) where there is one
 #   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
 #   TRAINED  the method whose training it is: only the rule differs
 #   REFERENCE  set: expected time is against the layers of plain, which is a larger model
 method() {
-  FROM='' START='' TRAINED='' REFERENCE='' MODEL=() LOSS=()
+  FROM='' START='' TRAINED='' REFERENCE='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
   source "$ROOT/run_scripts/methods/$1.sh"
 }
 

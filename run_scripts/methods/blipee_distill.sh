@@ -3,3 +3,4 @@ FROM=plain
 MODEL=(--exit-layers "${EXITS:-all}")
 LOSS=(--criterion blipee_adversarial --blipee-mode distill)
 RULE=confidence
+FIT=()

@@ -3,3 +3,4 @@ FROM=pabee_shared
 MODEL=(--exit-head meta --exit-layers all)
 LOSS=(--criterion calm_meta_loss)
 RULE=meta
+FIT=()

@@ -101,6 +101,7 @@ def test_checkpoints_of_the_previous_release_resume_load_and_export(plain, tmp_p
     torch.save(old, tmp_path / "out" / "checkpoint_last.pt")
 
     caplog.set_level(logging.INFO)
+    caplog.clear()  # training printed its options if another test has set up logging
     captions = generate("mue_caption", plain[0], tmp_path / "out" / "checkpoint_last.pt")["H"]
     assert len(captions) == 11 and "feature_classifier" not in caplog.text
     export(tmp_path / "out" / "checkpoint_last.pt", tmp_path / "small.pt")

@@ -29,6 +29,7 @@ TRAININGS = {
     "calm_meta": "calm_meta_loss",
     "deed": "multi_exit_loss",
     "blipee": "blipee_adversarial",
+    "blipee_distill": "blipee_adversarial",
 }
 
 
