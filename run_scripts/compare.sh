@@ -16,15 +16,19 @@
 # checkpoint is compared.
 # Thresholds are chosen on validation: the setting that saves most while it keeps KEEP of plain's quality. Test is read once.
 source "$(dirname "$0")/benchmark.sh"
-ALL=(plain mue no_split no_layer_loss self_distil deebert deeblip pabee pabee_shared leebert leeblip deecap calm calm_saturation calm_meta
-  deed blipee blipee_distill)
 SET=${1:?data set: a folder of run_scripts with options.sh} checkpoint=${3:?pretrained checkpoint} out=${4:?folder for the comparison}
 folder=$ROOT/run_scripts/$SET
 [ -e "$folder/options.sh" ] || { echo "$SET is no data set: $folder/options.sh is missing" >&2; exit 2; }
 options "${2:?folder of the TSV files}" "$folder"
 shift 4
-methods=("${@:-${ALL[@]}}")
-[ $# -gt 0 ] || methods=("${ALL[@]}")
+methods=("$@")
+if [ $# -eq 0 ]; then # a reference first, and all but tiny, which needs a checkpoint of its own
+  methods=(plain)
+  for file in "$ROOT"/run_scripts/methods/*.sh; do
+    name=$(basename "$file" .sh)
+    [ "$name" = plain ] || [ "$name" = tiny ] || methods+=("$name")
+  done
+fi
 seed=${SEED:-1} test=${TEST:-test}
 for method in "${methods[@]}"; do
   [ -e "$ROOT/run_scripts/methods/$method.sh" ] || {

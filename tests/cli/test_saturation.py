@@ -34,7 +34,7 @@ def test_states_of_every_layer(split):
     states = layer_states(model, given["net_input"])
     assert list(states) == (["image", "text", "decoder"] if split else ["joint", "decoder"])
     assert all(len(layers) == 7 for layers in states.values())
-    # The last states are those that the model goes on with.
+    # The last states are those that enter the final norm.
     encoder_out = model.encoder.forward_torchscript(given["net_input"])
     ends = [states[part][-1] for part in states if part != "decoder"]
     normed = model.encoder.layer_norm(torch.cat(ends, dim=1))

@@ -6,6 +6,7 @@ from helpers.blipee_samples import TASK
 from helpers.head_samples import DEPTH, KINDS, TRAINED, Context, gradients, noisy
 from helpers.small_models import TriesHeads, batch, generate, nano, training_batch
 
+from ofa_exit.plugin.criterions.leebert import LeeBertConfig, LeeBertLoss
 from ofa_exit.plugin.criterions.mue import MuELoss, MuELossConfig
 from ofa_exit.plugin.criterions.multi_exit import (
     ExitHeadsConfig,
@@ -13,6 +14,7 @@ from ofa_exit.plugin.criterions.multi_exit import (
     MultiExitConfig,
     MultiExitLoss,
 )
+from ofa_exit.plugin.errors import UsageError
 from ofa_exit.policies.confidence import ConfidenceExit
 
 IMITATION = ["imitation", "imitation_all"]
@@ -82,6 +84,20 @@ def test_no_word_loss_trains_the_meta_classifier():
     built, loss = noisy("meta"), loss_of(MultiExitLoss, MultiExitConfig)
     loss(built.train(), training_batch())[0].backward()
     assert not gradients(built).keys() & head_names(built)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [
+        (MultiExitLoss, MultiExitConfig),
+        (ExitHeadsLoss, ExitHeadsConfig),
+        (LeeBertLoss, LeeBertConfig),
+    ],
+)
+def test_word_losses_reject_heads_that_they_would_not_train(cls, config):
+    with pytest.raises(UsageError, match="--exit-head meta: calm_meta_loss"):
+        loss_of(cls, config).prepare_training(noisy("meta"))
+    loss_of(cls, config).prepare_training(noisy("adapter"))
 
 
 @pytest.mark.parametrize("kind", ["adapter", *IMITATION])

@@ -7,11 +7,10 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from ofa_exit.heads.imitation import ImitationHeads
-from ofa_exit.objectives.cross_entropy import tokens_kept
 from ofa_exit.objectives.imitation import imitation_loss
 from ofa_exit.plugin.criterions.groups import exit_heads
+from ofa_exit.plugin.criterions.mue import ExitBatch, LayerScore
 from ofa_exit.plugin.criterions.multi_exit import MultiExitConfig, MultiExitLoss
-from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 from ofa_exit.plugin.errors import UsageError
 
 
@@ -29,8 +28,7 @@ class DeeCapLoss(MultiExitLoss):
     ``heads.imitation``.
     """
 
-    _states: dict[int, Tensor]
-    """What the pass in ``forward`` has for the imitation: states [B, L, C] by layer."""
+    returns_layers = True
 
     def prepare_training(self, model: Any) -> None:
         """Reject a model without imitation heads, and weights that are none of its exits."""
@@ -41,34 +39,26 @@ class DeeCapLoss(MultiExitLoss):
             )
         super().prepare_training(model)
 
-    def forward(
-        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    def batch(self, model: Any, sample: dict[str, Any], layers: list[int]) -> ExitBatch:
+        """Run the model, and compare imitated with real states at the M target tokens."""
+        batch = super().batch(model, sample, layers)
+        heads, last = cast(Any, exit_heads(model)), len(model.decoder.layers)
+        pooled = {  # u_i, [M, C] each
+            layer: heads.pool(layer, batch.tokens.at(batch.extra["layer_states"][layer]))
+            for layer in range(1, last)
+        }
+        pooled[last] = batch.tokens.at(batch.extra["final"]).tanh()
+        return batch._replace(extra={"imitation": imitation_loss(pooled, heads.imitate)})
+
+    def output(
+        self, batch: ExitBatch, scores: dict[int, LayerScore], loss: Tensor
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return the summed loss, the number that fairseq divides it by, and what to log."""
-        words, sample_size, log = super().forward(model, sample, reduce)
-        tokens, heads = TargetTokens.of(sample, self.padding_idx), cast(Any, exit_heads(model))
-        pooled = {}  # u_i of the M target tokens, [M, C] each
-        for layer, states in self._states.items():
-            at_tokens = tokens.at(states)
-            is_last = layer == len(model.decoder.layers)
-            pooled[layer] = at_tokens.tanh() if is_last else heads.pool(layer, at_tokens)
-        self._states = {}
-        imitation = imitation_loss(pooled, heads.imitate)  # [M]
+        imitation = batch.extra["imitation"]  # [M]
         # Summed over as many tokens as the word losses are, see --drop-worst-ratio.
-        loss = words + imitation.mean() * tokens_kept(len(imitation), self.drop_ratio(model))
-        log["loss"], log["imitation_loss"] = loss.detach(), imitation.detach().sum()
+        loss, sample_size, log = super().output(batch, scores, loss + imitation.mean() * batch.kept)
+        log["imitation_loss"] = imitation.detach().sum()
         return loss, sample_size, log
-
-    def layer_features(
-        self, model: Any, net_input: dict[str, Any], layers: list[int]
-    ) -> dict[int, Tensor]:
-        final, extra = model(
-            **net_input, exit_features=True, train_backbone=True, return_layers=True
-        )
-        last = len(model.decoder.layers)
-        self._states = {**dict(enumerate(extra["layer_states"][1:-1], start=1)), last: final}
-        features = {**extra["head_features"], last: final}
-        return {layer: features[layer] for layer in layers}
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

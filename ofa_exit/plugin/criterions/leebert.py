@@ -146,6 +146,7 @@ class LeeBertLoss(MultiExitLoss):
                 f"--learned-weights {self.learned} is for exits with weights, and this model has "
                 "none: add --exit-layers all and --exit-head linear, or --learned-weights none"
             )
+        super().prepare_training(model)
         exits = list(self.weights(model))
         teachers = self.distillation.teachers(exits, exits[-1])
         self.terms = [(i, j) for i in exits for j in [i, *teachers.get(i, [])]]

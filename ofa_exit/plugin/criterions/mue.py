@@ -93,6 +93,7 @@ class ExitBatch(NamedTuple):
         features: [M, C] by layer, of those with a loss and of teachers.
         teachers: by layer those that teach it.
         teacher_logits: word scores [M, V] of teachers by layer, without gradient.
+        extra: what else the model returned, or a criterion made of it.
     """
 
     sample: dict[str, Any]
@@ -101,6 +102,7 @@ class ExitBatch(NamedTuple):
     features: dict[int, Tensor]
     teachers: dict[int, list[int]]
     teacher_logits: dict[int, Tensor]
+    extra: dict[str, Any]
 
 
 @register_criterion("mue_loss", dataclass=MuELossConfig)
@@ -191,7 +193,8 @@ class MuELoss(FairseqCriterion):
         tokens = TargetTokens.of(sample, self.padding_idx)
         teachers = self.teachers(layers, len(model.decoder.layers))
         teaching = {layer for those in teachers.values() for layer in those}
-        features = self.layer_features(model, sample["net_input"], sorted({*layers, *teaching}))
+        scored = sorted({*layers, *teaching})
+        features, extra = self.layer_features(model, sample["net_input"], scored)
         at_tokens = {layer: tokens.at(x) for layer, x in features.items()}
         return ExitBatch(
             sample,
@@ -200,6 +203,7 @@ class MuELoss(FairseqCriterion):
             at_tokens,
             teachers,
             self.teacher_logits(model, sample, tokens, {i: at_tokens[i] for i in teaching}),
+            extra,
         )
 
     def teachers(self, layers: list[int], depth: int) -> dict[int, list[int]]:
@@ -261,13 +265,18 @@ class MuELoss(FairseqCriterion):
 
     def layer_features(
         self, model: Any, net_input: dict[str, Any], layers: list[int]
-    ) -> dict[int, Tensor]:
-        """Return decoder layers' states after the final norm, [B, L, C] each, by layer."""
+    ) -> tuple[dict[int, Tensor], dict[str, Any]]:
+        """Return decoder layers' states after the final norm, [B, L, C] each, by layer.
+
+        Returns:
+            They, and what else the model returned.
+        """
         depth = len(model.decoder.layers)
         if layers == [depth]:
-            return {depth: model(**net_input, features_only=True)[0]}
-        features = model(**net_input, features_only=True, all_layers=True)[1]["layer_features"]
-        return {layer: features[layer - 1] for layer in layers}
+            final, extra = model(**net_input, features_only=True)
+            return {depth: final}, extra
+        _, extra = model(**net_input, features_only=True, all_layers=True)
+        return {layer: extra["layer_features"][layer - 1] for layer in layers}, extra
 
     def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
         """Return the word scores [M, V] of a layer's features [M, C]."""

@@ -71,6 +71,8 @@ class MultiExitLoss(MuELoss):
     """
 
     train_backbone = True
+    returns_layers = False
+    """Whether the model also returns every layer's states, as "layer_states"."""
 
     def __init__(
         self, cfg: Any, task: Any, layer_weights: str = "uniform", distil_weight: float = 1.0
@@ -93,7 +95,12 @@ class MultiExitLoss(MuELoss):
 
     @usage_errors()
     def prepare_training(self, model: Any) -> None:
-        """Reject weights that are none of this model's exits."""
+        """Reject weights that are none of this model's exits, and heads that learn otherwise."""
+        if not exit_heads(model).learn_words:
+            raise UsageError(
+                "these exit heads have weights that no loss on words trains: use the criterion of "
+                "their method (--exit-head meta: calm_meta_loss)"
+            )
         self.weights(model)
 
     def weights(self, model: Any) -> dict[int, float]:
@@ -103,11 +110,16 @@ class MultiExitLoss(MuELoss):
 
     def layer_features(
         self, model: Any, net_input: dict[str, Any], layers: list[int]
-    ) -> dict[int, Tensor]:
+    ) -> tuple[dict[int, Tensor], dict[str, Any]]:
         """Return the heads' features and the last layer's normed states, [B, L, C], by layer."""
-        final, extra = model(**net_input, exit_features=True, train_backbone=self.train_backbone)
+        final, extra = model(
+            **net_input,
+            exit_features=True,
+            train_backbone=self.train_backbone,
+            return_layers=self.returns_layers,
+        )
         features = {**extra["head_features"], len(model.decoder.layers): final}
-        return {layer: features[layer] for layer in layers}
+        return {layer: features[layer] for layer in layers}, {**extra, "final": final}
 
     def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
         decoder = model.decoder
@@ -152,7 +164,7 @@ class ExitHeadsLoss(MultiExitLoss):
                 "exit_heads_loss trains exit heads, and this model has none with weights: add "
                 "--exit-layers all and --exit-head linear, or use --criterion multi_exit_loss"
             )
-        self.weights(model)
+        super().prepare_training(model)
         (trained,) = train_only(model, {HEADS_GROUP: heads}).values()
         total = sum(parameter.numel() for parameter in model.parameters())
         logger.info(

@@ -190,7 +190,7 @@ def test_confidence_is_a_float32_per_position(dtype):
 
 
 class Toy(nn.Module):
-    """States whose first channel tells whether the layer has the last layer's word."""
+    """States whose first channel is positive where the layer has the last layer's word."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
