@@ -41,8 +41,8 @@ done
 settings="$(identity "$DATA/${PREFIX:-}train.tsv:$DATA/${PREFIX:-}valid.tsv:$DATA/${PREFIX:-}$test.tsv:$checkpoint")
 $SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all}"
 if [ "$(cat "$out/settings.txt" 2>/dev/null || echo "$settings")" != "$settings" ]; then
-  printf '%s holds a comparison of other settings: choose another folder, or remove it. There:\n%s\nHere:\n%s\n' \
-    "$out" "$(cat "$out/settings.txt")" "$settings" >&2
+  changed=$(diff "$out/settings.txt" <(echo "$settings") | sed -n 's/^> //p' | paste -sd ';') || true
+  echo "$out holds a comparison of other settings, not of $changed: choose another folder, or remove it" >&2
   exit 2
 fi
 mkdir -p "$out/rows"

@@ -155,7 +155,7 @@ class ExitHeads(nn.ModuleDict):
         saved = layers_in(state, prefix)
         if saved - mine:
             names = ",".join(map(str, sorted(saved)))
-            built = "after " + ",".join(map(str, sorted(mine))) if mine else "none"
+            built = "heads after " + ",".join(map(str, sorted(mine))) if mine else "none"
             raise ValueError(
                 f"the checkpoint has exit heads after decoder layers {names}, the model has "
                 f"{built}: add --exit-layers {names} with their --exit-head"

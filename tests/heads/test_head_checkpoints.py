@@ -134,7 +134,7 @@ def test_heads_that_the_model_lacks_are_rejected(kind):
         nano().load_state_dict(state)
     one_line(error)
     if kind not in ("meta", "imitation", "imitation_all"):
-        with pytest.raises(ValueError, match="has after 1,2: add --exit-layers 1,2,3,4,5 "):
+        with pytest.raises(ValueError, match="has heads after 1,2: add --exit-layers 1,2,3,4,5 "):
             fresh(exit_head=kind, exit_layers="1,2").load_state_dict(state)
 
 

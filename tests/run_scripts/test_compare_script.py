@@ -99,3 +99,4 @@ def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
     run(*arguments, BIN=commands)
     error = failing(*arguments, BIN=commands, EPOCHS="7")
     assert "holds a comparison of other settings" in error and "epochs 7" in error
+    assert error.count("\n") == 1
