@@ -3,64 +3,115 @@
 #   run_scripts/compare.sh DATA_SET DATA CHECKPOINT OUT [METHOD…]
 #   run_scripts/compare.sh emoji/caption data/emoji examples/checkpoints/ofa_nano_caption.pt runs/compare
 # DATA_SET   a folder of run_scripts with options.sh: coco, snli_ve, …, emoji/caption, emoji/entailment
-# DATA       folder of the TSV files that its prepare.sh made
+# DATA       the folder of TSV files that the data set's prepare.sh made
 # CHECKPOINT pretrained OFA, which every method starts from
-# OUT        one folder per method: its training, and sweeps on validation (valid.csv) and test (test.csv). A stopped run resumes,
-#            and finished steps are not repeated. A folder made by other settings is rejected. Tables and figures are in OUT:
-#            table.md, table.csv, curves.png, saturation.png (every training of MuE's kind), cases.html; see docs/compare.md
-# METHOD     files of run_scripts/methods; default: all but tiny. Each says what it trains and by which rule it exits. The order is
-#            that of the table. A method that starts from another one's training (DeeBERT: plain) trains that first.
-# SEED (1)   of training, which is in OUT/METHOD@SEED. Run it with other seeds, too: the table has their mean and range
-# ROWS_VALID, ROWS_TEST   rows to sweep (default: all); TEST: the test split (default: the data set's)
-# LR, EPOCHS, BATCH, MICRO, ARCH, BPE_DIR, DEVICE, PROCESSES: see benchmark.sh. Every method has the same updates, and its last
-# checkpoint is compared.
-# Thresholds are chosen on validation: the setting that saves most while it keeps KEEP of plain's quality. Test is read once.
+# OUT        has a folder METHOD@SEED with the training and its sweeps, valid.csv and one CSV per test split. table.md, table.csv,
+#            curves.png, saturation.png (one line per training) and cases.html cover every finished method: see docs/compare.md.
+#            A stopped run resumes, and finished steps are not repeated. A folder made by other settings is rejected
+# METHOD     files of run_scripts/methods, in the order of the table; default: all but tiny and medium. A method that starts from
+#            another training (DeeBERT: plain) trains that first
+#   SEED (1)       seed of training; run the script with other seeds, too: the table then has their mean and range
+#   TRAIN, VALID   files to train and to validate on, if not DATA/train.tsv and DATA/valid.tsv
+#   TEST           names of the test splits, as "test" or "test_artist test_combinations" (default: the data set's)
+#   ROWS_VALID, ROWS_TEST   rows to sweep (default: all). ROWS_CASES (50): rows that cases.html may choose from
+#   KEEP_QUALITY   the share of plain's quality that the chosen setting keeps on validation (default 0.96; entailment 0.99). Of the
+#                  settings that do, the one that saves most is chosen. Test data choose nothing
+#   PAPER          numbers of the papers to show in grey, as mue_coco,blipee_coco (default: the data set's). MuE's captions had a
+#                  CIDEr stage, which this script does not train
+#   TINY, MEDIUM   checkpoints of the smaller models; TINY_MODEL, MEDIUM_MODEL: their options (default: --arch ofa_tiny, ofa_medium)
+#   EXITS (all)    layers with BLIPEE's exits. SELF_DISTIL (0.5): weight of self_distil's loss
+#   TOKENIZER      of the emoji captions: plain (default) or ptb, which adds METEOR and needs Java
+#   SWEEP_BATCH (32)
+# LR, EPOCHS, BATCH, MICRO, ARCH, BPE_DIR, DEVICE, PROCESSES: see benchmark.sh. Every training has the same updates and schedule (the
+# rate falls linearly to 0), and its last checkpoint is compared.
 source "$(dirname "$0")/benchmark.sh"
 SET=${1:?data set: a folder of run_scripts with options.sh} checkpoint=${3:?pretrained checkpoint} out=${4:?folder for the comparison}
 folder=$ROOT/run_scripts/$SET
-[ -e "$folder/options.sh" ] || { echo "$SET is no data set: $folder/options.sh is missing" >&2; exit 2; }
+[ -e "$folder/options.sh" ] || { echo "unknown data set $SET: $folder/options.sh is missing" >&2; exit 2; }
 options "${2:?folder of the TSV files}" "$folder"
 shift 4
 methods=("$@")
-if [ $# -eq 0 ]; then # a reference first, and all but tiny, which needs a checkpoint of its own
+if [ $# -eq 0 ]; then # the baseline first; tiny and medium need checkpoints of their own
   methods=(plain)
   for file in "$ROOT"/run_scripts/methods/*.sh; do
     name=$(basename "$file" .sh)
-    [ "$name" = plain ] || [ "$name" = tiny ] || methods+=("$name")
+    [[ " plain tiny medium " == *" $name "* ]] || methods+=("$name")
   done
 fi
-seed=${SEED:-1} test=${TEST:-test}
-for method in "${methods[@]}"; do
-  [ -e "$ROOT/run_scripts/methods/$method.sh" ] || {
-    echo "unknown method $method: choose from $(cd "$ROOT/run_scripts/methods" && echo *.sh | sed 's/\.sh//g')" >&2
+seed=${SEED:-1} fit_options=("${FIT[@]}")
+read -ra tests <<< "${TEST:-test}"
+train_rows=${TRAIN:-$DATA/${PREFIX:-}train.tsv} valid_rows=${VALID:-$DATA/${PREFIX:-}valid.tsv}
+
+# method NAME: reads run_scripts/methods/NAME.sh.
+#   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
+#   RULE     the grid of its exits: RULE.json of the data set, of the kind of task (caption_, answer_), or of run_scripts/grids
+#   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
+#   TRAINED  the method whose training it is: only the rule differs
+method() {
+  FROM='' START='' TRAINED='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
+  source "$ROOT/run_scripts/methods/$1.sh"
+}
+
+# grid RULE: the file of its settings.
+grid() {
+  local grids=$ROOT/run_scripts/grids kind=caption one
+  [ "${TASK[1]}" = mue_caption ] || kind=answer
+  for one in "$folder/grids/$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
+    [ ! -e "$one" ] || { echo "$one"; return; }
+  done
+  [ "$1" = split ] || { echo "no grid for the rule $1: add run_scripts/grids/$1.json" >&2; return 2; }
+  echo "$SETTINGS"
+}
+
+# What cannot work is rejected before anything is trained or written.
+for name in "${methods[@]}"; do
+  [ -e "$ROOT/run_scripts/methods/$name.sh" ] || {
+    echo "unknown method $name: choose from $(cd "$ROOT/run_scripts/methods" && echo *.sh | sed 's/\.sh//g')" >&2
+    exit 2
+  }
+  (method "$name" && grid "$RULE" > /dev/null) || exit 2
+done
+for split in "${tests[@]}"; do
+  [[ " ${HIDDEN:-} " != *" $split "* ]] || {
+    echo "$SET has no published answers for $split: name a split with answers in TEST=…, such as rows that were held out" >&2
     exit 2
   }
 done
+test_rows=("${tests[@]/#/$DATA/${PREFIX:-}}")
+test_rows=("${test_rows[@]/%/.tsv}")
+for file in "$checkpoint" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
+  [ -e "$file" ] || { echo "$file is missing: see run_scripts/$SET/prepare.sh --help, or name TRAIN, VALID and TEST" >&2; exit 2; }
+done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
-settings="$(identity "$DATA/${PREFIX:-}train.tsv:$DATA/${PREFIX:-}valid.tsv:$DATA/${PREFIX:-}$test.tsv:$checkpoint")
-$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all}"
-if [ "$(cat "$out/settings.txt" 2>/dev/null || echo "$settings")" != "$settings" ]; then
-  changed=$(diff "$out/settings.txt" <(echo "$settings") | sed -n 's/^> //p' | paste -sd ';') || true
-  echo "$out holds a comparison of other settings, not of $changed: choose another folder, or remove it" >&2
-  exit 2
-fi
 mkdir -p "$out/rows"
-echo "$settings" > "$out/settings.txt"
-head -n "${ROWS_VALID:-1000000000}" "$DATA/${PREFIX:-}valid.tsv" > "$out/rows/valid.tsv"
-head -n "${ROWS_TEST:-1000000000}" "$DATA/${PREFIX:-}$test.tsv" > "$out/rows/test.tsv"
-
-fit_options=("${FIT[@]}")
-# method NAME: reads run_scripts/methods/NAME.sh.
-#   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
-#   RULE     the grid of its exits: RULE.json, for the kind of task (caption_, answer_) where there is one
-#   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
-#   TRAINED  the method whose training it is: only the rule differs
-#   REFERENCE  set: expected time is against the layers of plain, which is a larger model
-method() {
-  FROM='' START='' TRAINED='' REFERENCE='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
-  source "$ROOT/run_scripts/methods/$1.sh"
+settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
+$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}"
+# same FILE TEXT WHAT: writes TEXT to FILE, or rejects another text that is there.
+same() {
+  local changed
+  [ -e "$1" ] || echo "$2" > "$1"
+  [ "$(cat "$1")" = "$2" ] && return
+  changed=$(diff "$1" <(echo "$2") | sed -n 's/^> //p' | paste -sd ';') || true
+  echo "$(dirname "$1") holds $3 of other settings, not of $changed: choose another folder, or remove it" >&2
+  return 2
 }
+same "$out/settings.txt" "$settings" "a comparison"
+
+# first_rows COUNT FILE OUT: writes OUT at once, since another process may read it.
+first_rows() {
+  if [ -e "$3" ]; then return; fi
+  if [ -z "$1" ]; then ln -sf "$(realpath "$2")" "$3"; return; fi
+  head -n "$1" "$2" > "$3.$$"
+  mv "$3.$$" "$3"
+}
+first_rows "${ROWS_VALID:-}" "$valid_rows" "$out/rows/valid.tsv"
+splits=(valid)
+for split in "${tests[@]}"; do # ofa-exit compare takes test*.csv as tests
+  [[ $split == test* ]] && name=$split || name=test_$split
+  first_rows "${ROWS_TEST:-}" "$DATA/${PREFIX:-}$split.tsv" "$out/rows/$name.tsv"
+  splits+=("$name")
+done
 
 # place NAME: the folder of a method's training and sweeps.
 place() {
@@ -69,12 +120,13 @@ place() {
 
 # prepare NAME: trains what NAME needs, if it is missing; a killed training resumes.
 prepare() {
-  local name=$1 init
+  local name=$1 own init
+  own=$(place "$name")
   method "$name"
+  mkdir -p "$own"
   if [ -n "$TRAINED" ]; then
     (prepare "$TRAINED")
-    mkdir -p "$(place "$name")"
-    cp "$(place "$TRAINED")/trained_parameters.txt" "$(place "$name")/"
+    cp "$(place "$TRAINED")/trained_parameters.txt" "$own/"
     return
   fi
   init=${START:-$checkpoint}
@@ -82,105 +134,101 @@ prepare() {
     (prepare "$FROM")
     init=$(place "$FROM")/training/checkpoint_last.pt
   fi
-  local training epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
-  training=$(place "$name")/training
-  [ ! -e "$training.done" ] || return 0
-  echo "== training $name: $training"
-  mkdir -p "$(dirname "$training")"
-  fit "$DATA/${PREFIX:-}train.tsv" "${VALID:-$DATA/${PREFIX:-}valid.tsv}" "$init" "$training" "${MODEL[@]}" "${LOSS[@]}" \
+  local epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
+  same "$own/training.txt" "$init ${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
+  [ ! -e "$own/training.done" ] || return 0
+  echo "== training $name: $own/training"
+  fit "$train_rows" "$valid_rows" "$init" "$own/training" "${MODEL[@]}" "${LOSS[@]}" \
     --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 "${FIT[@]}" --disable-validation --seed "$seed" \
-    2>&1 | tee -a "$(dirname "$training")/train.log"
-  # What fairseq prints when training starts: num. model params: … (num. trained: …)
-  sed -n 's/.*num. trained: \([0-9,]*\)).*/\1/p' "$(dirname "$training")/train.log" | tail -n 1 | tr -d , \
-    > "$(dirname "$training")/trained_parameters.txt"
-  touch "$training.done"
+    2>&1 | tee -a "$own/train.log"
+  # fairseq prints the shared parameters first, then those of experts.
+  sed -n 's/.*num\. shared model params.*num\. trained: \([0-9,]*\)).*/\1/p' "$own/train.log" | tail -n 1 | tr -d , \
+    > "$own/trained_parameters.txt"
+  touch "$own/training.done"
 }
 
-# grid RULE: the file of its settings; the data set's own first. split and joint: SETTINGS of the data set, and those beside it.
-grid() {
-  local grids=$ROOT/run_scripts/grids kind=caption one
-  [ "${TASK[1]}" = mue_caption ] || kind=answer
-  for one in "$folder/grids/$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
-    [ ! -e "$one" ] || { echo "$one"; return; }
-  done
-  case $1 in
-    split) echo "$SETTINGS" ;;
-    *) echo "no grid for the rule $1: add run_scripts/grids/$1.json" >&2; return 2 ;;
-  esac
+# trained NAME: the checkpoint of its training.
+trained() {
+  (method "$1" && echo "$(place "${TRAINED:-$1}")/training/checkpoint_last.pt")
 }
 
 # curve NAME SPLIT: sweeps a method's grid over rows of a split.
 curve() {
-  local name=$1 split=$2 csv trained checkpoint reference=()
+  local name=$1 split=$2 csv settings
   csv=$(place "$name")/$split.csv
-  [ ! -e "$csv" ] || return 0
   method "$name"
-  trained=${TRAINED:-$name}
-  checkpoint=$(place "$trained")/training/checkpoint_last.pt
-  [ -z "$REFERENCE" ] || reference=(--reference-layers "$(layers_of "$(place plain)/valid.csv")")
-  mkdir -p "$(dirname "$csv")"
+  settings=$(grid "$RULE")
+  same "$(place "$name")/sweep.txt" "$(cat "$settings")" "sweeps"
+  [ ! -e "$csv" ] || return 0
   echo "== sweeping $name over $split: $csv"
-  ofa_exit sweep "$(grid "$RULE")" "$csv" "$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" \
-    --path "$checkpoint" --gen-subset "$split" --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}" "${SEARCH[@]}" \
-    --scoring "$SCORING" "${SCORER[@]}" --run "$name" "${reference[@]}"
-}
-
-# layers_of CSV: the layers of encoder and decoder in a sweep's first line, as 6,6.
-layers_of() {
-  "$BIN/python" -c '
-import csv, sys
-row = next(csv.DictReader(open(sys.argv[1])))
-print(row["encoder_layers_full"] + "," + row["decoder_layers_full"])' "$1"
+  ofa_exit sweep "$settings" "$csv" "$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" \
+    --path "$(trained "$name")" --gen-subset "$split" --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}" "${SEARCH[@]}" \
+    --scoring "$SCORING" "${SCORER[@]}" --run "$name"
 }
 
 cpu=()
 [ "$DEVICE" = cuda ] || cpu=(--cpu)
 for name in "${methods[@]}"; do
   prepare "$name"
-  for split in valid test; do curve "$name" "$split"; done
+  for split in "${splits[@]}"; do curve "$name" "$split"; done
 done
 
+# Every finished method is in the table, in the order of METHOD and then by name.
+finished() {
+  local split
+  for split in "${splits[@]}"; do [ -e "$1/$split.csv" ] || return 1; done
+}
+others=()
+for place in "$out"/*@*; do
+  name=$(basename "${place%@*}")
+  [[ " ${methods[*]} ${others[*]:-} " == *" $name "* ]] || ! finished "$place" || others+=("$name")
+done
+methods+=("${others[@]}")
 baseline=plain
 [[ " ${methods[*]} " == *" plain "* ]] || baseline=${methods[0]}
 ofa_exit compare "$out" "${methods[@]}" --baseline "$baseline" --quality "$QUALITY" ${PAPER:+--paper "$PAPER"} \
-  --keep "${KEEP:-0.96},0.99,0.9"
+  --keep "${KEEP_QUALITY:-0.96},0.99,0.9"
 
-# generation: options of model and data that saturation and cases share.
-generation=("$out/rows/test.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --gen-subset test
+# Saturation and cases show the trainings of this seed, on the first test split.
+split=${splits[1]} drawn=() checkpoints=()
+generation=("$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --gen-subset "$split"
   --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}")
-checkpoints=()
 for name in "${methods[@]}"; do
-  method "$name"
-  [ -n "$TRAINED" ] || checkpoints+=("$name=$(place "$name")/training/checkpoint_last.pt")
+  finished "$(place "$name")" || continue
+  model=$(trained "$name")
+  [[ " ${checkpoints[*]:-} " == *"=$model "* ]] || checkpoints+=("$name=$model")
+  drawn+=("$name")
 done
-[ -e "$out/saturation.png" ] || ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
+if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "$seed ${drawn[*]}" ]; then exit; fi
+ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
 
-# exits NAME: the options of the setting that the table chose for a method; none where it chose none.
+# exits NAME: the options of the setting that the table chose for a method in this seed; none at full depth.
 exits() {
   "$BIN/python" -c '
 import csv, sys
-rows = [row for row in csv.DictReader(open(sys.argv[1])) if row["method"] == sys.argv[2] and row["rule"].startswith("keeps")]
-setting = rows[0]["setting"] if rows else ""
+file, method, seed = sys.argv[1:]
+rows = [row for row in csv.DictReader(open(file)) if row["method"] == method and row["rule"].startswith("keeps")]
+row = rows[0] if rows else {}
+settings, seeds = row.get("setting", "").split(" | "), row.get("seeds", "").split(" | ")
+setting = settings[seeds.index(seed)] if seed in seeds and len(settings) == len(seeds) else settings[0]
 options = dict(part.split("=", 1) for part in setting.split() if part.startswith("exit_"))
 if options:
     options.setdefault("exit_policy", "similarity")
-print(*(f"--{name.replace(chr(95), chr(45))}={value}" for name, value in options.items()))' "$out/table.csv" "$1"
+print(*(f"--{name.replace(chr(95), chr(45))}={value}" for name, value in options.items()))' "$out/table.csv" "$1" "$seed"
 }
 
 # What the chosen settings generate for the first rows, every word in the colour of its layer.
-if [ ! -e "$out/cases.html" ]; then
-  mkdir -p "$out/cases"
-  head -n "${ROWS_CASES:-50}" "$out/rows/test.tsv" > "$out/cases/test.tsv"
-  generation[0]=$out/cases/test.tsv
-  traces=() checkpoints=()
-  for name in "${methods[@]}"; do
-    method "$name"
-    read -ra chosen <<< "$(exits "$name")"
-    [ ${#chosen[@]} -gt 0 ] || continue
-    trained=$(place "${TRAINED:-$name}")/training/checkpoint_last.pt
-    "$BIN/fairseq-generate" "${generation[@]}" "${SEARCH[@]}" --path "$trained" "${chosen[@]}" \
-      --exit-trace "$out/cases/$name.jsonl" > "$out/cases/$name.log" 2>&1
-    traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$trained")
-  done
-  [ ${#traces[@]} -eq 0 ] || ofa_exit cases "${checkpoints[@]}" "$out/cases.html" "${traces[@]}" "${generation[@]}"
-fi
+mkdir -p "$out/cases"
+head -n "${ROWS_CASES:-50}" "$out/rows/$split.tsv" > "$out/cases/$split.tsv"
+generation[0]=$out/cases/$split.tsv
+traces=() checkpoints=()
+for name in "${drawn[@]}"; do
+  chosen=$(exits "$name")
+  model=$(trained "$name")
+  # shellcheck disable=SC2086
+  "$BIN/fairseq-generate" "${generation[@]}" "${SEARCH[@]}" --path "$model" $chosen --exit-trace "$out/cases/$name.jsonl" \
+    > "$out/cases/$name.log" 2>&1 || { tail -n 3 "$out/cases/$name.log" >&2; exit 1; }
+  traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$model")
+done
+ofa_exit cases "${checkpoints[@]}" "$out/cases.html" "${traces[@]}" "${generation[@]}"
+echo "$seed ${drawn[*]}" > "$out/figures.txt"

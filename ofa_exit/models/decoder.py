@@ -11,6 +11,7 @@ from ofa_exit.models.decoder_pass import DecoderPass
 from ofa_exit.models.decoder_stack import DecoderStack
 from ofa_exit.models.decoder_work import full_work
 from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.word_scores import StepScores
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.exit_loop import exit_loop
 from ofa_exit.runtime.kv_cache import KVCache
@@ -75,7 +76,7 @@ class Decoder(DecoderStack):
         if all_layers or return_layers:  # what every layer makes is asked for
             gate = None
         states: list[Tensor] = []
-        layers_used, step = None, None
+        layers_used, step, scored = None, None, None
         if policy is not None and gate is not None:
             layers = DecoderPass(
                 self, policy, self.kv_mode, x, prev_output_tokens, encoder_out, cache, tree
@@ -83,7 +84,7 @@ class Decoder(DecoderStack):
             state = layers.start(x)
             exit_loop(layers, gate, state)
             layers.end_step()
-            x, layers_used = state.output, state.layers_used
+            x, layers_used, scored = state.output, state.layers_used, layers.scored
             step = layers.trace_step(layers_used)
         else:
             first = cache is None or cache.length == 0
@@ -102,7 +103,7 @@ class Decoder(DecoderStack):
             return (extra["layer_features"][-1] if all_layers else self.layer_norm(x)), extra
         if all_layers:
             return self.output_layer(extra["layer_features"][-1]), extra
-        return self._words(x, layers_used, step, encoder_out), extra
+        return self._words(x, layers_used, step, encoder_out, scored), extra
 
     def _words(
         self,
@@ -110,17 +111,22 @@ class Decoder(DecoderStack):
         layers_used: Optional[Tensor],
         step: Optional[DecoderStep],
         encoder_out: EncoderOut,
+        scored: Optional[StepScores],
     ) -> Tensor:
-        """Return the word scores [N, P, V] of states at exit [N, P, C], and record their price."""
+        """Return the word scores [N, P, V] of states at exit [N, P, C], and record their price.
+
+        ``scored``: the scores that gates have asked for, of rows that exited on them.
+        """
         heads = self.active_heads(self.exit_policy)
         used = None if layers_used is None else layers_used.flatten()
-        groups = self.rows_by_head(used, heads)
+        known = set() if scored is None else set(scored.rows)
+        groups = self.rows_by_head(used, heads, known)
         if step is not None:
             tokens = [x.size(1) * (encoder_out.group or 1)] * encoder_out.states.size(0)
             step.score_words(self.word_flops(), tokens, self.word_prices(groups))
         if groups is None:
             return self.output_layer(self.layer_norm(x))
-        return self.word_scores(x.flatten(0, 1), groups).unflatten(0, x.shape[:2])
+        return self.word_scores(x.flatten(0, 1), groups, scored=scored).unflatten(0, x.shape[:2])
 
     def _full_step(
         self,

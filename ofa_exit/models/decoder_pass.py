@@ -13,6 +13,7 @@ from ofa_exit.models.cpu import row_slices
 from ofa_exit.models.decoder_stack import DecoderStack
 from ofa_exit.models.decoder_work import WorkCounter, full_work
 from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.word_scores import StepScores
 from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass
@@ -64,6 +65,7 @@ class DecoderPass(LayerPass):
         self.step_limit = encoder_out.limits(x.size(0), length)  # Long [N, 1]
         # K/V that the layer in progress was missing, and the states [R, Q, C] they came from.
         self.filled: Optional[tuple[MissingKV, Tensor]] = None
+        self.scored = StepScores()
         self.counter = WorkCounter(decoder, self.rows, positions, self.keys)
         if cache is not None:
             cache.begin_step(x, keep_states=kv_mode != "copy")
@@ -87,7 +89,7 @@ class DecoderPass(LayerPass):
         """Run a decoder layer over hidden states [R, P, C]."""
         module, slot = self.decoder.layer(layer), layer - 1
         self.counter.add("layers_run")
-        self.filled = None
+        self.filled = self.scored.active = None
         # Every token runs layer 1, so nothing is missing there.
         if self.cache is not None and slot > 0 and self.cache.length > 0:
             missing = self.cache.missing(slot, self.rows.sentences)
@@ -227,7 +229,15 @@ class DecoderPass(LayerPass):
         )
 
     def _score_words(self, layer: int, features: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply ``fn`` to the scores of this layer's head, over the allowed words if some are."""
+        """Apply ``fn`` to the scores of this layer's head, over the allowed words if some are.
+
+        A step of generation scores them once: for every ``fn``, and for the rows that exit here.
+        """
+        if self.cache is not None and self.decoder.scores_fit(len(features)):
+            if self.scored.active is None:
+                self.counter.add_scores(None)
+                self.scored.active = self.decoder.own_scores(layer, features[:, 0])
+            return fn(self.scored.active).unsqueeze(1)
         words, allowed = None, None
         if self.tree is not None and self.tree.allowed is not None:
             words, allowed = self.tree.words, self.rows.select(self.tree.allowed())
@@ -240,11 +250,16 @@ class DecoderPass(LayerPass):
 
     def read_flags(self, done: Tensor) -> list[bool]:
         """Read ``done``, and with it which sentences beam search has left, in one host read."""
-        if self.cache is None or not self.cache.stale:
+        if self.cache is None:
             return to_host(done.flatten())
-        values = to_host(torch.cat([done.flatten().long(), self.encoder_out.sentences]))
-        self.cache.set_sentences(values[done.numel() :])
-        return values[: done.numel()]
+        if self.cache.stale:
+            values = to_host(torch.cat([done.flatten().long(), self.encoder_out.sentences]))
+            self.cache.set_sentences(values[done.numel() :])
+            flags = list(map(bool, values[: done.numel()]))
+        else:
+            flags = to_host(done.flatten())
+        self.scored.keep(self.rows.places(), flags)
+        return flags
 
     def refresh(self) -> None:
         """Read which sentences are left, if beam search dropped some."""

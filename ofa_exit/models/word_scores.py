@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Optional
 
 import torch
@@ -15,6 +15,36 @@ from ofa_exit.runtime.rows import from_host, to_host
 
 MAX_SCORES_AT_ONCE = 2**26
 """Word scores that are held at a time, whatever the batch: 256 MB in float32."""
+
+
+class StepScores:
+    """Word scores of one decoding step: a row that exits where its gate has just scored words
+    keeps these scores, so that they are computed once.
+
+    Attributes:
+        active: [R, V], scores of the active rows after the layer that ran last, if a gate asked.
+        rows: places, among all N rows, of the rows that exited with scores.
+        parts: their scores, [M, V] each, in the order of ``rows``.
+    """
+
+    def __init__(self) -> None:
+        self.active: Optional[Tensor] = None
+        self.rows: list[int] = []
+        self.parts: list[Tensor] = []
+        self._exited: set[int] = set()
+
+    def keep(self, rows: list[int], exited: list[bool]) -> None:
+        """Keep the scores of the rows that exit now.
+
+        Args:
+            rows: places of the R active rows among all N.
+            exited: which of them have exited, now or before.
+        """
+        leaving = [i for i, row in enumerate(rows) if exited[i] and row not in self._exited]
+        self._exited.update(rows[i] for i in leaving)
+        if self.active is not None and leaving:
+            self.rows += [rows[i] for i in leaving]
+            self.parts.append(self.active[from_host(leaving, self.active.device)])
 
 
 class WordScores(ShapeCache):
@@ -42,6 +72,14 @@ class WordScores(ShapeCache):
         if words is None:
             return self.output_layer(features)
         return F.linear(features, self.output_projection.weight[words])
+
+    def scores_fit(self, rows: int) -> bool:
+        """Return whether the scores of so many rows may be held at a time."""
+        return rows * self.output_projection.weight.size(0) <= MAX_SCORES_AT_ONCE
+
+    def own_scores(self, layer: int, features: Tensor) -> Tensor:
+        """Return the word scores [..., V] that the head after ``layer`` gives features [..., C]."""
+        return self.exit_heads.scores(layer, features, None, self.shared_scores)
 
     def head_scores(
         self,
@@ -78,23 +116,31 @@ class WordScores(ShapeCache):
         return torch.cat(results).view(shape)
 
     def rows_by_head(
-        self, layers_used: Optional[Tensor], heads: list[int]
+        self, layers_used: Optional[Tensor], heads: list[int], scored: Collection[int] = ()
     ) -> Optional[dict[int, Tensor]]:
-        """Group rows by the head that scores their words, in one host read.
+        """Group rows by the head that scores their words, in at most one host read.
 
         Args:
             layers_used: Long [M], the layers that each row used; None if no gate was asked.
             heads: layers whose heads were active.
+            scored: rows that have their scores, which are left out.
 
         Returns:
             Layer of the head, 0 for the decoder's own words -> Long rows. None if all rows have
             the decoder's own.
         """
-        if layers_used is None or not heads or not self.exit_heads.scores_words:
+        if layers_used is None:
+            return None
+        if heads and self.exit_heads.scores_words:
+            layers = to_host(layers_used)
+        elif scored:
+            layers = [0] * len(layers_used)
+        else:
             return None
         rows: dict[int, list[int]] = {}
-        for row, layer in enumerate(to_host(layers_used)):
-            rows.setdefault(layer if layer in heads else 0, []).append(row)
+        for row, layer in enumerate(layers):
+            if row not in scored:
+                rows.setdefault(layer if layer in heads else 0, []).append(row)
         return {layer: from_host(found, layers_used.device) for layer, found in rows.items()}
 
     def word_scores(
@@ -102,25 +148,28 @@ class WordScores(ShapeCache):
         hidden: Tensor,
         rows_by_head: Optional[dict[int, Tensor]],
         words: Optional[Tensor] = None,
+        scored: Optional[StepScores] = None,
     ) -> Tensor:
         """Return the word scores [M, V] of states at exit [M, C], each by what it left through.
 
         Args:
             rows_by_head: see the method of this name.
             words: Long [W], the words to score; None for the whole vocabulary.
+            scored: scores of the rows that are not in ``rows_by_head``.
         """
         if rows_by_head is None:
             return self.shared_scores(hidden, words)
-        scores: Optional[Tensor] = None
+        parts = [] if scored is None else list(scored.parts)
+        order = [] if scored is None else [from_host(scored.rows, hidden.device)]
         for layer, rows in rows_by_head.items():
             if layer == 0:
-                part = self.shared_scores(hidden[rows], words)
+                parts.append(self.shared_scores(hidden[rows], words))
             else:
                 part = self.exit_heads.scores(layer, hidden[rows], words, self.shared_scores)
-            if scores is None:
-                scores = part.new_empty(len(hidden), part.size(-1))
-            scores[rows] = part
-        assert scores is not None
+                parts.append(part)
+            order.append(rows)
+        scores = parts[0].new_empty(len(hidden), parts[0].size(-1))
+        scores[torch.cat(order)] = torch.cat(parts)
         return scores
 
     def word_prices(

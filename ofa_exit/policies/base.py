@@ -33,7 +33,7 @@ class GateInput:
             runtime compacts them with the rows. It clears them before each decoder step and each
             encoder pass.
         has_head: whether word scores exist after this layer. Decoder only.
-        score_words: what ``scores`` calls, each time anew; set by the runtime.
+        score_words: what ``scores`` calls; set by the runtime.
         learned_confidence: what ``confidence`` calls; set by the runtime.
     """
 
@@ -57,7 +57,8 @@ class GateInput:
         Args:
             fn: maps logits [M, V] of M rows and positions to [M]. Over a closed set of W answers
                 the logits are [M, W], -inf on words that are not allowed. It is called as often as
-                chunks of bounded memory need.
+                chunks of bounded memory need, and must not change the logits: rows that exit here
+                go out with them.
 
         Returns:
             [R, P]: the results.

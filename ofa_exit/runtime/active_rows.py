@@ -39,6 +39,10 @@ class ActiveRows:
         """Return the active rows [R, …] of values [N, …]."""
         return values if self.index is None else values[self.index]
 
+    def places(self) -> list[int]:
+        """Return the places of the R active rows among all N."""
+        return [self.group * s + i for s in self.sentences for i in range(self.group)]
+
     def rows(self, positions: list[int]) -> Tensor:
         """Return the rows, among the active ones, of sentences given by their place in
         ``sentences``: Long [group·positions]."""

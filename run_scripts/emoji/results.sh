@@ -33,7 +33,7 @@ for task in caption entailment; do
       cp "$DATA/dict.txt" runs/rows/
       csv=results/${task}_${split}_$variant.csv
       [ -e "$csv" ] || CURVE= DATA=runs/rows $here/sweep.sh $task "$out/checkpoint_last.pt" $split \
-        $here/grids/${task}_$grid.json "$csv" --run "${names[$variant]}"
+        $here/$task/grids/$grid.json "$csv" --run "${names[$variant]}"
     done
   done
   case $task in caption) quality=CIDEr keep=0.96 ;; *) quality=accuracy keep=0.99 ;; esac

@@ -1,3 +1,3 @@
-# OFA without exits, fine-tuned by its own loss. Its cosines are swept, too, as MuE Table 4's first line.
+# OFA without exits, fine-tuned by its own loss. Its cosines are swept, too: exits without any of MuE's training.
 LOSS=(--criterion mue_loss --layer-weights last)
 RULE=joint

@@ -3,5 +3,5 @@ TASK=(--task mue_vqa --prompt-type none --patch-image-size 480 --max-src-length 
 CHOOSE=(--eval-acc --best-checkpoint-metric vqa_acc --maximize-best-checkpoint-metric)
 FIT=(--label-smoothing 0.1)
 SEARCH=(--beam 5 --unnormalized --max-len-b 16)
-SCORING=vqa_accuracy QUALITY=accuracy SETTINGS=$ROOT/run_scripts/grids/answer.json BLIPEE=distill
+SCORING=vqa_accuracy QUALITY=accuracy SETTINGS=$ROOT/run_scripts/grids/answer.json BLIPEE=distill PAPER=${PAPER-blipee_okvqa}
 ROWS=${ROWS:-$DATA}

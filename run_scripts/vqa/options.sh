@@ -4,4 +4,4 @@ TASK=(--task mue_vqa --prompt-type prev_output --patch-image-size 480 --max-src-
 CHOOSE=(--eval-acc --best-checkpoint-metric vqa_acc --maximize-best-checkpoint-metric)
 FIT=(--label-smoothing 0.1)
 SEARCH=()
-SCORING=vqa_accuracy QUALITY=accuracy HIDDEN='test-dev test' SETTINGS=$ROOT/run_scripts/grids/answer.json BLIPEE=supervised
+SCORING=vqa_accuracy QUALITY=accuracy HIDDEN='test-dev test' SETTINGS=$ROOT/run_scripts/grids/answer.json BLIPEE=supervised PAPER=${PAPER-blipee_vqa}

@@ -8,6 +8,7 @@ from helpers.candidate_samples import ANSWERS, EOS, PAD, TRIE, sample
 from helpers.head_samples import KINDS, alphas, noisy, slow_decode
 from helpers.small_models import batch, generate, select
 
+from ofa_exit.models import word_scores
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.static import StaticExit
@@ -69,6 +70,39 @@ def test_a_row_never_depends_on_its_batch(models, kind):
         alone = generate(model, select(net_input, row), STEPS)[0]
         assert [h["tokens"].tolist() for h in alone] == tokens[row]
         assert model.last_trace.depths([tokens[row]]) == [depths[row]]
+
+
+class AsksTwice(ConfidenceExit):
+    """The rule of its base, from two looks at the scores."""
+
+    def decoder_gate(self, seen):
+        if not seen.has_head:
+            return False
+        best = seen.scores(lambda logits: logits.float().amax(-1))
+        total = seen.scores(lambda logits: logits.float().logsumexp(-1))
+        return (best - total).exp() > self.alpha
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_words_are_scored_once(models, kind, monkeypatch):
+    """However often a gate asks; beyond the memory that is held, once a question and at the end."""
+    model, net_input = models[kind], batch(3)
+    alpha, hypotheses, tokens, _ = searched(model, net_input, 3, "propagate")
+
+    def again():
+        model.configure_exits(AsksTwice(alpha))
+        found = generate(model, net_input, STEPS, beam_size=3)
+        assert [[h["tokens"].tolist() for h in of] for of in found] == tokens
+        for of, wanted in zip(found, hypotheses, strict=True):
+            for one, other in zip(of, wanted, strict=True):
+                torch.testing.assert_close(one["score"], other["score"], rtol=1e-5, atol=1e-5)
+        work = [one for step in model.last_trace.steps for one in step.work]
+        return sum(one.price(1) * sum(one.units) for one in work if one.part == "vocabulary")
+
+    once = again()
+    monkeypatch.setattr(word_scores, "MAX_SCORES_AT_ONCE", 1)
+    assert once < again()
 
 
 @pytest.mark.parametrize("kv", KV_MODES)

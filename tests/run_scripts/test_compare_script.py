@@ -37,6 +37,7 @@ TRAININGS = {
 def data(tmp_path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
+    (tmp_path / "init.pt").write_text("x")
     for name in ("train", "valid", "test_artist"):
         (folder / f"caption_{name}.tsv").write_text("x\n" * 130)
     return folder
@@ -45,7 +46,7 @@ def data(tmp_path) -> Path:
 @pytest.mark.parametrize("method", TRAININGS)
 def test_trainings_parse_with_fairseq(method, calls, data, tmp_path, monkeypatch):
     commands, read = calls
-    run("compare.sh", "emoji/caption", data, "init.pt", tmp_path / "out", method, BIN=commands)
+    run("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out", method, BIN=commands)
     trained = [call for call in read() if "--criterion" in call][-1]
     monkeypatch.setattr("sys.argv", ["fairseq-train", *trained])
     args = options.parse_args_and_arch(options.get_training_parser(), trained)
@@ -57,11 +58,11 @@ def test_trainings_parse_with_fairseq(method, calls, data, tmp_path, monkeypatch
 def test_a_method_starts_from_another_ones_training(calls, data, tmp_path):
     commands, read = calls
     out = tmp_path / "out"
-    run("compare.sh", "emoji/caption", data, "init.pt", out, "deebert", BIN=commands, SEED="2")
+    run("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "deebert", BIN=commands, SEED="2")
     starts = [
         call[call.index("--finetune-from-model") + 1] for call in read() if "--criterion" in call
     ]
-    assert starts == ["init.pt", str(out / "plain@2" / "training" / "checkpoint_last.pt")]
+    assert starts == [str(tmp_path / "init.pt"), str(out / "plain@2" / "training" / "checkpoint_last.pt")]
 
 
 @pytest.mark.parametrize("kind", ["caption", "entailment"])
@@ -70,7 +71,7 @@ def test_every_method_has_a_grid_of_settings(method, kind, tmp_path):
     """The settings build: options exist and have values that policies take."""
     folder = ROOT / "run_scripts"
     script = f"""
-        TINY=tiny.pt; source {folder}/methods/{method}.sh; echo "$RULE" """
+        TINY=tiny.pt MEDIUM=medium.pt; source {folder}/methods/{method}.sh; echo "$RULE" """
     rule = subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.strip()
     task = "answer" if kind == "entailment" else kind
     places = [
@@ -86,15 +87,34 @@ def test_every_method_has_a_grid_of_settings(method, kind, tmp_path):
 
 def test_unknown_methods_and_data_sets_are_rejected(data, tmp_path):
     out = tmp_path / "out"
-    error = failing("compare.sh", "emoji/caption", data, "init.pt", out, "berxit")
+    error = failing("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "berxit")
     assert error.startswith("unknown method berxit: choose from blipee ")
-    error = failing("compare.sh", "coco2", data, "init.pt", out)
-    assert "coco2 is no data set" in error and not out.exists()
+    error = failing("compare.sh", "coco2", data, tmp_path / "init.pt", out)
+    assert "unknown data set coco2" in error and not out.exists()
+
+
+def test_missing_rows_and_splits_without_answers_are_rejected_first(data, tmp_path):
+    out, init = tmp_path / "out", tmp_path / "init.pt"
+    error = failing("compare.sh", "emoji/caption", data, init, out, "plain", TEST="test_combinations")
+    assert error.startswith(f"{data}/caption_test_combinations.tsv is missing")
+    error = failing("compare.sh", "vqa", data, init, out, "plain")
+    assert error.startswith("vqa has no published answers for test")
+    error = failing("compare.sh", "emoji/caption", data, init, out, "plain", "tiny")
+    assert "method tiny needs TINY=" in error
+    assert not out.exists()
+
+
+def test_a_method_of_other_settings_is_rejected(calls, data, tmp_path):
+    commands, _ = calls
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out")
+    run(*arguments, "self_distil", BIN=commands)
+    error = failing(*arguments, "self_distil", BIN=commands, SELF_DISTIL="0.7")
+    assert "self_distil@1 holds a training of other settings" in error and "0.7" in error
 
 
 def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
     commands, _ = calls
-    arguments = ("compare.sh", "emoji/caption", data, "init.pt", tmp_path / "out", "plain")
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out", "plain")
     run(*arguments, BIN=commands)
     run(*arguments, BIN=commands)
     error = failing(*arguments, BIN=commands, EPOCHS="7")
