@@ -80,7 +80,7 @@ done
 test_rows=("${tests[@]/#/$DATA/${PREFIX:-}}")
 test_rows=("${test_rows[@]/%/.tsv}")
 for file in "$checkpoint" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
-  [ -e "$file" ] || { echo "$file is missing: see run_scripts/$SET/prepare.sh --help, or name TRAIN, VALID and TEST" >&2; exit 2; }
+  [ -e "$file" ] || { echo "$file is missing: make it by prepare.sh of the data set, or name TRAIN, VALID and TEST" >&2; exit 2; }
 done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
