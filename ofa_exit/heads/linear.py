@@ -13,7 +13,7 @@ from ofa_exit.heads.base import ExitHeads
 
 
 class LinearHeads(ExitHeads):
-    """z_i = W_i · LN_i(h_i) after layer i. Norm and matrix start as the decoder's own.
+    """z_i = W_i · dropout(LN_i(h_i)) after layer i. Norm and matrix start as the decoder's own.
 
     A classifier of BERT has a few labels, one of a decoder has the vocabulary: at OFA base's
     59,457 words and 768 channels a head has 45.7 million weights, as many as five decoder layers.
@@ -30,7 +30,13 @@ class LinearHeads(ExitHeads):
         for layer in layers:
             projection = nn.Linear(channels, words, bias=False)
             projection.load_state_dict({"weight": backbone.output_projection.weight.detach()})
-            head = nn.ModuleDict({"norm": nn.LayerNorm(channels), "output_projection": projection})
+            head = nn.ModuleDict(
+                {
+                    "norm": nn.LayerNorm(channels),
+                    "dropout": nn.Dropout(cfg.dropout),
+                    "output_projection": projection,
+                }
+            )
             if cls.pooled:
                 pooler = head["pooler"] = nn.Linear(channels, channels)
                 nn.init.xavier_uniform_(pooler.weight)
@@ -49,6 +55,7 @@ class LinearHeads(ExitHeads):
         features = head["norm"](features)  # [..., C]
         if self.pooled:
             features = torch.tanh(head["pooler"](features))
+        features = head["dropout"](features)
         weight = head["output_projection"].weight  # [V, C]
         return F.linear(features, weight if words is None else weight[words])
 
@@ -65,11 +72,11 @@ class LinearHeads(ExitHeads):
 
 
 class PooledLinearHeads(LinearHeads):
-    """z_i = W_i · tanh(P_i · LN_i(h_i) + b_i): linear heads behind BERT's pooler.
+    """z_i = W_i · dropout(tanh(P_i · LN_i(h_i) + b_i)): BERT's pooler before the linear head.
 
     Differs from DeeBERT: OFA has no pooler to copy, so P_i starts from Xavier's initialisation.
     Such a head is far from the backbone's words until it is trained.
     """
 
-    summary = "the same behind a pooler with tanh, as BERT's"
+    summary = "a pooler with tanh, as in BERT, before the linear head"
     pooled = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.heads.base import ExitHeads
@@ -13,8 +15,8 @@ from ofa_exit.heads.base import ExitHeads
 class MetaHeads(ExitHeads):
     """Shared heads, and one linear classifier of all layers: is this layer's word the last one's?
 
-    CALM (Schuster et al. 2022) Section 3.4. Words are scored by the decoder's own norm and
-    projection.
+    CALM (Schuster et al. 2022), after the authors' code. Words are scored by the decoder's own norm
+    and projection.
     """
 
     summary = "the shared head and a classifier that says whether to exit (CALM)"
@@ -27,9 +29,13 @@ class MetaHeads(ExitHeads):
         return cls(layers, {"classifier": nn.Linear(channels, 2)})
 
     def meta_logits(self, hidden: Tensor) -> Tensor:
-        """Return the classifier's logits [..., 2] (go on, exit) of hidden states [..., C]."""
+        """Return the classifier's logits [..., 2] (go on, exit) of hidden states [..., C].
+
+        They are computed in float32: rounding must not decide whether a row exits.
+        """
         classifier: Any = self["classifier"]
-        return classifier(hidden).float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), classifier.weight.float(), classifier.bias.float())
 
     def confidence(self, layer: int, hidden: Tensor) -> Tensor:
         return self.meta_logits(hidden).softmax(-1)[..., 1]

@@ -8,10 +8,11 @@ from torch import Tensor
 def balanced_consistency_loss(logits: Tensor, consistent: Tensor) -> Tensor:
     """Return the class-balanced cross-entropy of each layer's classifier, mean over layers.
 
-        L = 1/K · Σ_i ½ · Σ_c mean over tokens of class c of -log p_i(c)
+        L = 1/K · Σ_i mean over tokens of (1 - share of the label's class) · -log p_i(label)
 
-    CALM (Schuster et al. 2022) Section 3.4, after the authors' code. The two classes weigh half
-    each, layer by layer. A class without tokens adds nothing.
+    CALM (Schuster et al. 2022), after the authors' code. A token weighs the share of the other
+    class in the batch, so both classes have the same total weight in a layer. A layer whose tokens
+    are all of one class adds 0.
 
     Args:
         logits: of go on and of exit, [K, M, 2], for K layers before the last and M tokens.
@@ -21,9 +22,9 @@ def balanced_consistency_loss(logits: Tensor, consistent: Tensor) -> Tensor:
     """
     labels = consistent.long()
     tokens = torch.stack([(~consistent).sum(1), consistent.sum(1)], 1)  # of each class, [K, 2]
-    weights = 0.5 / tokens.gather(1, labels)  # [K, M]
+    other = tokens.flip(1).gather(1, labels) / labels.size(1)  # share of the other class, [K, M]
     nll = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return (weights * nll.view_as(weights)).sum(1).mean()
+    return (other * nll.view_as(other)).mean()
 
 
 def first_consistent_loss(logits: Tensor, consistent: Tensor) -> Tensor:

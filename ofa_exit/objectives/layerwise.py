@@ -1,7 +1,7 @@
 """MuE's layer-wise task loss: cross-entropy on every decoder layer (Eqs. 12 and 13)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,27 +11,31 @@ from torch.utils.checkpoint import checkpoint
 Scores = TypeVar("Scores")
 
 
-def parse_layer_weights(spec: str, layers: int) -> list[float]:
-    """Return the weights of the decoder layers' losses, first to last, with sum 1.
+def parse_layer_weights(spec: str, layers: Sequence[int]) -> dict[int, float]:
+    """Return the weights of the decoder layers' losses, by layer, with sum 1.
 
     ``uniform`` is the mean of Eq. 12, ``last`` the plain loss of a model without exits. Numbers
-    separated by commas, one per layer, are any other mixture. ``rising`` is 1, 2, …, N (PABEE
-    Eq. 5).
+    separated by commas, one per layer, are any other mixture. With ``rising`` layer i weighs i, as
+    in the code of PABEE and of CALM.
+
+    Args:
+        layers: the layers with a loss, from 1, in increasing order.
 
     Raises:
         ValueError: the numbers are no weights for that many layers.
     """
     if spec == "uniform":
-        return [1 / layers] * layers
-    if spec == "last":
-        return [0.0] * (layers - 1) + [1.0]
-    weights = [float(i) for i in range(1, layers + 1)] if spec == "rising" else _numbers(spec)
-    if len(weights) != layers:
+        weights = [1.0] * len(layers)
+    elif spec == "last":
+        weights = [0.0] * (len(layers) - 1) + [1.0]
+    else:
+        weights = [float(layer) for layer in layers] if spec == "rising" else _numbers(spec)
+    if len(weights) != len(layers):
         raise ValueError(
-            f"layer weights {spec!r} are {len(weights)} numbers, but the loss is over {layers} "
-            "layers: give one for each"
+            f"layer weights {spec!r} are {len(weights)} numbers, but the loss is over "
+            f"{len(layers)} layers: give one for each"
         )
-    return [w / sum(weights) for w in weights]
+    return {layer: weight / sum(weights) for layer, weight in zip(layers, weights)}
 
 
 def check_layer_weights(spec: str) -> None:
@@ -64,7 +68,8 @@ def score_layers(
 
     ``score`` projects a layer's features to logits and reduces those to numbers. All layers but
     the last are checkpointed: their logits are recomputed in the backward pass. This costs one more
-    projection per layer. A loss of the last layer alone costs nothing more.
+    projection per layer. A loss of the last layer alone costs nothing more. Dropout in ``score``
+    drops the same features when logits are recomputed.
 
     Args:
         features: by layer its states, [M, C] each.
@@ -75,9 +80,7 @@ def score_layers(
     scores = {}
     for number, (layer, states) in enumerate(features.items(), start=1):
         if number < len(features) and torch.is_grad_enabled():
-            scores[layer] = checkpoint(
-                score, layer, states, use_reentrant=False, preserve_rng_state=False
-            )
+            scores[layer] = checkpoint(score, layer, states, use_reentrant=False)
         else:
             scores[layer] = score(layer, states)
     return scores

@@ -106,7 +106,7 @@ def print_reports(
 
 
 def log_heads(model: Any) -> None:
-    """Log how many weights the exit heads of a model have, if they have any."""
+    """Log the kind of a model's exit heads and how many weights they have, if they have any."""
     if not isinstance(model, OFAModel):
         return
     heads = model.decoder.exit_heads
@@ -116,10 +116,10 @@ def log_heads(model: Any) -> None:
     total = sum(weight.numel() for weight in heads.parameters())
     backbone = sum(weight.numel() for weight in model.parameters()) - total
     logger.info(
-        "%d exit heads of %s weights each: %s, as many as %.1f decoder layers (the backbone has "
-        "%s)",
+        "%d exit heads of %s weights each: %s, as many as %.1f decoder layers (--exit-head %s; "
+        "the backbone has %s)",
         *(count, _millions(each), _millions(total), count * weights_in_layers(model)),
-        _millions(backbone),
+        *(model.cfg.exit_head, _millions(backbone)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
@@ -77,7 +77,16 @@ class SoftmaxDiffExit(CalmExit):
 
 @dataclass
 class SaturationExit(CalmExit):
-    """The confidence is the cosine of the decoder's states before and after the layer."""
+    """The confidence is the cosine of the decoder's states before and after the layer.
+
+    Nothing exits after layer 1, as in the authors' code, which has no state before the first exit.
+
+    Differs from the authors' code: that compares the states at consecutive exits. They are those of
+    consecutive layers if every layer has an exit.
+    """
+
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
+        return [layer for layer in super().select_heads(layers) if layer > 1]
 
     def confidence(self, seen: GateInput) -> Tensor:
         return hidden_saturation(seen.previous, seen.current)

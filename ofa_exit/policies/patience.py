@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 
 from ofa_exit.policies.base import GateAnswer, GateInput, option
-from ofa_exit.policies.head_policy import HeadPolicy, heads_of, layers_option
+from ofa_exit.policies.head_policy import HeadPolicy, layers_option
 from ofa_exit.policies.measures import predicted_word
 
 
@@ -19,7 +19,8 @@ class PatienceExit(HeadPolicy):
 
     The counter is 0 after the first head. Each further head adds 1 if it predicts the word of the
     head before it, among the allowed words, and resets the counter otherwise. So the earliest exit
-    is at head T + 1. The encoder runs in full.
+    is at head T + 1. With fewer heads the model runs at full depth, and no head runs. The encoder
+    runs in full.
 
     Differs from the released code: that exits when all rows of a batch agree. Here each position of
     each hypothesis counts for itself.
@@ -32,13 +33,15 @@ class PatienceExit(HeadPolicy):
 
     def check(self, model: Any) -> None:
         super().check(model)
-        heads = self.select_heads(heads_of(model))
-        if self.patience >= len(heads):
+        if self.patience >= model.decoder_layers:
             raise ValueError(
-                f"--exit-patience {self.patience} never exits: the model tries {len(heads)} heads "
-                f"(after layers {','.join(map(str, heads))}), and {self.patience + 1} are needed. "
-                "Lower it, or try more heads"
+                f"--exit-patience {self.patience} never exits: the model has "
+                f"{model.decoder_layers} decoder layers. Give a smaller number"
             )
+
+    def select_heads(self, layers: Sequence[int]) -> Collection[int]:
+        tried = super().select_heads(layers)
+        return tried if len(tried) > self.patience else []
 
     def decoder_gate(self, seen: GateInput) -> GateAnswer:
         if not seen.has_head:

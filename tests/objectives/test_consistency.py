@@ -23,14 +23,16 @@ def exit_probability(logits, layer: int, token: int) -> float:
 
 
 def balanced_by_hand(logits, consistent) -> float:
+    """As t5x: a positive weighs 1 - positives / tokens, a negative 1 - negatives / tokens."""
     total = 0.0
     for layer in range(LAYERS):
-        losses: dict = {True: [], False: []}
+        positives = sum(consistent[layer].tolist())
         for token in range(TOKENS):
-            label = bool(consistent[layer, token])
             m = exit_probability(logits, layer, token)
-            losses[label].append(-math.log(m if label else 1 - m))
-        total += sum(0.5 * sum(of) / len(of) for of in losses.values() if of) / LAYERS
+            if consistent[layer, token]:
+                total -= (1 - positives / TOKENS) * math.log(m) / TOKENS / LAYERS
+            else:
+                total -= positives / TOKENS * math.log(1 - m) / TOKENS / LAYERS
     return total
 
 
@@ -67,8 +69,17 @@ def test_a_rare_class_weighs_as_much_as_a_frequent_one():
     bias = torch.zeros(2, requires_grad=True)
     loss = balanced_consistency_loss(bias.expand(1, 20, 2), consistent)
     loss.backward()
-    assert loss.item() == pytest.approx(math.log(2))
+    assert loss.item() == pytest.approx(2 * 1 / 20 * 19 / 20 * math.log(2))
     torch.testing.assert_close(bias.grad, torch.zeros(2))
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_a_batch_of_one_class_teaches_nothing(label):
+    """Otherwise the deep layers of small batches, nearly always consistent, would learn to exit."""
+    logits = torch.randn(1, 8, 2, requires_grad=True)
+    loss = balanced_consistency_loss(logits, torch.full((1, 8), label))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
 
 
 def test_first_layers_are_a_distribution():

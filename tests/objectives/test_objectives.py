@@ -117,10 +117,16 @@ def test_number_of_tokens_that_drop_worst_keeps(tokens, ratio, kept):
 
 
 def test_layer_weights_sum_to_one():
-    assert parse_layer_weights("uniform", 4) == [0.25] * 4
-    assert parse_layer_weights("last", 3) == [0, 0, 1]
-    assert parse_layer_weights("1,2, 5", 3) == [0.125, 0.25, 0.625]
-    assert parse_layer_weights("2,2", 2) == parse_layer_weights("uniform", 2)
+    three = range(1, 4)
+    assert parse_layer_weights("uniform", range(1, 5)) == dict.fromkeys(range(1, 5), 0.25)
+    assert parse_layer_weights("last", three) == {1: 0, 2: 0, 3: 1}
+    assert parse_layer_weights("1,2, 5", three) == {1: 0.125, 2: 0.25, 3: 0.625}
+    assert parse_layer_weights("2,2", [2, 5]) == parse_layer_weights("uniform", [2, 5])
+
+
+def test_rising_weights_are_the_numbers_of_the_layers():
+    assert parse_layer_weights("rising", range(1, 4)) == {1: 1 / 6, 2: 2 / 6, 3: 3 / 6}
+    assert parse_layer_weights("rising", [1, 3, 6]) == {1: 0.1, 3: 0.3, 6: 0.6}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def test_layer_weights_sum_to_one():
 )
 def test_invalid_layer_weights_are_rejected(spec, problem):
     with pytest.raises(ValueError, match=problem):
-        parse_layer_weights(spec, 3)
+        parse_layer_weights(spec, range(1, 4))
 
 
 V = 997  # no other dimension in these tests has this size
@@ -202,6 +208,25 @@ def test_scores_and_gradients_equal_those_of_all_layers_at_once():
     for x in (weight, *features):
         x.grad = None
     expected = sum(w * score(0, x) for w, x in zip(weights, features, strict=True))
+    expected.backward()
+    assert loss == pytest.approx(expected.item())
+    for mine, reference in zip(ours, [weight.grad, *(x.grad for x in features)], strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_recomputed_logits_have_the_same_dropout():
+    weight, features, score, weights = scored(4, [0.1, 0.2, 0.3, 0.4])
+
+    def dropped(layer, x):
+        return score(layer, torch.nn.functional.dropout(x, 0.5))
+
+    torch.manual_seed(1)
+    loss = backward(weight, features, dropped, weights)
+    ours = [weight.grad.clone(), *(x.grad.clone() for x in features)]
+    for x in (weight, *features):
+        x.grad = None
+    torch.manual_seed(1)
+    expected = sum(w * dropped(0, x) for w, x in zip(weights, features, strict=True))
     expected.backward()
     assert loss == pytest.approx(expected.item())
     for mine, reference in zip(ours, [weight.grad, *(x.grad for x in features)], strict=True):

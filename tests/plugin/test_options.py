@@ -278,7 +278,7 @@ def test_invalid_options_are_rejected(options, message):
             {"policy": "confidence", "active_layers": "6"},
             r"--exit-active-layers 6.*1,2,3,4,5",
         ),
-        (True, {"policy": "patience", "patience": 5}, r"--exit-patience 5 never exits.*5 heads"),
+        (True, {"policy": "patience", "patience": 6}, r"--exit-patience 6 never exits.*6 decoder"),
         (True, {"policy": "entropy", "entropy": "1,2"}, r"--exit-entropy gives 2 numbers.*or 5"),
         (True, {"policy": "meta"}, r"--exit-policy meta.*no --exit-layers.*--exit-head meta"),
     ],
@@ -301,7 +301,7 @@ def test_what_the_model_has_is_accepted():
         (True, {"policy": "similarity", "image_threshold": "1,1,1,1,0.9"}),
         (True, {"policy": "confidence"}),  # heads are shared
         (True, {"policy": "entropy", "entropy": "0,0,0.1,0.2,0.3"}),
-        (True, {"policy": "patience", "patience": 4}),
+        (True, {"policy": "patience", "patience": 5}),
         (True, {"policy": "softmax", "active_layers": "2,4"}),
     ):
         cfg = flags(**options)

@@ -56,6 +56,8 @@ def threshold(policy, layer, limit: int) -> float:
 
 def rule(policy, limit: int = STEPS):
     def exits(layer) -> bool:
+        if type(policy) is SaturationExit and layer.number == 1:
+            return False
         return confidence(type(policy), layer) >= threshold(policy, layer, limit)
 
     return lambda: exits
@@ -142,6 +144,15 @@ def test_softmax_without_a_schedule_is_blipees_confidence():
         expected = layers_of(model, ConfidenceExit(theta))
         assert len(expected.unique()) > 2
         assert torch.equal(layers_of(model, SoftmaxExit(theta, "static")), expected)
+
+
+def test_saturation_never_exits_after_layer_1():
+    model = model_of("transformer")
+    policy = SaturationExit(0.0, "static")
+    assert model.decoder.heads_in_use(policy) == [2, 4]
+    assert layers_of(model, policy).unique().tolist() == [0, 2]  # padding needs no layer
+    with_first = layers_of(model, SoftmaxExit(0.0, "static"))
+    assert with_first.unique().tolist() == [0, 1]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from helpers.policy_oracle import (
     layers_of,
     model_of,
 )
+from helpers.small_models import batch, generate
 
 from ofa_exit.policies.patience import PatienceExit
 
@@ -58,6 +59,24 @@ def test_heads_that_are_not_tried_do_not_count():
     policy = PatienceExit(1, layers=[2, 5])
     used = check_captions(model, policy, rule(policy), "propagate", [2, 5])
     assert used == {5, 6}
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("none", 5), ("transformer", 3), ("linear", 4)])
+@torch.no_grad()
+def test_a_patience_of_all_heads_is_full_depth(kind, heads):
+    """Bit for bit, and no head runs."""
+    model, net_input, ran = model_of(kind), batch(3), []
+    model.configure_exits(None)
+    plain = generate(model, net_input)
+    for module in model.decoder.exit_heads.modules():
+        module.register_forward_hook(lambda *_: ran.append(1))
+    model.configure_exits(PatienceExit(heads))
+    found = generate(model, net_input)
+    assert not model.decoder.heads_in_use(PatienceExit(heads)) and not ran
+    for hyps, expected in zip(found, plain):
+        for left, right in zip(hyps, expected):
+            assert torch.equal(left["tokens"], right["tokens"])
+            assert torch.equal(left["positional_scores"], right["positional_scores"])
 
 
 def test_raising_the_patience_never_adds_an_exit():

@@ -235,13 +235,18 @@ def arguments(**values):
     return Namespace(**{**given, **values})
 
 
-@pytest.mark.parametrize("heads", [None, "1,2,3,4,5", "all"])
-def test_the_last_head_is_too_late_for_a_patience_of_all_heads(heads):
-    PatienceExit(4).check(arguments(exit_layers=heads))
-    with pytest.raises(ValueError, match=r"--exit-patience 5 never.* 5 heads \(after.*1,2,3,4,5"):
-        PatienceExit(5).check(arguments(exit_layers=heads))
-    with pytest.raises(ValueError, match=r"--exit-patience 1 never exits.* 1 heads.*4"):
-        PatienceExit(1, layers=[4]).check(arguments(exit_layers=heads))
+@pytest.mark.parametrize("heads", [None, "1,2,3,4,5", "all", "2,4"])
+def test_a_patience_of_all_layers_is_rejected(heads):
+    for patience in (1, 5):
+        PatienceExit(patience).check(arguments(exit_layers=heads))
+    with pytest.raises(ValueError, match=r"--exit-patience 6 never exits: .* 6 decoder layers"):
+        PatienceExit(6).check(arguments(exit_layers=heads))
+
+
+def test_a_patience_of_all_heads_is_full_depth():
+    assert PatienceExit(4).select_heads([1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5]
+    assert PatienceExit(5).select_heads([1, 2, 3, 4, 5]) == []
+    assert PatienceExit(1, layers=[4]).select_heads([1, 2, 3, 4, 5]) == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class CalmMetaConfig(FairseqDataclass):
     calm_meta_loss: str = field(
         default="independent",
         metadata={
-            "help": "independent: each layer's cross-entropy, both classes weighing half; "
+            "help": "independent: each layer's cross-entropy, both classes of equal weight; "
             "geometric: likelihood of the first layer whose word is the last layer's"
         },
     )

@@ -4,6 +4,8 @@ A parameter's group is its attribute ``param_group``, as for fairseq's composite
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,17 @@ logger = logging.getLogger(__name__)
 def exit_heads(model: Any) -> ExitHeads:
     """Return the exit heads of a model; without entries if they have no weights."""
     return model.decoder.exit_heads
+
+
+@contextmanager
+def without_dropout(heads: ExitHeads) -> Iterator[None]:
+    """Keep the heads in eval mode inside the ``with`` block."""
+    training = heads.training
+    heads.eval()
+    try:
+        yield
+    finally:
+        heads.train(training)
 
 
 def train_only(model: Any, groups: dict[str, nn.Module]) -> dict[str, int]:

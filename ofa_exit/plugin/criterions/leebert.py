@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from ofa_exit.objectives.bilevel import Parameters, look_ahead
 from ofa_exit.objectives.layerwise import score_layers
-from ofa_exit.plugin.criterions.groups import exit_heads
+from ofa_exit.plugin.criterions.groups import exit_heads, without_dropout
 from ofa_exit.plugin.criterions.loss_weights import LossWeights
 from ofa_exit.plugin.criterions.mue import ExitBatch, LayerScore, TokenLossConfig
 from ofa_exit.plugin.criterions.multi_exit import DistillationConfig, MultiExitLoss
@@ -208,7 +208,9 @@ class LeeBertLoss(MultiExitLoss):
             labels = [s.label for s in scored(parameters, held_out, {}).values()]
             return torch.stack(labels).mean() / held_out_count
 
-        with torch.autocast(count.device.type, enabled=False):
+        # Dropout would make another function of each pass through the classifiers.
+        no_autocast = torch.autocast(count.device.type, enabled=False)
+        with no_autocast, without_dropout(exit_heads(model)):
             losses, slopes = look_ahead(
                 inner,
                 outer,

@@ -260,8 +260,9 @@ class MuELoss(FairseqCriterion):
 
     def weights(self, model: Any) -> dict[int, float]:
         """Return the weights of the decoder layers' losses, by layer from 1, where not 0."""
-        weights = parse_layer_weights(self.layer_weights, len(model.decoder.layers))
-        return {layer: weight for layer, weight in enumerate(weights, start=1) if weight}
+        layers = range(1, len(model.decoder.layers) + 1)
+        weights = parse_layer_weights(self.layer_weights, layers)
+        return {layer: weight for layer, weight in weights.items() if weight}
 
     def layer_features(
         self, model: Any, net_input: dict[str, Any], layers: list[int]

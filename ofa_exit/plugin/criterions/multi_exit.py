@@ -11,9 +11,15 @@ from torch import Tensor
 
 from ofa_exit.objectives.distillation import MODES, Distillation
 from ofa_exit.objectives.layerwise import parse_layer_weights
-from ofa_exit.plugin.criterions.groups import exit_heads, train_only, warn_of_untrained
+from ofa_exit.plugin.criterions.groups import (
+    exit_heads,
+    train_only,
+    warn_of_untrained,
+    without_dropout,
+)
 from ofa_exit.plugin.criterions.mue import MuELoss, TokenLossConfig
 from ofa_exit.plugin.criterions.self_distillation import check_temperature
+from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 from ofa_exit.plugin.errors import UsageError, usage_errors
 
 logger = logging.getLogger(__name__)
@@ -44,8 +50,8 @@ class MultiExitConfig(DistillationConfig, TokenLossConfig):
     layer_weights: str = field(
         default="rising",
         metadata={
-            "help": "weights of the losses of the exit heads and of the last layer: rising, 1 to N "
-            "(PABEE), uniform, or one number for each, separated by commas"
+            "help": "weights of the losses of the exit heads and of the last layer: rising, the "
+            "number of the layer (PABEE), uniform, or one number for each, separated by commas"
         },
     )
 
@@ -56,8 +62,9 @@ class MultiExitLoss(MuELoss):
 
         L = Σ_i w_i·CE_i / Σ_i w_i
 
-    over the layers i with a head and the last. ``rising`` weights are PABEE's (Zhou et al. 2020,
-    Eq. 5), ``uniform`` ones DEED's. Without ``--exit-layers`` every layer has the shared head.
+    over the layers i with a head and the last. ``rising`` weights, w_i = i, are PABEE's (Zhou et
+    al. 2020, after the authors' code), ``uniform`` ones DEED's. Without ``--exit-layers`` every
+    layer has the shared head.
 
     With ``--distil`` every exit i also learns from its teachers j: the last layer (``final``) or
     every other exit (``mutual``). CE_i becomes
@@ -105,8 +112,8 @@ class MultiExitLoss(MuELoss):
 
     def weights(self, model: Any) -> dict[int, float]:
         layers = [*exit_heads(model).layers, len(model.decoder.layers)]
-        weights = parse_layer_weights(self.layer_weights, len(layers))
-        return {layer: weight for layer, weight in zip(layers, weights) if weight}
+        weights = parse_layer_weights(self.layer_weights, layers)
+        return {layer: weight for layer, weight in weights.items() if weight}
 
     def layer_features(
         self, model: Any, net_input: dict[str, Any], layers: list[int]
@@ -120,6 +127,17 @@ class MultiExitLoss(MuELoss):
         )
         features = {**extra["head_features"], len(model.decoder.layers): final}
         return {layer: features[layer] for layer in layers}, {**extra, "final": final}
+
+    def teacher_logits(
+        self,
+        model: Any,
+        sample: dict[str, Any],
+        tokens: TargetTokens,
+        features: dict[int, Tensor],
+    ) -> dict[int, Tensor]:
+        """Return the word scores [M, V] of teachers, without gradient and without dropout."""
+        with without_dropout(exit_heads(model)):
+            return super().teacher_logits(model, sample, tokens, features)
 
     def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
         decoder = model.decoder
@@ -180,5 +198,5 @@ class ExitHeadsLoss(MultiExitLoss):
 
     def weights(self, model: Any) -> dict[int, float]:
         layers = exit_heads(model).layers
-        weights = parse_layer_weights(self.layer_weights, len(layers))
-        return {layer: w * len(layers) for layer, w in zip(layers, weights) if w}
+        weights = parse_layer_weights(self.layer_weights, layers)
+        return {layer: w * len(layers) for layer, w in weights.items() if w}

@@ -176,6 +176,18 @@ def test_the_gradient_of_the_weights_equals_the_slow_loop(learned, full):
     torch.testing.assert_close(loss.loss_weights.alpha.grad, expected.float(), rtol=1e-3, atol=1e-6)
 
 
+def test_the_gradient_of_the_weights_has_no_dropout():
+    built, batch = model(dropout=0.5), sample(4)
+    found = []
+    for training in (False, True):
+        loss = prepared(built, learned_weights="cross")
+        built.decoder.exit_heads.train(training)  # the backbone stays in eval mode
+        value = loss(built, batch)[0].item()
+        found.append((loss.loss_weights.alpha.grad, value))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] != found[1][1]  # in the loss itself it acts
+
+
 def test_tokens_without_a_half_cost_nothing():
     """All rows in one half: L_out is 0, and so is its gradient."""
     built, batch = model(), sample(2)

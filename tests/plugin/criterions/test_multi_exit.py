@@ -23,7 +23,7 @@ TEACHERS = {
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(
     ("weights", "numbers"),
-    [("rising", [1 / 6, 2 / 6, 3 / 6]), ("uniform", [1 / 3] * 3), ("1,0,1", [0.5, 0, 0.5])],
+    [("rising", [0.1, 0.3, 0.6]), ("uniform", [1 / 3] * 3), ("1,0,1", [0.5, 0, 0.5])],
 )
 def test_joint_training_equals_the_slow_loop(distil, full, weights, numbers):
     built, batch = model(), sample(full=full)
@@ -119,6 +119,19 @@ def test_teachers_are_projected_once():
     assert [layer for layer, grad in calls if not grad] == [1, 3, 6]
     # As students: once, and once more in the backward pass, except the last.
     assert sorted(layer for layer, grad in calls if grad) == [1, 1, 3, 3, 6]
+
+
+def test_dropout_acts_on_what_heads_learn_but_not_on_what_they_teach():
+    built, batch = model(dropout=0.5), sample(full=False)
+    loss = criterion("multi_exit_loss", distil="mutual")
+    features = {layer: torch.randn(9, 32) for layer in (1, 3)}
+    expected = {layer: loss.logits(built, layer, x) for layer, x in features.items()}
+    heads = built.decoder.exit_heads.train()  # the backbone stays in eval mode
+    found = loss.teacher_logits(built, batch, None, features)
+    for layer, x in features.items():
+        assert torch.equal(found[layer], expected[layer])
+        assert not torch.allclose(loss.logits(built, layer, x), expected[layer])
+    assert all(module.training for module in heads.modules())
 
 
 @pytest.mark.parametrize(

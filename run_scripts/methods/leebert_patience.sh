@@ -1,0 +1,3 @@
+# LeeBERT's training, exits by patience.
+TRAINED=leebert
+RULE=patience
