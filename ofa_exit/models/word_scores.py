@@ -159,8 +159,11 @@ class WordScores(ShapeCache):
         """
         if rows_by_head is None:
             return self.shared_scores(hidden, words)
-        parts = [] if scored is None else list(scored.parts)
-        order = [] if scored is None else [from_host(scored.rows, hidden.device)]
+        parts: list[Tensor] = []
+        order: list[Tensor] = []
+        if scored is not None and scored.rows:
+            parts += scored.parts
+            order.append(from_host(scored.rows, hidden.device))
         for layer, rows in rows_by_head.items():
             if layer == 0:
                 parts.append(self.shared_scores(hidden[rows], words))
