@@ -14,15 +14,18 @@ saves most (--by) among those that keep the first share of --keep of the baselin
 quality at full depth. --by parameter_speedup chooses by BLIPEE's measure.
 
 Writes to FOLDER (or --out):
-  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 4), trade-off over all of --keep
+  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 5), trade-off over all of --keep
                and --save (MuE Table 3), ablation if mue and no_split or no_layer_loss are there
                (MuE Table 4), image against text layers if a sweep exits them separately with the
                decoder in full (MuE Table 2)
   table.csv    the same numbers, one line per method, rule and split
-  curves.png   quality against savings of all methods, also as .svg (MuE Figures 1, 4 and 6); with
-               several test splits curves_SPLIT.png
+  curves.png   quality against savings of all methods, also as .svg (MuE Figures 1 and 4, BLIPEE
+               Figure 4b); with several test splits curves_SPLIT.png; of a further score (--scores,
+               MuE Figure 6) curves_SCORE.png
 
---paper adds the numbers that a paper prints for the same data set, in grey.
+A folder without all splits, of a seed that is not finished, is left out with a warning.
+
+--paper adds the numbers that the papers print for the same data set, in grey.
 """
 
 import sys
@@ -32,9 +35,9 @@ from pathlib import Path
 from ofa_exit.cli.parsing import new_parser
 from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, write_csv
 from ofa_exit.evaluation.figures.compare_page import page
-from ofa_exit.evaluation.figures.methods import check_quality, read_methods
+from ofa_exit.evaluation.figures.methods import Method, check_quality, read_methods
 from ofa_exit.evaluation.figures.paper_numbers import paper_names, paper_rows
-from ofa_exit.evaluation.figures.plots import AXES, REDUCTIONS, method_points, plot_curve
+from ofa_exit.evaluation.figures.plots import AXES, method_points, plot_curve
 from ofa_exit.evaluation.figures.savings import against_baseline
 
 
@@ -47,8 +50,9 @@ def compare(
     keep: Sequence[float] = (0.96,),
     save: Sequence[float] = (),
     by: str = "expected_time_reduction",
-    axes: Sequence[str] = tuple(REDUCTIONS),
-    paper: str | None = None,
+    axes: Sequence[str] = tuple(AXES),
+    paper: Sequence[str] = (),
+    scores: Sequence[str] = (),
 ) -> list[Path]:
     """Write the tables and curves of a comparison; return their paths.
 
@@ -56,6 +60,8 @@ def compare(
         folder: see the module's text.
         out: folder to write to.
         names: methods, in the order of the tables; none = all, the baseline first.
+        paper: data sets of the papers, see ``paper_names``.
+        scores: further scores to draw curves of; ``all`` = those that every sweep has.
 
     Raises:
         ValueError: files that are missing or do not belong together.
@@ -69,8 +75,8 @@ def compare(
     quality = check_quality(methods, quality)
     methods.sort(key=lambda method: method.name != baseline)
     methods = against_baseline(methods, methods[0])
-    printed = paper_rows(paper) if paper else []
-    comparison = Comparison(methods, methods[0], quality, keep, by, save, printed)
+    drawn = [quality, *(score for score in _drawn(methods, scores) if score != quality)]
+    comparison = Comparison(methods, methods[0], quality, keep, by, save, paper_rows(paper))
     lines, text = csv_lines(comparison), page(comparison)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(lines, out / "table.csv")
@@ -78,9 +84,19 @@ def compare(
     written = [out / "table.md", out / "table.csv"]
     for split in comparison.splits:
         name = "curves" if len(comparison.splits) == 1 else f"curves_{split}"
-        points = method_points(methods, split, quality, axes)
-        written += plot_curve(points, quality, out / name)
+        for score in drawn:
+            points = method_points(methods, split, score, axes)
+            file = name if score == quality else f"{name}_{score}"
+            written += plot_curve(points, score, out / file)
     return written
+
+
+def _drawn(methods: Sequence[Method], scores: Sequence[str]) -> list[str]:
+    """Return the scores to draw, none twice. Raises ValueError if a sweep lacks one."""
+    if "all" in scores:
+        sweeps = [sweep for method in methods for sweep in method.sweeps]
+        scores = [s for s in sweeps[0].scores if all(s in sweep.scores for sweep in sweeps)]
+    return [check_quality(methods, score) for score in dict.fromkeys(scores)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,10 +134,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--axes",
-        default=",".join(REDUCTIONS),
+        default=",".join(AXES),
         help=f"what to draw quality against, of {', '.join(AXES)} (default: %(default)s)",
     )
-    parser.add_argument("--paper", choices=paper_names(), help="printed numbers to show beside")
+    parser.add_argument(
+        "--scores",
+        default="",
+        metavar="SCORES",
+        help="draw curves of these scores, too, or of all (default: only --quality)",
+    )
+    parser.add_argument(
+        "--paper",
+        default="",
+        metavar="DATA_SETS",
+        help=f"printed numbers to add in grey, of {', '.join(paper_names())}",
+    )
     args = parser.parse_args(argv)
     axes = args.axes.split(",")
     if unknown := [name for name in axes if name not in AXES]:
@@ -130,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep, save = _shares("--keep", args.keep), _shares("--save", args.save)
         written = compare(
             args.folder, args.out or args.folder, args.methods, args.baseline, args.quality,
-            keep, save, args.by, axes, args.paper,
+            keep, save, args.by, axes, _names(args.paper), _names(args.scores),
         )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -139,12 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def _shares(option: str, text: str) -> list[float]:
-    """Return the numbers of a list such as 0.96,0.9. Raises ValueError."""
+    """Return the numbers of a list such as 0.96,0.9, none twice. Raises ValueError."""
     try:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
         shares = []
     if not shares or not all(0 < share <= 2 for share in shares):
         raise ValueError(f"{option} {text}: give shares separated by commas, as 0.96,0.9")
-    return shares
+    return list(dict.fromkeys(shares))

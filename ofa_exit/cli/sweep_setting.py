@@ -10,6 +10,7 @@ from fairseq import checkpoint_utils
 
 from ofa_exit.cli.grid import ExitSetting, errors_name
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.evaluation.figures.choice import REFERENCE
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.saved_arguments import reference_layers
@@ -96,6 +97,8 @@ class Setting:
         """
         relative = [own / other for own, other in zip(self.seconds, baseline.seconds)]
         default = "full depth" if self.setting.policy is None else "exits of the command line"
+        if self.setting.where == "--reference":
+            default = REFERENCE
         summary = self.report.summary()
         if baseline.model is not self.model:
             full = baseline.report.summary()["gflops_per_sentence"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 
 import pytest
 from helpers import vqa_samples as vqa
@@ -18,6 +20,7 @@ from helpers.task_files import (
 )
 
 from ofa_exit.cli import cases
+from ofa_exit.cli.generation import Generation
 from ofa_exit.plugin.errors import UsageError
 
 HOVER = re.compile(
@@ -81,6 +84,29 @@ def test_captions_of_two_methods(captions, tmp_path, capsys):
         assert (float(word[4]) > 0.899) == (int(word[2]) < 6), word
         assert 0 < float(word[3]) <= 1
     assert len({word[0] for word in found}) == len({*used, 6})  # a colour per layer
+
+
+def test_one_model_at_a_time(captions, tmp_path, monkeypatch):
+    """The model of a method is released before the next one is loaded."""
+    data, checkpoint, traces = captions
+    alive, load = [], Generation.load_model
+
+    def count(generation, file):
+        gc.collect()
+        assert not [model for model in alive if model() is not None]
+        model = load(generation, file)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Generation, "load_model", count)
+    out = tmp_path / "cases.html"
+    given = [str(out), *(f"{name}={trace}" for name, trace in traces.items()), *arguments(data)]
+    checkpoints = [f"--checkpoint={name}={checkpoint}" for name in traces]
+    assert cases.main([*given, *checkpoints, "--count", "3"]) == 0
+    assert len(alive) == 2
+    shown = [int(word[2]) for word in words(out.read_text()) if word[3]]
+    rows = [layers_of(traces[name], [row]) for row in ("c0", "c1", "c2") for name in traces]
+    assert shown == [layer for layers in rows for layer in layers]
 
 
 def test_full_depth_measures_agree_with_saturation(captions):

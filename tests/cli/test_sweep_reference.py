@@ -12,6 +12,7 @@ import torch
 from helpers.task_files import SMALL, caption_folder, entailment_folder, train
 
 from ofa_exit.cli import sweep, sweep_setting
+from ofa_exit.evaluation.figures.choice import read_settings
 from ofa_exit.plugin.errors import UsageError
 
 GRID = [{}, {"exit_policy": "static", "exit_depths": "2,2,1"}]
@@ -83,6 +84,10 @@ def test_a_sweep_against_another_model(trained, tmp_path, one_second):
     )
     rows = list(csv.DictReader(out.open()))
     assert [row["run"] for row in rows] == ["sweep", "sweep", "reference"]
+    assert [row["setting"] for row in rows] == [
+        "full depth", "exit_policy=static exit_depths=2,2,1", "reference",
+    ]  # fmt: skip
+    assert list(read_settings(out)) == [row["setting"] for row in rows[:2]]
     assert [row["decoder_layers_full"] for row in rows] == ["4", "4", "6"]
     assert {row["sentences"] for row in rows} == {"11"}
     full, exits, reference = ({k: float(v) for k, v in row.items() if k.endswith(("ence", "tion"))}

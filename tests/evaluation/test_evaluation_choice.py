@@ -41,6 +41,15 @@ def test_no_exits_where_nothing_keeps_enough(tmp_path, capsys):
     assert printed.startswith("full: at least 192.0") and "no setting" in printed
 
 
+def test_the_line_of_a_reference_is_no_setting(tmp_path, capsys):
+    """It would save nothing and keep more than enough."""
+    valid = write(
+        tmp_path / "v.csv", ("full depth", 100, 0.3), ("a", 97, 0.5), ("reference", 120, 0.9)
+    )
+    assert main([valid]) == 0
+    assert capsys.readouterr().out.startswith("a: at least 96.0 CIDEr")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"), [((("full", 1, 0),), "t.csv has no line"), ((), "t.csv: no row")]
 )

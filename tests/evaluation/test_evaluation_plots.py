@@ -116,6 +116,13 @@ def test_twelve_methods_are_told_apart(tmp_path):
     assert all(axis.get_legend() is None for axis in figure.axes)
 
 
+@pytest.mark.parametrize(("methods", "height"), [(3, 3.6), (18, 18 * 0.24)])
+def test_the_legend_has_room(methods, height):
+    saved = {"flop_reduction": 10.0}
+    points = [CurvePoint(f"m{n}", 100 + n, saved) for n in range(methods)]
+    assert _figure(points, "cider").get_figheight() == pytest.approx(height)
+
+
 def test_seeds_of_a_method_are_one_curve(tmp_path):
     methods = read_methods(write_methods(tmp_path), ["mue"])
     points = method_points(methods, "test", "CIDEr", ["expected_time_reduction", "flop_reduction"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.paths import ROOT
 from helpers.sweep_files import (
     EARLY,
     FULL,
@@ -39,11 +40,19 @@ def test_a_folder_per_method_and_seed(methods):
         ("plain", 1), ("mue", 2), ("tiny", 1),
     ]  # fmt: skip
     assert methods[1].trained_parameters == 1500000
+    assert [method.seed_names for method in methods] == [[""], ["1", "2"], [""]]
     sweep = methods[1].seeds[0]["valid"]
     assert sweep.scores == ["CIDEr", "BLEU-4"] and sweep.full_depth == FULL
-    assert "gflops_per_sentence" not in sweep.settings[FULL]  # the field is empty
     assert methods[1].mean_at_full_depth("test", "CIDEr") == 49
     assert check_quality(methods, None) == "CIDEr"
+
+
+def test_empty_fields_and_lines_of_a_reference_are_left_out(tmp_path):
+    """The reference has full depth, too, and stands after the settings."""
+    rows = [setting(FULL, 1, parameter_speedup=""), setting("reference", 2, run="reference")]
+    sweep = read_sweep(write_sweep(tmp_path / "test.csv", rows))
+    assert list(sweep.settings) == [FULL]
+    assert "parameter_speedup" not in sweep.settings[FULL]
 
 
 def test_rules_choose_on_validation(methods):
@@ -87,11 +96,12 @@ def test_image_against_text_layers(methods):
 def test_a_smaller_model_saves_against_the_baseline(methods):
     """MuE's Table 1 gives OFA tiny 33 %: 4 of 6 layers."""
     plain, mue, tiny = against_baseline(methods, methods[0])
-    saved = tiny.seeds[0]["test"].settings[FULL]["expected_time_reduction"]
-    assert saved == pytest.approx(1 / 3)
+    own, saved = (method.seeds[0]["test"].settings[FULL] for method in (methods[2], tiny))
+    assert own["expected_time_reduction"] == own["flop_reduction"] == 0
+    assert saved["expected_time_reduction"] == pytest.approx(1 / 3)
+    assert saved["flop_reduction"] == pytest.approx(0.4)  # 6 GFLOPs of the baseline's 10
     before, after = (m.seeds[0]["test"].settings[SHORT] for m in (methods[1], mue))
     assert before["expected_time_reduction"] == after["expected_time_reduction"]
-    # 5 GFLOPs of the baseline's 10; its own full depth is counted under a policy only.
     assert after["flop_reduction"] == 0.5
     assert plain.seeds[0]["test"].settings[FULL]["flop_reduction"] == 0
 
@@ -121,8 +131,6 @@ def test_settings_in_words(name, words):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "mue@1" / "valid.csv").unlink(), r"mue@1/valid\.csv is missing"),
-        (lambda f: (f / "mue@1" / "test.csv").unlink(), r"mue@1/test\.csv is missing"),
         (lambda f: (f / "tiny" / "test.csv").rename(f / "tiny" / "test_b.csv"),
          r"tiny has sweeps of valid, test_b, but .*plain of valid, test\. Sweep the same splits"),
         (lambda f: write_sweep(f / "mue@2" / "test.csv", mue_rows()[:3]),
@@ -146,9 +154,33 @@ def test_files_that_do_not_belong_together(change, message, tmp_path):
         read_methods(tmp_path, ["plain", "mue", "tiny"])
 
 
+@pytest.mark.parametrize("lacking", ["valid", "test", "test_b"])
+def test_unfinished_seeds_are_left_out(lacking, tmp_path, caplog):
+    write_methods(tmp_path)
+    for path in tmp_path.iterdir():
+        write_sweep(path / "test_b.csv", mue_rows())
+    (tmp_path / "mue@1" / f"{lacking}.csv").unlink()
+    (mue, plain, _) = read_methods(tmp_path)
+    assert mue.seed_names == ["2"] and plain.splits == ["valid", "test", "test_b"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}/mue@1 lacks {lacking}.csv and is left out")
+
+
+def test_methods_of_which_nothing_is_left(tmp_path, caplog):
+    write_methods(tmp_path)
+    (tmp_path / "tiny" / "test.csv").unlink()
+    assert [method.name for method in read_methods(tmp_path)] == ["mue", "plain"]
+    assert "tiny lacks test.csv" in caplog.text
+    caplog.clear()
+    read_methods(tmp_path, ["plain", "mue"])  # tiny is not asked for
+    assert not caplog.messages
+    with pytest.raises(ValueError, match="tiny has no finished sweeps"):
+        read_methods(tmp_path, ["plain", "tiny"])
+
+
 def test_missing_folders_and_scores(methods, tmp_path):
     with pytest.raises(
-        ValueError, match=r"calm has no CSV of a sweep\. There are mue, plain, tiny"
+        ValueError, match=r"calm has no finished sweeps\. There are folders of mue, plain, tiny"
     ):
         read_methods(tmp_path, ["calm"])
     with pytest.raises(ValueError, match="absent is no folder"):
@@ -159,7 +191,7 @@ def test_missing_folders_and_scores(methods, tmp_path):
     with pytest.raises(ValueError, match=r"tiny/test\.csv, a: column CIDEr is empty"):
         check_quality(read_methods(tmp_path), "CIDEr")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty has no METHOD/valid\.csv"):
+    with pytest.raises(ValueError, match=r"empty has no METHOD with valid\.csv and test\.csv"):
         read_methods(tmp_path / "empty")
 
 
@@ -179,21 +211,53 @@ def test_partial_files_are_ignored(tmp_path):
         ("mue_snli_ve", "deebert", "1", "valid", {"accuracy": 78.9}),
         # A split that is not printed gets the last one, here the whole data set.
         ("blipee_nocaps", "blipee", "1", "test", {"CIDEr": 122.7, "parameter_speedup": 1.51}),
-        ("blipee_nocaps", "capfilt", "5", "in-domain", {"CIDEr": 123.5}),
+        ("blipee_nocaps", "blipee_distill", "5", "test", {"parameter_speedup": 1.45}),
+        ("blipee_nocaps", "blipee_capfilt", "5", "in-domain", {"CIDEr": 123.5}),
         ("blipee_vqa", "pabee", "2", "test", {"accuracy": 77.1}),
         ("blipee_visdial", "mue", "3", "test", {"MRR": 36.6}),
-        ("blipee_coco", "leebert", "4", "test", {"METEOR": 27.6}),
+        ("blipee_coco", "leeblip", "4", "test", {"METEOR": 27.6}),
+        ("blipee_vqa", "deeblip", "2", "test", {"accuracy": 75.9}),
     ],
 )
 def test_printed_numbers(name, method, table, split, values):
-    (row,) = table_rows(paper_rows(name), table, method, split)
+    source = f"{'MuE' if name.startswith('mue') else 'BLIPEE'}, Table {table}"
+    (row,) = table_rows(paper_rows([name]), source, method, split)
     assert values.items() <= row.values.items()
-    assert row.source == f"{'MuE' if name.startswith('mue') else 'BLIPEE'}, Table {table}"
 
 
 def test_data_sets_of_the_papers():
     assert {"mue_coco", "mue_snli_ve", "blipee_vizwiz", "blipee_gqa"} <= set(paper_names())
-    assert [row.table for row in main_rows(paper_rows("mue_coco"), "mue", "test")] == ["1", "5"]
-    assert [row.split for row in main_rows(paper_rows("mue_snli_ve"), "mue", "valid")] == ["valid"]
+    assert [row.table for row in main_rows(paper_rows(["mue_coco"]), "mue", "test")] == ["1", "5"]
+    entailment = paper_rows(["mue_snli_ve"])
+    assert [row.split for row in main_rows(entailment, "mue", "valid")] == ["valid"]
     with pytest.raises(ValueError, match="no numbers of 'emoji': choose from mue_coco"):
-        paper_rows("emoji")
+        paper_rows(["mue_coco", "emoji"])
+
+
+def test_rows_of_two_papers():
+    """COCO is in both. A paper without the split gives its last one, whatever the other prints."""
+    both = paper_rows(["mue_coco", "blipee_coco", "mue_coco"])
+    sources = [row.source for row in main_rows(both, "mue", "test")]
+    assert sources == ["MuE, Table 1", "MuE, Table 5", "BLIPEE, Table 4"]
+    assert [row.source for row in table_rows(both, "MuE, Table 4", "mue", "test")] == [
+        "MuE, Table 4"
+    ]
+    other = paper_rows(["mue_snli_ve", "blipee_nocaps"])
+    found = main_rows(other, "mue", "valid")
+    assert [(row.paper, row.split) for row in found] == [
+        ("mue", "valid"), ("blipee", "full-dataset"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["deebert", "leebert"])
+def test_methods_of_mue_are_not_those_of_blipee(method):
+    """BLIPEE's DeeBLIP and LeeBLIP are methods of their own here."""
+    names = [name for name in paper_names() if name.startswith("blipee")]
+    assert not [row for row in paper_rows(names) if row.method == method]
+
+
+def test_every_printed_method_has_a_script():
+    """BLIPEE with CapFilt is of train_blipee.sh; medium is of no table."""
+    found = {row.method for row in paper_rows(paper_names())} - {"", "blipee_capfilt"}
+    scripts = {path.stem for path in (ROOT / "run_scripts" / "methods").glob("*.sh")}
+    assert found <= scripts

@@ -1,4 +1,4 @@
-"""Show what methods generate, every word in the colour of the layer that it left at.
+"""Show what methods generate, every word in the colour of its exit layer.
 
   fairseq-generate DATA … --exit-policy similarity --exit-trace mue.jsonl     # for each method
   ofa-exit cases cases.html plain=plain.jsonl MuE=mue.jsonl DATA --task mue_caption …

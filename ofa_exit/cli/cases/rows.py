@@ -29,16 +29,25 @@ class CaseReader:
     def __init__(
         self, generation: Generation, traces: Mapping[str, Trace], checkpoints: Mapping[str, str]
     ) -> None:
-        self.generation, self.traces = generation, traces
+        self.generation, self.traces, self.checkpoints = generation, traces, checkpoints
         self.task = generation.task
-        self.models = {name: generation.load_model(file) for name, file in checkpoints.items()}
-        if not self.models:
-            self.task.load_dataset(generation.subset)
+        self.task.load_dataset(generation.subset)
 
     def cases(self, names: Sequence[str]) -> list[Case]:
         """Return the rows of these names. Raises UsageError if the data lacks one."""
         indices = self._indices(names)
-        cases = [self._case(name, indices[name]) for name in names]
+        examples = {name: self._example(name, indices[name]) for name in names}
+        answers = [self._answers(method, examples) for method in self.traces]
+        cases = [
+            Case(
+                name=name,
+                image=_png(self._rows.examples.file.row(indices[name])[IMAGE_FIELD]),
+                source=self.task.text(example.source),
+                references=list(dict.fromkeys(example.references)),
+                answers=own,
+            )
+            for (name, example), own in zip(examples.items(), zip(*answers))
+        ]
         if len({case.source for case in cases}) > 1:
             return cases
         # One question for all rows, as in captioning, says nothing.
@@ -63,27 +72,29 @@ class CaseReader:
     def _rows(self) -> Any:
         return self.task.dataset(self.generation.subset).rows
 
-    def _case(self, name: str, index: int) -> Case:
-        dataset = self.task.dataset(self.generation.subset)
-        example = dataset[index]
+    def _example(self, name: str, index: int) -> Any:
+        example = self.task.dataset(self.generation.subset)[index]
         if example is None:
             raise UsageError(f"row {name} cannot be read: name others by --rows")
-        return Case(
-            name=name,
-            image=_png(self._rows.examples.file.row(index)[IMAGE_FIELD]),
-            source=self.task.text(example.source),
-            references=list(dict.fromkeys(example.references)),
-            answers=[
-                self._answer(method, trace[name], dataset.collater([example]))
-                for method, trace in self.traces.items()
-            ],
-        )
+        return example
 
-    def _answer(self, method: str, record: Mapping[str, Any], sample: dict[str, Any]) -> Answer:
+    def _answers(self, method: str, examples: Mapping[str, Any]) -> list[Answer]:
+        """Return a method's answers to all rows. Its model lives as long as this call."""
+        file, model = self.checkpoints.get(method), None
+        if file is not None:
+            model = self.generation.load_model(file)
+        collater = self.task.dataset(self.generation.subset).collater
+        return [
+            self._answer(method, self.traces[method][name], collater([example]), model)
+            for name, example in examples.items()
+        ]
+
+    def _answer(
+        self, method: str, record: Mapping[str, Any], sample: dict[str, Any], model: Any
+    ) -> Answer:
         best = record["hypotheses"][0]
         measured: Any = ([None] * len(best["tokens"]),) * 2
-        if method in self.models:
-            model = self.models[method]
+        if model is not None:
             (sample,) = self.generation.on_device([sample], model)
             trie = getattr(self.task, "trie", None)
             measured = measure_words(model, sample, record, trie)

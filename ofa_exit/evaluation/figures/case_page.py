@@ -32,7 +32,7 @@ def case_page(cases: Sequence[Case], depth: int) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             f"<title>Words by exit layer</title><style>{STYLE}</style></head><body>",
-            "<h1>Words by the decoder layer that they left at</h1>",
+            "<h1>Words by exit layer</h1>",
             f'<p class="legend">{legend}</p>',
             "<p>Point at a word for its layer, its confidence (the largest probability) and the "
             "cosine of the states before and after its last layer. ■ ends the sentence.</p>",
@@ -43,15 +43,15 @@ def case_page(cases: Sequence[Case], depth: int) -> str:
 
 
 def _section(case: Case, depth: int) -> str:
-    picture = ""
+    image = ""
     if case.image is not None:
         data = base64.b64encode(case.image).decode()
-        picture = f'<img alt="image of {escape(case.name)}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="image of {escape(case.name)}" src="data:image/png;base64,{data}">'
     source = f'<p class="source">{escape(case.source)}</p>' if case.source else ""
     references = "".join(f"<p>{escape(reference)}</p>" for reference in case.references)
     answers = "\n".join(_answer(answer, depth) for answer in case.answers)
     return (
-        f"<section>{picture}<div><h2>{escape(case.name)}</h2>{source}"
+        f"<section>{image}<div><h2>{escape(case.name)}</h2>{source}"
         f'<div class="references">{references}</div>\n<table>\n{answers}\n</table></div></section>'
     )
 

@@ -1,4 +1,4 @@
-"""Cases: rows with the answers of several methods, each word with the layer that it left at."""
+"""Cases: rows with the answers of several methods, each word with its exit layer."""
 
 import json
 import os

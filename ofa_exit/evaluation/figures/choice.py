@@ -13,11 +13,14 @@ SHOWN = (
     "measured_time_reduction",
     "parameter_speedup",
 )
+REFERENCE = "reference"
+"""Setting of the line that a sweep adds for the model of --reference."""
+
 Row = dict[str, str]
 
 
 def read_settings(path: str | Path) -> dict[str, Row]:
-    """Return the rows of a sweep's CSV by their setting.
+    """Return the rows of a sweep's CSV by their setting, without that of ``--reference``.
 
     Raises ValueError for other files, and for a setting that comes twice.
     """
@@ -28,6 +31,7 @@ def read_settings(path: str | Path) -> dict[str, Row]:
                 f"{where}: the setting {row['setting']!r} comes twice. Keep one line for each"
             )
         settings[row["setting"]] = row
+    settings.pop(REFERENCE, None)
     return settings
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.evaluation.figures.methods import VALID, Method
-from ofa_exit.evaluation.figures.paper_numbers import PaperRow, main_rows
+from ofa_exit.evaluation.figures.methods import VALID, Method, Sweep
+from ofa_exit.evaluation.figures.paper_numbers import PaperRow, main_rows, table_rows
 from ofa_exit.evaluation.figures.selection import (
     CORNERS,
     EXPECTED,
+    Corner,
     FullDepth,
     Keep,
     Result,
@@ -22,6 +23,8 @@ from ofa_exit.evaluation.figures.selection import (
 
 STATIC = ("plain", "tiny", "medium")
 """Methods of the papers without exits: their printed numbers stand beside the full depth."""
+MUE_ENCODER_LAYERS = 6
+"""Those of image and text pass in MuE's tables, which are of OFA base."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Comparison:
         keep: shares of the baseline's validation quality; the first is the main table's.
         by: column of the savings that the main rule maximises.
         save: shares of the expected time.
-        paper: printed numbers of the same data set; none = not shown.
+        paper: the papers' numbers of the same data set; none = not shown.
     """
 
     methods: Sequence[Method]
@@ -77,14 +80,31 @@ class Comparison:
         ]
 
     def printed(self, result: Result) -> list[PaperRow]:
-        """Return the paper's rows that belong beside a row of the main table; [] for others."""
-        rule = FullDepth() if result.method in STATIC else self.main_rule
-        if result.rule != rule:
+        """Return the papers' rows beside one of the main table or of MuE's Table 2; else []."""
+        rule = result.rule
+        if isinstance(rule, Corner):
+            rows = table_rows(self.paper, "MuE, Table 2", result.method, result.split)
+            return [row for row in rows if _printed_corner(row) == rule]
+        if rule != (FullDepth() if result.method in STATIC else self.main_rule):
             return []
         return main_rows(self.paper, result.method, result.split)
 
-    def trained_parameters(self, name: str) -> int | None:
-        return next(method.trained_parameters for method in self.methods if method.name == name)
+    def printed_trade_off(self, result: Result) -> list[PaperRow]:
+        """Return the row of MuE's Table 3 that the same rule chooses there; [] for none."""
+
+        def printed(name: str) -> list[PaperRow]:
+            rows = table_rows(self.paper, "MuE, Table 3", name, result.split)
+            return [row for row in rows if self.quality in row.values]
+
+        baseline, own = printed("plain"), printed(result.method)
+        if not baseline or not own:
+            return []
+        sweep = Sweep(Path(), [], {str(place): row.values for place, row in enumerate(own)})
+        chosen = result.rule.choose(sweep, self.quality, baseline[0].values[self.quality])
+        return [] if chosen is None else [own[int(chosen)]]
+
+    def method(self, name: str) -> Method:
+        return next(method for method in self.methods if method.name == name)
 
 
 def has_corners(method: Method) -> bool:
@@ -93,10 +113,18 @@ def has_corners(method: Method) -> bool:
     return any(corner_of(values) in ((True, False), (False, True)) for values in settings)
 
 
+def _printed_corner(row: PaperRow) -> Corner:
+    """Return which passes exit early in a row of MuE's Table 2."""
+    image, text = (row.values[f"{part}_layers"] < MUE_ENCODER_LAYERS for part in ("image", "text"))
+    return Corner(image, text)
+
+
 def csv_lines(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a line for every method, rule and test split.
 
     Columns of numbers hold means over seeds. With several seeds NAME_low and NAME_high follow.
+    Of several seeds, the names in ``seeds`` and what each chose, in ``setting``, have one order
+    and are joined by " | ".
     """
     lines = []
     for split in comparison.splits:
@@ -112,13 +140,13 @@ def csv_lines(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _csv_line(comparison: Comparison, result: Result) -> dict[str, Any]:
-    rule, seeds = result.rule, len(result.settings)
+    rule, method = result.rule, comparison.method(result.method)
     line: dict[str, Any] = {
         "method": result.method,
         "split": result.split,
         "rule": rule.label,
         "by": rule.by if isinstance(rule, Keep) else "",
-        "seeds": seeds,
+        "seeds": " | ".join(method.seed_names),
         "setting": " | ".join(setting or "none" for setting in result.settings),
         "remark": result.remark,
     }
@@ -126,11 +154,11 @@ def _csv_line(comparison: Comparison, result: Result) -> dict[str, Any]:
     for column, values in numbers.items():
         if values:
             line[column] = sum(values) / len(values)
-            if seeds > 1:
+            if len(values) > 1:
                 line[f"{column}_low"], line[f"{column}_high"] = min(values), max(values)
-    line["trained_parameters"] = comparison.trained_parameters(result.method)
+    line["trained_parameters"] = method.trained_parameters
     for row in comparison.printed(result):
-        line.update({f"paper_{column}": value for column, value in row.values.items()})
+        line.update({f"paper_{row.paper}_{name}": value for name, value in row.values.items()})
     return line
 
 

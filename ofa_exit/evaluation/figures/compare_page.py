@@ -6,9 +6,8 @@ from tabulate import tabulate
 
 from ofa_exit.evaluation.figures.compare import Comparison
 from ofa_exit.evaluation.figures.methods import VALID
-from ofa_exit.evaluation.figures.paper_numbers import PaperRow, table_rows
+from ofa_exit.evaluation.figures.paper_numbers import TITLES, PaperRow, table_rows
 from ofa_exit.evaluation.figures.selection import (
-    EXPECTED,
     KEPT,
     FullDepth,
     Keep,
@@ -28,8 +27,9 @@ NOTES = """\
 Numbers of a test split belong to settings that were chosen on validation. −10 % saves a tenth.
 Expected time is MuE's Eq. 14. It and the FLOPs, counted per sentence, are against {baseline} at
 full depth. Measured time is against the method's own full depth, since only settings of one sweep
-meet the same machine. Speed-up is BLIPEE's: the decoder's parameters over those used. Kept is the
-quality over that of {baseline} at full depth. Several seeds: mean (lowest to highest)."""
+meet the same machine. Speed-up is BLIPEE's: the decoder's parameters over those used. It counts
+no parameters for linear heads. Speed-up with heads does. Kept is the quality over that of
+{baseline} at full depth. Several seeds: mean (lowest to highest)."""
 
 Rows = list[list[str]]
 
@@ -48,7 +48,7 @@ def page(comparison: Comparison) -> str:
             if table:
                 parts += [f"### {title}", table]
     if comparison.paper:
-        parts += ["## The paper's numbers", paper_tables(comparison.paper)]
+        parts += ["## The papers' numbers", paper_tables(comparison.paper)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,41 +57,41 @@ def main_table(comparison: Comparison, split: str) -> str:
     results = comparison.main_results(split)
     quality = comparison.quality
     scores = _scores(comparison, split)
-    counts = [comparison.trained_parameters(method.name) for method in comparison.methods]
-    header = ["method", "setting", f"{quality} on valid", *scores, "kept", *LAYERS, *SAVINGS]
-    header += ["trained"] * any(counts) + ["paper"] * bool(comparison.paper)
+    has_counts = any(method.trained_parameters for method in comparison.methods)
+    header = ["method", "setting", f"{quality} on valid", *scores, "kept", *LAYERS]
+    header += ["trained"] * has_counts + _last_titles(comparison)
     rows: Rows = []
     for result in results:
         row = [f"{result.method}, {result.rule.label}", _setting(result), _numbers(result.valid)]
         row += [_cell(result, score, _one_digit) for score in scores]
         row += [_cell(result, KEPT, _percent)]
         row += [_cell(result, column, _two_digits) for column in LAYERS.values()]
-        row += [_cell(result, column, shown) for column, shown in SAVINGS.values()]
-        if any(counts):
-            count = comparison.trained_parameters(result.method)
+        if has_counts:
+            count = comparison.method(result.method).trained_parameters
             row.append("" if count is None else f"{count:,}")
-        if comparison.paper:
-            row.append(_grey(_printed(comparison.printed(result), quality)))
-        rows.append(row)
+        rows.append(row + _last_cells(comparison, result, comparison.printed(result)))
     return _markdown(header, rows, left=2)
 
 
 def trade_off_table(comparison: Comparison, split: str) -> str:
-    """Return each method's quality and saving under every budget, the best in bold.
+    """Return each method's quality and savings under every budget, the best method in bold.
 
     Under a rule that keeps quality the best saves most. Under one that saves, it scores best.
     """
-    rules = comparison.budgets
-    columns = [[comparison.result(m, rule, split) for m in comparison.methods] for rule in rules]
-    header, rows = ["method"], [[method.name] for method in comparison.methods]
-    for rule, results in zip(rules, columns):
-        header.append(rule.label)
-        column = rule.by if isinstance(rule, Keep) else comparison.quality
-        means = [result.mean(column) for result in results]
+    quality = comparison.quality
+    rows: Rows = []
+    for rule in comparison.budgets:
+        results = [comparison.result(method, rule, split) for method in comparison.methods]
+        means = [result.mean(rule.by if isinstance(rule, Keep) else quality) for result in results]
         best = max((mean for mean in means if mean is not None), default=None)
-        for row, result, mean in zip(rows, results, means):
-            row.append(_trade_off_cell(result, comparison, mean is not None and mean == best))
-    return _markdown(header, rows, left=1)
+        for result, mean in zip(results, means):
+            is_best = mean is not None and mean == best
+            row = [rule.label if result is results[0] else ""]
+            row += [f"**{result.method}**" if is_best else result.method]
+            row += [_cell(result, quality, _one_digit) if result.values else "none"]
+            row += [_cell(result, KEPT, _percent)]
+            rows.append(row + _last_cells(comparison, result, comparison.printed_trade_off(result)))
+    return _markdown(["", "method", quality, "kept", *_last_titles(comparison)], rows, left=2)
 
 
 def ablation_table(comparison: Comparison, split: str) -> str:
@@ -100,19 +100,18 @@ def ablation_table(comparison: Comparison, split: str) -> str:
     if "mue" not in names or not {"no_split", "no_layer_loss"} & set(names):
         return ""
     quality = comparison.quality
-    header = ["variant", "", f"{quality}, full depth", f"{quality}, exits", "kept", "expected time"]
-    header += ["paper"] * bool(comparison.paper)
+    header = ["variant", "", f"{quality}, full depth", f"{quality}, exits", "kept"]
+    header += _last_titles(comparison)
     rows: Rows = []
     for name in names:
-        method = next(method for method in comparison.methods if method.name == name)
+        method = comparison.method(name)
         full = comparison.result(method, FullDepth(), split)
         exits = comparison.result(method, comparison.main_rule, split)
         row = [name, VARIANTS[name], _cell(full, quality, _one_digit)]
         row += [_cell(exits, quality, _one_digit) if exits.values else exits.remark]
-        row += [_cell(exits, KEPT, _percent), _cell(exits, EXPECTED, _reduction)]
-        if comparison.paper:
-            row.append(_grey(_printed(table_rows(comparison.paper, "4", name, split), quality)))
-        rows.append(row)
+        row += [_cell(exits, KEPT, _percent)]
+        printed = table_rows(comparison.paper, "MuE, Table 4", name, split)
+        rows.append(row + _last_cells(comparison, exits, printed))
     return _markdown(header, rows, left=2)
 
 
@@ -127,17 +126,19 @@ def corner_table(comparison: Comparison, split: str) -> str:
             result.method,
             *(_cell(result, LAYERS[name], _two_digits) for name in ("image", "text")),
             *(_cell(result, score, _one_digit) for score in scores),
+            *_last_cells(comparison, result, comparison.printed(result)),
         ]
         for result in results
     ]
-    return _markdown(["method", "image", "text", *scores], rows, left=1)
+    header = ["method", "image", "text", *scores, *_last_titles(comparison)]
+    return _markdown(header, rows, left=1)
 
 
 def paper_tables(printed: Sequence[PaperRow]) -> str:
-    """Return the printed rows, a table for each table of the paper."""
+    """Return the printed rows, a table for each table and data set of the papers."""
     parts = []
-    for source in dict.fromkeys(row.source for row in printed):
-        own = [row for row in printed if row.source == source]
+    for source, data_set in dict.fromkeys((row.source, row.data_set) for row in printed):
+        own = [row for row in printed if (row.source, row.data_set) == (source, data_set)]
         columns = list(dict.fromkeys(column for row in own for column in row.values))
         titles = [PAPER_TITLES.get(column, column) for column in columns]
         has_counts = any(row.trained_parameters for row in own)
@@ -151,7 +152,7 @@ def paper_tables(printed: Sequence[PaperRow]) -> str:
             for row in own
         ]
         header = ["row", "split", *titles, *(["trained"] if has_counts else [])]
-        parts.append(f"{source}:\n\n{_markdown(header, rows, left=2)}")
+        parts.append(f"{source}, {data_set}:\n\n{_markdown(header, rows, left=2)}")
     return "\n\n".join(parts)
 
 
@@ -187,9 +188,27 @@ SAVINGS: dict[str, tuple[str, Show]] = {
     "FLOPs": ("flop_reduction", _reduction),
     "measured time": ("measured_time_reduction", _reduction),
     "speed-up": ("parameter_speedup", _speed_up),
+    "speed-up with heads": ("parameter_speedup_with_heads", _speed_up),
 }
 SHOWS = dict(SAVINGS.values())
 PAPER_TITLES = {column: title for title, (column, _) in SAVINGS.items()}
+
+
+def _savings(comparison: Comparison) -> dict[str, tuple[str, Show]]:
+    """Return the columns of savings that a sweep has; few sweeps have that with heads."""
+    sweeps = [sweep for method in comparison.methods for sweep in method.sweeps]
+    found = {name for sweep in sweeps for values in sweep.settings.values() for name in values}
+    return {title: (name, show) for title, (name, show) in SAVINGS.items() if name in found}
+
+
+def _last_titles(comparison: Comparison) -> list[str]:
+    """Return the titles of the columns that end every table: savings, and the papers' numbers."""
+    return [*_savings(comparison), *["paper"] * bool(comparison.paper)]
+
+
+def _last_cells(comparison: Comparison, result: Result, printed: Sequence[PaperRow]) -> list[str]:
+    cells = [_cell(result, column, show) for column, show in _savings(comparison).values()]
+    return cells + [_printed(printed, comparison.quality)] * bool(comparison.paper)
 
 
 def _numbers(values: Sequence[float], show: Show = _one_digit) -> str:
@@ -213,33 +232,21 @@ def _setting(result: Result) -> str:
     return "; ".join([*words, *([result.remark] if result.remark else [])])
 
 
-def _trade_off_cell(result: Result, comparison: Comparison, is_best: bool) -> str:
-    quality, by = result.mean(comparison.quality), comparison.by
-    if quality is None:
-        return "none"
-    saving = result.mean(by if isinstance(result.rule, Keep) else EXPECTED)
-    shown = SHOWS[by if isinstance(result.rule, Keep) else EXPECTED]
-    text = f"{quality:.1f}" + (f" at {shown(saving)}" if saving is not None else "")
-    return f"**{text}**" if is_best else text
-
-
 def _printed(rows: Sequence[PaperRow], quality: str) -> str:
-    """Return a paper's quality and saving in one cell."""
+    """Return what the papers print, quality and savings, in one grey cell."""
+    texts = []
     for row in rows:
         if quality in row.values:
             savings = [SHOWS[name](row.values[name]) for name in SHOWS if row.values.get(name)]
-            return " at ".join([f"{row.values[quality]:g}", *savings])
-    return ""
+            text = " at ".join([f"{row.values[quality]:g}", *savings])
+            texts.append(f"{text} ({TITLES[row.paper]})")
+    return f'<span style="color:grey">{"; ".join(texts)}</span>' if texts else ""
 
 
 def _shown(column: str, value: float | None) -> str:
     if value is None:
         return ""
     return SHOWS[column](value) if column in SHOWS else f"{value:g}"
-
-
-def _grey(text: str) -> str:
-    return f'<span style="color:grey">{text}</span>' if text else ""
 
 
 def _scores(comparison: Comparison, split: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The sweeps of several methods, read from a folder of CSV files."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ NUMBERS = (
     *("image_layers", "text_layers", "decoder_layers"),
     *("encoder_layers_full", "decoder_layers_full"),
     *("expected_time_reduction", "flop_reduction", "measured_time_reduction"),
-    *("parameter_speedup", "gflops_per_sentence", "gflops_full_per_sentence"),
+    *("parameter_speedup", "parameter_speedup_with_heads"),
+    *("gflops_per_sentence", "gflops_full_per_sentence"),
 )
 """Columns of a sweep that may be empty. The scores are those between `setting` and `sentences`."""
 PARAMETERS = "trained_parameters.txt"
 PREFERRED_QUALITY = "CIDEr"
+
+logger = logging.getLogger(__name__)
 
 Values = dict[str, float]
 """Numbers of a setting by column, without the empty ones."""
@@ -51,17 +55,24 @@ class Method:
 
     Attributes:
         seeds: for each seed its sweeps by split.
+        seed_names: what follows ``@`` in the seeds' folders; empty for a folder without it.
         trained_parameters: as the folder says; None if it does not.
     """
 
     name: str
     seeds: list[dict[str, Sweep]]
+    seed_names: list[str]
     trained_parameters: int | None = None
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits, validation first."""
         return list(self.seeds[0])
+
+    @property
+    def sweeps(self) -> list[Sweep]:
+        """Those of all seeds and splits."""
+        return [sweep for seed in self.seeds for sweep in seed.values()]
 
     def mean_at_full_depth(self, split: str, column: str) -> float:
         """Return the mean over seeds of a column at full depth."""
@@ -98,11 +109,14 @@ def read_sweep(path: Path) -> Sweep:
 def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     """Return the methods in the subfolders of ``folder``; NAME@SEED is a seed of NAME.
 
+    Folders that lack a split are left out with a warning: their sweeps are not finished.
+
     Args:
         names: those to read, in this order; none = all that have CSV files, by name.
 
     Raises:
-        ValueError: a folder or a file is missing, or the files do not belong together.
+        ValueError: a folder is missing, nothing is left of a method of ``names`` or of all, or the
+            files do not belong together.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give the one that holds a folder per method")
@@ -110,13 +124,17 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and _csv_files(path):
             found.setdefault(path.name.partition("@")[0], []).append(path)
-    if missing := [name for name in names if name not in found]:
+    finished = _finished({name: found.get(name, []) for name in names or found})
+    if missing := [name for name in names if name not in finished]:
         raise ValueError(
-            f"{folder / missing[0]} has no CSV of a sweep. There are {', '.join(found) or 'none'}"
+            f"{folder / missing[0]} has no finished sweeps. There are folders of "
+            f"{', '.join(found) or 'no method'}"
         )
-    if not found:
-        raise ValueError(f"{folder} has no METHOD/{VALID}.csv: write the sweeps there")
-    methods = [_read_method(name, found[name]) for name in names or found]
+    if not finished:
+        raise ValueError(
+            f"{folder} has no METHOD with {VALID}.csv and {TEST}.csv: write the sweeps there"
+        )
+    methods = [_read_method(name, folders) for name, folders in finished.items()]
     for method in methods[1:]:
         _check_splits(methods[0].seeds[0], method.seeds[0])
     return methods
@@ -127,7 +145,7 @@ def check_quality(methods: Sequence[Method], quality: str | None) -> str:
 
     Raises ValueError if a sweep lacks it.
     """
-    sweeps = [sweep for method in methods for seed in method.seeds for sweep in seed.values()]
+    sweeps = [sweep for method in methods for sweep in method.sweeps]
     scores = sweeps[0].scores
     if quality is None:
         if not scores:
@@ -137,7 +155,7 @@ def check_quality(methods: Sequence[Method], quality: str | None) -> str:
         if quality not in sweep.scores:
             raise ValueError(
                 f"{sweep.path}, line 1: no column {quality} among its scores, "
-                f"{', '.join(sweep.scores) or 'none'}. Name another with --quality"
+                f"{', '.join(sweep.scores) or 'none'}. Name one of these"
             )
         for setting, values in sweep.settings.items():
             if quality not in values:
@@ -151,22 +169,35 @@ def _csv_files(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file() and ".partial" not in file.suffixes]
 
 
+def _finished(found: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Return the methods' folders that have all splits, and warn about the others.
+
+    All splits are those of the folder with most of them, at least validation and test.
+    """
+    folders = [path for paths in found.values() for path in paths]
+    own = {path: {file.stem for file in _csv_files(path)} for path in folders}
+    splits = {VALID, *max([*own.values(), {VALID, TEST}], key=len)}
+    finished: dict[str, list[Path]] = {}
+    for name, paths in found.items():
+        for path in paths:
+            # Other splits than elsewhere are an error, which _check_splits raises.
+            if VALID in own[path] and not own[path] < splits:
+                finished.setdefault(name, []).append(path)
+                continue
+            lacks = ", ".join(f"{split}.csv" for split in sorted(splits - own[path]))
+            logger.warning("%s lacks %s and is left out. Finish its sweeps", path, lacks)
+    return finished
+
+
 def _read_method(name: str, folders: list[Path]) -> Method:
-    seeds = []
-    for folder in folders:
-        files = _csv_files(folder)
-        if files[0].stem != VALID or len(files) == 1:
-            lacks = f"{VALID}.csv" if files[0].stem != VALID else f"{TEST}.csv"
-            raise ValueError(
-                f"{folder / lacks} is missing: a setting is chosen on validation and read on test"
-            )
-        seeds.append({file.stem: read_sweep(file) for file in files})
+    seeds = [{file.stem: read_sweep(file) for file in _csv_files(folder)} for folder in folders]
     for seed in seeds[1:]:
         _check_splits(seeds[0], seed)
         for split, sweep in seed.items():
             _check_settings(seeds[0][split], sweep)
     file = folders[0] / PARAMETERS
-    return Method(name, seeds, _count(file) if file.exists() else None)
+    seed_names = [folder.name.partition("@")[2] for folder in folders]
+    return Method(name, seeds, seed_names, _count(file) if file.exists() else None)
 
 
 def _check_splits(first: dict[str, Sweep], other: dict[str, Sweep]) -> None:

@@ -7,6 +7,7 @@ number of its first line of visual entailment; the others give 6.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,25 +58,26 @@ def paper_names() -> list[str]:
     return list(_rows())
 
 
-def paper_rows(name: str) -> list[PaperRow]:
-    """Return all rows of a paper's data set. Raises ValueError for unknown names."""
-    if name not in _rows():
-        raise ValueError(f"no numbers of {name!r}: choose from {', '.join(paper_names())}")
-    return _rows()[name]
+def paper_rows(names: Sequence[str]) -> list[PaperRow]:
+    """Return all rows of the papers' data sets. Raises ValueError for unknown names."""
+    for name in names:
+        if name not in _rows():
+            raise ValueError(f"no numbers of {name!r}: choose from {', '.join(paper_names())}")
+    return [row for name in dict.fromkeys(names) for row in _rows()[name]]
 
 
 def main_rows(rows: list[PaperRow], method: str, split: str) -> list[PaperRow]:
     """Return the rows of a method in the main tables: MuE's Tables 1 and 5, BLIPEE's 1 to 5.
 
-    They are of the split of that name if it is printed, otherwise of the last one of its table.
+    They are of the split of that name. A paper that does not print it gives its last one.
     """
     found = [row for row in rows if row.method == method and is_main(row)]
     return _of_split(found, split)
 
 
-def table_rows(rows: list[PaperRow], table: str, method: str, split: str) -> list[PaperRow]:
-    """Return the rows of a method in one table; splits as in ``main_rows``."""
-    return _of_split([row for row in rows if (row.method, row.table) == (method, table)], split)
+def table_rows(rows: list[PaperRow], source: str, method: str, split: str) -> list[PaperRow]:
+    """Return the rows of a method in one table, such as ``MuE, Table 2``; splits as above."""
+    return _of_split([row for row in rows if (row.source, row.method) == (source, method)], split)
 
 
 def is_main(row: PaperRow) -> bool:
@@ -83,7 +85,6 @@ def is_main(row: PaperRow) -> bool:
 
 
 def _of_split(rows: list[PaperRow], split: str) -> list[PaperRow]:
-    if not rows:
-        return []
-    wanted = split if any(row.split == split for row in rows) else rows[-1].split
-    return [row for row in rows if row.split == wanted]
+    wanted = {row.paper: row.split for row in rows}  # the last one of each paper
+    wanted |= {row.paper: split for row in rows if row.split == split}
+    return [row for row in rows if row.split == wanted[row.paper]]

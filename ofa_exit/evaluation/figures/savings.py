@@ -16,7 +16,9 @@ def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
     Args:
         baseline: one of ``methods``; its first seed is the reference.
     """
-    reference = {split: _full_depth(sweep) for split, sweep in baseline.seeds[0].items()}
+    reference = {
+        split: sweep.values(sweep.full_depth) for split, sweep in baseline.seeds[0].items()
+    }
     return [
         replace(
             method,
@@ -51,21 +53,9 @@ def expected_time_reduction(values: Values, reference: Values) -> float:
     return 1 - (encoder / other[0] + decoder / other[1]) / 2
 
 
-def _full_depth(sweep: Sweep) -> Values:
-    """Return the numbers at full depth, with the FLOPs that a sweep counts only under a policy."""
-    values = sweep.values(sweep.full_depth)
-    counted = [one["gflops_full_per_sentence"] for one in sweep.settings.values()
-               if "gflops_full_per_sentence" in one]  # fmt: skip
-    if "gflops_per_sentence" in values or not counted:
-        return values
-    return {**values, "gflops_per_sentence": counted[0]}
-
-
 def _against(sweep: Sweep, reference: Values) -> Sweep:
-    settings = {**sweep.settings, sweep.full_depth: _full_depth(sweep)}
-    return replace(
-        sweep, settings={name: _relative(values, reference) for name, values in settings.items()}
-    )
+    settings = {name: _relative(values, reference) for name, values in sweep.settings.items()}
+    return replace(sweep, settings=settings)
 
 
 def _relative(values: Values, reference: Values) -> Values:
