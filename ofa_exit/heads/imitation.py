@@ -115,7 +115,7 @@ class ImitateAllHeads(ImitationHeads):
     The abstract of DeeCap speaks of deep layers' states in general, not of the next one's.
     """
 
-    summary = "the same with every later layer imitated"
+    summary = "fusion of the layers that ran and all imitated later ones (DeeCap's abstract)"
     imitates_all = True
 
 

@@ -1,8 +1,9 @@
-"""The meta classifier: learned confidence beside the shared head (CALM)."""
+"""The meta classifier: the shared head with a learned confidence (CALM)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ class MetaHeads(ExitHeads):
         They are computed in float32: rounding must not decide whether a row exits.
         """
         classifier: Any = self["classifier"]
-        with torch.autocast(hidden.device.type, enabled=False):
+        device = hidden.device.type
+        has_autocast = torch.amp.is_autocast_available(device)  # not tensors without values
+        with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
             return F.linear(hidden.float(), classifier.weight.float(), classifier.bias.float())
 
     def confidence(self, layer: int, hidden: Tensor) -> Tensor:

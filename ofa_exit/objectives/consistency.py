@@ -34,8 +34,10 @@ def first_consistent_loss(logits: Tensor, consistent: Tensor) -> Tensor:
 
         log p(i) = Σ_j<i log(1 - m_j) + log m_i
 
-    and m = 1 for the last layer, which takes the tokens without a consistent layer before it. This
-    is the "geometric-like" loss of the authors' code.
+    and m = 1 for the last layer, which takes the tokens without a consistent layer before it.
+
+    Differs from the "geometric-like" loss of the authors' code: there the last layer has an m_N of
+    the classifier, and the N values are normalised by a softmax.
 
     Args and returns: as ``balanced_consistency_loss``.
     """

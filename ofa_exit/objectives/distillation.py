@@ -33,7 +33,7 @@ def teachers(mode: str, students: Sequence[int], last: int) -> dict[int, list[in
 
 @dataclass(frozen=True)
 class Distillation:
-    """How layers learn from each other, beside the labels.
+    """How layers learn from each other in addition to the labels.
 
     The loss of layer i is a·CE_i + b·Σ_j T²·KL(p_j, p_i) over its teachers j, whose probabilities
     get no gradient. Without teachers it is CE_i.

@@ -27,10 +27,7 @@ def static_threshold(
 def decayed_threshold(
     theta: float, step: Tensor, step_limit: Tensor, beta: float, tau: float
 ) -> Tensor:
-    """Θ(t) = β·θ + (1 - β)·exp(-τ·t / N) (MuE Eq. 11); t counts from 0.
-
-    CALM's Eq. 5 is the same with β = 0.9. It also clips to [0, 1], where Θ(t) is anyway.
-    """
+    """Θ(t) = β·θ + (1 - β)·exp(-τ·t / N) (MuE Eq. 11); t counts from 0."""
     return beta * theta + (1.0 - beta) * torch.exp(-tau * step / step_limit.clamp(min=1))
 
 
@@ -51,7 +48,7 @@ def calm_threshold(
 ) -> Tensor:
     """The schedule of CALM's released code, 0.9·θ + 0.1·θ·exp(-τ·t / N): β is not used.
 
-    Differs from the paper, whose Eq. 5 is ``decayed_threshold`` with β = 0.9.
+    Differs from ``decayed_threshold``, where the part that decays does not depend on θ.
     """
     return 0.9 * theta + 0.1 * theta * torch.exp(-tau * step / step_limit.clamp(min=1))
 

@@ -35,7 +35,7 @@ def confidence(cls, layer) -> float:
 
 
 def threshold(policy, layer, limit: int) -> float:
-    """λ(t) of CALM's code, of its paper, and of MuE's released code."""
+    """λ(t) of CALM's code, of MuE's paper, and of MuE's released code."""
     theta = policy.threshold
     theta = theta if isinstance(theta, float) else theta[layer.number - 1]
     if theta >= 1:
@@ -150,9 +150,9 @@ def test_saturation_never_exits_after_layer_1():
     model = model_of("transformer")
     policy = SaturationExit(0.0, "static")
     assert model.decoder.heads_in_use(policy) == [2, 4]
-    assert layers_of(model, policy).unique().tolist() == [0, 2]  # padding needs no layer
+    assert set(layers_of(model, policy).unique().tolist()) - {0} == {2}  # padding needs no layer
     with_first = layers_of(model, SoftmaxExit(0.0, "static"))
-    assert with_first.unique().tolist() == [0, 1]
+    assert set(with_first.unique().tolist()) - {0} == {1}
 
 
 @torch.no_grad()

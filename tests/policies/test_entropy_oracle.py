@@ -71,7 +71,7 @@ def test_a_threshold_per_layer_over_some_heads():
     assert model.decoder.active_heads(policy) == [2]
 
 
-@pytest.mark.parametrize("kind", ["none", "transformer"])
+@pytest.mark.parametrize("kind", ["none", "transformer", "linear"])
 @pytest.mark.parametrize("never", [0, [0, 0.0, 0, 0, 0]])
 def test_zero_never_exits_and_costs_nothing(kind, never):
     check_never(model_of(kind), EntropyExit(never))

@@ -32,19 +32,19 @@ def test_the_decay_is_the_papers():
             assert float(found[row, step]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_calms_schedules_are_those_of_its_code_and_of_its_paper():
-    """t5x's code, and Eq. 5 in plain Python, whose clip is idle."""
+def test_calms_schedule_is_that_of_its_code():
+    """And ``decay`` stays in [0, 1] without a clip; both in plain Python."""
     steps, limits = torch.arange(5), torch.tensor([[5], [9]])
     for theta in (0.0, 0.4, 0.99):
         code = calm_threshold(theta, steps, limits, 0.5, 4.0)
-        paper = decayed_threshold(theta, steps, limits, 0.9, 4.0)
+        decayed = decayed_threshold(theta, steps, limits, 0.9, 4.0)
         for row, limit in enumerate((5, 9)):
             for step in range(5):
                 decay = math.exp(-4 * step / limit)
                 expected = 0.9 * theta + 0.1 * theta * decay
                 assert float(code[row, step]) == pytest.approx(expected, abs=1e-6)
                 expected = min(max(0.9 * theta + 0.1 * decay, 0.0), 1.0)
-                assert float(paper[row, step]) == pytest.approx(expected, abs=1e-6)
+                assert float(decayed[row, step]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("limit", [3, 4, 5, 6, 7, 17])

@@ -30,15 +30,17 @@ class CalmMetaConfig(FairseqDataclass):
 
 @register_criterion("calm_meta_loss", dataclass=CalmMetaConfig)
 class CalmMetaLoss(FairseqCriterion):
-    """Train the meta classifier of a frozen model (CALM, Schuster et al. 2022, Section 3.4).
+    """Train the meta classifier of a frozen model (CALM, Schuster et al. 2022).
 
-    The second stage of CALM, after a loss on every layer. The label of a target token after a layer
-    with a head is whether its most probable word there, among the allowed words, is the last
-    layer's. The targets themselves are no labels. The losses are in ``objectives.consistency``.
+    The second stage of CALM, after the authors' code. The first is a loss on every layer. The label
+    of a target token after a layer with a head is whether its most probable word there, among the
+    allowed words, is the last layer's. The targets themselves are no labels. The losses are in
+    ``objectives.consistency``.
 
     Logged, besides ``loss`` in bits per token, for each layer i with a head, in percent:
     ``acc_layer_i``, labels that the classifier predicts, and ``consistent_layer_i``, tokens whose
-    word is the last layer's. The larger of the latter and its rest is what a constant reaches.
+    word is the last layer's. A constant prediction reaches max(c, 100 - c), with
+    c = ``consistent_layer_i``.
     """
 
     def __init__(self, task: Any, calm_meta_loss: str) -> None:

@@ -29,6 +29,7 @@ class DeeCapLoss(MultiExitLoss):
     """
 
     returns_layers = True
+    heads_learn_otherwise = True  # by imitation
 
     def prepare_training(self, model: Any) -> None:
         """Reject a model without imitation heads, and weights that are none of its exits."""

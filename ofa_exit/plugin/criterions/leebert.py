@@ -32,8 +32,8 @@ class LeeBertConfig(DistillationConfig, TokenLossConfig):
     distil: str = field(
         default="mutual",
         metadata={
-            "help": "what exits learn from beside the labels: none, final (the last layer) or "
-            "mutual (every other exit, LeeBERT)"
+            "help": "what exits learn from in addition to the labels: none, final (the last layer) "
+            "or mutual (every other exit, LeeBERT)"
         },
     )
     learned_weights: str = field(
@@ -48,13 +48,14 @@ class LeeBertConfig(DistillationConfig, TokenLossConfig):
         default=1e-3, metadata={"help": "learning rate of the weights, which have their own Adam"}
     )
     weights_interval: int = field(
-        default=10, metadata={"help": "updates between those of the weights in bilevel and cross"}
+        default=10,
+        metadata={"help": "update the loss weights every this many updates (bilevel and cross)"},
     )
     inner_lr: float = field(
         default=0.01,
         metadata={
-            "help": "learning rate of the step of the heads whose effect bilevel and cross measure "
-            "(plain gradient descent)"
+            "help": "step size of the one gradient step on the heads that bilevel and cross look "
+            "ahead through"
         },
     )
     ddp_backend: str = II("distributed_training.ddp_backend")
@@ -99,7 +100,8 @@ class LeeBertLoss(MultiExitLoss):
     little, so the second part of ``cross`` is usually the larger one.
 
     L_in of bilevel and cross is on the rows of one half of the data, L_out on those of the other.
-    A hash of the row's number says which. Both halves of a batch train the model, at every update.
+    A hash of the row's number says which. Both halves of a batch train the model, at every update,
+    and they never swap roles. All target tokens count here, also those that drop-worst excludes.
     φ are the heads with the decoder's final norm and projection, over features that do not move.
     The step is plain gradient descent in float32, on means over tokens, and its effect is exact
     (``objectives.bilevel``). Every ``--weights-interval`` updates this takes two further passes
@@ -109,7 +111,8 @@ class LeeBertLoss(MultiExitLoss):
     exit learns from every other, that the weights of all terms are learned in a bi-level problem,
     and that the cross-level update of the weights takes gradients of both levels and both halves
     of the training data. The rest is filled in here: softmax and its scale, γ, the step over the
-    classifiers alone, and halves by row, since batches do not name the image of a row.
+    classifiers alone, halves by row, since batches do not name the image of a row, and that both
+    halves train the model at every update without swapping roles.
 
     Logs as ``multi_exit_loss``, and the weights a_i as ``weight_layer_i``.
     """

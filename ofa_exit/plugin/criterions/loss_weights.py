@@ -32,14 +32,29 @@ class LossWeights(nn.Module):
         before = self.alpha.grad
         self.alpha.grad = gradient if before is None else before + gradient
 
+    def train(self, mode: bool = True) -> "LossWeights":
+        """Forget the gradient of an update that was skipped, as those with overflows are.
+
+        fairseq's trainer calls this before every update. It calls no ``zero_grad`` of a criterion.
+        """
+        self.alpha.grad = None
+        return super().train(mode)
+
     def step(self) -> None:
-        """Update α by the mean gradient of all processes, if there is one."""
+        """Update α by the mean gradient of all processes, if there is one.
+
+        A gradient that is not finite counts as 0: otherwise α and Adam's moments would be NaN for
+        all later updates.
+        """
         if self.alpha.grad is None:
             return
         processes = distributed.get_data_parallel_world_size()
         if processes > 1:
             distributed.all_reduce(self.alpha.grad, distributed.get_data_parallel_group())
             self.alpha.grad /= processes
+        # No branch on the host: that would wait for the device.
+        is_finite = self.alpha.grad.isfinite().all()
+        self.alpha.grad = torch.where(is_finite, self.alpha.grad, 0.0)
         self.adam.step()
         self.alpha.grad = None
 

@@ -59,8 +59,8 @@ class MuELossConfig(SelfDistillationConfig, TokenLossConfig):
     layer_weights: str = field(
         default="uniform",
         metadata={
-            "help": "weights of the decoder layers' losses: uniform (MuE), last (plain OFA's loss) "
-            "or one number per layer, separated by commas"
+            "help": "weights of the decoder layers' losses: uniform (MuE), rising, the number of "
+            "the layer (CALM), last (plain OFA's loss) or one number per layer, separated by commas"
         },
     )
 
@@ -166,8 +166,8 @@ class MuELoss(FairseqCriterion):
         """Reject a model with exit heads, which this loss would leave untrained."""
         if exit_heads(model):
             raise UsageError(
-                "this criterion does not train the exits of --exit-layers: use --criterion "
-                "blipee_adversarial, or leave --exit-layers out"
+                "this criterion does not train the exits of --exit-layers: use the criterion of "
+                "their method (docs/training.md), or leave --exit-layers out"
             )
 
     def forward(

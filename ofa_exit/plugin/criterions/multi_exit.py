@@ -32,8 +32,8 @@ class DistillationConfig(FairseqDataclass):
     distil: str = field(
         default="none",
         metadata={
-            "help": "what exits learn from beside the labels: none, final (the last layer) or "
-            "mutual (every other exit)"
+            "help": "what exits learn from in addition to the labels: none, final (the last layer) "
+            "or mutual (every other exit)"
         },
     )
     distil_temperature: float = field(
@@ -80,6 +80,8 @@ class MultiExitLoss(MuELoss):
     train_backbone = True
     returns_layers = False
     """Whether the model also returns every layer's states, as "layer_states"."""
+    heads_learn_otherwise = False
+    """Whether a head whose words have no weight still learns, from another part of the loss."""
 
     def __init__(
         self, cfg: Any, task: Any, layer_weights: str = "uniform", distil_weight: float = 1.0
@@ -102,13 +104,22 @@ class MultiExitLoss(MuELoss):
 
     @usage_errors()
     def prepare_training(self, model: Any) -> None:
-        """Reject weights that are none of this model's exits, and heads that learn otherwise."""
-        if not exit_heads(model).learn_words:
+        """Reject weights that do not match the model's exits, and heads of another loss."""
+        heads = exit_heads(model)
+        if not heads.learn_words:
             raise UsageError(
                 "these exit heads have weights that no loss on words trains: use the criterion of "
                 "their method (--exit-head meta: calm_meta_loss)"
             )
-        self.weights(model)
+        weights = self.weights(model)
+        idle = [layer for layer in heads.layers if layer not in weights] if heads.trained else []
+        if idle and not self.heads_learn_otherwise:
+            # Data-parallel training waits for a gradient of every parameter.
+            raise UsageError(
+                f"--layer-weights {self.layer_weights} does not train the exit heads after decoder "
+                f"layers {','.join(map(str, idle))}: give them positive weights, or leave them out "
+                "of --exit-layers"
+            )
 
     def weights(self, model: Any) -> dict[int, float]:
         layers = [*exit_heads(model).layers, len(model.decoder.layers)]

@@ -74,8 +74,8 @@ class MuESCSTConfig(FairseqDataclass):
     layer_weights: str = field(
         default="uniform",
         metadata={
-            "help": "weights of the decoder layers' losses: uniform (MuE), last (plain OFA's loss) "
-            "or one number per layer, separated by commas"
+            "help": "weights of the decoder layers' losses: uniform (MuE), rising, the number of "
+            "the layer (CALM), last (plain OFA's loss) or one number per layer, separated by commas"
         },
     )
     sentence_avg: bool = II("optimization.sentence_avg")

@@ -152,6 +152,10 @@ def test_weights_for_another_depth_are_rejected():
         criterion(layer_weights="1,1").prepare_training(started("imitation"))
 
 
+def test_heads_without_a_word_loss_learn_by_imitation():
+    criterion(layer_weights="0,0,1,0,2,3").prepare_training(started("imitation"))
+
+
 def test_metrics_are_per_token():
     built = noisy("imitation")
     logs = [criterion()(built, training_batch(rows))[2] for rows in (1, 4)]

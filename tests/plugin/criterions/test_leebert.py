@@ -23,6 +23,7 @@ from helpers.exit_samples import (
 from helpers.slow_losses import assert_same_gradients, at_targets, gradients
 
 from ofa_exit.plugin.criterions.leebert import CROSS_LEVEL, LeeBertLoss, first_half
+from ofa_exit.plugin.criterions.loss_weights import LossWeights
 
 EXITS = (1, 3, DEPTH)
 TERMS = [(1, 1), (1, 3), (1, 6), (3, 3), (3, 1), (3, 6), (6, 6), (6, 1), (6, 3)]
@@ -234,6 +235,29 @@ def test_the_weights_are_updated_by_their_own_adam():
         assert torch.equal(alpha, reference)
         assert torch.equal(alpha, before) == bool(update % 2)
     assert loss.loss_weights().mean().item() == pytest.approx(1)
+
+
+def test_skipped_updates_leave_no_gradient():
+    """fairseq skips an update with overflows, and begins each by criterion.train()."""
+    built, batch = model(), sample(4)
+    loss = prepared(built, learned_weights="cross")
+    loss(built, batch)
+    expected = loss.loss_weights.alpha.grad.clone()
+    loss.loss_weights.add_gradient(torch.full((9,), math.nan))
+    loss.train()
+    loss(built, batch)
+    assert torch.equal(loss.loss_weights.alpha.grad, expected)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_finite(broken):
+    weights = LossWeights(3, 0.1)
+    weights.add_gradient(torch.tensor([broken, 1.0, 2.0]))
+    weights.step()
+    assert torch.equal(weights(), torch.ones(3))
+    weights.add_gradient(torch.tensor([3.0, 1.0, 2.0]))
+    weights.step()
+    assert weights().isfinite().all() and weights()[0] < weights()[1]
 
 
 def test_fairseqs_optimizer_does_not_see_the_weights():

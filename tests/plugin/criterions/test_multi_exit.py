@@ -12,6 +12,8 @@ from helpers.exit_samples import DEPTH, criterion, model, sample, slow_terms_of
 from helpers.slow_losses import assert_same_gradients, gradients
 from torch.nn.parallel import DistributedDataParallel
 
+from ofa_exit.plugin.errors import UsageError
+
 TEACHERS = {
     "none": {},
     "final": {1: [6], 3: [6]},
@@ -23,7 +25,7 @@ TEACHERS = {
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(
     ("weights", "numbers"),
-    [("rising", [0.1, 0.3, 0.6]), ("uniform", [1 / 3] * 3), ("1,0,1", [0.5, 0, 0.5])],
+    [("rising", [0.1, 0.3, 0.6]), ("uniform", [1 / 3] * 3), ("3,2,5", [0.3, 0.2, 0.5])],
 )
 def test_joint_training_equals_the_slow_loop(distil, full, weights, numbers):
     built, batch = model(), sample(full=full)
@@ -41,10 +43,9 @@ def test_joint_training_equals_the_slow_loop(distil, full, weights, numbers):
     ours = gradients(built)
 
     label, distilled = slow_terms_of(built, batch, temperature=2.0, epsilon=0.1)
-    used = {layer: w for layer, w in zip((1, 3, DEPTH), numbers) if w}
     expected = 0.0
-    for i, w in used.items():
-        teachers = [j for j in TEACHERS[distil].get(i, ()) if j in used]
+    for i, w in zip((1, 3, DEPTH), numbers):
+        teachers = TEACHERS[distil].get(i, ())
         expected = expected + w * (label[i] + 0.7 * sum(distilled[i, j] for j in teachers))
         assert log[f"loss_layer_{i}"].item() == pytest.approx(label[i].item(), rel=1e-4)
         if teachers:
@@ -60,7 +61,7 @@ def test_joint_training_equals_the_slow_loop(distil, full, weights, numbers):
 
 @pytest.mark.parametrize("distil", ["none", "final", "mutual"])
 def test_heads_on_a_frozen_backbone_equal_the_slow_loop(distil):
-    built, batch = model(), sample()
+    built, batch = model(dropout=0.0), sample()
     loss = criterion("exit_heads_loss", distil=distil)
     loss.prepare_training(built)
     built.train()
@@ -155,6 +156,29 @@ def test_models_must_have_what_is_trained():
     for built in (model(None), model(exit_head="shared")):
         with pytest.raises(ValueError, match=r"exit_heads_loss trains exit heads.*--exit-layers"):
             criterion("exit_heads_loss").prepare_training(built)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("multi_exit_loss", "1,0,1"), ("exit_heads_loss", "0,1")]
+)
+@pytest.mark.parametrize("kind", ["linear", "adapter"])
+def test_heads_without_a_weight_are_rejected_on_one_line(name, weights, kind):
+    layer = 3 if name == "multi_exit_loss" else 1
+    loss = criterion(name, layer_weights=weights)
+    message = (
+        f"--layer-weights {weights} does not train the exit heads after decoder layers {layer}:"
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        loss.prepare_training(model(exit_head=kind))
+    assert "\n" not in str(error.value)
+
+
+def test_shared_heads_need_no_weight():
+    built, batch = model(exit_head="shared"), sample()
+    loss = criterion("multi_exit_loss", layer_weights="1,0,1")
+    loss.prepare_training(built)
+    log = loss(built, batch)[2]
+    assert "loss_layer_1" in log and "loss_layer_3" not in log
 
 
 # ------------------------------------------------------------------ data-parallel
