@@ -40,7 +40,8 @@ def layer_grid(model: Any) -> list[dict[str, Any]]:
         return {"run": run, "exit_policy": "static", "exit_depths": depths, **options}
 
     stops = [stop(LAYERS, layer, exit_use_exits="false") for layer in range(1, decoder)]
-    exits = [stop(EXITS, layer) for layer in sorted(map(int, model.decoder.exits))]
+    heads = model.decoder.exit_heads
+    exits = [stop(EXITS, layer) for layer in (heads.layers if heads.trained else [])]
     return [{"run": LAYERS}, *stops, *exits]
 
 
