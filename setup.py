@@ -60,7 +60,6 @@ setup(
         "sacrebleu>=2.0",
         "tabulate>=0.9",
         "pycocoevalcap==1.2",
-        "tabulate",
         "tqdm",
     ],
     extras_require={

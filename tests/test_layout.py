@@ -156,7 +156,7 @@ def test_no_import_is_for_type_checkers_only(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_fairseq_is_told_in_the_plugin_only(path):
+def test_only_the_plugin_registers_with_fairseq(path):
     found = [
         f"{name_of(path)}:{line} @{name}"
         for line, name in decorators(ast.parse(path.read_text()))

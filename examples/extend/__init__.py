@@ -1,5 +1,7 @@
 """A user-dir that adds PABEE to ofa-exit: a patience rule over linear heads of their own.
 
+PABEE is built in (`--exit-policy patience`). This folder shows how it would be added from outside.
+
     fairseq-train … --user-dir examples/extend --criterion pabee_loss \\
         --exit-layers 1,2,3,4,5 --exit-head pabee_linear
     fairseq-generate … --user-dir examples/extend --exit-policy pabee --exit-patience 2

@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {counts.text(args.keep)}")
 
 
-@prints_errors(OSError, ValueError, ImportError, FloatingPointError, resumes=True)
+@prints_errors("capfilt", OSError, ValueError, ImportError, FloatingPointError, resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["train"], ["recall"]):

@@ -11,10 +11,11 @@ file is printed. A threshold selected and reported on the same split would look 
 
 from collections.abc import Sequence
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.choice import choose, read_settings, table
 
 
+@prints_errors("choose", OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("choose", __doc__)
     parser.add_argument("valid", metavar="VALID.csv", help="sweep on the split to select on")
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = args.keep * float(baseline[args.quality])
         setting = choose(files[args.valid], args.quality, wanted, args.by)
         lines = table(setting, files, args.quality)
-    except (OSError, ValueError, KeyError) as error:
-        parser.error(f"no column {error}" if isinstance(error, KeyError) else str(error))
+    except KeyError as error:
+        raise ValueError(f"no column {error}") from error
     print(f"{setting}: at least {wanted:.1f} {args.quality} wanted on {args.valid}")
     if float(files[args.valid][setting][args.quality]) < wanted:
         print("no setting reaches it: the first one, without exits, is shown")

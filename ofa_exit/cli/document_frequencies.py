@@ -13,7 +13,7 @@ from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
 
 
-@prints_errors(ValueError, OSError, status=1)
+@prints_errors("document-frequencies", ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("document-frequencies", __doc__)
     parser.add_argument(

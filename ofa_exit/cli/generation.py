@@ -1,7 +1,7 @@
 """Task, checkpoint and batches of a fairseq-generate command line, for verbs that look inside."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,43 @@ def named_files(pairs: list[str], what: str) -> dict[str, str]:
             raise UsageError(f"{pair!r}: the name {name!r} comes twice")
         files[name] = file
     return files
+
+
+def is_cuda(cfg: Any) -> bool:
+    return torch.cuda.is_available() and not cfg.common.cpu
+
+
+def load_checkpoint(path: str, overrides: dict[str, Any], task: Any, cfg: Any) -> tuple[Any, Any]:
+    """Load a checkpoint as fairseq-generate does.
+
+    Returns:
+        The model, and the configuration of its training.
+    Raises:
+        UsageError: the file is missing.
+    """
+    try:
+        (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
+    except OSError as error:
+        raise UsageError(str(error)) from error
+    model.prepare_for_inference_(cfg)
+    if cfg.common.fp16:
+        model.half()
+    if is_cuda(cfg):
+        model.to("cuda")
+    return model, saved
+
+
+def batches(task: Any, cfg: Any, models: Iterable[Any]) -> Any:
+    """Return fairseq's iterator over the batches of the split."""
+    limits = task.max_positions(), *(model.max_positions() for model in models)
+    return task.get_batch_iterator(
+        task.dataset(cfg.dataset.gen_subset),
+        max_tokens=cfg.dataset.max_tokens,
+        max_sentences=cfg.dataset.batch_size,
+        max_positions=utils.resolve_max_positions(*limits),
+        required_batch_size_multiple=cfg.dataset.required_batch_size_multiple,
+        num_workers=cfg.dataset.num_workers,
+    ).next_epoch_itr(shuffle=False)
 
 
 class Generation:
@@ -53,7 +90,6 @@ class Generation:
         if not issubclass(TASK_REGISTRY[name], OFATask):
             raise UsageError(f"--task {name} has no exits: give one of this package's tasks")
         self.task: Any = tasks.setup_task(self.cfg.task)
-        self.is_cuda = torch.cuda.is_available() and not self.cfg.common.cpu
 
     @property
     def subset(self) -> str:
@@ -63,32 +99,18 @@ class Generation:
         """Return the model of a checkpoint, and open the data, which has to fit its training."""
         with usage_errors():
             overrides = parse_overrides(self.cfg.common_eval.model_overrides)
-        (model,), saved = checkpoint_utils.load_model_ensemble([checkpoint], overrides, self.task)
-        model.prepare_for_inference_(self.cfg)
-        if self.cfg.common.fp16:
-            model.half()
-        if self.is_cuda:
-            model.to("cuda")
+        model, saved = load_checkpoint(checkpoint, overrides, self.task, self.cfg)
         self.task.load_dataset(self.subset, task_cfg=saved.task)
         return model
 
     def batches(self, model: Any) -> Any:
-        """Return fairseq's iterator over the batches of the split."""
-        limits = self.task.max_positions(), model.max_positions()
-        return self.task.get_batch_iterator(
-            self.task.dataset(self.subset),
-            max_tokens=self.cfg.dataset.max_tokens,
-            max_sentences=self.cfg.dataset.batch_size,
-            max_positions=utils.resolve_max_positions(*limits),
-            required_batch_size_multiple=self.cfg.dataset.required_batch_size_multiple,
-            num_workers=self.cfg.dataset.num_workers,
-        ).next_epoch_itr(shuffle=False)
+        return batches(self.task, self.cfg, [model])
 
     def on_device(self, batches: Any, model: Any) -> Iterator[dict[str, Any]]:
         """Yield the batches that have rows, on the model's device and with images of its type."""
         dtype = next(iter(model.parameters())).dtype
         for sample in batches:
             if sample:
-                sample = utils.move_to_cuda(sample) if self.is_cuda else sample
+                sample = utils.move_to_cuda(sample) if is_cuda(self.cfg) else sample
                 images = sample["net_input"]["patch_images"].to(dtype)
                 yield {**sample, "net_input": {**sample["net_input"], "patch_images": images}}

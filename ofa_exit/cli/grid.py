@@ -45,7 +45,7 @@ class ExitSetting:
 
     @property
     def kv(self) -> str:
-        """How the K/V cache of skipped layers is filled."""
+        """Return how the K/V cache of skipped layers is filled."""
         return self.options.exit_kv or "propagate"
 
     def check_arguments(self, arguments: Any) -> None:
@@ -130,10 +130,10 @@ def known_options() -> list[str]:
 
 
 def _policy_of(exits: dict[str, Any]) -> str:
-    """Return the policy that takes these options; similarity if several do."""
+    """Return the first registered policy that takes these options."""
     given = {option for option in exits if option not in COMMON}
-    takers = [name for name in POLICIES if given <= set(option_fields(name).values())]
-    return "similarity" if "similarity" in takers or not takers else takers[0]
+    takers = (name for name in POLICIES if given <= set(option_fields(name).values()))
+    return next(takers, next(iter(POLICIES)))
 
 
 def _check_text(option: str, value: Any, where: str) -> None:

@@ -13,7 +13,7 @@ from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.prepare.holdout import KINDS, part
 
 
-@prints_errors(ValueError, OSError, status=1)
+@prints_errors("holdout", ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("holdout", __doc__)
     parser.add_argument(

@@ -18,15 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ofa_exit.cli import plot_layers
 from ofa_exit.cli.parsing import new_parser
-from ofa_exit.cli.plot_layers import add_options
-from ofa_exit.evaluation.figures.layer_curve import (
-    EXITS,
-    LAYERS,
-    describe,
-    plot_layers,
-    read_curves,
-)
+from ofa_exit.evaluation.figures.layer_curve import EXITS, LAYERS
 
 PREFERRED_QUALITY = "CIDEr"
 
@@ -40,7 +34,8 @@ def layer_grid(model: Any) -> list[dict[str, Any]]:
         return {"run": run, "exit_policy": "static", "exit_depths": depths, **options}
 
     stops = [stop(LAYERS, layer, exit_use_exits="false") for layer in range(1, decoder)]
-    exits = [stop(EXITS, layer) for layer in sorted(map(int, model.decoder.exits))]
+    heads = model.decoder.exit_heads
+    exits = [stop(EXITS, layer) for layer in (heads.layers if heads.trained else [])]
     return [{"run": LAYERS}, *stops, *exits]
 
 
@@ -88,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quality", help=f"score to judge by (default: {PREFERRED_QUALITY}, or the scorer's first)"
     )
-    add_options(parser)
+    plot_layers.add_options(parser)
     args, arguments = parser.parse_known_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,11 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = measure(arguments, table)
     print(table)
     quality = args.quality or (PREFERRED_QUALITY if PREFERRED_QUALITY in scores else scores[0])
-    try:
-        curves = read_curves(table, quality)
-        print(*plot_layers(curves, quality, args.out, args.share), sep="\n")
-        print(describe(curves, quality, args.share, args.exits))
-    except (ValueError, ImportError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    given = ["--quality", quality, "--out", str(args.out), "--share", str(args.share)]
+    given += ["--exits", str(args.exits)] if args.exits else []
+    return plot_layers.main([str(table), *given])

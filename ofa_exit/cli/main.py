@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import ofa_exit
+from ofa_exit.cli.parsing import print_error
 
 VERBS = {
     "prepare": "convert an official release to TSV files",
@@ -24,15 +25,15 @@ VERBS = {
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",
     "plot-layers": "draw what `layers` measured and suggest --exit-layers",
-    "saturation": "measure how alike the states of consecutive layers are",
+    "saturation": "measure the cosine similarity of layer states",
     "table": "compare finished generations",
-    "cases": "show generated words in the colour of the layer they left at",
+    "cases": "colour generated words by their exit layer",
     "score": "compute the official metrics of a result file",
     "submit": "write a benchmark's result file from generated text",
     "merge": "merge the shards of a generation",
-    "export": "reduce a checkpoint to what others need",
+    "export": "strip optimizer state and local paths from a checkpoint",
     "verify": "compare the model with the official one, number by number",
-    "cost": "estimate the cost of training and answering",
+    "cost": "estimate compute and memory of training and generation",
     "user-dir": "print the folder for fairseq's --user-dir",
 }
 
@@ -68,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = usage_error(error)
         if text is None:
             raise
-        print(f"ofa-exit {verb}: error: {text}", file=sys.stderr)
-        return 2
+        return print_error(verb, text)
 
 
 def usage_error(error: ValueError) -> str | None:

@@ -30,10 +30,16 @@ def add_caption_columns(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def print_error(verb: str, error: object) -> int:
+    """Print an error that the user can mend as argparse prints its own; return its status."""
+    print(f"ofa-exit {verb}: error: {error}", file=sys.stderr)
+    return 2
+
+
 def prints_errors(
-    *kinds: type[Exception], status: int = 2, resumes: bool = False
+    verb: str, *kinds: type[Exception], resumes: bool = False
 ) -> Callable[[Main], Main]:
-    """Decorate a verb's ``main``: errors of these kinds take one line, and end it by ``status``.
+    """Decorate a verb's ``main``: print errors of these kinds on one line, and return status 2.
 
     Ctrl-C, too, takes one line if the verb ``resumes`` what it has begun.
     """
@@ -44,8 +50,7 @@ def prints_errors(
             try:
                 return main(argv)
             except kinds as error:
-                print(f"error: {error}", file=sys.stderr)
-                return status
+                return print_error(verb, error)
             except KeyboardInterrupt:
                 if not resumes:
                     raise

@@ -14,7 +14,7 @@ from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.plots import AXES, REDUCTIONS, plot_curve, read_points
 
 
-@prints_errors(OSError, ValueError, ImportError)
+@prints_errors("plot", OSError, ValueError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("plot", __doc__)
     parser.add_argument("csv", nargs="+", help="CSV with the columns run, QUALITY and the axes")

@@ -42,7 +42,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-@prints_errors(OSError, ValueError, ImportError)
+@prints_errors("plot-layers", OSError, ValueError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("plot-layers", __doc__)
     parser.add_argument("csv", help="file written by ofa-exit layers")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     curves = read_curves(args.csv, args.quality)
-    print(describe(curves, args.quality, args.share, args.exits))
     if args.out:
         print(*plot_layers(curves, args.quality, args.out, args.share), sep="\n")
+    print(describe(curves, args.quality, args.share, args.exits))
     return 0

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@prints_errors(PrepareError, OSError, status=1, resumes=True)
+@prints_errors("prepare", PrepareError, OSError, resumes=True)
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     release = RELEASES[options.name]

@@ -12,11 +12,11 @@ from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
 from ofa_exit.data.tsv import TsvError, TsvFile
 
 
-@prints_errors(TsvError, OSError, status=1)
+@prints_errors("references", TsvError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("references", __doc__)
     parser.add_argument(
-        "train", type=Path, metavar="TRAIN.tsv", help="captioning data, any number of rows an image"
+        "train", type=Path, metavar="TRAIN.tsv", help="caption rows, any number per image"
     )
     parser.add_argument("out", type=Path, metavar="OUT.tsv", help="file to write")
     add_caption_columns(parser)

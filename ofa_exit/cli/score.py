@@ -134,7 +134,7 @@ def compute(args: argparse.Namespace) -> Scores:
             return score_nocaps(*files, args.coco_tokenizer, partial)
 
 
-@prints_errors(OSError, ValueError, RuntimeError)
+@prints_errors("score", OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     scores = compute(args)

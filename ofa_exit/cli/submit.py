@@ -39,7 +39,7 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-@prints_errors(OSError, ValueError)
+@prints_errors("submit", OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)

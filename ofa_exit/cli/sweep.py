@@ -40,9 +40,10 @@ from fairseq.logging import progress_bar
 from fairseq.scoring import SCORER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
+from ofa_exit.cli.generation import batches, is_cuda
 from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
 from ofa_exit.cli.parsing import new_parser
-from ofa_exit.cli.sweep_setting import Setting, is_cuda, load
+from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.data.files import write_bytes
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
@@ -170,20 +171,11 @@ def sweep(
         task.load_dataset(subset, task_cfg=one.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
-    batches = task.get_batch_iterator(
-        task.dataset(subset),
-        max_tokens=cfg.dataset.max_tokens,
-        max_sentences=cfg.dataset.batch_size,
-        max_positions=utils.resolve_max_positions(
-            task.max_positions(), *(one.model.max_positions() for one in loaded)
-        ),
-        required_batch_size_multiple=cfg.dataset.required_batch_size_multiple,
-        num_workers=cfg.dataset.num_workers,
-    ).next_epoch_itr(shuffle=False)
+    samples = batches(task, cfg, [one.model for one in loaded])
 
     # 3. Every setting generates every batch; the order rotates.
     with PartialCsv(partial, on_model, baseline) as partial_csv:
-        shown = progress_bar.progress_bar(batches, default_log_format="tqdm")
+        shown = progress_bar.progress_bar(samples, default_log_format="tqdm")
         for number, sample in enumerate(shown):
             sample = utils.move_to_cuda(sample) if is_cuda(cfg) else sample
             if not sample:

@@ -5,13 +5,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from fairseq import checkpoint_utils
-
+from ofa_exit.cli.generation import load_checkpoint
 from ofa_exit.cli.grid import ExitSetting, errors_name
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.evaluation.figures.choice import REFERENCE
-from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.saved_arguments import reference_layers
 
@@ -27,21 +25,9 @@ class Loaded:
 
 
 def load(path: str, overrides: dict[str, Any], task: Any, cfg: Any) -> Loaded:
-    """Load a checkpoint as fairseq-generate does. Raises UsageError if the file is missing."""
-    try:
-        (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
-    except OSError as error:
-        raise UsageError(str(error)) from error
-    model.prepare_for_inference_(cfg)
-    if cfg.common.fp16:
-        model.half()
-    if is_cuda(cfg):
-        model.to("cuda")
+    """Load a checkpoint with its generator. Raises UsageError if the file is missing."""
+    model, saved = load_checkpoint(path, overrides, task, cfg)
     return Loaded(model, saved, task, task.make_generator([model], cfg.generation))
-
-
-def is_cuda(cfg: Any) -> bool:
-    return torch.cuda.is_available() and not cfg.common.cpu
 
 
 class Setting:

@@ -14,7 +14,7 @@ from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.table import compare, format_table, read_run
 
 
-@prints_errors(OSError, ValueError)
+@prints_errors("table", OSError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("table", __doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")

@@ -3,11 +3,10 @@
 fairseq-generate DATA --user-dir $(ofa-exit user-dir) …
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, print_error
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -22,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     new_parser("user-dir", __doc__).parse_args(argv)
     folder = user_dir()
     if folder is None:
-        print(f"error: {PACKAGE} has no user_dir: reinstall ofa-exit", file=sys.stderr)
-        return 1
+        return print_error("user-dir", f"{PACKAGE} has no user_dir: reinstall ofa-exit")
     print(folder)
     return 0

@@ -44,12 +44,6 @@ class Example:
     image_id: int | None = None
 
 
-def source_sequence(text: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Return bos, ``text``, eos."""
-    bos, eos = text.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
-    return torch.cat([bos, text, eos])
-
-
 def source_prompt(source: Tensor, prompt_type: str) -> Tensor:
     """Return the decoder prompt that ``source`` makes, Long [P].
 

@@ -1,1 +1,1 @@
-"""Caption and entailment quality, depth metrics, reports and plots."""
+"""Quality metrics, efficiency reports and figures."""

@@ -25,6 +25,10 @@ HEADS: dict[str, type[ExitHeads]] = {
 }
 
 
+DEFAULT_HEAD = "transformer"
+"""Kind of ``--exit-layers`` without ``--exit-head``, and in checkpoints without that argument."""
+
+
 def describe_heads() -> str:
     """Return the kinds of heads for a help text: name and what it is."""
     return "; ".join(f"{name}, {cls.summary}" for name, cls in HEADS.items())
@@ -63,7 +67,7 @@ def build_heads(cfg: Any, backbone: Any) -> ExitHeads:
             "--user-dir that registers them"
         )
     if not layers:
-        if cfg.exit_head not in ("shared", "transformer"):
+        if cfg.exit_head not in ("shared", DEFAULT_HEAD):
             raise ValueError(f"--exit-head {cfg.exit_head} needs --exit-layers")
         return SharedHeads(range(1, cfg.decoder_layers))
     return HEADS[cfg.exit_head].build(layers, cfg, backbone)

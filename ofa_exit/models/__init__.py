@@ -1,1 +1,1 @@
-"""How layers are skipped: OFA with its stem, positions, attention, encoder, decoder and caches."""
+"""OFA as in its paper; `cpu.py` holds the CPU fast paths."""

@@ -123,16 +123,19 @@ class DecoderStack(WordScores):
     # ------------------------------------------------------------------ biases
 
     def _heads(self, linear: nn.Linear, positions: Tensor) -> Tensor:
+        """Project positions [1, L, C] and split the heads: [1, heads, L, C / heads]."""
         heads = self.cfg.decoder_attention_heads
         return linear(positions).unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def self_biases(self, length: int) -> list[Tensor]:
-        """Causal self-attention bias of every layer, [1, heads, length, length] each."""
+        """Return the causal self-attention bias of every layer, [1, heads, length, length] each."""
 
         def compute() -> list[Tensor]:
             positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
+            # [1, length, C] -> [1, heads, length, C / heads]
             query = self._heads(self.self_pos_q_linear, positions) * self.pos_scaling
-            absolute = query @ self._heads(self.self_pos_k_linear, positions).transpose(2, 3)
+            key = self._heads(self.self_pos_k_linear, positions)
+            absolute = query @ key.transpose(2, 3)  # [1, heads, length, length]
             ones = torch.ones(length, length, dtype=torch.bool, device=absolute.device)
             absolute = absolute.masked_fill(ones.triu(1), float("-inf"))
             buckets = self.token_rp_bucket[:length, :length]
@@ -141,14 +144,14 @@ class DecoderStack(WordScores):
         return self.once_per_shape("decoder", length, compute)
 
     def cross_bias(self, length: int, encoder_out: EncoderOut) -> Tensor:
-        """Cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""
-        source = encoder_out.positions
+        """Return the cross-attention bias of all layers, [S, heads, length, T], -inf on padding."""
+        source = encoder_out.positions  # [1, T, C]
 
         def compute() -> tuple[Tensor, Tensor]:
             positions = self.pos_ln(self.embed_positions.weight[:length].unsqueeze(0))
             query = self._heads(self.cross_pos_q_linear, positions) * self.pos_scaling
-            key = self._heads(self.cross_pos_k_linear, source)
-            return source, query @ key.transpose(2, 3)
+            key = self._heads(self.cross_pos_k_linear, source)  # [1, heads, T, C / heads]
+            return source, query @ key.transpose(2, 3)  # [1, heads, length, T]
 
         # Positions of one shape are one tensor, kept here too so that nothing else has its id.
         _, bias = self.once_per_shape("cross", (id(source), length), compute)
@@ -161,10 +164,10 @@ class DecoderStack(WordScores):
         cache: Optional[KVCache],
         tree: Optional[TokenTree] = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Self-attention biases of all layers and the cross-attention bias.
+        """Return the self-attention biases of all layers and the cross-attention bias.
 
-        For ``length`` positions, for those of ``tree``, or with a cache once a batch for all
-        positions it has room for.
+        Make them for ``length`` positions, or for those of ``tree``. With a cache, make them once
+        per batch, for its whole capacity.
         """
         if tree is not None:
             biases = [tree.self_bias(bias) for bias in self.self_biases(tree.length)]

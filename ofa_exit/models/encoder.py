@@ -194,15 +194,15 @@ class Encoder(ShapeCache):
 
         def image_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
-            positions = self.image_positions(grid, self.image_rp_bucket.device)
-            absolute = self.absolute_bias(positions)
+            positions = self.image_positions(grid, self.image_rp_bucket.device)  # [1, h·w, C]
+            absolute = self.absolute_bias(positions)  # [1, heads, h·w, h·w]
             if self.cfg.no_image_relative_bias:
                 return positions, [absolute for _ in layers]
             return positions, [absolute + self.image_bias(i, grid) for i in layers]
 
         def text_terms() -> tuple[Tensor, list[Tensor]]:
-            positions = self.text_positions(length)
-            absolute = self.absolute_bias(positions)
+            positions = self.text_positions(length)  # [1, length, C]
+            absolute = self.absolute_bias(positions)  # [1, heads, length, length]
             return positions, [absolute + self.text_bias(i, length) for i in layers]
 
         # Batches differ in text length: joint terms are made for a longer text, and sliced.
@@ -214,9 +214,9 @@ class Encoder(ShapeCache):
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
             image = self.image_positions(grid, self.image_rp_bucket.device)
-            positions = torch.cat([image, self.text_positions(made_length)], dim=1)
-            absolute, cells = self.absolute_bias(positions), image.size(1)
-            biases = []
+            positions = torch.cat([image, self.text_positions(made_length)], dim=1)  # [1, T, C]
+            absolute, cells = self.absolute_bias(positions), image.size(1)  # [1, heads, T, T]
+            biases = []  # image and text have a relative bias within themselves only
             for i in layers:
                 bias = absolute.clone()
                 bias[..., :cells, :cells] += self.image_bias(i, grid)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ofa_exit.policies.base import Gate, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
-from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop
+from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop, exit_rows
 from ofa_exit.runtime.flops import Work
 
 
@@ -59,7 +59,9 @@ class EncoderPass(LayerPass):
         if present is not None:
             absent = ~present.unsqueeze(1)
         state = ExitState(x, absent, heads=False, known=True)
-        exit_loop(self, gate, state, drop_first=present is not None)
+        # Before layer 1, drop the rows that need no layer.
+        if present is None or exit_rows(self, state, absent, None):
+            exit_loop(self, gate, state)
         self.layers_used = state.layers_used.squeeze(1)
         return state.output
 

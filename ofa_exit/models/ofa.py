@@ -13,14 +13,13 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY as TASK_DATACLASSES
 from torch import Tensor, nn
 
 from ofa_exit.heads.base import parse_exit_layers
-from ofa_exit.heads.registry import describe_heads
+from ofa_exit.heads.registry import DEFAULT_HEAD, describe_heads
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.runtime.kv_cache import KV_MODES
 from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class OFAConfig(FairseqDataclass):
         },
     )
     exit_head: str = field(
-        default="transformer",
+        default=DEFAULT_HEAD,
         metadata={
             "help": f"kind of the heads of --exit-layers: {describe_heads()}; or any other that is "
             "registered"
@@ -220,20 +219,10 @@ class OFAModel(FairseqEncoderDecoderModel):
         """Set the exit policy for eval mode; None runs the plain stack.
 
         Args:
-            kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``.
+            kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``. Heads
+                that cache K/V cannot have ``copy``. ``plugin.options`` checks both.
             trace: record a trace without a policy, too.
-
-        Raises:
-            ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses.
         """
-        if kv not in KV_MODES:
-            raise ValueError(f"unknown K/V mode {kv!r}; choose one of {', '.join(KV_MODES)}")
-        heads = self.decoder.exit_heads
-        if kv == "copy" and heads.caches_kv and self.decoder.active_heads(policy):
-            raise ValueError(
-                "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use "
-                "propagate or recompute"
-            )
         self.encoder.exit_policy = self.decoder.exit_policy = policy
         self.encoder.always_traced = trace
         self.decoder.kv_mode = kv

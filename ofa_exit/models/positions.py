@@ -95,7 +95,6 @@ KEPT_SHAPES = {
     "decoder": 32,
     "cross": 32,
     "folded": 4,
-    "words": 1,
 }
 
 

@@ -1,6 +1,7 @@
 """Errors of the command line and of data files, printed on one line as argparse prints its own."""
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ class UsageError(ValueError, SystemExit):
     """Invalid options, files or rows. The message says what to give instead.
 
     Uncaught, it ends the process like an error of argparse: one line on stderr, exit status 2, no
-    traceback. This is how Python ends on any SystemExit. As a ValueError, ``except Exception``
-    catches it. Processes that torch spawns and hydra catch it, and print their own traceback.
+    traceback. As a ValueError, ``except Exception`` catches it. Processes that torch spawns and
+    hydra catch it, and print their own traceback.
+
+    It stands in for a ``try`` around the ``main`` of fairseq's commands, which are not ours to
+    change, and for ``sys.excepthook``, which torch replaces. Python ends on an uncaught SystemExit
+    by reading its ``code``, so the first read prints the message.
     """
 
-    @property
+    @functools.cached_property
     def code(self) -> int:  # type: ignore[override]
-        """Exit status 2. Python reads it when nothing has caught the error: print it then."""
+        """Exit status 2, once the message is printed."""
         # The message of an error in a data-loading worker begins with the worker's traceback.
         text = str(self).rpartition(f"{UsageError.__name__}: ")[2].strip()
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 from fairseq.dataclass import FairseqDataclass
 
 from ofa_exit.heads.base import parse_exit_layers
-from ofa_exit.heads.registry import HEADS
+from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
@@ -215,7 +215,7 @@ def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
 def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
     policy.check(arguments)
-    kind = getattr(arguments, "exit_head", "transformer")
+    kind = getattr(arguments, "exit_head", DEFAULT_HEAD)
     heads = HEADS.get(kind)
     layers = parse_exit_layers(getattr(arguments, "exit_layers", None), arguments.decoder_layers)
     if policy.needs_confidence and not (layers and heads and heads.has_confidence):
@@ -261,7 +261,7 @@ def _reject_without_policy(cfg: Any, given: dict[str, Any]) -> None:
     if not used:
         return
     owners = [name for name in POLICIES if used[0] in option_fields(name).values()]
-    policy = owners[0] if owners else "similarity (or another)"
+    policy = owners[0] if owners else f"{next(iter(POLICIES))} (or another)"
     raise ValueError(
         f"{', '.join(map(flag, used))} without an exit policy: add --exit-policy {policy}, or "
         "leave it out"

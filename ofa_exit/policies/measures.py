@@ -1,4 +1,4 @@
-"""Measures of states and word scores that tell whether it is safe to exit."""
+"""Measures of states and word scores that decide whether a row may exit."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
 
 POLICIES: dict[str, type[ExitPolicy]] = {
-    "static": StaticExit,
     "similarity": SimilarityExit,
+    "static": StaticExit,
     "confidence": ConfidenceExit,
     "entropy": EntropyExit,
     "patience": PatienceExit,
@@ -25,6 +25,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "saturation": SaturationExit,
     "meta": MetaExit,
 }
+"""Where several policies take the options of a sweep's setting, the first of them is meant."""
 
 RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
 """Options ``--exit-…`` of the runtime and the model, which no policy's field can have."""

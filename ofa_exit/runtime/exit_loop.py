@@ -12,7 +12,7 @@ from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.rows import to_host
 
 
-def exit_loop(layers: LayerPass, gate: Gate, state: ExitState, drop_first: bool = False) -> None:
+def exit_loop(layers: LayerPass, gate: Gate, state: ExitState) -> None:
     """Run layers until every row has exited (MuE Algorithm 1, lines 4-11 and 13-19).
 
     After each layer but the last the gate says which rows exit. A row that exits is frozen: its
@@ -25,10 +25,7 @@ def exit_loop(layers: LayerPass, gate: Gate, state: ExitState, drop_first: bool 
         gate: see ``policies.base.Gate``.
         state: hidden states of the active rows. Afterwards ``state.output`` and
             ``state.layers_used`` hold the result.
-        drop_first: drop the sentences that need no layer before the first one runs.
     """
-    if drop_first and not exit_rows(layers, state, state.exit_mask, None):
-        return None
     for layer in range(1, layers.depth + 1):
         previous = state.hidden  # [R, P, C]
         current = layers.run_layer(layer, previous)

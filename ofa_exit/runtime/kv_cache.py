@@ -178,20 +178,25 @@ class KVCache:
     # ------------------------------------------------------------------ beam search
 
     def reorder(self, new_order: Tensor) -> None:
-        """Follow beam search; see ``EncoderOut.reordered`` for the contract."""
+        """Follow beam search; see ``EncoderOut.reordered`` for the contract.
+
+        Args:
+            new_order: Long [N'], the row that each new row was.
+        """
         assert self.kv is not None
         if new_order.numel() == self.kv.size(2):
             if self.group > 1:
+                # [slots stored, 2, N, heads, positions so far, C / heads]
                 used = self.kv[: self.deepest, ..., : self.length, :]
                 used.copy_(used.index_select(2, new_order))
                 if self.states is not None:
-                    seen = self.states[:, : self.length]
+                    seen = self.states[:, : self.length]  # [N, positions so far, C]
                     seen.copy_(seen.index_select(0, new_order))
             return
         self.kv = self.kv.index_select(2, new_order)
         if self.states is not None:
             self.states = self.states.index_select(0, new_order)
-        surviving = surviving_sentences(new_order, self.group)
+        surviving = surviving_sentences(new_order, self.group)  # Long [S']
         for slot, kv in enumerate(self.cross):  # one after the other: they are large
             if kv is not None:
                 self.cross[slot] = (

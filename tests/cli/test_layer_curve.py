@@ -6,6 +6,8 @@ import csv
 import xml.etree.ElementTree as ET
 
 import pytest
+from helpers.head_samples import KINDS, fresh
+from helpers.head_samples import LAYERS as LAYERS_OF_KIND
 from helpers.task_files import SMALL, caption_folder, entailment_folder, generate, train
 
 from ofa_exit.cli import layers, plot_layers
@@ -79,6 +81,15 @@ def test_static_depths_can_leave_an_exit_out():
     assert StaticExit((6, 6, 2), use_exits=False).select_heads([1, 2, 4]) == []
     with pytest.raises(ValueError, match="use_exits"):
         StaticExit((6, 6, 2), use_exits="no")
+
+
+@pytest.mark.parametrize("kind", ["transformer", *KINDS])
+def test_trained_heads_of_every_kind_are_measured(kind):
+    chosen = LAYERS_OF_KIND.get(kind, "2,4")
+    grid = layers.layer_grid(fresh(exit_head=kind, exit_layers=chosen))
+    found = [setting["exit_depths"] for setting in grid if setting["run"] == EXITS]
+    trained = [] if kind == "shared" else chosen.split(",")
+    assert found == [f"6,6,{layer}" for layer in trained]
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,30 @@ def test_errors_of_the_user_take_one_line(kind, monkeypatch, capsys):
     assert line.startswith("ofa-exit table: error: ") and "what is wrong" in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "choose no.csv",
+        "document-frequencies no.tsv out.npz",
+        "holdout caption no.tsv out",
+        "merge out no",
+        "plot no.csv --quality CIDEr --out curve",
+        "plot-layers no.csv --quality CIDEr",
+        "prepare coco no out",
+        "references no.tsv out.tsv",
+        "score vqa --results no.json --annotations no.json",
+        "submit vqa no.txt no.tsv out.json",
+        "table run=no",
+    ],
+)
+def test_missing_files_are_reported_alike_by_all_verbs(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    verb, *rest = arguments.split()
+    assert main([verb, *rest]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ofa-exit {verb}: error: ") and "no" in line
+
+
 def test_other_errors_keep_their_traceback(monkeypatch):
     from ofa_exit.cli import table
 

@@ -12,7 +12,7 @@ from helpers import task_files as files
 from helpers import vqa_samples as vqa
 from helpers.task_files import SMALL, caption_folder, generate, train
 
-from ofa_exit.cli import sweep, sweep_setting, table
+from ofa_exit.cli import generation, sweep, table
 from ofa_exit.plugin.errors import UsageError
 
 GRID = [
@@ -99,7 +99,7 @@ def test_a_sweep_agrees_with_single_generations(trained, tmp_path):
 def test_settings_are_rejected_by_number_before_weights_are_read(
     trained, tmp_path, monkeypatch, grid, message
 ):
-    monkeypatch.setattr(sweep_setting.checkpoint_utils, "load_model_ensemble", None)
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
     with pytest.raises(UsageError, match=message):
         command(tmp_path, grid, arguments(*trained))
 

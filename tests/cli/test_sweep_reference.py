@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.task_files import SMALL, caption_folder, entailment_folder, train
 
-from ofa_exit.cli import sweep, sweep_setting
+from ofa_exit.cli import generation, sweep, sweep_setting
 from ofa_exit.evaluation.figures.choice import read_settings
 from ofa_exit.plugin.errors import UsageError
 
@@ -118,7 +118,7 @@ def test_references_that_do_not_fit_are_rejected(trained, tmp_path, monkeypatch)
         sweep.sweep(GRID, given, reference=str(tmp_path / "other.pt"))
     with pytest.raises(UsageError, match="--reference-layers 4,4: the model has 6 encoder"):
         sweep.sweep(GRID, [*given, "--reference-layers", "4,4"], reference=str(many))
-    monkeypatch.setattr(sweep_setting.checkpoint_utils, "load_model_ensemble", None)
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
     with pytest.raises(UsageError, match=r"--reference /no/model\.pt: no such checkpoint"):
         sweep.sweep(GRID, given, reference="/no/model.pt")
     with pytest.raises(UsageError, match="--reference-layers '4': give two"):

@@ -8,7 +8,6 @@ import pickle
 import queue as queues
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -118,27 +117,28 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.offsets.lock")
 
 
-def _read_together(path: Path, barrier, queue) -> None:
-    barrier.wait()
+def _read(path: Path, queue) -> None:
     queue.put(texts(TsvFile(path, None, COLUMNS)))
 
 
 def test_one_process_indexes_and_the_others_wait(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
-    count, log = row_index._scan, tmp_path / "log"
-
-    def count_slowly(file):
-        with log.open("ab") as told:
-            told.write(b".")
-        time.sleep(1)
-        return count(file)
-
-    monkeypatch.setattr(row_index, "_scan", count_slowly)
+    scan, lock, log = row_index._scan, row_index._indexing_lock, tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    barrier, queue = context.Barrier(4), context.Queue()
-    children = [
-        context.Process(target=_read_together, args=(path, barrier, queue)) for _ in range(4)
-    ]
+    no_index_found, queue = context.Barrier(4), context.Queue()
+
+    def lock_when_all_want_it(path):
+        no_index_found.wait()
+        return lock(path)
+
+    def logged_scan(file):
+        with log.open("ab") as lines:
+            lines.write(b".")
+        return scan(file)
+
+    monkeypatch.setattr(row_index, "_indexing_lock", lock_when_all_want_it)
+    monkeypatch.setattr(row_index, "_scan", logged_scan)
+    children = [context.Process(target=_read, args=(path, queue)) for _ in range(4)]
     for child in children:
         child.start()
     assert [queue.get(timeout=600) for _ in children] == [["one", "two"]] * 4

@@ -55,6 +55,5 @@ def test_the_line_of_a_reference_is_no_setting(tmp_path, capsys):
 )
 def test_files_that_do_not_belong_together(tmp_path, capsys, rows, message):
     valid = write(tmp_path / "v.csv", ("full", 100, 0), ("a", 97, 0.3))
-    with pytest.raises(SystemExit):
-        main([valid, write(tmp_path / "t.csv", *rows)])
+    assert main([valid, write(tmp_path / "t.csv", *rows)]) == 2
     assert message in capsys.readouterr().err

@@ -171,10 +171,11 @@ def test_table(model):
 
 
 def test_an_empty_run_says_so(model, tmp_path):
-    with GenerationReport(model, trace_file=tmp_path / "trace.jsonl") as report:
-        assert "no sentence was generated" in report.table()
-        assert report.summary()["sentences"] == 0
-        assert report.summary()["flop_reduction"] is None
+    report = GenerationReport(model, trace_file=tmp_path / "trace.jsonl")
+    assert "no sentence was generated" in report.table()
+    assert report.summary()["sentences"] == 0
+    assert report.summary()["flop_reduction"] is None
+    report.close()
     assert (tmp_path / "trace.jsonl").read_bytes() == b""
 
 
@@ -222,15 +223,16 @@ def test_a_generation_of_the_model(tmp_path):
     net_input = batch(3)
     hypos = generate(model, net_input, steps=4)
     path = tmp_path / "trace.jsonl"
-    with GenerationReport(model, trace_file=path) as report:
-        report.add(
-            ids=["x", "y", "z"],
-            trace=model.last_trace,
-            hypotheses=[[h["tokens"].tolist() for h in hyps] for hyps in hypos],
-            text_tokens=net_input["src_lengths"].tolist(),
-            image_size=tuple(net_input["patch_images"].shape[-2:]),
-            seconds=0.1,
-        )
+    report = GenerationReport(model, trace_file=path)
+    report.add(
+        ids=["x", "y", "z"],
+        trace=model.last_trace,
+        hypotheses=[[h["tokens"].tolist() for h in hyps] for hyps in hypos],
+        text_tokens=net_input["src_lengths"].tolist(),
+        image_size=tuple(net_input["patch_images"].shape[-2:]),
+        seconds=0.1,
+    )
+    report.close()
     values = report.summary()
     assert 0 < values["flop_reduction"] < 1
     assert 0 < values["expected_time_reduction"] < 1

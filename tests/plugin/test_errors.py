@@ -55,7 +55,7 @@ def test_an_error_from_a_data_loading_worker_prints_its_own_line_only(capsys, mo
         wrapped = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker 0")))
     with pytest.raises(UsageError, match="Traceback") as caught:
         wrapped.reraise()
-    assert caught.value.code == 2
+    assert caught.value.code == caught.value.code == 2  # printed once, however often it is read
     assert capsys.readouterr().err == "fairseq-generate: error: test.tsv, line 7: no image\n"
 
 

@@ -211,7 +211,7 @@ def test_bounds_of_numbers(policy, name, low, high):
         ({"kv": "propagate"}, r"--exit-kv without.*--exit-policy"),
         ({"options": '{"tau": 1}'}, r"--exit-options without.*--exit-policy"),
         ({"schedule": "decay", "depths": "1,1,1"}, r"(?=.*--exit-schedule)(?=.*--exit-depths)"),
-        ({"policy": "similar"}, r"--exit-policy 'similar'.*none, static, similarity, confidence"),
+        ({"policy": "similar"}, r"--exit-policy 'similar'.*none, similarity, static, confidence"),
         ({"policy": "similarity", "schedule": "linear"}, r"--exit-schedule 'linear'.*decay"),
         (
             {"policy": "similarity", "encoder_similarity": "max"},
@@ -360,8 +360,6 @@ def test_copy_is_for_models_without_heads():
     with pytest.raises(UsageError, match=r"--exit-kv copy.*propagate.*recompute.*--exit-layers"):
         reject_misfit(cfg, ConfidenceExit(0.5), headed)
     reject_misfit(cfg, policy, headed)  # similarity uses none of the heads
-    with pytest.raises(ValueError, match=r"--exit-kv copy.*propagate.*recompute"):
-        headed.configure_exits(ConfidenceExit(0.5), "copy")
     for kv in ("propagate", "recompute"):
         reject_misfit(flags(policy="similarity", kv=kv), policy, headed)
 

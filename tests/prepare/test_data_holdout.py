@@ -99,6 +99,6 @@ def test_invalid_files_are_rejected(tmp_path, capsys):
     for line in lines:
         line[3] = ""
     source = write(tmp_path / "test.tsv", lines)
-    assert main(["question", str(source), str(out)]) == 1
+    assert main(["question", str(source), str(out)]) == 2
     assert "no answers" in capsys.readouterr().err
     assert not list(out.glob("*.tsv")) and not list(out.glob(".*"))

@@ -191,7 +191,7 @@ def test_concurrent_runs_raise(root, out, capsys):
     large_coco(root)
     out.mkdir()
     with FileLock(out / "train.tsv.partial.lock"):
-        assert prepare("coco", root, out, *TRAIN) == 1
+        assert prepare("coco", root, out, *TRAIN) == 2
     assert "being written by another run" in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_missing_and_broken_images(root, out, capsys):
     large_coco(root)
     folder = root / "train2014"
     (folder / "COCO_train2014_000000000103.jpg").unlink()
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     message = capsys.readouterr().err
     assert "2 records cannot become rows" in message
     assert "COCO_train2014_000000000103.jpg, 1030: image not found" in message
@@ -219,7 +219,7 @@ def test_missing_and_broken_images(root, out, capsys):
     assert prepare("coco", root, out, *TRAIN, "--skip-missing", "--images", more) == 0
     assert "starting over" in capsys.readouterr().err
     samples.coco_image(root, "train2014", 103)
-    assert prepare("coco", root, out / "strict", *TRAIN) == 1
+    assert prepare("coco", root, out / "strict", *TRAIN) == 2
     assert "1050" in (message := capsys.readouterr().err) and "is not a readable image" in message
     assert len(problems(out / "strict" / "train.tsv")) == 2
     # Mended, the run goes on.
@@ -247,7 +247,7 @@ def test_one_run_reports_all_broken_images(root, out, capsys):
     for image in (105, 120):
         path = root / "train2014" / f"COCO_train2014_000000000{image}.jpg"
         path.write_bytes(path.read_bytes()[:-200])
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     message = capsys.readouterr().err
     assert "Reading the other images" in message
     assert "4 records cannot become rows" in message
@@ -265,7 +265,7 @@ def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
     large_coco(root, 8)
     for path in (root / "train2014").glob("*0001*.jpg"):
         path.unlink()
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     message = capsys.readouterr().err
     shown = [line.strip() for line in message.splitlines() if "image not found" in line]
     assert len(shown) == 10 and "and 6 more" in message
@@ -277,7 +277,7 @@ def test_an_interrupted_run_keeps_the_list_of_the_last_complete_one(root, out, m
     large_coco(root)
     image = root / "train2014" / "COCO_train2014_000000000103.jpg"
     image.unlink()
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     listed = problems(out / "train.tsv")
     (root / "train2014" / "COCO_train2014_000000000104.jpg").unlink()
     interrupted(root, out, monkeypatch, 5, "--skip-missing")
@@ -300,7 +300,7 @@ def test_the_index_is_written_with_the_file(root, out, monkeypatch):
 def test_images_in_further_folders(root, out, tmp_path):
     samples.coco(root)
     (root / "train2014").rename(tmp_path / "elsewhere")
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     assert prepare("coco", root, out, *TRAIN, "--images", tmp_path / "elsewhere") == 0
 
 
@@ -309,13 +309,13 @@ def test_duplicate_id(root, out, capsys):
     content = json.loads(source.read_text())
     content["images"].append(content["images"][0])
     source.write_text(json.dumps(content))
-    assert prepare("coco", root, out, *TRAIN) == 1
+    assert prepare("coco", root, out, *TRAIN) == 2
     assert "dataset_coco.json, 9: the id occurs twice" in capsys.readouterr().err
 
 
 def test_strict_counts_stop_before_anything_is_written(root, out, capsys):
     samples.coco(root)
-    assert prepare("coco", root, out, "--strict-counts") == 1
+    assert prepare("coco", root, out, "--strict-counts") == 2
     assert "3 rows, published 566,747; 2 images, published 113,287" in capsys.readouterr().err
     assert not out.exists()
 
@@ -344,11 +344,11 @@ def test_missing_splits(root, out, capsys):
     assert prepare("snli_ve", root, out) == 0
     assert "test: left out, snli_ve_test.jsonl" in capsys.readouterr().err
     assert {path.name for path in out.glob("*.tsv")} == {"train.tsv", "valid.tsv"}
-    assert prepare("snli_ve", root, out, "--splits", "test") == 1
+    assert prepare("snli_ve", root, out, "--splits", "test") == 2
     assert "test needs snli_ve_test.jsonl below" in capsys.readouterr().err
-    assert prepare("snli_ve", out, out) == 1
+    assert prepare("snli_ve", out, out) == 2
     assert "nothing to prepare below" in capsys.readouterr().err
-    assert prepare("snli_ve", root / "nowhere", out) == 1
+    assert prepare("snli_ve", root / "nowhere", out) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 
@@ -356,7 +356,7 @@ def test_duplicate_annotation_file(root, out, capsys):
     samples.snli_ve(root)
     (root / "copy").mkdir()
     (root / "copy" / "snli_ve_dev.jsonl").write_text("{}")
-    assert prepare("snli_ve", root, out) == 1
+    assert prepare("snli_ve", root, out) == 2
     assert "snli_ve_dev.jsonl exists more than once" in capsys.readouterr().err
 
 
@@ -364,5 +364,5 @@ def test_invalid_json_lines(root, out, capsys):
     samples.snli_ve(root)
     with (root / "snli_ve_dev.jsonl").open("a") as file:
         file.write('{"pairID": "x", "gold_label": "-"')
-    assert prepare("snli_ve", root, out, "--splits", "valid") == 1
+    assert prepare("snli_ve", root, out, "--splits", "valid") == 2
     assert "snli_ve_dev.jsonl, line 4 is not JSON" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_an_unknown_karpathy_split_is_a_problem(root, out, capsys):
     content = json.loads(source.read_text())
     content["images"][1]["split"] = "trian"
     source.write_text(json.dumps(content))
-    assert prepare("coco", root, out) == 1
+    assert prepare("coco", root, out) == 2
     assert "dataset_coco.json, 42: split 'trian', none of" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def damaged_vqa(root):
 def test_vqa_annotations_that_do_not_fit_are_problems(root, out, capsys):
     damaged_vqa(root)
     options = ["vqa", root, out, "--splits", "train", "--answers", 0]
-    assert prepare(*options) == 1
+    assert prepare(*options) == 2
     message = capsys.readouterr().err
     asked = "v2_OpenEnded_mscoco_train2014_questions.json"
     for line in (
@@ -195,7 +195,7 @@ def test_vqa_with_missing_annotations(root, out, capsys):
     assert prepare("vqa", root, out / "test") == 0
     assert {path.stem for path in (out / "test").glob("*.tsv")} == {"test-dev", "test"}
     assert not (out / "test" / "answers.txt").exists()
-    assert prepare("vqa", root, out / "test", "--splits", "valid") == 1
+    assert prepare("vqa", root, out / "test", "--splits", "valid") == 2
     assert "valid needs v2_mscoco_val2014_annotations.json" in capsys.readouterr().err
 
 
@@ -287,7 +287,7 @@ def test_visdial_without_dense_annotations(root, out, capsys):
 )
 def test_malformed_rounds_are_problems(root, out, capsys, change, message):
     source = damaged_visdial(root, "val", lambda data: change(data["dialogs"][0]["dialog"][3]))
-    assert prepare("visdial", root, out, "--splits", "valid") == 1
+    assert prepare("visdial", root, out, "--splits", "valid") == 2
     assert f"{source.name}, 284_4: {message}" in capsys.readouterr().err
 
 
@@ -308,7 +308,7 @@ def rounds(path):
 def test_an_empty_candidate_drops_its_rounds(root, out, capsys):
     """Answer 100 is a candidate from the second round on, and never the true answer."""
     source = damaged_visdial(root, "val", lambda data: data["answers"].__setitem__(100, " "))
-    assert prepare("visdial", root, out, "--splits", "valid") == 1
+    assert prepare("visdial", root, out, "--splits", "valid") == 2
     message = capsys.readouterr().err
     assert f"{source.name}, 284_2: answer_options 100 is empty or not text" in message
     assert "9 records cannot become rows" in message and "no such round" not in message
@@ -339,7 +339,7 @@ def test_an_empty_text_drops_its_round_and_later_ones(root, out, kind, index, me
 @pytest.mark.parametrize("caption", ["", None, 5])
 def test_an_empty_caption_drops_its_dialogue(root, out, capsys, caption):
     source = damaged_visdial(root, "test", lambda data: data["dialogs"][0].update(caption=caption))
-    assert prepare("visdial", root, out, "--splits", "test") == 1
+    assert prepare("visdial", root, out, "--splits", "test") == 2
     assert f"{source.name}, 1: caption is " in capsys.readouterr().err
 
 
@@ -359,7 +359,7 @@ def test_invalid_relevances_are_problems_and_left_out(root, out, capsys, change,
     content = json.loads(dense.read_text())
     change(content[0])
     dense.write_text(json.dumps(content))
-    assert prepare("visdial", root, out, "--splits", "valid") == 1
+    assert prepare("visdial", root, out, "--splits", "valid") == 2
     assert f"{dense.name}, {message}" in capsys.readouterr().err
     assert prepare("visdial", root, out, "--splits", "valid", "--skip-missing") == 0
     assert rounds(out / "valid.tsv") == [str(number) for number in range(1, 11)]

@@ -46,7 +46,15 @@ def data(tmp_path) -> Path:
 @pytest.mark.parametrize("method", TRAININGS)
 def test_trainings_parse_with_fairseq(method, calls, data, tmp_path, monkeypatch):
     commands, read = calls
-    run("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out", method, BIN=commands)
+    run(
+        "compare.sh",
+        "emoji/caption",
+        data,
+        tmp_path / "init.pt",
+        tmp_path / "out",
+        method,
+        BIN=commands,
+    )
     trained = [call for call in read() if "--criterion" in call][-1]
     monkeypatch.setattr("sys.argv", ["fairseq-train", *trained])
     args = options.parse_args_and_arch(options.get_training_parser(), trained)
@@ -58,11 +66,23 @@ def test_trainings_parse_with_fairseq(method, calls, data, tmp_path, monkeypatch
 def test_a_method_starts_from_another_ones_training(calls, data, tmp_path):
     commands, read = calls
     out = tmp_path / "out"
-    run("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "deebert", BIN=commands, SEED="2")
+    run(
+        "compare.sh",
+        "emoji/caption",
+        data,
+        tmp_path / "init.pt",
+        out,
+        "deebert",
+        BIN=commands,
+        SEED="2",
+    )
     starts = [
         call[call.index("--finetune-from-model") + 1] for call in read() if "--criterion" in call
     ]
-    assert starts == [str(tmp_path / "init.pt"), str(out / "plain@2" / "training" / "checkpoint_last.pt")]
+    assert starts == [
+        str(tmp_path / "init.pt"),
+        str(out / "plain@2" / "training" / "checkpoint_last.pt"),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["caption", "entailment"])
@@ -95,7 +115,9 @@ def test_unknown_methods_and_data_sets_are_rejected(data, tmp_path):
 
 def test_missing_rows_and_splits_without_answers_are_rejected_first(data, tmp_path):
     out, init = tmp_path / "out", tmp_path / "init.pt"
-    error = failing("compare.sh", "emoji/caption", data, init, out, "plain", TEST="test_combinations")
+    error = failing(
+        "compare.sh", "emoji/caption", data, init, out, "plain", TEST="test_combinations"
+    )
     assert error.startswith(f"{data}/caption_test_combinations.tsv is missing")
     error = failing("compare.sh", "vqa", data, init, out, "plain")
     assert error.startswith("vqa has no published answers for test")
@@ -114,7 +136,14 @@ def test_a_method_of_other_settings_is_rejected(calls, data, tmp_path):
 
 def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
     commands, _ = calls
-    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out", "plain")
+    arguments = (
+        "compare.sh",
+        "emoji/caption",
+        data,
+        tmp_path / "init.pt",
+        tmp_path / "out",
+        "plain",
+    )
     run(*arguments, BIN=commands)
     run(*arguments, BIN=commands)
     error = failing(*arguments, BIN=commands, EPOCHS="7")

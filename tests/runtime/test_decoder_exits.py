@@ -218,13 +218,13 @@ def test_rows_run_are_rows_traced(model, sentences, beam, kv):
     """Forward hooks count exactly the rows that the trace says every layer ran."""
     threshold = decoder_threshold(model)
     model.configure_exits(SimilarityExit(0.9, 0.9, 2.0, threshold, schedule="static"), kv)
-    rows = {"encoder": 0, "decoder": 0, "repaid": 0}
+    rows = {"encoder": 0, "decoder": 0, "backfilled": 0}
 
     def count(part):
         def hook(module, inputs, output):
             rows[part] += output.size(0)
             if part == "decoder":
-                rows["repaid"] += output.size(0) * (output.size(1) - 1)
+                rows["backfilled"] += output.size(0) * (output.size(1) - 1)
 
         return hook
 
@@ -243,7 +243,7 @@ def test_rows_run_are_rows_traced(model, sentences, beam, kv):
     assert rows["decoder"] == ran
     assert needed <= ran < 6 * sum(step.layers_used.numel() for step in trace.steps)
     if kv == "recompute":  # earlier positions pass the layer together with the newest
-        assert rows["repaid"] == sum(int(step.kv_backfilled.sum()) for step in trace.steps) > 0
+        assert rows["backfilled"] == sum(int(step.kv_backfilled.sum()) for step in trace.steps) > 0
     if beam == sentences == 1:  # nobody to ride along with
         (depths,) = trace.depths([[hypotheses[0][0]["tokens"].tolist()]])
         assert ran == sum(depths[0])
@@ -293,7 +293,7 @@ def test_ensemble_members_exit_by_themselves():
 
 @torch.no_grad()
 def test_cross_keys_are_made_for_sentences_that_get_there(model, reading):
-    """Sentence i leaves behind layer 1 + i: the layers above never project its encoder states."""
+    """Sentence i exits after layer 1 + i: the layers above never project its encoder states."""
     inputs = batch(3)
 
     class ByLimit(SimilarityExit):

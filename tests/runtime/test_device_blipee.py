@@ -1,6 +1,6 @@
 """Exits on CUDA without a GPU: training and leaving never mix devices or wait for one.
 
-Fake CUDA tensors start autograd threads: this file sorts behind those whose tests fork.
+Fake CUDA tensors start autograd threads: this file sorts after those whose tests fork.
 """
 
 from argparse import Namespace
@@ -41,7 +41,7 @@ def test_losses_stay_on_the_device(fake, mode, updates, update):
 
 
 @pytest.mark.parametrize(("updates", "update"), UPDATES)
-def test_and_so_do_gradients(updates, update):
+def test_every_trained_weight_gets_a_gradient(updates, update):
     """On tensors without values; fake CUDA ones have no backward without a GPU."""
     model, loss = step("meta", "distill", updates, update)
     loss.backward()

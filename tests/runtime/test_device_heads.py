@@ -1,6 +1,6 @@
 """Every kind of head on CUDA without a GPU: no mixed devices, at most one host read a layer.
 
-Fake CUDA tensors start autograd threads: this file sorts behind those whose tests fork.
+Fake CUDA tensors start autograd threads: this file sorts after those whose tests fork.
 """
 
 from argparse import Namespace
@@ -43,7 +43,7 @@ def test_losses_stay_on_the_device(fake, loss, kind):
 
 
 @pytest.mark.parametrize(("loss", "kind"), LOSSES)
-def test_and_so_do_gradients(loss, kind):
+def test_every_weight_of_the_heads_gets_a_gradient(loss, kind):
     """On tensors without values; fake CUDA ones have no backward without a GPU."""
     model, value = step("meta", loss, kind)
     value.backward()
@@ -57,7 +57,7 @@ def test_the_meta_classifier_learns_on_the_device(fake, calm_meta_loss):
 
 
 @pytest.mark.parametrize("calm_meta_loss", CALM_LOSSES)
-def test_and_so_do_its_gradients(calm_meta_loss):
+def test_every_weight_of_the_meta_classifier_gets_a_gradient(calm_meta_loss):
     config = CalmMetaConfig(calm_meta_loss=calm_meta_loss)
     model, value = step("meta", CalmMetaLoss, "meta", config)
     value.backward()

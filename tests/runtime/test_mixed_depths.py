@@ -116,8 +116,8 @@ def test_the_report_counts_what_torch_counts(kv, exits, likely_ends):
 
 @torch.no_grad()
 def features(model, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Behind each step of given words: hypotheses change places, sentence 1 ends behind step 4 and
-    sentence 2 behind step 6."""
+    """Return the features after each step of given words. Hypotheses change places, sentence 1 ends
+    after step 4, and sentence 2 after step 6."""
     model.to(dtype)
     inputs = sentences()
     inputs["patch_images"] = inputs["patch_images"].to(dtype)

@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="make the TSV files",
         description="Fetch the npm packages, render the artwork and write TSV files, dict.txt, "
         "manifest and licences. An interrupted build resumes: fetched packages and rendered "
-        "pictures are kept in OUT/cache.",
+        "images are kept in OUT/cache.",
     )
     build.add_argument("--out", type=Path, default=Path("data/emoji"), metavar="DIR",
                        help="folder of the full build (default %(default)s)")  # fmt: skip
@@ -31,10 +31,10 @@ def make_parser() -> argparse.ArgumentParser:
     build.add_argument("--packages", type=Path, metavar="DIR",
                        help="folder of unpacked npm packages; npm is not used")  # fmt: skip
     build.add_argument("--size", type=int, default=64, metavar="PIXELS",
-                       help="side of the pictures (default %(default)s)")  # fmt: skip
+                       help="side of the images (default %(default)s)")  # fmt: skip
     build.add_argument("--seed", type=int, default=1, help="of all choices (default %(default)s)")
     for name, text in (
-        ("check", "verify a build: checksums, pictures, ids, leaks between splits"),
+        ("check", "verify a build: checksums, images, ids, leaks between splits"),
         ("baseline", "train a classifier on hypotheses alone and print its accuracy per split"),
     ):
         command = commands.add_parser(name, help=text, description=text)

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@prints_errors(OSError, ValueError, RuntimeError)
+@prints_errors("merge", OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, others = parser.parse_known_args(argv)

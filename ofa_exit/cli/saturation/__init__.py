@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 
 SUFFIXES = (".png", ".svg", ".csv")
 
@@ -69,6 +69,7 @@ def measure(verb: str, checkpoints: list[str], arguments: list[str], out: Path) 
     return [table, *plot_saturation(rows, out)]
 
 
+@prints_errors("saturation", ImportError)  # matplotlib is missing
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "saturation",
@@ -93,9 +94,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
     arguments = [data, *arguments]
     sys.argv = [parser.prog, *arguments]  # fairseq's parser looks for --user-dir there
-    try:
-        print(*measure(parser.prog, checkpoints, arguments, out), sep="\n")
-    except ImportError as error:  # matplotlib is missing
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    print(*measure(parser.prog, checkpoints, arguments, out), sep="\n")
     return 0

@@ -1,7 +1,6 @@
 """Hidden states before and after every layer of a model, and their cosines."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ofa_exit.evaluation.figures.saturation import CONSECUTIVE, LAST
 from ofa_exit.policies.measures import hidden_saturation, sample_saturation
+from ofa_exit.testing import record_states
 
 States = list[Tensor]
 """Before layer 1 and after every layer, [B, T, C] each."""
@@ -22,32 +22,14 @@ def layer_states(model: Any, net_input: dict[str, Any]) -> dict[str, States]:
     are the batch's images, of which sentences may share one.
     """
     model.configure_exits(None)
-    with recorded(model.encoder.layers) as encoder, recorded(model.decoder.layers) as decoder:
+    with (
+        record_states(model.encoder.layers) as encoder_passes,
+        record_states(model.decoder.layers) as decoder_passes,
+    ):
         model(**net_input)
-    depth = len(model.encoder.layers)
-    passes = ("image", "text") if len(encoder) > depth else ("joint",)
     # A split encoder runs all layers over the image, then over the text.
-    parts = {
-        part: encoder[number * depth : (number + 1) * depth] for number, part in enumerate(passes)
-    }
-    parts["decoder"] = decoder
-    return {part: [calls[0][0], *(after for _, after in calls)] for part, calls in parts.items()}
-
-
-@contextmanager
-def recorded(layers: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Record the input and output states of every call of the layers, in their order."""
-    calls: list[tuple[Tensor, Tensor]] = []
-
-    def record(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        calls.append((inputs[0], output))
-
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
+    parts = ("image", "text") if len(encoder_passes) > 1 else ("joint",)
+    return {**dict(zip(parts, encoder_passes)), "decoder": decoder_passes[0]}
 
 
 def cosines(

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from ofa_exit.evaluation.efficiency.depth import SampleDepth
@@ -37,7 +36,7 @@ class TraceFile:
 
 
 def weights_in_layers(model: Any) -> float:
-    """Return the weights of an exit head of an OFAModel, in those of one decoder layer."""
+    """Return an OFAModel's weights per exit head, divided by the weights of a decoder layer."""
     layer = sum(weight.numel() for weight in model.decoder.layers[0].parameters())
     return model.decoder.exit_heads.parameters_per_head() / layer
 
@@ -174,17 +173,6 @@ class GenerationReport:
         """Close the trace file."""
         if self._trace_file:
             self._trace_file.close()
-
-    def __enter__(self) -> "GenerationReport":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _count(
         self, trace: Any, text_tokens: Sequence[int], image_size: tuple[int, int] | None

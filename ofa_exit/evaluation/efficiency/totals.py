@@ -32,7 +32,7 @@ class RunTotals:
     encoder_layers: int
     decoder_layers: int
     exits: list[int]  # decoder layers whose heads are used
-    head_layers: float  # weights of a head without layers, in those of a decoder layer
+    head_layers: float  # weights per head / weights of a decoder layer; see of()
     reference_layers: list[int] | None  # N_E and N_D of Eq. 14; None: the model's
     sentences: int
     words: int  # of the best hypotheses
@@ -68,7 +68,8 @@ class RunTotals:
         Args:
             exits: decoder layers whose heads are used.
             head_depth: decoder layers that a head has.
-            head_layers: weights of a head that has none of them, in those of a decoder layer.
+            head_layers: weights per head divided by the weights of a decoder layer; 0 if the head
+                is made of decoder layers.
             reference_layers: N_E and N_D of Eq. 14; None: the model's.
             rest: seconds, counted, executed, full, biases.
 
@@ -106,7 +107,7 @@ class RunTotals:
         """Return what ``dataclasses.asdict`` made; raise ValueError for anything else."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
-            raise ValueError("these are no totals of a report of this version")
+            raise ValueError("the totals were written by another version: generate the shard again")
         return cls(**values)
 
     @classmethod

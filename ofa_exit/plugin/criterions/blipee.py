@@ -21,13 +21,18 @@ from ofa_exit.objectives.adversarial import (
     generator_loss,
     relative_spread,
 )
-from ofa_exit.objectives.cross_entropy import token_cross_entropy, token_rows
+from ofa_exit.objectives.cross_entropy import token_cross_entropy
 from ofa_exit.objectives.distillation import DIRECTIONS, distillation_loss
 from ofa_exit.objectives.layerwise import score_layers
 from ofa_exit.plugin.criterions.feature_classifiers import FeatureClassifier
-from ofa_exit.plugin.criterions.groups import exit_heads, step_groups, train_only
+from ofa_exit.plugin.criterions.groups import (
+    exit_heads,
+    step_groups,
+    train_only,
+    warn_of_untrained,
+)
 from ofa_exit.plugin.criterions.own_captions import with_own_captions
-from ofa_exit.plugin.criterions.target_tokens import reject_empty
+from ofa_exit.plugin.criterions.target_tokens import TargetTokens, reject_empty
 from ofa_exit.plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -160,7 +165,6 @@ class BlipeeAdversarial(FairseqCriterion):
         self.label_smoothing = label_smoothing
         self.feature_classifier_dim = feature_classifier_dim
         self.sentence_avg = sentence_avg
-        self._has_warned = False
 
     def prepare_training(self, model: Any) -> None:
         """Add a feature classifier for each exit, and freeze everything but these and the exits."""
@@ -207,26 +211,17 @@ class BlipeeAdversarial(FairseqCriterion):
         reject_empty(sample)
         if not exit_heads(model):
             raise UsageError(_NO_EXITS)
-        if not (model.from_checkpoint or self._has_warned):
-            self._has_warned = True
-            logger.warning(
-                "the frozen backbone is untrained: give its checkpoint by --finetune-from-model"
-            )
+        warn_of_untrained(model)
         adversarial = self.adversarial_weight > 0
         if adversarial and not hasattr(model, "feature_classifiers"):
             raise ValueError("the model has no feature classifiers: call prepare_training(model)")
         if self.distill:
             sample = with_own_captions(self.task, model, sample)
-        target, ntokens = sample["target"], sample["ntokens"]
-        # The M target tokens of the batch, without padding: [B, L, C] -> [M, C].
-        rows = token_rows(target, self.padding_idx, ntokens)
-
-        def at_tokens(x: Tensor) -> Tensor:
-            return x.flatten(0, 1).index_select(0, rows)
-
+        ntokens = sample["ntokens"]
+        targets = TargetTokens.of(sample, self.padding_idx)
         final, extra = model(**sample["net_input"], exit_features=True)
-        final = at_tokens(final)
-        features = {layer: at_tokens(x) for layer, x in extra["exit_features"].items()}
+        final = targets.at(final)  # [M, C]
+        features = {layer: targets.at(x) for layer, x in extra["exit_features"].items()}
 
         groups = self.get_groups_for_update(model.num_updates) if self.training else GROUPS
         losses: dict[str, Tensor] = {}
@@ -241,7 +236,7 @@ class BlipeeAdversarial(FairseqCriterion):
             losses[CLASSIFIER_GROUP] = fc_loss
         if TRANSFORMER_GROUP in groups:
             losses[TRANSFORMER_GROUP] = self.transformer_losses(
-                model, sample, rows, final, features, log
+                model, targets, final, features, log
             )
             log["loss_size"] = log["sample_size"]
             log["exit_tokens"] = ntokens
@@ -271,31 +266,18 @@ class BlipeeAdversarial(FairseqCriterion):
     def transformer_losses(
         self,
         model: Any,
-        sample: dict[str, Any],
-        rows: Tensor,
+        targets: TargetTokens,
         final: Tensor,
         features: dict[int, Tensor],
         log: dict[str, Any],
     ) -> Tensor:
-        """Return Eq. 3 plus Eq. 4 or 5, weighted and summed over exits and tokens.
-
-        Args:
-            rows: Long [M], the tokens' positions in the flattened batch.
-        """
-        allowed, conf = sample.get("constraint_masks"), sample.get("conf")
+        """Return Eq. 3 plus Eq. 4 or 5, weighted and summed over exits and tokens."""
         final_logits = None
         if self.distill and self.word_weight > 0:
             with torch.no_grad():
                 final_logits = model.output_layer(final)
         score = functools.partial(
-            self.score_words,
-            model,
-            target=sample["target"].flatten().index_select(0, rows),
-            final_logits=final_logits,
-            allowed=None if allowed is None else allowed.flatten(0, 1).index_select(0, rows),
-            confidence=(
-                None if conf is None else conf.index_select(0, rows // sample["target"].size(1))
-            ),
+            self.score_words, model, targets=targets, final_logits=final_logits
         )
         scores = score_layers(features, score)
         word = torch.stack([s.word for s in scores.values()]).sum()
@@ -316,25 +298,23 @@ class BlipeeAdversarial(FairseqCriterion):
         model: Any,
         layer: int,
         features: Tensor,
-        target: Tensor,
+        targets: TargetTokens,
         final_logits: Optional[Tensor],
-        allowed: Optional[Tensor],
-        confidence: Optional[Tensor],
     ) -> ExitScore:
-        """Return one exit's loss on words and its correct words, for [M, C] and targets [M]."""
+        """Return one exit's loss on words and its correct words, for features [M, C]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.word_weight > 0):
             logits = model.output_layer(features)
             if final_logits is None:
                 losses, _ = token_cross_entropy(
-                    logits, target, self.label_smoothing, allowed, confidence
+                    logits,
+                    targets.target,
+                    self.label_smoothing,
+                    targets.allowed,
+                    targets.confidence,
                 )
             else:
-                losses = distillation_loss(logits, final_logits, self.kl_direction, allowed)
-        with torch.no_grad():
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, -torch.inf)
-            correct = logits.argmax(-1).eq(target).sum()
-        return ExitScore(losses.sum(), correct)
+                losses = distillation_loss(logits, final_logits, self.kl_direction, targets.allowed)
+        return ExitScore(losses.sum(), targets.count_correct(logits))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

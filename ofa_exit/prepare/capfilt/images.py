@@ -1,4 +1,4 @@
-"""One row an image, to sample captions for: a caption TSV names an image once for each caption."""
+"""Write one row per image, to sample captions for: a caption TSV has one row per caption."""
 
 import os
 from pathlib import Path

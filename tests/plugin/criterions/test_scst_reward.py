@@ -152,14 +152,14 @@ def test_bad_rows_are_reported_by_line(tmp_path, command, capsys):
     rows = [files.caption_row(n) for n in range(3)]
     rows[1][2] = "fine&& ..."
     path = files.write_tsv(tmp_path / "train.tsv", rows)
-    assert command([str(path), str(tmp_path / "out")]) == 1
+    assert command([str(path), str(tmp_path / "out")]) == 2
     assert re.search(r"train\.tsv.*(line |:)2\b.*caption", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_image_is_not_enough(tmp_path, capsys):
     path = files.write_tsv(tmp_path / "train.tsv", [files.caption_row(0)])
-    assert count_command([str(path), str(tmp_path / "out")]) == 1
+    assert count_command([str(path), str(tmp_path / "out")]) == 2
     assert "two images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -99,7 +99,7 @@ def test_empty_runs_say_so(name):
         scorer.add_string(" && ", "a cat")
 
 
-def test_ptb_without_java_is_refused_at_the_start(monkeypatch, tmp_path):
+def test_ptb_tokenizer_without_java_is_rejected_before_anything_is_scored(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(java.JavaError, match="no java command"):
         build("coco_caption", coco_tokenizer="ptb")
