@@ -96,7 +96,7 @@ class MultiExitLoss(MuELoss):
     @usage_errors()
     def prepare_training(self, model: Any) -> None:
         """Reject weights that are none of this model's exits, and heads that learn otherwise."""
-        if not exit_heads(model).learn_words:
+        if not exit_heads(model).learns_from_words:
             raise UsageError(
                 "these exit heads have weights that no loss on words trains: use the criterion of "
                 "their method (--exit-head meta: calm_meta_loss)"
