@@ -49,7 +49,7 @@ class ExitHeads(nn.ModuleDict):
     scores_words = False
     """Whether word scores are the head's own instead of the shared final norm and projection's."""
 
-    learn_words = True
+    learns_from_words = True
     """Whether a loss on their words reaches all weights of the heads."""
     has_confidence = False
     """Whether the heads have a learned confidence, see ``confidence``."""

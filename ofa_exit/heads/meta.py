@@ -21,7 +21,7 @@ class MetaHeads(ExitHeads):
     """
 
     summary = "the shared head and a classifier that says whether to exit (CALM)"
-    learn_words = False  # words are scored without the classifier
+    learns_from_words = False  # words are scored without the classifier
     has_confidence = True
 
     @classmethod

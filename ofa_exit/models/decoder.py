@@ -18,7 +18,7 @@ from ofa_exit.runtime.kv_cache import KVCache
 from ofa_exit.runtime.token_tree import TokenTree
 from ofa_exit.runtime.trace import DecoderStep
 
-CACHE = "ofa_decoder_cache"
+CACHE_KEY = "ofa_decoder_cache"
 
 
 class Decoder(DecoderStack):
@@ -156,12 +156,12 @@ class Decoder(DecoderStack):
     def _cache(
         self, incremental_state: dict[str, Any], encoder_out: EncoderOut, length: int
     ) -> KVCache:
-        cache = incremental_state.get(CACHE)
+        cache = incremental_state.get(CACHE_KEY)
         if cache is None:
             heads = self.active_heads(self.exit_policy) if self.exit_heads.caches_kv else []
             slots = len(self.layers) + len(heads)
             cache = KVCache(slots, encoder_out.group or 1, self.cfg.max_target_positions)
-            incremental_state[CACHE] = cache
+            incremental_state[CACHE_KEY] = cache
         if cache.length != length - 1:
             raise ValueError(
                 f"incremental decoding goes one token at a time: {cache.length} are cached, "
@@ -173,6 +173,6 @@ class Decoder(DecoderStack):
         self, incremental_state: dict[str, Any], new_order: Tensor
     ) -> None:
         """Follow beam search: hypothesis ``new_order[i]`` becomes row i."""
-        cache = incremental_state.get(CACHE)
+        cache = incremental_state.get(CACHE_KEY)
         if cache is not None:
             cache.reorder(new_order)

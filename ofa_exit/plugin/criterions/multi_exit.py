@@ -106,7 +106,7 @@ class MultiExitLoss(MuELoss):
     def prepare_training(self, model: Any) -> None:
         """Reject weights that do not match the model's exits, and heads of another loss."""
         heads = exit_heads(model)
-        if not heads.learn_words:
+        if not heads.learns_from_words:
             raise UsageError(
                 "these exit heads have weights that no loss on words trains: use the criterion of "
                 "their method (--exit-head meta: calm_meta_loss)"
