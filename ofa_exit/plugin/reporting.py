@@ -116,10 +116,10 @@ def log_heads(model: Any) -> None:
     total = sum(weight.numel() for weight in heads.parameters())
     backbone = sum(weight.numel() for weight in model.parameters()) - total
     logger.info(
-        "%d exit heads of %s weights each: %s, as many as %.1f decoder layers (--exit-head %s; "
-        "the backbone has %s)",
+        "%d exit heads of %s weights each: %s, as many as %.1f decoder layers (the backbone has "
+        "%s; --exit-head %s)",
         *(count, _millions(each), _millions(total), count * weights_in_layers(model)),
-        *(model.cfg.exit_head, _millions(backbone)),
+        *(_millions(backbone), model.cfg.exit_head),
     )
 
 
