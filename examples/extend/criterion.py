@@ -20,7 +20,7 @@ class PabeeLossConfig(FairseqDataclass):
 
 @register_criterion("pabee_loss", dataclass=PabeeLossConfig)
 class PabeeLoss(FairseqCriterion):
-    """Mean of the heads' and the last layer's cross-entropies, weighted 1…N (PABEE Eq. 5)."""
+    """Mean of the heads' and the last layer's cross-entropies, weighted 1…N (as in PABEE)."""
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True

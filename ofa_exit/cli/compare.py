@@ -105,12 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "methods",
         nargs="*",
+        default=[],
         metavar="METHOD",
         help="those to compare, in this order (default: all)",
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default: FOLDER)")
     parser.add_argument(
-        "--baseline", default="plain", help="method that shares and savings refer to (%(default)s)"
+        "--baseline",
+        default="plain",
+        help="method that shares and savings refer to (default: plain)",
     )
     parser.add_argument("--quality", help="score to choose by (default: CIDEr, or the first)")
     parser.add_argument(
@@ -135,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--axes",
         default=",".join(AXES),
-        help=f"what to draw quality against, of {', '.join(AXES)} (default: %(default)s)",
+        metavar="SAVINGS",
+        help=f"what to draw quality against, of {', '.join(AXES)} (default: all)",
     )
     parser.add_argument(
         "--scores",

@@ -175,7 +175,8 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
         _reject_without_policy(cfg, given)
         return None
     if name not in POLICIES:
-        raise ValueError(f"--exit-policy {name!r} is none of {', '.join(['none', *POLICIES])}")
+        choices = ", ".join(["none", *POLICIES])
+        raise ValueError(f"unknown --exit-policy {name!r}: choose from {choices}")
     cls, names = POLICIES[name], option_fields(name)
     foreign = sorted(given.keys() - set(names.values()))
     if foreign:

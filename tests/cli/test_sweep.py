@@ -87,7 +87,7 @@ def test_a_sweep_agrees_with_single_generations(trained, tmp_path):
         ([{"exit_options": {"layers": [2]}}], "exit_options is .*, give a text in quotes, a JSON"),
         ([{}, {"exit_decoder_threshold": -1}], "setting 2: --exit-decoder-threshold must"),
         ([{}, {"exit_kv": "lazy"}], "setting 2: --exit-kv 'lazy' is none of"),
-        ([{}, {"exit_policy": "similar"}], "setting 2: --exit-policy 'similar' is none of"),
+        ([{}, {"exit_policy": "similar"}], "setting 2: unknown --exit-policy 'similar'"),
         # The checkpoint's arguments show what its model cannot do.
         ([{}, {"exit_encoder_threshold": 0.9}], "setting 2: .* is for a joint encoder"),
         ([{"exit_policy": "meta"}], "setting 1: .*needs exit heads with a learned confidence"),

@@ -211,8 +211,8 @@ class RunTotals:
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (
-                f" ({values['gflops_per_sentence']:.3f} of "
-                f"{values['gflops_full_per_sentence']:.3f} GFLOPs per sentence)"
+                f" ({values['gflops_per_sentence']:.3f} GFLOPs per sentence, "
+                f"{values['gflops_full_per_sentence']:.3f} at full depth)"
             )
         rows.append(("flop_reduction", reduction))
         if self.exits:
