@@ -7,7 +7,7 @@
 # CHECKPOINT pretrained OFA, which every method starts from
 # OUT        has a folder METHOD@SEED with the training and its sweeps, valid.csv and one CSV per test split. table.md, table.csv,
 #            curves.png, saturation.png (one line per training) and cases.html cover every finished method: see docs/compare.md.
-#            A stopped run resumes, and finished steps are not repeated. A folder made by other settings is rejected
+#            A stopped run resumes, and finished steps are not repeated. A folder made with other settings is rejected
 # METHOD     files of run_scripts/methods, in the order of the table; default: all but tiny and medium. A method that starts from
 #            another training (DeeBERT: plain) trains that first
 #   SEED (1)       seed of training; run the script with other seeds, too: the table then has their mean and range
@@ -15,7 +15,7 @@
 #   TEST           names of the test splits, as "test" or "test_artist test_combinations" (default: the data set's)
 #   ROWS_VALID, ROWS_TEST   rows to sweep (default: all). ROWS_CASES (50): rows that cases.html may choose from
 #   KEEP_QUALITY   the share of plain's quality that the chosen setting keeps on validation (default 0.96; entailment 0.99). Of the
-#                  settings that do, the one that saves most is chosen. Test data choose nothing
+#                  settings that do, the one that saves most is chosen. Test data are not used to choose
 #   PAPER          numbers of the papers to show in grey, as mue_coco,blipee_coco (default: the data set's). MuE's captions had a
 #                  CIDEr stage, which this script does not train
 #   TINY, MEDIUM   checkpoints of the smaller models; TINY_MODEL, MEDIUM_MODEL: their options (default: --arch ofa_tiny, ofa_medium)
@@ -25,10 +25,11 @@
 # LR, EPOCHS, BATCH, MICRO, ARCH, BPE_DIR, DEVICE, PROCESSES: see benchmark.sh. Every training has the same updates and schedule (the
 # rate falls linearly to 0), and its last checkpoint is compared.
 source "$(dirname "$0")/benchmark.sh"
-SET=${1:?data set: a folder of run_scripts with options.sh} checkpoint=${3:?pretrained checkpoint} out=${4:?folder for the comparison}
+[ $# -ge 4 ] || { echo "usage: compare.sh DATA_SET DATA CHECKPOINT OUT [METHOD…]; --help explains" >&2; exit 2; }
+SET=$1 checkpoint=$3 out=$4
 folder=$ROOT/run_scripts/$SET
 [ -e "$folder/options.sh" ] || { echo "unknown data set $SET: $folder/options.sh is missing" >&2; exit 2; }
-options "${2:?folder of the TSV files}" "$folder"
+options "$2" "$folder"
 shift 4
 methods=("$@")
 if [ $# -eq 0 ]; then # the baseline first; tiny and medium need checkpoints of their own
