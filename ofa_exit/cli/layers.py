@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "layers",
         __doc__,
-        usage="%(prog)s [--quality NAME] [--share SHARE] [--exits EXITS] OUT DATA "
+        usage="%(prog)s [--quality NAME] [--share SHARE] [--exits COUNT] OUT DATA "
         "--path CHECKPOINT [options of fairseq-generate]",
         allow_abbrev=False,
     )
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     plot_layers.add_options(parser)
     args, arguments = parser.parse_known_args(argv)
-    if "--path" not in arguments:
+    if not any(one.split("=")[0] == "--path" for one in arguments):
         parser.error("give the data and --path CHECKPOINT, as to fairseq-generate")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exits",
+        metavar="COUNT",
         type=_count,
         help="number of exits, spread evenly (default: one after every layer that does not fall)",
     )
