@@ -79,7 +79,7 @@ def test_one_host_read_an_exit(fake, kind, kv, monkeypatch):
         return True
 
     monkeypatch.setattr(exit_loop, "exit_rows", nobody_exits)
-    monkeypatch.setattr(model.decoder, "rows_by_head", lambda used, heads: None)  # reads as well
+    monkeypatch.setattr(model.decoder, "rows_by_head", lambda *_: None)  # reads as well
     with torch.no_grad():
         for length in range(1, 4):
             tokens = torch.full((6, length), 6, device="cuda")
