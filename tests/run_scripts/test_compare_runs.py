@@ -30,6 +30,10 @@ def test_methods_seeds_and_a_smaller_model(tmp_path):
     arguments = ("compare.sh", "emoji/caption", data, PLAIN, out)
     run(*arguments, "plain", "deeblip", "tiny", **settings)
     run(*arguments, "mue", **settings)
+    page = (out / "cases.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("plain", "deeblip", "mue", "tiny"))
+    lines = (out / "saturation.csv").read_text(encoding="utf-8").splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} >= {"plain", "mue", "tiny"}
     run(*arguments, "mue", SEED="2", **settings)
 
     with (out / "table.csv").open(encoding="utf-8") as file:
@@ -41,7 +45,3 @@ def test_methods_seeds_and_a_smaller_model(tmp_path):
     assert float(full["tiny"]["expected_time_reduction"]) == pytest.approx(1 / 3)
     trained = {name: int(float(row["trained_parameters"])) for name, row in full.items()}
     assert trained["deeblip"] > 0 and 0 < trained["tiny"] < trained["plain"]
-    page = (out / "cases.html").read_text(encoding="utf-8")
-    assert all(name in page for name in ("plain", "deeblip", "mue", "tiny"))
-    lines = (out / "saturation.csv").read_text(encoding="utf-8").splitlines()
-    assert {line.split(",")[0] for line in lines[1:]} >= {"plain", "mue", "tiny"}
