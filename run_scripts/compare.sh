@@ -190,17 +190,21 @@ baseline=plain
 ofa_exit compare "$out" "${methods[@]}" --baseline "$baseline" --quality "$QUALITY" ${PAPER:+--paper "$PAPER"} \
   --keep "${KEEP_QUALITY:-0.96},0.99,0.9"
 
-# Saturation and cases show the trainings of this seed, on the first test split.
+# Saturation and cases show every method's first finished seed, on the first test split.
 split=${splits[1]} drawn=() checkpoints=()
 generation=("$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --gen-subset "$split"
   --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}")
 for name in "${methods[@]}"; do
-  finished "$(place "$name")" || continue
-  model=$(trained "$name")
-  [[ " ${checkpoints[*]:-} " == *"=$model "* ]] || checkpoints+=("$name=$model")
-  drawn+=("$name")
+  for place in "$out/$name"@*; do
+    finished "$place" || continue
+    seed=${place##*@} # trained and exits read it
+    model=$(trained "$name")
+    [[ " ${checkpoints[*]:-} " == *"=$model "* ]] || checkpoints+=("$name=$model")
+    drawn+=("$name@$seed")
+    break
+  done
 done
-if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "$seed ${drawn[*]}" ]; then exit; fi
+if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "${drawn[*]}" ]; then exit; fi
 ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
 
 # exits NAME: the options of the setting that the table chose for a method in this seed; none at full depth.
@@ -223,7 +227,8 @@ mkdir -p "$out/cases"
 head -n "${ROWS_CASES:-50}" "$out/rows/$split.tsv" > "$out/cases/$split.tsv"
 generation[0]=$out/cases/$split.tsv
 traces=() checkpoints=()
-for name in "${drawn[@]}"; do
+for one in "${drawn[@]}"; do
+  name=${one%@*} seed=${one##*@}
   chosen=$(exits "$name")
   model=$(trained "$name")
   # shellcheck disable=SC2086
@@ -232,4 +237,4 @@ for name in "${drawn[@]}"; do
   traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$model")
 done
 ofa_exit cases "${checkpoints[@]}" "$out/cases.html" "${traces[@]}" "${generation[@]}"
-echo "$seed ${drawn[*]}" > "$out/figures.txt"
+echo "${drawn[*]}" > "$out/figures.txt"

@@ -28,11 +28,10 @@ A folder without all splits, of a seed that is not finished, is left out with a 
 --paper adds the numbers that the papers print for the same data set, in grey.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, write_csv
 from ofa_exit.evaluation.figures.compare_page import page
 from ofa_exit.evaluation.figures.methods import Method, check_quality, read_methods
@@ -99,6 +98,7 @@ def _drawn(methods: Sequence[Method], scores: Sequence[str]) -> list[str]:
     return [check_quality(methods, score) for score in dict.fromkeys(scores)]
 
 
+@prints_errors("compare", OSError, ValueError, ImportError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("compare", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds a folder per method")
@@ -157,15 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes = args.axes.split(",")
     if unknown := [name for name in axes if name not in AXES]:
         parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
-    try:
-        keep, save = _shares("--keep", args.keep), _shares("--save", args.save)
-        written = compare(
-            args.folder, args.out or args.folder, args.methods, args.baseline, args.quality,
-            keep, save, args.by, axes, _names(args.paper), _names(args.scores),
-        )  # fmt: skip
-    except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    keep, save = _shares("--keep", args.keep), _shares("--save", args.save)
+    written = compare(
+        args.folder, args.out or args.folder, args.methods, args.baseline, args.quality,
+        keep, save, args.by, axes, _names(args.paper), _names(args.scores),
+    )  # fmt: skip
     print(*written, sep="\n")
     return 0
 

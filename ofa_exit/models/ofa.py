@@ -20,6 +20,7 @@ from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.runtime.kv_cache import check_kv_mode
 from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
@@ -219,10 +220,14 @@ class OFAModel(FairseqEncoderDecoderModel):
         """Set the exit policy for eval mode; None runs the plain stack.
 
         Args:
-            kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``. Heads
-                that cache K/V cannot have ``copy``. ``plugin.options`` checks both.
+            kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``.
             trace: record a trace without a policy, too.
+
+        Raises:
+            ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses.
         """
+        decoder = self.decoder
+        check_kv_mode(kv, decoder.exit_heads.caches_kv and bool(decoder.active_heads(policy)))
         self.encoder.exit_policy = self.decoder.exit_policy = policy
         self.encoder.always_traced = trace
         self.decoder.kv_mode = kv

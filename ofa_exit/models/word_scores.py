@@ -77,9 +77,13 @@ class WordScores(ShapeCache):
         """Return whether the scores of so many rows may be held at a time."""
         return rows * self.output_projection.weight.size(0) <= MAX_SCORES_AT_ONCE
 
-    def own_scores(self, layer: int, features: Tensor) -> Tensor:
-        """Return the word scores [..., V] that the head after ``layer`` gives features [..., C]."""
-        return self.exit_heads.scores(layer, features, None, self.shared_scores)
+    def own_scores(self, layer: int, features: Tensor, words: Optional[Tensor] = None) -> Tensor:
+        """Return the word scores [..., V] that the head after ``layer`` gives features [..., C].
+
+        Args:
+            words: Long [W], the words to score; None for the whole vocabulary.
+        """
+        return self.exit_heads.scores(layer, features, words, self.shared_scores)
 
     def head_scores(
         self,
@@ -108,7 +112,7 @@ class WordScores(ShapeCache):
         results = []
         for first in range(0, len(flat), chunk):
             part = flat[first : first + chunk]
-            logits = self.exit_heads.scores(layer, part, words, self.shared_scores)  # [M, V or W]
+            logits = self.own_scores(layer, part, words)  # [M, V or W]
             if allowed is not None:
                 mask = ~allowed.flatten(0, 1)[first : first + chunk]
                 logits = logits.masked_fill(mask, float("-inf"))
@@ -168,8 +172,7 @@ class WordScores(ShapeCache):
             if layer == 0:
                 parts.append(self.shared_scores(hidden[rows], words))
             else:
-                part = self.exit_heads.scores(layer, hidden[rows], words, self.shared_scores)
-                parts.append(part)
+                parts.append(self.own_scores(layer, hidden[rows], words))
             order.append(rows)
         scores = parts[0].new_empty(len(hidden), parts[0].size(-1))
         scores[torch.cat(order)] = torch.cat(parts)

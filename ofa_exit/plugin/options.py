@@ -15,7 +15,7 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
-from ofa_exit.runtime.kv_cache import KV_MODES
+from ofa_exit.runtime.kv_cache import check_kv_mode
 
 PREFIX = "exit_"
 
@@ -164,8 +164,8 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
         ValueError: options make no sense, alone or together.
     """
     given = _given(cfg)
-    if cfg.exit_kv is not None and cfg.exit_kv not in KV_MODES:
-        raise ValueError(f"--exit-kv {cfg.exit_kv!r} is none of {', '.join(KV_MODES)}")
+    if cfg.exit_kv is not None:
+        check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
     _check_trace(cfg.exit_trace)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
@@ -226,11 +226,9 @@ def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> Non
             f"--exit-policy {cfg.exit_policy} needs exit heads with a learned confidence, and the "
             f"model has {found}: train --exit-layers with --exit-head {able}"
         )
-    if cfg.exit_kv == "copy" and heads and heads.caches_kv and policy.select_heads(layers):
-        raise ValueError(
-            "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use propagate "
-            "or recompute with these --exit-layers"
-        )
+    if cfg.exit_kv is not None:
+        caches_kv = bool(heads and heads.caches_kv and policy.select_heads(layers))
+        check_kv_mode(cfg.exit_kv, caches_kv)
 
 
 def _as_read(cls: type[ExitPolicy], name: str, value: Any) -> Any:

@@ -23,6 +23,23 @@ KV_MODES = ("propagate", "recompute", "copy")
 * copy: after each step the whole self- and cross-attention cache of the exit layer is copied into
   every deeper layer, as MuE's released code does. Worse than both.
 """
+
+
+def check_kv_mode(mode: str, heads_cache_kv: bool) -> None:
+    """Raise ValueError for an unknown K/V mode, or one that cannot serve the heads in use.
+
+    Args:
+        heads_cache_kv: whether heads that the policy uses cache K/V of their own.
+    """
+    if mode not in KV_MODES:
+        raise ValueError(f"--exit-kv {mode!r} is none of {', '.join(KV_MODES)}")
+    if mode == "copy" and heads_cache_kv:
+        raise ValueError(
+            "--exit-kv copy is that of MuE's released code, whose heads have no K/V: use propagate "
+            "or recompute with these --exit-layers"
+        )
+
+
 Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 

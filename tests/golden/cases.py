@@ -312,8 +312,8 @@ def run_case(case: Case, data: Path, trace: Path) -> dict[str, Any]:
 
 
 def sentence(line: dict[str, Any], hypotheses: list[dict[str, Any]]) -> list[Any]:
-    """Image layers, text layers, and of each hypothesis its tokens, the layers used, its
-    score and its positional scores."""
+    """Image layers, text layers, and of each hypothesis its tokens, the layers used, its score and
+    its positional scores."""
     told = []
     for detail, hypothesis in zip(line["hypotheses"], hypotheses, strict=True):
         tokens = hypothesis["tokens"].tolist()

@@ -360,6 +360,8 @@ def test_copy_is_for_models_without_heads():
     with pytest.raises(UsageError, match=r"--exit-kv copy.*propagate.*recompute.*--exit-layers"):
         reject_misfit(cfg, ConfidenceExit(0.5), headed)
     reject_misfit(cfg, policy, headed)  # similarity uses none of the heads
+    with pytest.raises(ValueError, match=r"--exit-kv copy.*propagate.*recompute"):
+        headed.configure_exits(ConfidenceExit(0.5), "copy")
     for kv in ("propagate", "recompute"):
         reject_misfit(flags(policy="similarity", kv=kv), policy, headed)
 

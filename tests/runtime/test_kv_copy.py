@@ -215,3 +215,8 @@ def test_without_exits_it_is_full_depth(model, threshold):
             assert torch.equal(left["tokens"], right["tokens"])
             assert torch.equal(left["positional_scores"], right["positional_scores"])
     assert all((step.layers_used == 6).all() for step in model.last_trace.steps)
+
+
+def test_unknown_modes_are_rejected(model):
+    with pytest.raises(ValueError, match=r"lazy.*propagate, recompute, copy"):
+        model.configure_exits(None, "lazy")

@@ -20,7 +20,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 
 
 def show(verb: str, args: Namespace, arguments: list[str]) -> list[Path]:
@@ -60,6 +60,7 @@ def show(verb: str, args: Namespace, arguments: list[str]) -> list[Path]:
     return [args.out, *plot_cases(cases, depth, args.out.with_suffix(""))]
 
 
+@prints_errors("cases", ImportError)  # matplotlib is missing
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "cases",
@@ -98,9 +99,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--count {args.count}: give at least 1")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at
     sys.argv = [parser.prog, args.traces[-1], *arguments]  # fairseq looks for --user-dir there
-    try:
-        print(*show(parser.prog, args, arguments), sep="\n")
-    except ImportError as error:  # matplotlib is missing
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    print(*show(parser.prog, args, arguments), sep="\n")
     return 0

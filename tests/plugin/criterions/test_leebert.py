@@ -1,6 +1,5 @@
 """leebert_loss against slow loops: the loss, the gradient of its weights, and their updates."""
 
-import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -20,29 +19,17 @@ from helpers.exit_samples import (
     slow_terms,
     slow_terms_of,
 )
+from helpers.leebert_samples import Optimizer, prepared, set_alpha
 from helpers.slow_losses import assert_same_gradients, at_targets, gradients
 
 from ofa_exit.plugin.criterions.leebert import CROSS_LEVEL, LeeBertLoss, first_half
-from ofa_exit.plugin.criterions.loss_weights import LossWeights
 
 EXITS = (1, 3, DEPTH)
 TERMS = [(1, 1), (1, 3), (1, 6), (3, 3), (3, 1), (3, 6), (6, 6), (6, 1), (6, 3)]
 
 
-def prepared(built, **options) -> LeeBertLoss:
-    loss = criterion("leebert_loss", **options)
-    loss.prepare_training(built)
-    return loss
-
-
 def part(label: dict, distilled: dict, term: tuple[int, int]) -> torch.Tensor:
     return label[term[0]] if term[0] == term[1] else distilled[term]
-
-
-def set_alpha(loss: LeeBertLoss, seed: int = 5) -> torch.Tensor:
-    alpha = torch.randn(len(loss.terms), generator=torch.Generator().manual_seed(seed))
-    loss.loss_weights.alpha.copy_(alpha)
-    return alpha
 
 
 # ------------------------------------------------------------------ the loss
@@ -51,7 +38,9 @@ def set_alpha(loss: LeeBertLoss, seed: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("learned", ["none", "single", "bilevel", "cross"])
 @pytest.mark.parametrize("full", [False, True])
 def test_loss_and_gradients_equal_the_slow_loop(learned, full):
-    built, batch = model(), sample(full=full)
+    # In float64: rounding in the stem's float32 convolutions differs by machine.
+    built, batch = model().double(), sample(full=full)
+    batch["net_input"]["patch_images"] = batch["net_input"]["patch_images"].double()
     loss = prepared(built, learned_weights=learned, label_smoothing=0.1, distil_temperature=2.0)
     assert loss.terms == TERMS
     weights = torch.ones(9).double()
@@ -207,95 +196,7 @@ def test_the_halves_are_halves_of_the_rows():
     assert torch.equal(half, first_half(torch.arange(100_000)))
 
 
-# ------------------------------------------------------------------ updates
-
-
-class Optimizer:
-    def step(self) -> None:
-        pass
-
-
-def test_the_weights_are_updated_by_their_own_adam():
-    built, batch = model(), sample(4)
-    loss = prepared(built, learned_weights="cross", weights_interval=2, weights_lr=0.01)
-    alpha = loss.loss_weights.alpha
-    reference = torch.nn.Parameter(alpha.clone())
-    adam = torch.optim.Adam([reference], lr=0.01)
-    for update in range(5):
-        built.num_updates = update
-        before = alpha.clone()
-        for _ in range(2):  # two batches of one update add their gradients
-            loss(built, batch)
-        assert (alpha.grad is None) == bool(update % 2)
-        if alpha.grad is not None:
-            reference.grad = alpha.grad.clone()
-            adam.step()
-        loss.optimizer_step(Optimizer(), update)
-        assert alpha.grad is None
-        assert torch.equal(alpha, reference)
-        assert torch.equal(alpha, before) == bool(update % 2)
-    assert loss.loss_weights().mean().item() == pytest.approx(1)
-
-
-def test_skipped_updates_leave_no_gradient():
-    """fairseq skips an update with overflows, and begins each by criterion.train()."""
-    built, batch = model(), sample(4)
-    loss = prepared(built, learned_weights="cross")
-    loss(built, batch)
-    expected = loss.loss_weights.alpha.grad.clone()
-    loss.loss_weights.add_gradient(torch.full((9,), math.nan))
-    loss.train()
-    loss(built, batch)
-    assert torch.equal(loss.loss_weights.alpha.grad, expected)
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_leaves_the_weights_finite(broken):
-    weights = LossWeights(3, 0.1)
-    weights.add_gradient(torch.tensor([broken, 1.0, 2.0]))
-    weights.step()
-    assert torch.equal(weights(), torch.ones(3))
-    weights.add_gradient(torch.tensor([3.0, 1.0, 2.0]))
-    weights.step()
-    assert weights().isfinite().all() and weights()[0] < weights()[1]
-
-
-def test_fairseqs_optimizer_does_not_see_the_weights():
-    loss = prepared(model(), learned_weights="cross")
-    assert [p.requires_grad for p in loss.parameters()] == [False]
-    assert not list(prepared(model(), learned_weights="none").parameters())
-
-
-def test_the_weights_stay_in_float32():
-    built, batch = model(), sample(4)
-    loss = prepared(built, learned_weights="cross")
-    set_alpha(loss)
-    loss(built, batch)
-    expected = loss.loss_weights.alpha.grad.clone()
-    half = built.half()
-    batch["net_input"]["patch_images"] = batch["net_input"]["patch_images"].half()
-    loss.half()
-    loss.loss_weights.alpha.grad = None
-    loss(half, batch)[0].backward()
-    found = loss.loss_weights.alpha.grad
-    assert found.dtype == loss.loss_weights.alpha.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-3)
-
-
-def test_state_is_saved_with_that_of_adam():
-    built, batch = model(), sample(4)
-    one, other = (prepared(built, learned_weights="cross", weights_lr=0.01) for _ in range(2))
-    for update in (0, 10):
-        built.num_updates = update
-        one(built, batch)
-        one.optimizer_step(Optimizer(), update)
-    other.load_state_dict(copy.deepcopy(one.state_dict()), strict=True)
-    for loss in (one, other):
-        loss(built, batch)
-        loss.optimizer_step(Optimizer(), 10)
-    assert torch.equal(one.loss_weights.alpha, other.loss_weights.alpha)
-    other.load_state_dict(None)  # a checkpoint of another criterion
-    assert torch.equal(one.loss_weights.alpha, other.loss_weights.alpha)
+# ------------------------------------------------------------------ what is learned
 
 
 def draw_labels(kind: str, target: torch.Tensor) -> torch.Tensor:
