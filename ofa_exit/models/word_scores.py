@@ -135,6 +135,8 @@ class WordScores(ShapeCache):
         """
         if layers_used is None:
             return None
+        if len(scored) == len(layers_used):
+            return {}  # nothing is left to group, so nothing is read
         if heads and self.exit_heads.scores_words:
             layers = to_host(layers_used)
         elif scored:
