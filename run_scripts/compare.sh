@@ -207,21 +207,6 @@ done
 if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "${drawn[*]}" ]; then exit; fi
 ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
 
-# exits NAME: the options of the setting that the table chose for a method in this seed; none at full depth.
-exits() {
-  "$BIN/python" -c '
-import csv, sys
-file, method, seed = sys.argv[1:]
-rows = [row for row in csv.DictReader(open(file)) if row["method"] == method and row["rule"].startswith("keeps")]
-row = rows[0] if rows else {}
-settings, seeds = row.get("setting", "").split(" | "), row.get("seeds", "").split(" | ")
-setting = settings[seeds.index(seed)] if seed in seeds and len(settings) == len(seeds) else settings[0]
-options = dict(part.split("=", 1) for part in setting.split() if part.startswith("exit_"))
-if options:
-    options.setdefault("exit_policy", "similarity")
-print(*(f"--{name.replace(chr(95), chr(45))}={value}" for name, value in options.items()))' "$out/table.csv" "$1" "$seed"
-}
-
 # What the chosen settings generate for the first rows, every word in the colour of its layer.
 mkdir -p "$out/cases"
 head -n "${ROWS_CASES:-50}" "$out/rows/$split.tsv" > "$out/cases/$split.tsv"
@@ -229,10 +214,9 @@ generation[0]=$out/cases/$split.tsv
 traces=() checkpoints=()
 for one in "${drawn[@]}"; do
   name=${one%@*} seed=${one##*@}
-  chosen=$(exits "$name")
+  eval "chosen=($(sed -n "s/^$one //p" "$out/options.txt"))" # none: full depth
   model=$(trained "$name")
-  # shellcheck disable=SC2086
-  "$BIN/fairseq-generate" "${generation[@]}" "${SEARCH[@]}" --path "$model" $chosen --exit-trace "$out/cases/$name.jsonl" \
+  "$BIN/fairseq-generate" "${generation[@]}" "${SEARCH[@]}" --path "$model" "${chosen[@]}" --exit-trace "$out/cases/$name.jsonl" \
     > "$out/cases/$name.log" 2>&1 || { tail -n 3 "$out/cases/$name.log" >&2; exit 1; }
   traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$model")
 done

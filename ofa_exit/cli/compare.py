@@ -19,6 +19,7 @@ Writes to FOLDER (or --out):
                (MuE Table 4), image against text layers if a sweep exits them separately with the
                decoder in full (MuE Table 2)
   table.csv    the same numbers, one line per method, rule and split
+  options.txt  the setting of the main rule for every training, as options of fairseq-generate
   curves.png   quality against savings of all methods, also as .svg (MuE Figures 1 and 4, BLIPEE
                Figure 4b); with several test splits curves_SPLIT.png; of a further score (--scores,
                MuE Figure 6) curves_SCORE.png
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofa_exit.cli.parsing import new_parser, prints_errors
-from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, write_csv
+from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, option_lines, write_csv
 from ofa_exit.evaluation.figures.compare_page import page
 from ofa_exit.evaluation.figures.methods import Method, check_quality, read_methods
 from ofa_exit.evaluation.figures.paper_numbers import paper_names, paper_rows
@@ -80,7 +81,9 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     write_csv(lines, out / "table.csv")
     (out / "table.md").write_text(text, encoding="utf-8")
-    written = [out / "table.md", out / "table.csv"]
+    options = "".join(f"{line}\n" for line in option_lines(comparison))
+    (out / "options.txt").write_text(options, encoding="utf-8")
+    written = [out / "table.md", out / "table.csv", out / "options.txt"]
     for split in comparison.splits:
         name = "curves" if len(comparison.splits) == 1 else f"curves_{split}"
         for score in drawn:

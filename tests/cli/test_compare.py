@@ -31,9 +31,8 @@ def folder(tmp_path):
 def test_tables_and_curves(folder, capsys):
     assert main([str(folder), "--keep", "0.96,0.9,0.99", "--save", "0.3"]) == 0
     written = capsys.readouterr().out.split()
-    assert written == [
-        str(folder / n) for n in ("table.md", "table.csv", "curves.png", "curves.svg")
-    ]
+    names = ("table.md", "table.csv", "options.txt", "curves.png", "curves.svg")
+    assert written == [str(folder / name) for name in names]
     text = (folder / "table.md").read_text()
     header, *rows = table(text, "## test")
     shown = {row[0]: dict(zip(header, row)) for row in rows}
@@ -47,6 +46,9 @@ def test_tables_and_curves(folder, capsys):
     assert mue["trained"] == "1,500,000"
     assert shown["tiny, full depth"]["expected time"] == "−33.3 %"
     assert shown["tiny, keeps 96 %"]["setting"] == "no setting keeps 96 %"
+    options = (folder / "options.txt").read_text().splitlines()
+    assert options[0] == "plain" and options[-1] == "tiny"
+    assert options[1].startswith("mue@1 --exit-policy=similarity --exit-image-threshold=2 ")
     # Trade-off: where quality is kept, the largest saving is best.
     header, *rows = table(text, "Trade-off")
     savings = ["expected time", "FLOPs", "measured time", "speed-up"]
@@ -221,7 +223,7 @@ def test_several_test_splits_and_another_metric(folder, tmp_path):
     given = ["--quality", "BLEU-4", "--by", "parameter_speedup", "--axes", "parameter_speedup"]
     assert main([str(folder), "mue", "plain", "--out", str(out), *given]) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("table.md", "table.csv", "curves_test_a.png", "curves_test_a.svg"),
+        *("table.md", "table.csv", "options.txt", "curves_test_a.png", "curves_test_a.svg"),
         *("curves_test_b.png", "curves_test_b.svg"),
     }
     text = (out / "table.md").read_text()

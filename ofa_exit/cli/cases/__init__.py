@@ -52,11 +52,14 @@ def show(verb: str, args: Namespace, arguments: list[str]) -> list[Path]:
             )
         names = [name for name in args.rows.split(",") if name]
         rows = choose_rows(traces, names, args.count, args.largest_saving)
+        available = len(choose_rows(traces, count=sys.maxsize))
     generation = Generation(verb, [data, *arguments], list(checkpoints.values()))
     cases = CaseReader(generation, traces, checkpoints).cases(rows)
     _, depth = depth_of(traces)
+    which = "named" if names else "saving most" if args.largest_saving else "the first"
+    choice = f"{len(rows)} of {available} rows: {which}."
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(case_page(cases, depth), encoding="utf-8")
+    args.out.write_text(case_page(cases, depth, choice), encoding="utf-8")
     return [args.out, *plot_cases(cases, depth, args.out.with_suffix(""))]
 
 

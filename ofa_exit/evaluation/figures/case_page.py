@@ -23,8 +23,13 @@ p { margin: 0.2em 0; }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def case_page(cases: Sequence[Case], depth: int) -> str:
-    """Return the page; ``depth``: decoder layers, for the colours."""
+def case_page(cases: Sequence[Case], depth: int, choice: str = "") -> str:
+    """Return the page.
+
+    Args:
+        depth: decoder layers, for the colours.
+        choice: a sentence on which rows these are.
+    """
     legend = " ".join(_span(f"layer {n}", n, depth, "") for n in range(1, depth + 1))
     return "\n".join(
         [
@@ -35,7 +40,8 @@ def case_page(cases: Sequence[Case], depth: int) -> str:
             "<h1>Words by exit layer</h1>",
             f'<p class="legend">{legend}</p>',
             "<p>Point at a word for its layer, its confidence (the largest probability) and the "
-            "cosine of the states before and after its last layer. ■ ends the sentence.</p>",
+            "cosine of the states before and after its last layer. ■ ends the sentence. "
+            f"{escape(choice)}</p>",
             *(_section(case, depth) for case in cases),
             "</body></html>\n",
         ]

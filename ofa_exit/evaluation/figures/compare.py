@@ -19,6 +19,7 @@ from ofa_exit.evaluation.figures.selection import (
     Save,
     corner_of,
     evaluate,
+    generation_options,
 )
 
 STATIC = ("plain", "tiny", "medium")
@@ -105,6 +106,20 @@ class Comparison:
 
     def method(self, name: str) -> Method:
         return next(method for method in self.methods if method.name == name)
+
+
+def option_lines(comparison: Comparison) -> list[str]:
+    """Return for every training what the main rule chose: ``mue@1 --exit-policy=… …``.
+
+    The options are those of fairseq-generate. There are none where no setting qualified.
+    """
+    lines = []
+    for method in comparison.methods:
+        result = comparison.result(method, comparison.main_rule, comparison.splits[0])
+        for seed, setting in zip(method.seed_names, result.settings):
+            name = f"{method.name}@{seed}" if seed else method.name
+            lines.append(" ".join([name, *generation_options(setting or "")]))
+    return lines
 
 
 def has_corners(method: Method) -> bool:

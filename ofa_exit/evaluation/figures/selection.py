@@ -1,6 +1,7 @@
 """Rules that choose a setting on validation, and what the setting reaches on a test split."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from ofa_exit.evaluation.figures.methods import VALID, Method, Sweep, Values
 EXPECTED = "expected_time_reduction"
 KEPT = "kept"
 """Column of a result: its quality over the baseline's at full depth."""
+PAIRS = r" (?=exit_\w+=)"
+"""Between two options in a sweep's name of a setting. A value may have spaces."""
 
 
 class Rule(Protocol):
@@ -177,13 +180,25 @@ def in_words(setting: str) -> str:
     A threshold of 1 or more never exits.
     """
     words = []
-    for pair in re.split(r" (?=exit_\w+=)", setting):
+    for pair in re.split(PAIRS, setting):
         name, found, value = pair.removeprefix("exit_").partition("=")
         short = name.removesuffix("_threshold")
         if short != name and _at_least_one(value):
             value = "never"
         words.append(f"{short.replace('_', ' ')} {value}" if found else pair)
     return ", ".join(words)
+
+
+def generation_options(setting: str) -> list[str]:
+    """Return the options of fairseq-generate for a sweep's name of a setting; none at full depth.
+
+    A setting without a policy is one of ``similarity``, as in ``ofa-exit sweep``.
+    """
+    pairs = [pair for pair in re.split(PAIRS, setting) if pair.startswith("exit_") and "=" in pair]
+    if pairs and not any(pair.startswith("exit_policy=") for pair in pairs):
+        pairs.insert(0, "exit_policy=similarity")
+    options = (pair.partition("=") for pair in pairs)
+    return [shlex.quote(f"--{name.replace('_', '-')}={value}") for name, _, value in options]
 
 
 def _at_least_one(value: str) -> bool:

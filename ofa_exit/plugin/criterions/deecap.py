@@ -39,6 +39,11 @@ class DeeCapLoss(MultiExitLoss):
                 "all and --exit-head imitation (or imitation_all)"
             )
         super().prepare_training(model)
+        if not self.weights(model).keys() & set(exit_heads(model).layers):
+            raise UsageError(
+                f"--layer-weights {self.layer_weights} trains no imitation head on words, so the "
+                "gate between imitated states would stay untrained: give a head a positive weight"
+            )
 
     def batch(self, model: Any, sample: dict[str, Any], layers: list[int]) -> ExitBatch:
         """Run the model, and compare imitated with real states at the M target tokens."""

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ofa_exit.plugin.criterions.deecap import DeeCapLoss
 from ofa_exit.plugin.criterions.multi_exit import MultiExitConfig
+from ofa_exit.plugin.errors import UsageError
 
 KINDS = ["imitation", "imitation_all"]
 
@@ -108,6 +109,11 @@ def test_the_imitation_trains_pools_imitators_and_the_upper_half():
     found = gradients(built).keys()
     names = {n for n, _ in built.named_parameters() if n.startswith("decoder.exits.")}
     assert names - found == {"decoder.exits.gate.weight", "decoder.exits.gate.bias"}
+
+
+def test_weights_that_leave_a_gate_untrained_are_rejected():
+    with pytest.raises(UsageError, match="--layer-weights last trains no imitation head"):
+        criterion(layer_weights="last").prepare_training(started("imitation"))
 
 
 def test_the_loss_falls():
