@@ -28,6 +28,17 @@ options() {
   source "${2:-$(dirname "$0")}/options.sh"
 }
 
+# sizes: sets SIZES, options of a task, and defaults of training. With BPE_DIR they are those of OFA's release. Without it the model is
+# small and has the words of DATA/dict.txt. IMAGE_SIZE and AUGMENT: see options.sh of the data set.
+sizes() {
+  SIZES=(--patch-image-size "${IMAGE_SIZE:-480}")
+  if [ -z "${BPE_DIR:-}" ]; then
+    SIZES=(--patch-image-size "${IMAGE_SIZE:-128}" --code-dict-size 0 --num-bins 0)
+    ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-64} MICRO=${MICRO:-64} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-10}
+  fi
+  [ -z "${AUGMENT:-}" ] || SIZES+=(--augment "$AUGMENT")
+}
+
 # rows FILE: prints its number of lines, from the index that training writes next to it.
 rows() {
   PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$BIN/python" -c '
@@ -59,7 +70,7 @@ fit() {
   fi
   # fairseq resumes from any checkpoint in OUT, so the rest must be the same; only epochs may be added.
   local command
-  command="$(identity "$train:${BPE_DIR:-$DATA}/dict.txt:$init") ${ARCH:-ofa_base} $batch $lr $schedule $*"
+  command="$(identity "$train:${BPE_DIR:-$DATA}/dict.txt:$init") ${ARCH:-ofa_base} $batch $lr $schedule $*${SIZES[*]:+ ${SIZES[*]}}"
   if [ "$(cat "$out/command.txt" 2>/dev/null)" != "$command" ]; then
     if [ -e "$out/checkpoint_last.pt" ]; then
       echo "$out holds a training from another checkpoint, on other rows or with other settings: choose another folder, or remove it" >&2
@@ -68,14 +79,15 @@ fit() {
     mkdir -p "$out"
     echo "$command" > "$out/command.txt"
   fi
-  local per_epoch updates rate precision=()
+  local per_epoch updates rate precision=() start=(--finetune-from-model "$init")
+  [ "$init" != none ] || start=()
   per_epoch=$((($(rows "$train") + batch - 1) / batch)) updates=$((per_epoch * epochs))
   case $schedule in
     decay) rate=(polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * 6 / 100))) ;;
     halve) rate=(step_from_start --lr-decay 0.5 --lr-deacy-period $((3 * per_epoch)) --warmup-updates 500) ;;
   esac
   [ "$DEVICE" != cuda ] || precision=(--fp16 --fp16-scale-window 512)
-  train "$train,$valid" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --arch "${ARCH:-ofa_base}" --finetune-from-model "$init" \
+  train "$train,$valid" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" --arch "${ARCH:-ofa_base}" "${start[@]}" \
     --optimizer adam --adam-betas "(0.9, 0.999)" --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
     --lr "$lr" --lr-scheduler "${rate[@]}" \
     --max-epoch "$epochs" --batch-size "$micro" --update-freq $((batch / shared)) --save-dir "$out" --no-epoch-checkpoints \
@@ -83,7 +95,7 @@ fit() {
 }
 
 # fine_tune DATA CHECKPOINT OUT ARGUMENTS…: fine-tunes on DATA/train.tsv as VARIANT says. mue has a loss on every decoder layer (MuE,
-# Eqs. 12 and 13).
+# Eqs. 12 and 13). CHECKPOINT none: random weights.
 fine_tune() {
   options "${1:?folder of train.tsv and valid.tsv}"
   local init=${2:?checkpoint of OFA to start from} out=${3:?folder to save to} variant=${VARIANT:-mue} model_flags

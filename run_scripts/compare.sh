@@ -4,7 +4,7 @@
 #   run_scripts/compare.sh emoji/caption data/emoji examples/checkpoints/ofa_nano_caption.pt runs/compare
 # DATA_SET   a folder of run_scripts with options.sh: coco, snli_ve, …, emoji/caption, emoji/entailment
 # DATA       the folder of TSV files that the data set's prepare.sh made
-# CHECKPOINT pretrained OFA, which every method starts from
+# CHECKPOINT pretrained OFA, which every method starts from, or none: random weights
 # OUT        has a folder METHOD@SEED with the training and its sweeps, valid.csv and one CSV per test split. table.md, table.csv,
 #            curves.png, saturation.png (one line per training) and cases.html cover every finished method: see docs/compare.md.
 #            A stopped run resumes, and finished steps are not repeated. A folder made with other settings is rejected
@@ -80,14 +80,15 @@ for split in "${tests[@]}"; do
 done
 test_rows=("${tests[@]/#/$DATA/${PREFIX:-}}")
 test_rows=("${test_rows[@]/%/.tsv}")
-for file in "$checkpoint" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
+[ "$checkpoint" = none ] && start=() || start=("$checkpoint")
+for file in "${start[@]}" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
   [ -e "$file" ] || { echo "$file is missing: make it by prepare.sh of the data set, or name TRAIN, VALID and TEST" >&2; exit 2; }
 done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
 mkdir -p "$out/rows"
 settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
-$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}"
+$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}${SIZES[*]:+ ${SIZES[*]}}"
 # same FILE TEXT WHAT: writes TEXT to FILE, or rejects another text that is there.
 same() {
   local changed

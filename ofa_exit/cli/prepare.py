@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofa_exit.cli.parsing import new_parser, prints_errors
-from ofa_exit.prepare import coco, gqa, nocaps, okvqa, snli_ve, visdial, vizwiz, vqa
+from ofa_exit.prepare import coco, gqa, nocaps, okvqa, rsicd, snli_ve, visdial, vizwiz, vqa, vqa_rad
 from ofa_exit.prepare.images import Files
 from ofa_exit.prepare.job import run
 from ofa_exit.prepare.records import PrepareError
@@ -26,6 +26,8 @@ RELEASES = {
     "gqa": gqa,
     "vizwiz": vizwiz,
     "visdial": visdial,
+    "rsicd": rsicd,
+    "vqa_rad": vqa_rad,
 }
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ofa_exit.data.augment import Augmentation
 from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageError, ImageLoader, looks_like_image
 from ofa_exit.data.text import TextEncoder
@@ -108,6 +109,7 @@ class RowExamples:
         max_src_length, max_tgt_length: words to keep of source texts and of targets.
         prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
+        augment: changes the images, for training.
         max_source_positions, max_target_positions: the model's limits. A row beyond them raises.
     """
 
@@ -128,6 +130,7 @@ class RowExamples:
         max_tgt_length: int = 20,
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
+        augment: Augmentation | None = None,
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
     ):
@@ -139,6 +142,7 @@ class RowExamples:
         self.max_tgt_length = max_tgt_length
         self.prompt_type = prompt_type
         self.trie = trie
+        self.augment = augment
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
 
@@ -161,7 +165,10 @@ class RowExamples:
 
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Return the image and its ``image_id``."""
-        return row.image(self.load_image), None
+        image = row.image(self.load_image)
+        if image is not None and self.augment is not None:
+            image = self.augment(image, row.index)
+        return image, None
 
     def mask(self, target: Tensor, prompt_length: int, answer: Tensor) -> Tensor | None:
         """Return the constraint mask, Bool [L, V]."""

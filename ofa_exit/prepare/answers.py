@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,17 @@ def candidate_list(
             f"{options.answers:,} were asked for; {len(kept):,} are kept"
         )
     given = {"answers": options.answers, "min_occurrences": least}
+    return write_candidates(path, kept, sources, given)
+
+
+def write_candidates(
+    path: Path, kept: Sequence[str], sources: Iterable[Path], given: Mapping[str, Any]
+) -> tuple[frozenset[str], tuple[Path, ...]]:
+    """Write answers.txt and its manifest; return the candidates and their file.
+
+    Args:
+        given: the options that the list depends on.
+    """
     inputs = manifest.fingerprint(sources, given)
     manifest.check_release(path, inputs)
     write_bytes(path, "".join(f"{answer}\n" for answer in kept).encode("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections import Counter
@@ -12,12 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ofa_exit.data.row_index import row_offsets
+
 from . import manifest, writer
 from .images import Files, encoded_length
 from .problems import Problems
-from .records import Item, LeftOut, PrepareError, Problem
+from .records import Item, LeftOut, PrepareError, Problem, Record
 
 _ROWS_PER_SAMPLE = 97  # the size of every 97th image is read
+_ROWS_CHECKED = 1000  # of a file that exists already
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             and done["inputs"] == inputs
             and (not done["skipped"] or done["folders"] == _names(files))
         ):
+            if not done["skipped"]:
+                _check_images(job, files)
             again = f"; {done['skipped']:,} were skipped: remove it to try them again"
             message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
             log(message + again * bool(done["skipped"]))
@@ -120,8 +126,28 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     writer.publish(job.path, written)
     resumed = f", {written.kept:,} of them from an earlier run" if written.kept else ""
     lost = f"; {len(problems):,} skipped, see {problems.path.name}" if len(problems) else ""
-    log(f"{job.path}: {written.rows:,} rows{resumed}{lost}")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(summary.left_out.items()))
+    left_out = f"; left out: {reasons}" if reasons else ""
+    log(f"{job.path}: {written.rows:,} rows{resumed}{lost}{left_out}")
     return job.path
+
+
+def _check_images(job: Job, files: Files) -> None:
+    """Raise PrepareError if rows of the finished file hold other images than ``files``.
+
+    Rows are compared by their length: some of the first ones, those with an image in ``files``.
+    """
+    _, offsets = row_offsets(job.path)
+    records = (item for item in job.items() if isinstance(item, Record))
+    checked = itertools.islice(enumerate(records), 0, _ROWS_CHECKED, _ROWS_PER_SAMPLE)
+    for number, record in checked:
+        image = files.image(record.image_names)
+        length = int(offsets[number + 1] - offsets[number])
+        if image is not None and writer.row_length(record, image) != length:
+            raise PrepareError(
+                f"{job.path}, line {number + 1}: it does not hold {image}, but another file of "
+                "this image, such as one of another size. Choose another folder, or remove it"
+            )
 
 
 def _names(files: Files) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,24 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
         ) from error
     except OSError as error:
         raise PrepareError(f"{path} cannot be read ({error}). Download it again") from error
+
+
+def of_form(
+    path: Path, entries: Iterable[tuple[str, Any]], keys: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of ``path``. Raises PrepareError if the first lacks several of ``keys``.
+
+    Then the file belongs to another data set. One missing key may be a single bad record.
+    """
+    for number, (place, entry) in enumerate(entries):
+        if number == 0:
+            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+            if len(missing) > 1:
+                raise PrepareError(
+                    f"{path}: its first entry has no {', '.join(missing)}, so the file belongs to "
+                    "another data set. See --help for the downloads"
+                )
+        yield place, entry
 
 
 def lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -169,11 +169,16 @@ def _row(record: Record, encoded: str) -> bytes:
     return ("\t".join(fields) + "\n").encode("utf-8")
 
 
+def row_length(record: Record, image: Path) -> int:
+    """Return the bytes of a row, computed from the size of the image file."""
+    return len(_row(record, "")) + encoded_length(image)
+
+
 def _matches(row: bytes, record: Record, image: Path) -> bool:
     """Return whether ``row`` is the complete row of ``record``, by its text and image length."""
     before, _, after = _row(record, "\0").partition(b"\0")
     return (
-        len(row) == len(before) + encoded_length(image) + len(after)
+        len(row) == row_length(record, image)
         and row.startswith(before)
         and row.endswith(after)
         # A block that never reached the disk reads as zeros.

@@ -39,6 +39,14 @@ class OFATaskConfig(ExitFlags):
     imagenet_default_mean_and_std: bool = field(
         default=False, metadata={"help": "normalise images by ImageNet's mean and std, not by 0.5"}
     )
+    augment: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "random views of training images, separated by commas: flips (mirrored from "
+            "left to right), rotations (by 90, 180 or 270 degrees). Texts are not changed "
+            "(default: none)"
+        },
+    )
     skip_bad_rows: bool = field(
         default=False,
         metadata={"help": "skip and count rows that cannot be used, instead of failing"},
@@ -57,6 +65,7 @@ class OFATaskConfig(ExitFlags):
         },
     )
     # Options of fairseq's commands. Without a help text the task adds no flag for them.
+    seed: int = II("common.seed")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
     path: Optional[str] = II("common_eval.path")

@@ -7,6 +7,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from ofa_exit.data.augment import Augmentation, augmentation_kinds
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import PROMPT_TYPES
 from ofa_exit.data.images import ImageLoader
@@ -52,6 +53,8 @@ class DataTask(FairseqTask):
         for option in ("code_dict_size", "num_bins"):
             if getattr(cfg, option) < 0:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+        if kinds := getattr(cfg, "augment", None):
+            augmentation_kinds(kinds)
         prompt = getattr(cfg, "prompt_type", "none")
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
@@ -94,14 +97,19 @@ class DataTask(FairseqTask):
         path = files[(epoch - 1) % len(files)]
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
         load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
+        options: dict[str, Any] = {}
+        augment = getattr(self.cfg, "augment", None)
+        if augment and is_training(split) and not self.reads_checkpoint:
+            options["augment"] = Augmentation(augmentation_kinds(augment), self.cfg.seed)
         rows = OFADataset(
-            self.examples(path, split, load_image),
+            self.examples(path, split, load_image, **options),
             self.dictionary.pad(),
             self.cfg.patch_image_size,
             self.cfg.skip_bad_rows,
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
         self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+        self.datasets[split].set_epoch(epoch)
 
     def _check_training_of_checkpoint(self, trained: Any) -> None:
         # Other images or prompts than in training cost quality, and nothing else would show it.

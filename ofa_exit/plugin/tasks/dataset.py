@@ -35,6 +35,11 @@ class RowDataset(FairseqDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Give training images the random views of an epoch."""
+        if self.rows.examples.augment is not None:
+            self.rows.examples.augment.set_epoch(epoch)
+
     def collater(self, samples: list[Example | None]) -> dict[str, Any]:
         """Return the batch, or {} if all its rows are skipped; fairseq ignores an empty batch."""
         batch = self.rows.collater(samples)

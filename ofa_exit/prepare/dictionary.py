@@ -1,0 +1,102 @@
+"""dict.txt of the words of training texts, for models without a BPE."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ofa_exit.data.files import sha256_of, write_bytes
+
+from . import manifest
+from .job import log
+from .records import Item, Record
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add --dictionary: the words that come first in dict.txt, or None for no dictionary."""
+    parser.add_argument(
+        "--dictionary", type=_first_words, default="words", metavar="KIND",
+        help="dict.txt next to the TSV files: words (default), those of the training texts; a "
+        "dict.txt, whose words come first and in order, so that a checkpoint trained with it keeps "
+        "them; or none, for training with a BPE (BPE_DIR)",
+    )  # fmt: skip
+
+
+def column(items: Iterable[Item], number: int) -> Iterator[str]:
+    """Yield a text column of the rows."""
+    for item in items:
+        if isinstance(item, Record):
+            yield item.columns[number] or ""
+
+
+def caption_texts(captions: Iterable[str]) -> Iterator[str]:
+    """Yield the prompt and the captions as a model reads them."""
+    # Slow imports: data.text needs torch.
+    from ofa_exit.data.caption import PROMPT
+    from ofa_exit.data.text import strip_punctuation
+
+    yield PROMPT
+    yield from map(strip_punctuation, captions)
+
+
+def question_texts(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the questions and the answers of (question, answer) pairs as a model reads them."""
+    from ofa_exit.data.text import normalise_sentence
+
+    for question, answer in pairs:
+        yield normalise_sentence(question).rstrip("? ") + "?"
+        yield answer
+
+
+def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> None:
+    """Write OUT/dict.txt as --dictionary says: the most frequent word first, ties by name.
+
+    A folder with a BPE, or with a dict.txt that was not made here, keeps its dictionary.
+
+    Args:
+        options: ``dictionary`` and ``out``.
+        source: the annotation file of ``texts``.
+        texts: training texts as models read them, with the prompt of the task.
+    """
+    first: dict[str, int] | None = options.dictionary
+    if first is None:
+        return
+    path: Path = options.out / "dict.txt"
+    bpe = [*options.out.glob("encoder.json"), *options.out.glob("*.model")]
+    if bpe or (path.exists() and not manifest.manifest_path(path).exists()):
+        log(f"{path}: kept; {bpe[0].name if bpe else 'the dictionary'} is not made by this command")
+        return
+    from ofa_exit.data.text import WordCodec
+
+    codec, counts = WordCodec(), Counter[str]()
+    for text in texts:
+        counts.update(codec.encode(text).split())
+    new = [(word, count) for word, count in counts.items() if word not in first]
+    ranked = [*first.items(), *sorted(new, key=lambda item: (-item[1], item[0]))]
+    lines = [f"{word} {count}\n" for word, count in ranked]
+    inputs = manifest.fingerprint([source], {"first": list(first)})
+    manifest.check_release(path, inputs)
+    write_bytes(path, "".join(lines).encode("utf-8"))
+    manifest.write_manifest(path, len(lines), path.stat().st_size, sha256_of(path), inputs=inputs)
+    log(f"{path}: {len(lines):,} words, {len(new):,} of them new in the training texts")
+
+
+def _first_words(kind: str) -> dict[str, int] | None:
+    """Return word → count of the dict.txt that --dictionary names."""
+    if kind in ("words", "none"):
+        return {} if kind == "words" else None
+    found: dict[str, int] = {}
+    try:
+        lines = Path(kind).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{kind} cannot be read ({error}). Give words, none or a dict.txt"
+        raise argparse.ArgumentTypeError(message) from None
+    for number, line in enumerate(lines, start=1):
+        word, _, count = line.rpartition(" ")
+        if not word or not count.isdecimal():
+            message = f"{kind}, line {number}: {line[:40]!r} is not WORD COUNT"
+            raise argparse.ArgumentTypeError(message)
+        found[word] = int(count)
+    return found
