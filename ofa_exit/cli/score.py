@@ -20,6 +20,7 @@ from ofa_exit.evaluation.metrics.results import Scores
 from ofa_exit.evaluation.metrics.snli_ve import score_snli_ve
 from ofa_exit.evaluation.metrics.visdial import score_visdial
 from ofa_exit.evaluation.metrics.vqa import score_vizwiz, score_vqa
+from ofa_exit.evaluation.metrics.vqa_rad import score_vqa_rad
 
 # Benchmark → format of its result file, and name of its annotations file.
 BENCHMARKS = {
@@ -48,7 +49,7 @@ BENCHMARKS = {
     ),
     "coco": (
         'COCO captions: CIDEr, BLEU, METEOR, ROUGE-L, SPICE. [{"image_id": 1, "caption": "a"}, …]',
-        "captions_val2014.json, or Karpathy's dataset_coco.json",
+        "captions_val2014.json, or Karpathy's dataset_coco.json; also RSICD's dataset_rsicd.json",
     ),
     "nocaps": (
         'NoCaps: the caption metrics by domain. [{"image_id": 1, "caption": "a cat"}, …]',
@@ -57,6 +58,11 @@ BENCHMARKS = {
     "snli_ve": (
         'SNLI-VE: accuracy. [{"pairID": "1000092795.jpg#0r1e", "prediction": "neutral"}, …]',
         "snli_ve_test.jsonl or snli_ve_dev.jsonl",
+    ),
+    "vqa_rad": (
+        "VQA-RAD: accuracy of all, closed and open questions. "
+        '[{"question_id": 10, "answer": "yes"}, …]',
+        "VQA_RAD Dataset Public.json",
     ),
 }
 
@@ -130,6 +136,8 @@ def compute(args: argparse.Namespace) -> Scores:
             return score_coco(*files, args.split, args.coco_tokenizer, partial)
         case "snli_ve":
             return score_snli_ve(*files, partial)
+        case "vqa_rad":
+            return score_vqa_rad(*files, partial)
         case _:
             return score_nocaps(*files, args.coco_tokenizer, partial)
 

@@ -74,16 +74,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
     chosen = options.splits or DEFAULT
     found = dict(available({name: SPLITS[name] for name in chosen}, options.splits, files))
-    listed: tuple[Path, ...] = ()
+    texts_written = False
     for split, parts in found.items():
         source, is_test = parts["questions"], split.startswith("test")
-        if not is_test and not listed:
-            asked = [question for question in known(source) if not question.is_test]
-            counts = Counter(question.answer for question in asked)
-            ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
-            _, listed = write_candidates(options.out / "answers.txt", ranked, [source], {})
-            pairs = [(question.question, question.answer) for question in asked]
-            dictionary.write(options, source, dictionary.question_texts(pairs))
         yield Job(
             options.out / f"{split}.tsv",
             (source,),
@@ -92,6 +85,19 @@ def jobs(options: argparse.Namespace, files: Files) -> Iterator[Job]:
             entry="questions",
             expected=PUBLISHED[is_test],
         )
+        if not is_test and not texts_written:
+            _write_texts(options, source)
+            texts_written = True
+
+
+def _write_texts(options: argparse.Namespace, source: Path) -> None:
+    """Write answers.txt and dict.txt of all training questions."""
+    asked = [question for question in known(source) if not question.is_test]
+    counts = Counter(question.answer for question in asked)
+    ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    write_candidates(options.out / "answers.txt", ranked, [source], {})
+    pairs = [(question.question, question.answer) for question in asked]
+    dictionary.write(options, source, dictionary.question_texts(pairs))
 
 
 def parse(entry: Any) -> Question:

@@ -291,3 +291,79 @@ def visdial(root: Path) -> None:
         root / "visdial_1.0_val_dense_annotations.json",
         [{"image_id": 284, "round_id": 5, "gt_relevance": relevance}],
     )
+
+
+RSICD = (
+    ("train", "airport_1.jpg", ["Many planes .", "many planes .", "a runway .", ".", "1 ."]),
+    ("train", "00002.jpg", ["a lake .", "a lake .", "two lakes .", "a lake .", "a lake ."]),
+    ("val", "park_7.jpg", ["a green park .", "trees .", "a green park .", "trees .", "a park ."]),
+    ("test", "bridge_59.jpg", ["a bridge .", "a bridge .", ".", "a road .", "a river ."]),
+)
+
+
+def rsicd(root: Path, side: int = 12) -> Path:
+    """dataset_rsicd.json and its images, which are squares of ``side`` pixels."""
+    images = []
+    for number, (split, name, captions) in enumerate(RSICD):
+        jpeg(root / "RSICD_images" / name, number, side)
+        sentences = [
+            {
+                "tokens": caption.rstrip(".").lower().split(),
+                "raw": caption,
+                "imgid": number,
+                "sentid": 5 * number + at,
+            }
+            for at, caption in enumerate(captions)
+        ]
+        images.append(
+            {
+                "filename": name,
+                "imgid": number,
+                "split": split,
+                "sentids": [one["sentid"] for one in sentences],
+                "sentences": sentences,
+            }
+        )
+    return write_json(root / "dataset_rsicd.json", {"images": images, "dataset": "RSICD"})
+
+
+# qid, phrase_type, qid_linked_id (those that begin with v fall into valid.tsv), image, question,
+# answer, answer_type. The last training question is in the test split, and one stands twice.
+VQA_RAD = (
+    ("0", "freeform", "t1", 1, "Is it\ta lung? ", "Yes", "CLOSED"),
+    (1, "para", "t1", 1, "Does this show a lung?", " yes ", "CLOSED "),
+    (2, "freeform", "v7", 2, "Where is the mass?", "Left  lobe", "OPEN"),
+    (3, "para", "v7", 2, "Where does the mass lie?", "left lobe", "OPEN"),
+    (4, "freeform", "t4", 2, "How many kidneys?", 2, "OPEN"),
+    (5, "freeform", "t5", 2, "how many  kidneys?", "2", "OPEN"),
+    (6, "freeform", "t6", 1, "Is it normal?", "No", "CLOSED"),
+    (7, "test_freeform", "x1", 1, "is it normal?", "no", "CLOSED"),
+    (8, "test_para", "x1", 1, "What plane is this?", "Axial", "OPEN"),
+)
+
+
+def vqa_rad(root: Path) -> Path:
+    """VQA_RAD Dataset Public.json and its images, one of them without a question."""
+    folder = root / "VQA_RAD Image Folder"
+    for number in (1, 2, 3):
+        jpeg(folder / f"synpic{number}.jpg", number)
+    entries = [
+        {
+            "qid": qid,
+            "phrase_type": phrase,
+            "qid_linked_id": linked,
+            "image_case_url": "https://medpix.nlm.nih.gov/case?id=48e1dd0e",
+            "image_name": f"synpic{image}.jpg",
+            "image_organ": "CHEST",
+            "evaluation": "not evaluated",
+            "question": question,
+            "question_rephrase": "NULL",
+            "question_relation": "NULL",
+            "question_frame": "NULL",
+            "question_type": "PRES",
+            "answer": answer,
+            "answer_type": kind,
+        }
+        for qid, phrase, linked, image, question, answer, kind in VQA_RAD
+    ]
+    return write_json(root / "VQA_RAD Dataset Public.json", entries)

@@ -22,8 +22,12 @@ TASKS = {
     "gqa": "mue_vqa",
     "vizwiz": "mue_vqa",
     "visdial": "mue_visdial",
+    "rsicd": "mue_caption",
+    "vqa_rad": "mue_vqa",
 }
-# Data sets that BLIPEE trains exits on, with the mode of the paper's table.
+# Their scripts are links to those of run_scripts/data_set.
+SHARED = ("rsicd", "vqa_rad")
+# Data sets that BLIPEE trains exits on, with the mode of the paper's table or the default.
 BLIPEE = {
     "coco": "supervised",
     "vqa": "supervised",
@@ -31,10 +35,14 @@ BLIPEE = {
     "gqa": "distill",
     "vizwiz": "distill",
     "visdial": "distill",
+    "rsicd": "supervised",
+    "vqa_rad": "supervised",
 }
+# Those that BLIPEE's exits are trained on by the rows of train.tsv.
+TRAIN_ROWS = ("okvqa", *SHARED)
 BLIPEE_GRID = {"GRID": str(ROOT / "run_scripts" / "grids" / "blipee.json")}
 # A column of every sweep of the data set.
-QUALITY = {"coco": "CIDEr", "nocaps": "CIDEr", "visdial": "MRR"}
+QUALITY = {"coco": "CIDEr", "nocaps": "CIDEr", "visdial": "MRR", "rsicd": "CIDEr"}
 # A stand-in for the commands that records how it was called.
 RECORD = """\
 #!/usr/bin/env bash

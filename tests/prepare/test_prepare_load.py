@@ -23,6 +23,8 @@ FILES = {
     "gqa": {"train", "valid", "testdev", "test"},
     "vizwiz": {"train", "valid", "test"},
     "visdial": {"train", "valid", "test"},
+    "rsicd": {"train", "train_stage2", "valid", "test"},
+    "vqa_rad": {"train", "valid", "test", "test_closed", "test_open"},
 }
 
 
@@ -70,7 +72,7 @@ def test_entailment_task_reads_snli_ve(tmp_path):
 
 def test_every_release_has_a_script():
     scripts = {path.parent.name for path in ROOT.glob("run_scripts/*/prepare.sh")}
-    assert scripts == {*RELEASES, "emoji"}  # emoji are built, not released
+    assert scripts == {*RELEASES, "emoji", "data_set"}  # emoji are built, not released
     assert set(FILES) == set(RELEASES)
 
 
@@ -89,7 +91,7 @@ def test_a_script_prepares_all_splits(name, tmp_path):
     )
     assert done.returncode == 0, done.stdout
     assert {path.stem for path in (tmp_path / "out").glob("*.tsv")} == FILES[name]
-    assert (tmp_path / "out" / "answers.txt").exists() == bool(more)
+    assert (tmp_path / "out" / "answers.txt").exists() == (name in ("vqa", "vqa_rad"))
     for path in (tmp_path / "out").glob("*.tsv"):
         assert samples.manifest(path)["output"]["bytes"] == path.stat().st_size
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 from fairseq import options
 from helpers import script_runs
-from helpers.script_runs import BLIPEE, BLIPEE_GRID, ROOT, TASKS, failing, run
+from helpers.script_runs import (
+    BLIPEE,
+    BLIPEE_GRID,
+    ROOT,
+    SHARED,
+    TASKS,
+    TRAIN_ROWS,
+    failing,
+    run,
+)
 
 calls = script_runs.calls
 
@@ -41,7 +50,7 @@ def test_scripts_parse_with_fairseq(name, calls, tmp_path, monkeypatch):
     assert args.best_checkpoint_metric == metric.get(args.task, "vqa_acc")
     assert args.maximize_best_checkpoint_metric
     assert (args.save_interval_updates, args.keep_interval_updates) == (2000, 1)
-    if name == "vqa":
+    if name in ("vqa", "vqa_rad"):
         assert args.answers == f"{data}/answers.txt"
 
     exits = ["--exit-policy", "similarity"]
@@ -78,14 +87,14 @@ def test_blipee_scripts_parse_with_fairseq(name, calls, tmp_path, monkeypatch):
     for folder in (data, rows):
         folder.mkdir(parents=True)
         (folder / "train.tsv").write_text("x\n" * 130)
-    if name == "okvqa":  # results are reported on its only validation split
+    if name in TRAIN_ROWS:
         rows = data
         (data / "valid.tsv").write_text("x\n")
     environment = {"BIN": commands, "BPE_DIR": "/bpe", "PROCESSES": "1"}
     run(f"{name}/train_blipee.sh", data, "init.pt", out, "--seed", 3, **environment)
     calls_made = read()
     mode = BLIPEE.get(name, "supervised")
-    if name != "okvqa":
+    if name not in TRAIN_ROWS:
         kind = {"mue_caption": "caption", "mue_visdial": "dialogue"}.get(TASKS[name], "question")
         held = ["holdout", kind, f"{data}/valid.tsv", str(rows)]
         assert calls_made.pop(0) == held
@@ -166,17 +175,18 @@ def test_split_rows_belong_to_the_data(calls, tmp_path):
 
 def test_every_data_set_has_the_same_scripts():
     folders = {path.parent.name for path in (ROOT / "run_scripts").glob("*/*.sh")}
-    assert folders - {"methods"} == {*TASKS, "emoji"}
+    assert folders - {"methods"} == {*TASKS, "emoji", "data_set"}
     for name in folders - {"methods"}:
         there = {path.name for path in (ROOT / "run_scripts" / name).glob("*.sh")}
         assert there >= {"prepare.sh", "train.sh", "evaluate.sh", "sweep.sh"}, name
     assert {path.parent.name for path in (ROOT / "run_scripts").glob("*/train_blipee.sh")} == {
         *BLIPEE,
         "nocaps",
+        "data_set",
     }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in SHARED])
 def test_headers_have_the_papers_numbers(name):
     for path in (ROOT / "run_scripts" / name).glob("*.sh"):
         if path.name in ("prepare.sh", "options.sh"):

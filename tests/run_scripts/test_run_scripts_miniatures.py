@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import prepare_samples as samples
 from helpers import task_files as files
-from helpers.script_runs import BLIPEE, BLIPEE_GRID, QUALITY, ROOT, SMALL, TASKS, run
+from helpers.script_runs import BLIPEE, BLIPEE_GRID, QUALITY, ROOT, SMALL, TASKS, TRAIN_ROWS, run
 
 
 def summary(printed: str) -> dict[str, float]:
@@ -60,7 +60,8 @@ def miniature(name: str, tmp_path: Path) -> tuple[Path, Path]:
 def evaluated(name: str, data: Path, checkpoint: Path, out: Path, *exits: str, **environment: str):
     """Run evaluate.sh and sweep.sh; return what was printed and the sweep's lines."""
     plain = ["--coco-tokenizer", "plain"] if TASKS[name] == "mue_caption" else []
-    split = {"gqa": "testdev", "snli_ve": "test", "coco": "test"}.get(name, "valid")
+    split = {"gqa": "testdev", "snli_ve": "test", "coco": "test", "rsicd": "test"}
+    split = split.get(name, "valid")
     given = (data, checkpoint, split)
     printed = run(f"{name}/evaluate.sh", *given, out / "ev", *SMALL, *plain, *exits, **environment)
     (results,) = (out / "ev").glob("generate-*.txt")
@@ -112,7 +113,7 @@ def test_exits_of_a_miniature_are_trained_evaluated_and_swept(name, tmp_path, mo
     monkeypatch.setattr("sys.argv", ["test"])
     data, train = miniature(name, tmp_path)
     init = start(data, {data, train}, tmp_path)
-    if name != "okvqa":
+    if name not in TRAIN_ROWS:
         more_images(train / "valid.tsv", 2)
     environment = {"ARCH": "ofa_nano", "BPE_DIR": str(data), "EPOCHS": "1", "MICRO": "2"}
     out = tmp_path / "out"

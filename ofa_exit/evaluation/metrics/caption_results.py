@@ -28,8 +28,8 @@ def score_coco(
     """Return the caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
 
     Args:
-        annotations: captions_val2014.json, another file of its form, or Karpathy's
-            dataset_coco.json, of which ``split`` is scored.
+        annotations: captions_val2014.json, another file of its form, or a file in Karpathy's, such
+            as dataset_coco.json or dataset_rsicd.json, of which ``split`` is scored.
         tokenizer: see `score_captions`.
 
     Raises ValueError, with file and image, if the files do not fit together.
@@ -128,11 +128,18 @@ def _karpathy(images: list[Any], split: str | None, path: ResultPath) -> dict[st
     if not chosen:
         splits = sorted({str(entry.get("split")) for entry in images})
         raise ValueError(f"{path} has no images of the split {split!r}: it has {', '.join(splits)}")
-    entries = index_by_id(chosen, ("cocoid",), path, "its images")
+    # Data sets other than COCO number their images themselves.
+    key = "cocoid" if "cocoid" in chosen[0] else "imgid"
     return {
-        image: [
-            require_field(sentence, "raw", f"{path}, image {image}", str)
-            for sentence in require_field(entry, "sentences", f"{path}, image {image}", list)
-        ]
-        for image, entry in entries.items()
+        image: _worded_sentences(entry, f"{path}, image {image}")
+        for image, entry in index_by_id(chosen, (key,), path, "its images").items()
     }
+
+
+def _worded_sentences(entry: Mapping[str, Any], where: str) -> list[str]:
+    """Return the captions of an image but those without a letter, as ``ofa-exit prepare`` does."""
+    sentences = require_field(entry, "sentences", where, list)
+    captions = [require_field(sentence, "raw", where, str) for sentence in sentences]
+    if not (worded := [caption for caption in captions if any(map(str.isalpha, caption))]):
+        raise ValueError(f"{where}: no caption has words. Is this the published file?")
+    return worded

@@ -69,12 +69,13 @@ FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
         "VisDial v1.0; the identifier is IMAGE_ROUND, the generated text the candidates' numbers "
         "from 0, the best first",
     ),
-    "coco": (_caption, "COCO captions; the identifier is the image's number"),
+    "coco": (_caption, "COCO captions and RSICD; the identifier is the image's number"),
     "nocaps": (_caption, "NoCaps; the identifier is the image's number"),
     "snli_ve": (
         lambda name, text: {"pairID": name, "prediction": label_of(text)},
         "SNLI-VE, which has no server, for ofa-exit score; the identifier is the pair's (pairID)",
     ),
+    "vqa_rad": (_answer, "VQA-RAD, for ofa-exit score; the identifier is the question's (qid)"),
 }
 
 
