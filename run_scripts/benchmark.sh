@@ -33,6 +33,7 @@ options() {
 sizes() {
   SIZES=(--patch-image-size "${IMAGE_SIZE:-480}")
   if [ -z "${BPE_DIR:-}" ]; then
+    CIDER_EPOCHS=${EPOCHS:-3} CIDER_LR=${LR:-5e-5} # of the second stage
     SIZES=(--patch-image-size "${IMAGE_SIZE:-128}" --code-dict-size 0 --num-bins 0)
     ARCH=${ARCH:-ofa_nano} BATCH=${BATCH:-64} MICRO=${MICRO:-64} LR=${LR:-3e-4} EPOCHS=${EPOCHS:-10}
   fi
@@ -107,6 +108,21 @@ fine_tune() {
   # shellcheck disable=SC2086
   fit "$DATA/train.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" $model_flags --criterion mue_loss --dropout 0.1 \
     --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 "${FIT[@]}" "${CHOOSE[@]}" "${@:4}"
+}
+
+# cider_stage DATA CHECKPOINT OUT ARGUMENTS…: trains on CIDEr (criterion mue_scst) with DATA/train_stage2.tsv, as VARIANT says.
+# LENGTH: longest caption of the search (default 16). FREQUENCIES: see coco/train_cider.sh.
+cider_stage() {
+  options "${1:?folder of train_stage2.tsv and valid.tsv}"
+  local model_flags init=${2:?checkpoint of train.sh} out=${3:?folder to save to}
+  local frequencies=${FREQUENCIES:-$3/document_frequencies.npz}
+  model_flags=$(model_options "${VARIANT:-mue}")
+  [ -e "$frequencies" ] || ofa_exit document-frequencies "$DATA/train_stage2.tsv" "$frequencies"
+  local epochs=${CIDER_EPOCHS:-${EPOCHS:-3}} batch=${BATCH:-64} lr=${CIDER_LR:-${LR:-1e-5}} schedule=decay
+  # shellcheck disable=SC2086
+  fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" $model_flags --criterion mue_scst \
+    --cider-frequencies "$frequencies" --scst-baseline mean --dropout 0 --freeze-resnet \
+    --scst-args '{"beam":5,"max_len_b":'"${LENGTH:-16}"',"no_repeat_ngram_size":3,"sampling":false}' "${CHOOSE[@]}" "${@:4}"
 }
 
 # own_captions TSV CHECKPOINT OUT ARGUMENTS…: makes OUT/caption_synthetic.tsv, the captions of CHECKPOINT for the images of TSV that

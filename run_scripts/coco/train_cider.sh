@@ -12,12 +12,4 @@
 #                 ofa-exit document-frequencies DATA/train_stage2.tsv FREQUENCIES
 # VARIANT, ARCH, BPE_DIR, BATCH, MICRO, LR, EPOCHS, VALID, SAVE_UPDATES: see benchmark.sh.
 source "$(dirname "$0")/../benchmark.sh"
-options "${1:?folder of train_stage2.tsv and valid.tsv}"
-model_flags=$(model_options "${VARIANT:-mue}")
-init=${2:?checkpoint of train.sh} out=${3:?folder to save to} frequencies=${FREQUENCIES:-$3/document_frequencies.npz}
-[ -e "$frequencies" ] || ofa_exit document-frequencies "$DATA/train_stage2.tsv" "$frequencies"
-epochs=${EPOCHS:-3} batch=${BATCH:-64} lr=${LR:-1e-5} schedule=decay
-# shellcheck disable=SC2086
-fit "$DATA/train_stage2.tsv" "${VALID:-$DATA/valid.tsv}" "$init" "$out" $model_flags --criterion mue_scst \
-  --cider-frequencies "$frequencies" --scst-baseline mean --dropout 0 --freeze-resnet \
-  --scst-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3,"sampling":false}' "${CHOOSE[@]}" "${@:4}"
+cider_stage "$@"

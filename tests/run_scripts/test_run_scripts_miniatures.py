@@ -69,7 +69,12 @@ def evaluated(name: str, data: Path, checkpoint: Path, out: Path, *exits: str, *
     run(f"{name}/sweep.sh", *given, out / "sw", *SMALL, *plain, **environment)
     with (out / "sw.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 7 and QUALITY.get(name, "accuracy") in lines[0]
+    kind = "caption" if TASKS[name] == "mue_caption" else "answer"
+    grid = Path(environment.get("GRID", ROOT / "run_scripts" / "grids" / f"{kind}.json"))
+    assert (
+        len(lines) == len(json.loads(grid.read_text()))
+        and QUALITY.get(name, "accuracy") in lines[0]
+    )
     assert (out / "sw.png").exists() and (out / "sw.svg").exists()
     return printed, lines
 

@@ -26,7 +26,7 @@ def data(tmp_path):
 def test_a_data_set_is_its_options_and_links(name):
     folder = ROOT / "run_scripts" / name
     assert {path.name for path in folder.iterdir() if not path.is_symlink()} == {"options.sh"}
-    for script in SCRIPTS:
+    for script in (*SCRIPTS, *["train_cider.sh"] * (TASKS[name] == "mue_caption")):
         assert os.readlink(folder / script) == f"../data_set/{script}"
         assert os.access(folder / script, os.X_OK)
         printed = run(f"{name}/{script}", "--help")
@@ -47,6 +47,19 @@ def test_without_a_bpe_the_model_is_small(name, calls, data, tmp_path, monkeypat
     assert (args.augment, args.finetune_from_model) == ("flips,rotations", None)
     assert (args.lr, args.max_epoch, args.batch_size) == ([3e-4], 10, 64)
     assert args.bpe_dir == str(data)
+
+
+def test_the_cider_stage_of_a_small_model(calls, data, tmp_path, monkeypatch):
+    commands, read = calls
+    (data / "train_stage2.tsv").write_text("x\n" * 130)
+    run("rsicd/train_cider.sh", data, "a.pt", tmp_path / "out", BIN=commands, VARIANT="plain")
+    counted, arguments = read()
+    assert counted[:2] == ["document-frequencies", f"{data}/train_stage2.tsv"]
+    monkeypatch.setattr("sys.argv", ["fairseq-train", *arguments])
+    args = options.parse_args_and_arch(options.get_training_parser(), arguments)
+    assert (args.criterion, args.arch, args.layer_weights) == ("mue_scst", "ofa_nano", "last")
+    assert (args.lr, args.max_epoch, args.freeze_resnet) == ([5e-5], 3, True)
+    assert '"max_len_b":20' in args.scst_args and '"max_len_b":20' in args.eval_args
 
 
 def test_a_training_of_another_image_size_is_not_resumed(calls, data, tmp_path):

@@ -1,0 +1,1 @@
+../data_set/train_cider.sh
