@@ -80,7 +80,8 @@ def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> No
     manifest.check_release(path, inputs)
     write_bytes(path, "".join(lines).encode("utf-8"))
     manifest.write_manifest(path, len(lines), path.stat().st_size, sha256_of(path), inputs=inputs)
-    log(f"{path}: {len(lines):,} words, {len(new):,} of them new in the training texts")
+    added = f", {len(new):,} of them after those of --dictionary" if first else ""
+    log(f"{path}: {len(lines):,} words{added}")
 
 
 def _first_words(kind: str) -> dict[str, int] | None:
