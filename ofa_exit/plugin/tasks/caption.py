@@ -61,6 +61,7 @@ class MuECaptionTask(PromptedSearchTask):
     same_as_trained = (*PromptedSearchTask.same_as_trained, "caption_prompt")
     exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
+    validation_metrics = dict(cider="eval_cider", bleu="eval_bleu")
     cfg: CaptionConfig
 
     def __init__(self, *args: Any) -> None:

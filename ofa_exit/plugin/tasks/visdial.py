@@ -17,7 +17,11 @@ from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.metrics import log_mean
 
-SUMS = {"mrr": ("_mrr_sum", "_mrr_rounds"), "ndcg": ("_ndcg_sum", "_ndcg_rounds")}
+SUMS = {
+    "mrr": ("_mrr_sum", "_mrr_rounds"),
+    "acc": ("_first_sum", "_first_rounds"),
+    "ndcg": ("_ndcg_sum", "_ndcg_rounds"),
+}
 
 
 @dataclass
@@ -31,7 +35,11 @@ class VisDialConfig(OFATaskConfig):
         },
     )
     eval_mrr: bool = field(
-        default=False, metadata={"help": "rank in validation and log MRR, in percent"}
+        default=False,
+        metadata={
+            "help": "rank in validation and log MRR, and as acc the share of rounds whose true "
+            "answer is ranked first (R@1), in percent"
+        },
     )
     eval_ndcg: bool = field(
         default=False,
@@ -122,6 +130,7 @@ class MuEVisDialTask(OFATask):
     row_examples = DialogExamples
     exit_defaults = "answer"
     eval_options = ("eval_mrr", "eval_ndcg")
+    validation_metrics = dict(mrr="eval_mrr", acc="eval_mrr", ndcg="eval_ndcg")
     cfg: VisDialConfig
 
     # ------------------------------------------------------------------ generation
@@ -148,15 +157,18 @@ class MuEVisDialTask(OFATask):
                 raise ValueError(f"round {name} has no true answer: validate on another split")
             ranks, relevance = ranks_of_order(text), list(map(float, references[1:]))
             if self.cfg.eval_mrr:
-                sums["_mrr_sum"] += 1 / ranks[int(references[0])]
+                rank = ranks[int(references[0])]
+                sums["_mrr_sum"] += 1 / rank
                 sums["_mrr_rounds"] += 1
+                sums["_first_sum"] += rank == 1
+                sums["_first_rounds"] += 1
             if self.cfg.eval_ndcg and relevance:
                 sums["_ndcg_sum"] += ndcg(ranks, relevance)
                 sums["_ndcg_rounds"] += 1
         return sums
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log ``mrr`` and ``ndcg`` of the whole split, in percent."""
+        """Log ``mrr``, ``acc`` and ``ndcg`` of the whole split, in percent."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, keys in SUMS.items():
             log_mean(name, logging_outputs, keys, scale=100)
