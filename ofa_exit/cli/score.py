@@ -111,6 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help="ptb needs Java; plain does not, but leaves out METEOR and SPICE; auto (the "
                 "default) is ptb if Java runs",
             )
+            command.add_argument(
+                "--spice-jars",
+                metavar="DIR",
+                help="folder of SPICE's language models, stanford-corenlp-3.6.0.jar and "
+                "stanford-corenlp-3.6.0-models.jar (default: pycocoevalcap's own folder)",
+            )
     return parser
 
 
@@ -127,11 +133,11 @@ def compute(args: argparse.Namespace) -> Scores:
         case "visdial":
             return score_visdial(*files, args.dense, partial)
         case "coco":
-            return score_coco(*files, args.split, args.coco_tokenizer, partial)
+            return score_coco(*files, args.split, args.coco_tokenizer, partial, args.spice_jars)
         case "snli_ve":
             return score_snli_ve(*files, partial)
         case _:
-            return score_nocaps(*files, args.coco_tokenizer, partial)
+            return score_nocaps(*files, args.coco_tokenizer, partial, args.spice_jars)
 
 
 @prints_errors("score", OSError, ValueError, RuntimeError)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from fairseq.tasks import register_task
 from torch import Tensor
 
 from ofa_exit.data.answer_tree import AnswerTree
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
@@ -15,6 +16,7 @@ from ofa_exit.evaluation.metrics.visdial import ndcg
 from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, reject_search_options
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
 
 SUMS = {
@@ -130,8 +132,16 @@ class MuEVisDialTask(OFATask):
     row_examples = DialogExamples
     exit_defaults = "answer"
     eval_options = ("eval_mrr", "eval_ndcg")
-    validation_metrics = dict(mrr="eval_mrr", acc="eval_mrr", ndcg="eval_ndcg")
+    validation_metrics: ClassVar[dict[str, str]] = {
+        "mrr": "eval_mrr",
+        "acc": "eval_mrr",
+        "ndcg": "eval_ndcg",
+    }
     cfg: VisDialConfig
+
+    def examples(self, path: Any, split: str, *arguments: Any, **options: Any) -> RowExamples:
+        needs_truth = not is_training(split) and self.validates_generation()
+        return super().examples(path, split, *arguments, needs_truth=needs_truth, **options)
 
     # ------------------------------------------------------------------ generation
 
@@ -152,9 +162,7 @@ class MuEVisDialTask(OFATask):
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         sums = dict.fromkeys([key for keys in SUMS.values() for key in keys], 0.0)
-        for text, references, name in zip(texts, sample["references"], sample["uniq_ids"]):
-            if not references:
-                raise ValueError(f"round {name} has no true answer: validate on another split")
+        for text, references in zip(texts, sample["references"]):
             ranks, relevance = ranks_of_order(text), list(map(float, references[1:]))
             if self.cfg.eval_mrr:
                 rank = ranks[int(references[0])]
