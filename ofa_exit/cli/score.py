@@ -31,6 +31,12 @@ BENCHMARKS = {
         'OK-VQA: VQA accuracy. [{"question_id": 1, "answer": "yes"}, …]',
         "mscoco_val2014_annotations.json",
     ),
+    "vqa_tsv": (
+        "Own data in OFA's TSV format: exact match for one answer per question, OFA's score for "
+        "weighted answers, VQA accuracy for ten annotators. "
+        '[{"question_id": "q1", "answer": "yes"}, …]',
+        "the TSV file that was answered",
+    ),
     "vizwiz": (
         'VizWiz-VQA: its accuracy. [{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]',
         "val.json",
@@ -85,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--questions", type=Path, help="questions file, to check that the split matches"
             )
+        if name == "vqa_tsv":
+            command.add_argument(
+                "--columns",
+                default="0,3",
+                metavar="ID,ANSWERS",
+                help="columns of the question's identifier and of its answers (default: "
+                "%(default)s, as in OFA's files)",
+            )
         if name == "gqa":
             command.add_argument(
                 "--choices", type=Path, help="val_choices.json, for validity and plausibility"
@@ -126,6 +140,11 @@ def compute(args: argparse.Namespace) -> Scores:
     match args.benchmark:
         case "vqa" | "okvqa":
             return score_vqa(*files, args.questions, partial)
+        case "vqa_tsv":
+            # Imported here: it takes seconds, and no other benchmark needs fairseq.
+            from ofa_exit.plugin.scorers.answer_files import score_vqa_tsv
+
+            return score_vqa_tsv(*files, args.columns, partial)
         case "vizwiz":
             return score_vizwiz(*files, partial)
         case "gqa":

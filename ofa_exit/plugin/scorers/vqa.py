@@ -13,6 +13,7 @@ from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import VisDialMetrics
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
+from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, UNKNOWN, split_references
 from ofa_exit.plugin.scorers.measures import MEASURES, choose_measure
 
@@ -110,13 +111,13 @@ class VqaScorer(BaseScorer):
         answers = split_pairs(ref) if ref.strip() else []
         form = answer_form(answers)
         if form is None:
-            raise ValueError(f"{where} has no answer to score against: choose another split")
+            raise UsageError(f"{where} has no answer to score against: choose another split")
         names = ("vqa_accuracy",) if form == TEN else ("exact_match", "ofa_score")
         try:
             MEASURES[names[0]].check(answers)
             choose_measure([*self._forms[:1], form])
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise UsageError(f"{where}: {error}") from None
         self._forms.append(form)
         for name in names:
             self._totals[name] += MEASURES[name].value(pred, answers)
@@ -159,7 +160,7 @@ class VqaAccuracyScorer(MeanScorer):
         try:
             answers = ten_answers(split_answers(ref), self.next_sentence())
         except ValueError as error:
-            raise ValueError(f"{error}. For other data choose --scoring vqa") from None
+            raise UsageError(f"{error}. For other data choose --scoring vqa") from None
         self.add_value(self.accuracy(pred, answers))
 
 
