@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from helpers.fake_java import fake_java  # noqa: F401  a fixture
 
 
 def pytest_configure(config: pytest.Config) -> None:

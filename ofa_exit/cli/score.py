@@ -32,6 +32,12 @@ BENCHMARKS = {
         'OK-VQA: VQA accuracy. [{"question_id": 1, "answer": "yes"}, …]',
         "mscoco_val2014_annotations.json",
     ),
+    "vqa_tsv": (
+        "Own data in OFA's TSV format: exact match for one answer per question, OFA's score for "
+        "weighted answers, VQA accuracy for ten annotators. "
+        '[{"question_id": "q1", "answer": "yes"}, …]',
+        "the TSV file that was answered",
+    ),
     "vizwiz": (
         'VizWiz-VQA: its accuracy. [{"image": "VizWiz_val_00000000.jpg", "answer": "yes"}, …]',
         "val.json",
@@ -91,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--questions", type=Path, help="questions file, to check that the split matches"
             )
+        if name == "vqa_tsv":
+            command.add_argument(
+                "--columns",
+                default="0,3",
+                metavar="ID,ANSWERS",
+                help="columns of the question's identifier and of its answers (default: "
+                "%(default)s, as in OFA's files)",
+            )
         if name == "gqa":
             command.add_argument(
                 "--choices", type=Path, help="val_choices.json, for validity and plausibility"
@@ -117,6 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help="ptb needs Java; plain does not, but leaves out METEOR and SPICE; auto (the "
                 "default) is ptb if Java runs",
             )
+            command.add_argument(
+                "--spice-jars",
+                metavar="DIR",
+                help="folder of SPICE's language models, stanford-corenlp-3.6.0.jar and "
+                "stanford-corenlp-3.6.0-models.jar (default: pycocoevalcap's own folder)",
+            )
     return parser
 
 
@@ -126,6 +146,11 @@ def compute(args: argparse.Namespace) -> Scores:
     match args.benchmark:
         case "vqa" | "okvqa":
             return score_vqa(*files, args.questions, partial)
+        case "vqa_tsv":
+            # Imported here: it takes seconds, and no other benchmark needs fairseq.
+            from ofa_exit.plugin.scorers.answer_files import score_vqa_tsv
+
+            return score_vqa_tsv(*files, args.columns, partial)
         case "vizwiz":
             return score_vizwiz(*files, partial)
         case "gqa":
@@ -133,13 +158,13 @@ def compute(args: argparse.Namespace) -> Scores:
         case "visdial":
             return score_visdial(*files, args.dense, partial)
         case "coco":
-            return score_coco(*files, args.split, args.coco_tokenizer, partial)
+            return score_coco(*files, args.split, args.coco_tokenizer, partial, args.spice_jars)
         case "snli_ve":
             return score_snli_ve(*files, partial)
         case "vqa_rad":
             return score_vqa_rad(*files, partial)
         case _:
-            return score_nocaps(*files, args.coco_tokenizer, partial)
+            return score_nocaps(*files, args.coco_tokenizer, partial, args.spice_jars)
 
 
 @prints_errors("score", OSError, ValueError, RuntimeError)

@@ -29,8 +29,9 @@ class DialogExamples(RowExamples):
     SOURCE_FIELD = "history"
     ANSWER_FIELD = "answers"
 
-    def __init__(self, *arguments: Any, **options: Any):
+    def __init__(self, *arguments: Any, needs_truth: bool = False, **options: Any):
         super().__init__(*arguments, **options)
+        self.needs_truth = needs_truth or self.train
         # Image field, image and number of the last row whose image was decoded.
         self._last: tuple[str, Tensor | None, int] | None = None
 
@@ -78,7 +79,7 @@ class DialogExamples(RowExamples):
 
     def _true_index(self, row: Row, count: int) -> int | None:
         text = row["gt_index"].strip()
-        if not text and not self.train:
+        if not text and not self.needs_truth:
             return None
         if not (text.isascii() and text.isdecimal() and int(text) < count):
             raise row.error(

@@ -2,43 +2,43 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ofa_exit.data.answers import parse_answers
+from ofa_exit.data.answers import answer_references, parse_answers, read_answer_list
+from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.row_examples import Row, RowExamples, RowTokens
 from ofa_exit.data.text import TextEncoder, normalise_sentence
+from ofa_exit.data.tsv import TsvError
 
 COLUMNS = ("uniq_id", "image", "question", "answers")
-# question-id, image-id, question, answers, predicted objects (not read), image
+# question-id, image-id, question, answers, predicted objects, image
 OFFICIAL_COLS = "0,5,2,3"
+OFFICIAL_COLS_WITH_OBJECTS = "0,5,2,3,4"
+MAX_OBJECTS = 30
+
+Answers = list[tuple[float, str]]
 
 
 def read_answers(path: str | os.PathLike, encoder: TextEncoder) -> dict[str, list[int]]:
-    """Return the candidate answers of a text file, one per line, with their tokens.
+    """Return the candidate answers of a file with their tokens, see `read_answer_list`.
 
-    The tokens have neither bos nor eos. Raises ValueError, with the line: an empty line, an answer
-    that the dictionary cannot spell, two answers with the same tokens, fewer than two answers.
+    The tokens have neither bos nor eos. Raises ValueError, with the place: an empty answer, an
+    answer that the dictionary cannot spell, two answers with the same tokens, fewer than two
+    answers.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--answers {path}: the list of answers cannot be read ({error}). Give a text file "
-            "with one answer per line, as `ofa-exit prepare` writes answers.txt"
-        ) from error
     answers: dict[str, list[int]] = {}
     known: dict[tuple[int, ...], str] = {}
-    for number, line in enumerate(lines, start=1):
+    for where, line in read_answer_list(path):
         text = " ".join(line.split())
-        where = f"{path}, line {number}"
         unknown: list[str] = []
         tokens = encoder.encode(f" {text}", unknown).tolist() if text else []
         if not tokens:
-            raise ValueError(f"{where}: an empty line. Remove it")
+            raise ValueError(f"{where}: an empty answer. Remove it")
         if unknown:
             raise ValueError(f"{where}: the dictionary lacks {unknown[0]!r} of the answer {text!r}")
         if tuple(tokens) in known:
@@ -51,17 +51,29 @@ def read_answers(path: str | os.PathLike, encoder: TextEncoder) -> dict[str, lis
     return answers
 
 
+def object_text(field: str, max_objects: int) -> str:
+    """Return what OFA adds to a question: `` object: `` and the first predicted objects.
+
+    Args:
+        field: objects joined by ``&&``. Without any, OFA adds the words alone.
+    """
+    return f" object: {' '.join(field.strip().split(SEPARATOR)[:max_objects])}"
+
+
 class QuestionExamples(RowExamples):
     """Examples of an OFA VQA file.
 
     The source is `` question?``, cut to ``max_src_length`` words. Answers are
     ``confidence|!+answer`` joined by ``&&``. The target is the answer of the highest confidence,
     the most frequent one in a tie. In training its confidence weights the loss (``conf``), and an
-    open answer is cut to ``max_tgt_length`` words. The references are all answers as written; rows
-    of test splits may have none.
+    open answer is cut to ``max_tgt_length`` words. The references are all answers as written, with
+    their confidence where it is a score (`answer_references`); rows of test splits may have none.
 
     With ``trie`` the answers are a closed set. Training answers must be in it. Elsewhere the target
     is the best answer in it; a row without one has a mask that allows everything.
+
+    Args:
+        add_object: add the row's predicted objects to the source, at most ``max_object_length``.
     """
 
     COLUMNS = COLUMNS
@@ -69,25 +81,66 @@ class QuestionExamples(RowExamples):
     SOURCE_FIELD = "question"
     ANSWER_FIELD = "answers"
 
+    def __init__(
+        self,
+        *arguments: Any,
+        add_object: bool = False,
+        max_object_length: int = MAX_OBJECTS,
+        selected_cols: str | None = None,
+        **options: Any,
+    ):
+        self.add_object, self.max_object_length = add_object, max_object_length
+        if add_object:
+            selected_cols = selected_cols or OFFICIAL_COLS_WITH_OBJECTS
+        super().__init__(*arguments, selected_cols=selected_cols, **options)
+        self.check_answers: Callable[[Answers], None] | None = None
+        """Raises ValueError for answers that a metric cannot score; not asked in training."""
+
     def columns(self, selected_cols: str | None) -> tuple[str, ...]:
-        # OFA's own selection also names the predicted objects, which are not read.
-        if selected_cols and selected_cols.count(",") == len(COLUMNS):
-            return (*COLUMNS, "objects")
-        return COLUMNS
+        # OFA's own selection always names the predicted objects.
+        has_objects = selected_cols and selected_cols.count(",") == len(COLUMNS)
+        return (*COLUMNS, "objects") if self.add_object or has_objects else COLUMNS
 
     @cached_property
     def lengths(self) -> tuple[int, int]:
         source = self.max_src_length + 3
+        if self.add_object:
+            source += self.max_object_length + 2
         longest = self.max_tgt_length
         if self.trie is not None:
             longest = max(map(len, self.trie.answers))
         return source, longest + 1 + (source if self.prompt_type != "none" else 0)
 
+    def first_answers(self, rows: int) -> Iterator[tuple[int, Answers]]:
+        """Yield the number and the answers of each of the first ``rows`` that has readable ones."""
+        for index, fields in self._first_rows(rows):
+            try:
+                answers = parse_answers(fields["answers"])
+            except ValueError:  # raised, or skipped by flag, when the batch is read
+                continue
+            if answers:
+                yield index, answers
+
+    def has_objects(self, rows: int) -> bool:
+        """Return whether one of the first ``rows`` has a predicted object."""
+        return any(fields["objects"].strip() for _, fields in self._first_rows(rows))
+
+    def _first_rows(self, rows: int) -> Iterator[tuple[int, dict[str, str]]]:
+        for index in range(min(rows, len(self))):
+            try:
+                yield index, self.file.row(index)
+            except TsvError:  # raised, or skipped by flag, when the batch is read
+                continue
+
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
         source = self.encode_source(f" {self._question(row)}", unknown)
+        if self.add_object:
+            field = row.text("objects") if row["objects"].strip() else ""
+            objects = self.encoder.encode(object_text(field, self.max_object_length), unknown)
+            source = torch.cat([source[:-1], objects, source[-1:]])  # before eos
         answers = self._answers(row)
         answer, conf = self._target(row, answers, unknown)
-        return RowTokens(source, answer, [text for _, text in answers], conf)
+        return RowTokens(source, answer, answer_references(answers), conf)
 
     def mask(self, target: Tensor, prompt_length: int, answer: Tensor) -> Tensor | None:
         if self.trie is not None and answer.tolist() not in self.trie:
@@ -101,7 +154,7 @@ class QuestionExamples(RowExamples):
             raise row.error("question", f"{text!r} has no words", "Fill it in or remove the line")
         return words + "?"
 
-    def _answers(self, row: Row) -> list[tuple[float, str]]:
+    def _answers(self, row: Row) -> Answers:
         try:
             answers = parse_answers(row["answers"])
         except ValueError as error:
@@ -116,10 +169,15 @@ class QuestionExamples(RowExamples):
             raise row.error("answers", f"confidence {wrong[0]}", "Give more than 0 and at most 1")
         if self.train and not any(text.strip() for _, text in answers):
             raise row.error("answers", "training data without an answer", "Remove the line")
+        if not self.train and self.check_answers is not None:
+            try:
+                self.check_answers(answers)
+            except ValueError as error:
+                raise row.error("answers", str(error), "Mend the row, or pass --skip-bad-rows") from None
         return answers
 
     def _target(
-        self, row: Row, answers: list[tuple[float, str]], unknown: list[str]
+        self, row: Row, answers: Answers, unknown: list[str]
     ) -> tuple[Tensor, float]:
         """Return tokens Long [A] and confidence of the answer to train on; no tokens if none."""
         texts = [(conf, " ".join(text.lower().split())) for conf, text in answers]

@@ -24,20 +24,21 @@ def score_coco(
     split: str = "test",
     tokenizer: str = "auto",
     allow_missing: bool = False,
+    spice_jars: str | None = None,
 ) -> Scores:
     """Return the caption metrics of ``[{"image_id": 1, "caption": "a cat"}, …]``.
 
     Args:
         annotations: captions_val2014.json, another file of its form, or a file in Karpathy's, such
             as dataset_coco.json or dataset_rsicd.json, of which ``split`` is scored.
-        tokenizer: see `score_captions`.
+        tokenizer, spice_jars: see `score_captions`.
 
     Raises ValueError, with file and image, if the files do not fit together.
     """
     references, _ = _read_annotations(annotations, split)
     captions = read_results(results, ("image_id",), "caption", str)
     scored = select_scored(captions, references, results, annotations, "image", allow_missing)
-    found = _score(scored, captions, references, tokenizer)
+    found = _score(scored, captions, references, tokenizer, spice_jars)
     notes = [*missing_note(len(scored), len(references)), *found.notes]
     return Scores(found.values, len(scored), "images", notes=notes)
 
@@ -47,6 +48,7 @@ def score_nocaps(
     annotations: ResultPath,
     tokenizer: str = "auto",
     allow_missing: bool = False,
+    spice_jars: str | None = None,
 ) -> Scores:
     """Return the caption metrics of NoCaps, over the entire set and for each domain.
 
@@ -61,13 +63,13 @@ def score_nocaps(
         raise ValueError(f"{annotations}: its images have no 'domain'. Give NoCaps' annotations")
     captions = read_results(results, ("image_id",), "caption", str)
     scored = select_scored(captions, references, results, annotations, "image", allow_missing)
-    entire = _score(scored, captions, references, tokenizer)
+    entire = _score(scored, captions, references, tokenizer, spice_jars)
     parts: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in entire.values}
     for domain in DOMAINS:
         images = [image for image in scored if domains[image] == domain]
         if not images:
             continue
-        found = _score(images, captions, references, tokenizer)
+        found = _score(images, captions, references, tokenizer, spice_jars)
         for name in parts.keys() & found.values.keys():
             parts[name][domain] = (found.values[name], len(images))
     for name, by_domain in parts.items():
@@ -81,9 +83,13 @@ def _score(
     captions: Mapping[str, str],
     references: Mapping[str, list[str]],
     tokenizer: str,
+    spice_jars: str | None,
 ) -> Scores:
     return score_captions(
-        [captions[image] for image in images], [references[image] for image in images], tokenizer
+        [captions[image] for image in images],
+        [references[image] for image in images],
+        tokenizer,
+        spice_jars,
     )
 
 

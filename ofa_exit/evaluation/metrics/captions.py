@@ -16,6 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from ofa_exit.evaluation.metrics import java
 from ofa_exit.evaluation.metrics.results import Scores
+from ofa_exit.evaluation.metrics.spice import spice
 
 TOKENIZERS = ("auto", "ptb", "plain")
 MAX_ORDER = 4
@@ -29,7 +30,10 @@ def plain_tokenize(sentence: str) -> str:
 
 
 def score_captions(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "auto"
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    tokenizer: str = "auto",
+    spice_jars: str | None = None,
 ) -> Scores:
     """Return all caption metrics of a set, one prediction and one or more references per sample.
 
@@ -40,6 +44,7 @@ def score_captions(
     Args:
         tokenizer: "ptb" is the PTB tokenizer, which needs Java. "plain" starts no Java and omits
             METEOR and SPICE. "auto" is "ptb" if Java runs and otherwise "plain", with a note.
+        spice_jars: folder of SPICE's language models, see `find_models`.
 
     Returns:
         The scores, with notes on the tokenizer and on missing metrics.
@@ -65,7 +70,7 @@ def score_captions(
         notes.append("METEOR and SPICE missing: they need the PTB tokenizer")
     else:
         _add_metric(values, notes, "METEOR", lambda: java.meteor(hypotheses, refs_of))
-        _add_metric(values, notes, "SPICE", lambda: java.spice(hypotheses, refs_of))
+        _add_metric(values, notes, "SPICE", lambda: spice(hypotheses, refs_of, spice_jars))
     order_printed = ("CIDEr", *(f"BLEU-{n}" for n in range(1, 5)), "METEOR", "ROUGE-L", "SPICE")
     values = {name: values[name] for name in order_printed if name in values}
     return Scores(values, len(hypotheses), "captions", notes=notes)

@@ -1,4 +1,4 @@
-"""pycocoevalcap's Java tools (PTB tokenizer, METEOR, SPICE) in processes that always end.
+"""pycocoevalcap's Java tools (PTB tokenizer, METEOR) in processes that always end.
 
 pycocoevalcap's own wrappers write into site-packages, may hang when they read from a dead process,
 and wait for a lock forever when they are collected after an error. Here only the jars are used. The
@@ -6,28 +6,27 @@ command lines, and so the numbers, are those of the wrappers, but text is always
 """
 
 import contextlib
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import pycocoevalcap.meteor.meteor as meteor_module
-import pycocoevalcap.spice as spice_module
 import pycocoevalcap.tokenizer.ptbtokenizer as ptb_module
 
 # Without these, a C locale replaces accents by question marks and a German one writes 0,5.
 JVM_OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
-SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-# SPICE's cache library accesses these packages, which Java 16 and later close.
-SPICE_PACKAGES = (
-    "java.lang", "java.math", "java.util", "java.util.concurrent", "java.net", "java.text",
-)  # fmt: skip
+# METEOR takes its own place as a URL, and looks for its data in the encoded path: a space becomes
+# %20. A colon ends an entry of the class path.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
+# What Java prints before the error that ends it.
+_NOTICES = re.compile(r"Picked up |NOTE: |WARNING: |SLF4J|\S+ .*VM warning: |at ")
 START_SECONDS = 180.0
 SECONDS_PER_SENTENCE = 0.5
 
@@ -57,15 +56,12 @@ def ptb_tokenize(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     jar = Path(ptb_module.__file__).with_name(ptb_module.STANFORD_CORENLP_3_4_1_JAR)
-    command = [find_java(), *JVM_OPTIONS, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     # A line end inside a sentence (there are eight kinds) would shift all later sentences by one.
     text = "".join(" ".join(sentence.split()) + "\n" for sentence in sentences)
-    output = _run(
-        [*command, "-preserveLines", "-lowerCase"],
-        "the PTB tokenizer",
-        time_limit(len(sentences)),
-        text,
-    )
+    tokenizer = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    with plain_folder(jar.parent, [jar.name]) as folder:
+        command = [find_java(), *JVM_OPTIONS, "-cp", str(folder / jar.name), *tokenizer]
+        output = run(command, "the PTB tokenizer", time_limit(len(sentences)), text)
     lines = output.split("\n")[:-1]
     if len(lines) != len(sentences):
         raise JavaError(f"the PTB tokenizer gave {len(lines)} lines for {len(sentences)} sentences")
@@ -80,11 +76,12 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
     JavaError, also after `time_limit`.
     """
     jar = Path(meteor_module.__file__).with_name(meteor_module.METEOR_JAR)
+    data = [f"data/{file.name}" for file in (jar.parent / "data").iterdir()]
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
-    command = [find_java(), *JVM_OPTIONS, "-Xmx2G", "-jar", str(jar), *options]
     limit = time_limit(len(predictions))
-    with tempfile.TemporaryFile() as errors:
-        process = _start(command, errors, jar.parent)
+    with plain_folder(jar.parent, [jar.name, *data]) as folder, tempfile.TemporaryFile() as errors:
+        command = [find_java(), *JVM_OPTIONS, "-Xmx2G", "-jar", str(folder / jar.name), *options]
+        process = _start(command, errors, folder)
         # A read blocks until the process ends, so the watchdog ends the process.
         timed_out = threading.Event()
 
@@ -106,8 +103,9 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
             return float(_answer(process))
         except (OSError, ValueError) as error:
             errors.seek(0)
-            output = errors.read().decode(errors="replace")
-            why = _tail(output) if not timed_out.is_set() else f"it took more than {limit:g} s"
+            why = first_error(errors.read().decode(errors="replace"))
+            if timed_out.is_set():
+                why = f"it took more than {limit:g} s"
             raise JavaError(f"METEOR failed: {why}") from error
         finally:
             watchdog.cancel()
@@ -115,43 +113,69 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
             process.communicate()
 
 
-def spice(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the mean SPICE F-score (Anderson et al. 2016, jar 1.0) of captions, between 0 and 1.
+@contextlib.contextmanager
+def plain_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder with ``files`` whose path Java's tools can read: ``folder``, or a copy.
 
-    Its language models are not part of pycocoevalcap. JavaError says where to put them.
+    Java resolves symbolic links, so the files are linked hard where that is possible, and copied
+    where it is not. Raises JavaError if there is no temporary folder with a plain path.
     """
-    folder = Path(spice_module.__file__).parent
-    missing = [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]
-    if missing:
-        raise JavaError(f"its models ({' and '.join(missing)}) are not in pycocoevalcap/spice/lib")
-    java = find_java()
-    opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in SPICE_PACKAGES]
-    with tempfile.TemporaryDirectory() as scratch:
-        source, result = Path(scratch, "in.json"), Path(scratch, "out.json")
-        items = [
-            {"image_id": number, "test": prediction, "refs": list(refs)}
-            for number, (prediction, refs) in enumerate(zip(predictions, references, strict=True))
-        ]
-        source.write_text(json.dumps(items), encoding="utf-8")
-        command = [java, *JVM_OPTIONS, *opened, "-Xmx8G", "-jar", "spice-1.0.jar", str(source)]
-        command += ["-cache", scratch, "-out", str(result), "-subset", "-silent"]
-        _run(command, "SPICE", time_limit(len(predictions)), "", folder)
+    resolved = folder.resolve()
+    if _PLAIN_PATH.fullmatch(str(resolved)):
+        yield resolved
+        return
+    with plain_temporary_folder() as copy:
+        for name in files:
+            place(resolved / name, copy / name)
+        yield copy
+
+
+@contextlib.contextmanager
+def plain_temporary_folder() -> Iterator[Path]:
+    """Yield a new folder whose path has only ASCII letters, digits, and _ . - /."""
+    places = [os.path.realpath(place) for place in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
+    plain = [p for p in places if _PLAIN_PATH.fullmatch(p) and os.access(p, os.W_OK)]
+    if not plain:
+        raise JavaError(
+            f"the temporary folder {places[0]} has characters in its path that Java's tools cannot "
+            "read. Set TMPDIR to another one"
+        )
+    with tempfile.TemporaryDirectory(dir=plain[0]) as name:
+        yield Path(name)
+
+
+def place(source: Path, target: Path) -> None:
+    """Link or copy a file. Raises JavaError if that fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or another owner
         try:
-            answers = json.loads(result.read_text(encoding="utf-8"))
-            scores = [float(answer["scores"]["All"]["f"]) for answer in answers]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise JavaError(f"SPICE wrote no scores that can be read ({error})") from error
-    if len(scores) != len(predictions):
-        raise JavaError(f"SPICE gave {len(scores)} scores for {len(predictions)} captions")
-    return sum(scores) / len(scores)
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise JavaError(f"{source} could not be copied for Java: {error}") from error
 
 
-def _run(
-    command: Sequence[str], tool: str, limit: float, text: str, folder: Path | None = None
+def run(
+    command: Sequence[str],
+    tool: str,
+    limit: float,
+    text: str = "",
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the output of a command fed with ``text``. Its process never outlives this call."""
+    """Return the output of a command fed with ``text``. Its process never outlives this call.
+
+    Args:
+        tool: its name in errors.
+        limit: seconds.
+        folder: where it runs.
+        environment: further variables.
+    Raises:
+        JavaError: it failed, or took longer than ``limit``.
+    """
     with tempfile.TemporaryFile() as errors:
-        process = _start(command, errors, folder)
+        process = _start(command, errors, folder, environment)
         try:
             output, _ = process.communicate(text, limit)
         except BaseException as error:
@@ -162,12 +186,17 @@ def _run(
             raise
         if process.returncode != 0:
             errors.seek(0)
-            reason = _tail(errors.read().decode(errors="replace"))
+            reason = first_error(errors.read().decode(errors="replace"))
             raise JavaError(f"{tool} ended with status {process.returncode}: {reason}")
     return output
 
 
-def _start(command: Sequence[str], errors: IO[bytes], folder: Path | None) -> subprocess.Popen:
+def _start(
+    command: Sequence[str],
+    errors: IO[bytes],
+    folder: Path | None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
     """Start a process group: ``java`` is often a script that starts the real one."""
     try:
         return subprocess.Popen(
@@ -178,6 +207,7 @@ def _start(command: Sequence[str], errors: IO[bytes], folder: Path | None) -> su
             encoding="utf-8",
             errors="replace",
             cwd=folder,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
     except OSError as error:
@@ -209,6 +239,17 @@ def _no_bars(caption: str) -> str:
     return caption.replace("|||", "").replace("  ", " ")
 
 
-def _tail(errors: str) -> str:
+def first_error(errors: str) -> str:
+    """Return the line of a tool's error output that says why it ended: Java's first one.
+
+    The lines below it are the places where the error passed. Python prints the reason last.
+    """
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return lines[-1] if lines else "no error message"
+    told = [line for line in lines if not _NOTICES.match(line)]
+    if not told:
+        return lines[0] if lines else "no error message"
+    if told[0].startswith("Traceback"):
+        return told[-1]
+    if told[0].endswith("initialization of VM"):  # the reason follows
+        return ": ".join(told[:2])
+    return told[0].removeprefix('Exception in thread "main" ')

@@ -56,6 +56,11 @@ def _caption(name: str, text: str) -> dict[str, Any]:
 FORMATS: dict[str, tuple[Callable[[str, str], dict[str, Any]], str]] = {
     "vqa": (_answer, "VQA v2; the identifier is the question's number"),
     "okvqa": (_answer, "OK-VQA; the identifier is the question's number"),
+    "vqa_tsv": (
+        lambda name, text: {"question_id": name, "answer": text},
+        "own data in OFA's TSV format, which has no server, for ofa-exit score; the identifier is "
+        "the question's",
+    ),
     "vizwiz": (
         lambda name, text: {"image": name, "answer": text},
         "VizWiz-VQA; the identifier is the image's file name, VizWiz_val_00000000.jpg",

@@ -78,11 +78,12 @@ def score_vizwiz(
     )
 
 
-def ten_answers(answers: Sequence[str], where: str) -> Sequence[str]:
+def ten_answers(answers: Sequence[str], where: str = "") -> Sequence[str]:
     """Return the answers. Raises ValueError unless there are ten, as VQA accuracy requires."""
     if len(answers) != ANNOTATORS:
+        place = f"{where}: " if where else ""
         raise ValueError(
-            f"{where}: {len(answers)} answers. VQA accuracy is defined on those of {ANNOTATORS} "
+            f"{place}{len(answers)} answers. VQA accuracy is defined on those of {ANNOTATORS} "
             "annotators: give all of them, including repeated ones"
         )
     return answers

@@ -1,6 +1,7 @@
 """Scorer for ``--scoring coco_caption``. References are one text, ``first && second && …``."""
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
@@ -9,6 +10,8 @@ from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics import java
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS, score_captions
 from ofa_exit.evaluation.metrics.results import Scores
+from ofa_exit.evaluation.metrics.spice import find_models
+from ofa_exit.plugin.errors import UsageError
 
 # fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
@@ -26,6 +29,13 @@ class CocoCaptionConfig(FairseqDataclass):
             "installed, otherwise plain"
         },
     )
+    spice_jars: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder of SPICE's language models, stanford-corenlp-3.6.0.jar and "
+            "stanford-corenlp-3.6.0-models.jar (default: pycocoevalcap's own folder)"
+        },
+    )
 
 
 def split_references(ref: str, where: str) -> list[str]:
@@ -40,6 +50,17 @@ def split_references(ref: str, where: str) -> list[str]:
     return references
 
 
+def check_spice(jars: str, tokenizer: str) -> None:
+    """Raise UsageError if SPICE cannot be computed by the models in the folder ``jars``."""
+    if tokenizer == "plain":
+        raise UsageError("--spice-jars: SPICE needs the tokenizer of Java: --coco-tokenizer ptb")
+    try:
+        find_models(jars)
+        java.find_java()
+    except java.JavaError as error:
+        raise UsageError(f"--spice-jars {jars}: {error}") from error
+
+
 @register_scorer("coco_caption", dataclass=CocoCaptionConfig)
 class CocoCaptionScorer(BaseScorer):
     """BLEU, METEOR, ROUGE-L, CIDEr and SPICE, ×100 (see ``evaluation.metrics.captions``)."""
@@ -48,8 +69,11 @@ class CocoCaptionScorer(BaseScorer):
         super().__init__(cfg)
         self._tokenizer = str(cfg.coco_tokenizer)
         self._scores: Scores | None = None
+        # Raise before the generation, not after it.
         if self._tokenizer == "ptb":
-            java.find_java()  # raise before the generation, not after it
+            java.find_java()
+        if cfg.spice_jars is not None:
+            check_spice(cfg.spice_jars, self._tokenizer)
 
     def add_string(self, ref: str, pred: str) -> None:
         """Add a prediction and its references."""
@@ -72,5 +96,5 @@ class CocoCaptionScorer(BaseScorer):
         if not self.pred:
             raise ValueError(NOTHING)
         if self._scores is None or self._scores.counted != len(self.pred):
-            self._scores = score_captions(self.pred, self.ref, self._tokenizer)
+            self._scores = score_captions(self.pred, self.ref, self._tokenizer, self.cfg.spice_jars)
         return self._scores

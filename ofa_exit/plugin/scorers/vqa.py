@@ -1,28 +1,35 @@
-"""Scorers of answers: accuracy, vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
+"""Scorers of answers: vqa, accuracy, vqa_accuracy, vizwiz_accuracy, gqa_accuracy and visdial."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+from ofa_exit.data.answers import TEN, answer_form, reference_answers
 from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import VisDialMetrics
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
+from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.scorers.captions import NO_WORD, NOTHING, UNKNOWN, split_references
+from ofa_exit.plugin.scorers.measures import MEASURES, choose_measure
 
-# In OFA's files the confidence precedes the answer: 1.0|!+yes
-_CONFIDENCE = re.compile(r"^[0-9.]+\|!\+")
+
+def split_pairs(ref: str) -> list[tuple[float, str]]:
+    """Split the answers joined by ``&&``, also empty ones, into (confidence, answer).
+
+    An answer without a confidence, as in references of ten annotators, has 1.0.
+    """
+    pairs = reference_answers(ref.split(SEPARATOR))
+    return [(conf, text.strip().replace(UNKNOWN, NO_WORD)) for conf, text in pairs]
 
 
 def split_answers(ref: str) -> list[str]:
     """Split the answers joined by ``&&``, also empty ones, and remove confidences."""
-    parts = [_CONFIDENCE.sub("", part.strip(), count=1) for part in ref.split(SEPARATOR)]
-    return [part.replace(UNKNOWN, NO_WORD) for part in parts]
+    return [text for _, text in split_pairs(ref)]
 
 
 class MeanScorer(BaseScorer):
@@ -78,10 +85,64 @@ class AccuracyScorer(MeanScorer):
     def add_string(self, ref: str, pred: str) -> None:
         """Add a prediction and its references."""
         references = split_references(ref, self.next_sentence())
+        references = [text for _, text in reference_answers(references)]
         self.add_value(is_correct(pred, references, self.cfg.accuracy_ignore_case))
 
     def counts(self) -> str:
         return f"{self._total:.0f} of {self._sentences}"
+
+
+@register_scorer("vqa", dataclass=FairseqDataclass)
+class VqaScorer(BaseScorer):
+    """The accuracy that fits the data (see ``measures``), and exact match beside OFA's score.
+
+    Ten annotators' answers give VQA accuracy, one answer per question gives exact match, and
+    distinct answers with a score (``1.0|!+yes && 0.6|!+no``) give OFA's score of the prediction.
+    """
+
+    def __init__(self, cfg: FairseqDataclass) -> None:
+        super().__init__(cfg)
+        self._forms: list[str] = []
+        self._totals = dict.fromkeys(("vqa_accuracy", "exact_match", "ofa_score"), 0.0)
+
+    def add_string(self, ref: str, pred: str) -> None:
+        """Add a prediction. Raise ValueError for a row without answers, or of another form."""
+        where = f"sentence {len(self._forms) + 1} of the generation"
+        answers = split_pairs(ref) if ref.strip() else []
+        form = answer_form(answers)
+        if form is None:
+            raise UsageError(f"{where} has no answer to score against: choose another split")
+        names = ("vqa_accuracy",) if form == TEN else ("exact_match", "ofa_score")
+        try:
+            MEASURES[names[0]].check(answers)
+            choose_measure([*self._forms[:1], form])
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+        self._forms.append(form)
+        for name in names:
+            self._totals[name] += MEASURES[name].value(pred, answers)
+
+    def score(self) -> float:
+        """Return the accuracy in percent. Raise ValueError if nothing was added."""
+        return self.values()["accuracy"]
+
+    def values(self) -> dict[str, float]:
+        """Return the accuracy, and exact match where it is another one."""
+        if not self._forms:
+            raise ValueError(NOTHING)
+        percent = {name: 100 * total / len(self._forms) for name, total in self._totals.items()}
+        name = choose_measure(self._forms)
+        values = {"accuracy": percent[name]}
+        if name == "ofa_score":
+            values["exact_match"] = percent["exact_match"]
+        return values
+
+    def result_string(self) -> str:
+        if not self._forms:
+            return NOTHING
+        values, title = self.values(), MEASURES[choose_measure(self._forms)].title
+        numbers = " ".join(f"{name} = {value:.2f}" for name, value in values.items())
+        return f"{numbers} ({title} of {len(self._forms)} questions)"
 
 
 @register_scorer("vqa_accuracy", dataclass=FairseqDataclass)
@@ -96,7 +157,10 @@ class VqaAccuracyScorer(MeanScorer):
 
     def add_string(self, ref: str, pred: str) -> None:
         """Add a prediction. Raise ValueError unless there are ten answers."""
-        answers = ten_answers(split_answers(ref), self.next_sentence())
+        try:
+            answers = ten_answers(split_answers(ref), self.next_sentence())
+        except ValueError as error:
+            raise UsageError(f"{error}. For other data choose --scoring vqa") from None
         self.add_value(self.accuracy(pred, answers))
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from fairseq.tasks import TASK_REGISTRY
 from torch import Tensor
 
 from ofa_exit.data.text import TextEncoder, load_codec
@@ -20,12 +21,14 @@ from ofa_exit.plugin.saved_arguments import (
     reference_layers,
     reject_misfit_of_checkpoints,
     reject_shallow_reference,
+    resolved,
 )
 from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.tasks.metrics import check_best_metric
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.trace import ExitTrace
@@ -51,6 +54,8 @@ class OFATask(DataTask):
     """Kind of task whose defaults of exit policies hold: caption or answer."""
     eval_options: tuple[str, ...]
     """Options that add generation to validation."""
+    validation_metrics: ClassVar[dict[str, str]] = {}
+    """What generation in validation logs, name → option. ``acc`` is the accuracy of every task."""
 
     def __init__(
         self,
@@ -126,6 +131,16 @@ class OFATask(DataTask):
                 f"--exit-policy {self.cfg.exit_policy}: the loss is computed at full depth. Add "
                 f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
                 "it out"
+            )
+        metric = resolved(getattr(self.cfg, "best_checkpoint_metric", None))
+        if self.model_to_train is not None and metric is not None:
+            tasks = (cls for cls in TASK_REGISTRY.values() if issubclass(cls, OFATask))
+            check_best_metric(
+                metric,
+                self.cfg.maximize_best_checkpoint_metric,
+                self.validation_metrics,
+                {metric for task in tasks for metric in task.validation_metrics},
+                self.cfg,
             )
         self.criterion = super().build_criterion(*args, **kwargs)
         if self.model_to_train is not None and hasattr(self.criterion, "prepare_training"):

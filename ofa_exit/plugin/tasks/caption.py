@@ -1,7 +1,7 @@
 """Task ``mue_caption``: an image in, a caption out."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 from fairseq.logging import metrics
@@ -61,6 +61,7 @@ class MuECaptionTask(PromptedSearchTask):
     same_as_trained = (*PromptedSearchTask.same_as_trained, "caption_prompt")
     exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
+    validation_metrics: ClassVar[dict[str, str]] = {"cider": "eval_cider", "bleu": "eval_bleu"}
     cfg: CaptionConfig
 
     def __init__(self, *args: Any) -> None:

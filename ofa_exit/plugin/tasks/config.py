@@ -70,3 +70,5 @@ class OFATaskConfig(ExitFlags):
     shard_id: int = II("dataset.shard_id")
     path: Optional[str] = II("common_eval.path")
     model_overrides: str = II("common_eval.model_overrides")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")

@@ -47,6 +47,7 @@ class MuESnliVeTask(OFATask):
     same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
+    validation_metrics = dict.fromkeys(("acc", "snli_score"), "eval_acc")
     cfg: SnliVeConfig
 
     def __init__(self, *args: Any) -> None:
@@ -75,6 +76,7 @@ class MuESnliVeTask(OFATask):
         return dict(zip(ACCURACY, (float(sum(correct)), float(len(correct)))))
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log ``acc`` of the whole split, in percent."""
+        """Log ``acc`` of the whole split in percent, also as OFA's ``snli_score``, 0 to 1."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("acc", logging_outputs, ACCURACY, scale=100)
+        log_mean("snli_score", logging_outputs, ACCURACY)

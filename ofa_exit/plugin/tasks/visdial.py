@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from fairseq.tasks import register_task
 from torch import Tensor
 
 from ofa_exit.data.answer_tree import AnswerTree
+from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
@@ -15,9 +16,14 @@ from ofa_exit.evaluation.metrics.visdial import ndcg
 from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, reject_search_options
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
 
-SUMS = {"mrr": ("_mrr_sum", "_mrr_rounds"), "ndcg": ("_ndcg_sum", "_ndcg_rounds")}
+SUMS = {
+    "mrr": ("_mrr_sum", "_mrr_rounds"),
+    "acc": ("_first_sum", "_first_rounds"),
+    "ndcg": ("_ndcg_sum", "_ndcg_rounds"),
+}
 
 
 @dataclass
@@ -31,7 +37,11 @@ class VisDialConfig(OFATaskConfig):
         },
     )
     eval_mrr: bool = field(
-        default=False, metadata={"help": "rank in validation and log MRR, in percent"}
+        default=False,
+        metadata={
+            "help": "rank in validation and log MRR, and as acc the share of rounds whose true "
+            "answer is ranked first (R@1), in percent"
+        },
     )
     eval_ndcg: bool = field(
         default=False,
@@ -122,7 +132,16 @@ class MuEVisDialTask(OFATask):
     row_examples = DialogExamples
     exit_defaults = "answer"
     eval_options = ("eval_mrr", "eval_ndcg")
+    validation_metrics: ClassVar[dict[str, str]] = {
+        "mrr": "eval_mrr",
+        "acc": "eval_mrr",
+        "ndcg": "eval_ndcg",
+    }
     cfg: VisDialConfig
+
+    def examples(self, path: Any, split: str, *arguments: Any, **options: Any) -> RowExamples:
+        needs_truth = not is_training(split) and self.validates_generation()
+        return super().examples(path, split, *arguments, needs_truth=needs_truth, **options)
 
     # ------------------------------------------------------------------ generation
 
@@ -143,20 +162,21 @@ class MuEVisDialTask(OFATask):
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
         sums = dict.fromkeys([key for keys in SUMS.values() for key in keys], 0.0)
-        for text, references, name in zip(texts, sample["references"], sample["uniq_ids"]):
-            if not references:
-                raise ValueError(f"round {name} has no true answer: validate on another split")
+        for text, references in zip(texts, sample["references"]):
             ranks, relevance = ranks_of_order(text), list(map(float, references[1:]))
             if self.cfg.eval_mrr:
-                sums["_mrr_sum"] += 1 / ranks[int(references[0])]
+                rank = ranks[int(references[0])]
+                sums["_mrr_sum"] += 1 / rank
                 sums["_mrr_rounds"] += 1
+                sums["_first_sum"] += rank == 1
+                sums["_first_rounds"] += 1
             if self.cfg.eval_ndcg and relevance:
                 sums["_ndcg_sum"] += ndcg(ranks, relevance)
                 sums["_ndcg_rounds"] += 1
         return sums
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log ``mrr`` and ``ndcg`` of the whole split, in percent."""
+        """Log ``mrr``, ``acc`` and ``ndcg`` of the whole split, in percent."""
         super().reduce_metrics(logging_outputs, criterion)
         for name, keys in SUMS.items():
             log_mean(name, logging_outputs, keys, scale=100)

@@ -1,32 +1,36 @@
 """Task ``mue_vqa``: a question about an image, with open answers or a closed set of them."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.tasks import register_task
 from torch import Tensor
 
+from ofa_exit.data.answers import answer_form, reference_answers
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
-from ofa_exit.data.vqa import QuestionExamples, read_answers
-from ofa_exit.evaluation.metrics.vqa import ten_answers
-from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
+from ofa_exit.data.vqa import MAX_OBJECTS, QuestionExamples, object_text, read_answers
 from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.scorers.measures import AUTO, MEASURES, Measure, choose_measure
 from ofa_exit.plugin.search.beam import eval_args
+from ofa_exit.plugin.search.candidate_search import CandidateEnsemble, check_candidate_search
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
 from ofa_exit.plugin.search.prompted import PromptedSearchTask
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
 
+logger = logging.getLogger(__name__)
+
 ACCURACY = ("_vqa_sum", "_vqa_questions")
-# Equal to the scorers of the same names. VQA and VizWiz have ten annotators, GQA one answer.
-VQA_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "vqa_accuracy": answer_accuracy,
-    "vizwiz_accuracy": vizwiz_answer_accuracy,
-    "gqa_accuracy": lambda prediction, answers: float(prediction.strip() == answers[0]),
-}
+SCORE = ("_vqa_score_sum", "_vqa_cnt")  # OFA's names
+VQA_METRICS = (AUTO, *MEASURES)
+INFERENCE_TYPES = ("allcand", "beamsearch")
+FIRST_ROWS = 1000  # read when a file is opened, to see what kind of answers and objects it has
 
 
 @dataclass
@@ -36,10 +40,34 @@ class VqaConfig(OFATaskConfig):
     answers: Optional[str] = field(
         default=None,
         metadata={
-            "help": "text file of the candidate answers, one per line (answers.txt of ofa-exit "
-            "prepare): training is restricted to them, and generation scores each of them "
-            "(default: any words, found by beam search)"
+            "help": "file of the candidate answers, one per line (answers.txt of ofa-exit prepare) "
+            "or OFA's trainval_ans2label.pkl: training is restricted to them, and generation "
+            "scores each of them (default: any words, found by beam search)"
         },
+    )
+    ans2label_file: Optional[str] = field(
+        default=None, metadata={"help": "OFA's name for --answers"}
+    )
+    beam_search_vqa_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "with --answers: find the answer by beam search among the candidates, as OFA's "
+            "evaluate_vqa_beam.sh, instead of scoring each of them; faster, but not always the best"
+        },
+    )
+    val_inference_type: str = field(
+        default="allcand",
+        metadata={
+            "help": "validation with --answers: score each candidate (allcand), or search among "
+            "them (beamsearch)"
+        },
+    )
+    add_object: bool = field(
+        default=False,
+        metadata={"help": "add the predicted objects, column 4 of OFA's files, to the question"},
+    )
+    max_object_length: int = field(
+        default=MAX_OBJECTS, metadata={"help": "largest number of predicted objects to add"}
     )
     prompt_type: str = field(
         default="none",
@@ -52,8 +80,12 @@ class VqaConfig(OFATaskConfig):
         default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
     )
     vqa_metric: str = field(
-        default="vqa_accuracy",
-        metadata={"help": f"accuracy that --eval-acc logs: {', '.join(VQA_METRICS)}"},
+        default=AUTO,
+        metadata={
+            "help": f"accuracy that --eval-acc logs: {', '.join(VQA_METRICS)}. auto chooses "
+            "vqa_accuracy for the answers of ten annotators, exact_match for one answer per "
+            "question, and ofa_score for answers with a score"
+        },
     )
     eval_args: str = field(
         default="{}",
@@ -74,58 +106,143 @@ class MuEVqaTask(PromptedSearchTask):
 
     prefix = "vqa"
     row_examples = QuestionExamples
-    same_as_trained = (*OFATask.same_as_trained, "prompt_type")
+    same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_object")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
+    ensemble = CandidateEnsemble
+    validation_metrics = dict.fromkeys(("vqa_acc", "acc", "vqa_score"), "eval_acc")
     cfg: VqaConfig
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.trie: Optional[AnswerTrie] = None
-        if self.cfg.answers:
-            with usage_errors():
-                tokens = read_answers(self.cfg.answers, self.encoder).values()
-            self.trie = AnswerTrie(tokens, self.dictionary.eos())
+        self.measures: dict[str, Measure] = {}
+        """What --eval-acc measures on each split."""
+        answers = self.cfg.answers or self.cfg.ans2label_file
+        with usage_errors():
+            if answers:
+                tokens = read_answers(answers, self.encoder).values()
+                self.trie = AnswerTrie(tokens, self.dictionary.eos())
+            if self.cfg.add_object:
+                unknown: list[str] = []
+                self.encoder.encode(object_text("", 0), unknown)
+                if unknown:
+                    raise ValueError(
+                        f"--add-object: the dictionary lacks {unknown[0]!r}, which introduces the "
+                        "objects. Add it to dict.txt, or leave --add-object out"
+                    )
 
     @classmethod
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
-        if cfg.vqa_metric not in VQA_METRICS:
+        for option, choices in (
+            ("vqa_metric", VQA_METRICS),
+            ("val_inference_type", INFERENCE_TYPES),
+        ):
+            value = getattr(cfg, option)
+            if value not in choices:
+                raise ValueError(f"{flag(option)} {value!r}: choose from {', '.join(choices)}")
+        if cfg.answers and cfg.ans2label_file and cfg.answers != cfg.ans2label_file:
             raise ValueError(
-                f"--vqa-metric {cfg.vqa_metric!r}: choose from {', '.join(VQA_METRICS)}"
+                f"--answers {cfg.answers} and --ans2label-file {cfg.ans2label_file} name the same "
+                "list of candidates: give one of them"
             )
+        if cfg.beam_search_vqa_eval and not (cfg.answers or cfg.ans2label_file):
+            raise ValueError(
+                "--beam-search-vqa-eval searches among candidates: name them with --answers. "
+                "Without candidates any words are searched, leave it out"
+            )
+        if cfg.max_object_length < 1:
+            raise ValueError(f"--max-object-length {cfg.max_object_length}: give at least 1")
 
     def examples(self, *arguments: Any, **options: Any) -> RowExamples:
         options.update(prompt_type=self.cfg.prompt_type, trie=self.trie)
+        options.update(add_object=self.cfg.add_object, max_object_length=self.cfg.max_object_length)
         return super().examples(*arguments, **options)
+
+    @usage_errors()
+    def load_dataset(self, split: str, *arguments: Any, **options: Any) -> None:
+        """Open the file of ``split``, and see in its first rows what it can be validated by."""
+        super().load_dataset(split, *arguments, **options)
+        examples: Any = self.datasets[split].rows.examples
+        if self.cfg.eval_acc and not is_training(split):
+            measure = self._choose_measure(examples)
+            self.measures[split] = measure
+            examples.check_answers = measure.check
+            logger.info("%s: vqa_acc is %s", split, measure.title)
+        if self.cfg.add_object and not examples.has_objects(FIRST_ROWS):
+            logger.warning(
+                "%s: --add-object, but none of the first %d rows has predicted objects (column "
+                "%d): questions end in ' object:' alone",
+                *(examples.file.path, min(FIRST_ROWS, len(examples))),
+                examples.file.column_of("objects"),
+            )
+
+    def _choose_measure(self, examples: QuestionExamples) -> Measure:
+        """Return the measure of --vqa-metric; auto takes what fits the first rows."""
+        name, path = self.cfg.vqa_metric, examples.file.path
+        rows = list(examples.first_answers(FIRST_ROWS))
+        if not rows:
+            raise ValueError(
+                f"{path}: --eval-acc needs answers, and none of the first rows has one. Validate "
+                "on a split with answers, or leave --eval-acc out"
+            )
+        if name == AUTO:
+            try:
+                name = choose_measure([form for _, row in rows if (form := answer_form(row))])
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: {error}. Keep one kind, or name it with --vqa-metric"
+                ) from None
+        measure, (index, answers) = MEASURES[name], rows[0]
+        try:
+            measure.check(answers)
+        except ValueError as error:
+            remedy = "Choose another --vqa-metric" if self.cfg.vqa_metric != AUTO else "Mend it"
+            raise examples.file.error(index, "answers", str(error), remedy) from None
+        return measure
 
     # ------------------------------------------------------------------ generation
 
     @property
+    def scores_candidates(self) -> bool:
+        """Return whether every candidate is scored; otherwise a beam search finds the answer."""
+        searches = self.cfg.beam_search_vqa_eval or self.cfg.val_inference_type == "beamsearch"
+        return self.trie is not None and not searches
+
+    @property
     def has_prompts(self) -> bool:
-        return self.trie is None and self.cfg.prompt_type != "none"
+        return not self.scores_candidates and self.cfg.prompt_type != "none"
 
     @property
     def prompt_room(self) -> tuple[int, int]:
         return 1, 0  # a prompt is at most as long as the source
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        if self.trie is not None:
-            reject_search_options(args, len(self.trie.answers))
+        if self.trie is None:
+            return super().make_generator(models, args, **options)
+        candidates = len(self.trie.answers)
+        if self.scores_candidates:
+            reject_search_options(args, candidates)
             nbest = getattr(args, "nbest", 1)
             return AllCandidateGenerator(models, self.trie, self.dictionary.pad(), nbest)
-        return super().make_generator(models, args, **options)
+        check_candidate_search(models, self.trie, args)
+        generator = super().make_generator(models, args, **options)
+        generator.beam_size = min(generator.beam_size, candidates)  # a wider one has no words
+        generator.model.trie = self.trie
+        return generator
 
     def check_prompted_search(self, args: Any) -> None:
         if self.cfg.prompt_type == "src":
             raise UsageError(
-                "--prompt-type src needs --answers: the prompt ends with eos, which would end beam "
-                "search. Use prev_output or none"
+                "--prompt-type src needs --answers without beam search: the prompt ends with eos, "
+                "which would end the search. Use prev_output or none"
             )
         if not getattr(args, "unnormalized", False):
             raise UsageError(
-                "--prompt-type prev_output without --answers needs --unnormalized, as in OFA: beam "
-                "search would divide scores by the length of prompt and answer together"
+                "--prompt-type prev_output without --answers, or with a beam search among them, "
+                "needs --unnormalized, as in OFA: beam search would divide scores by the length of "
+                "prompt and answer together"
             )
         super().check_prompted_search(args)
 
@@ -136,19 +253,25 @@ class MuEVqaTask(PromptedSearchTask):
         sample: dict[str, Any],
         **forced: Optional[Tensor],
     ) -> Hyps:
-        if self.trie is not None:
+        if self.scores_candidates:
             return OFATask.generate(self, generator, models, sample, **forced)
+        if self.trie is not None:
+            generator.model.prompt_lengths = sample["prompt_lengths"]
         return super().generate(generator, models, sample, **forced)
 
     def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        if self.trie is not None:
+        if self.scores_candidates:
             return generator.step_limits(sample["prompt_lengths"])
-        return super().step_limits(generator, sample)
+        limits = super().step_limits(generator, sample)
+        if self.trie is None or limits is None:
+            return limits
+        # As many steps as the prompt without bos, the longest candidate and its eos.
+        return limits.minimum(sample["prompt_lengths"] + max(map(len, self.trie.answers)))
 
     # ------------------------------------------------------------------ validation
 
     def validation_generator(self, model: Any) -> Any:
-        if self.trie is not None:
+        if self.scores_candidates:
             return OFATask.validation_generator(self, model)
         args = eval_args(self.cfg)
         if self.cfg.prompt_type != "none":
@@ -156,18 +279,19 @@ class MuEVqaTask(PromptedSearchTask):
         return self.make_generator([model], args)
 
     def validation_sums(self, sample: dict[str, Any], texts: list[str]) -> dict[str, float]:
-        accuracy = VQA_METRICS[self.cfg.vqa_metric]
-        total = 0.0
-        for text, answers, name in zip(texts, sample["references"], sample["uniq_ids"]):
-            if self.cfg.vqa_metric == "gqa_accuracy":
-                if len(answers) != 1:
-                    raise ValueError(f"question {name} has {len(answers)} answers, in GQA one")
-            else:
-                ten_answers(answers, f"question {name}")
-            total += accuracy(text, answers)
-        return dict(zip(ACCURACY, (total, float(len(texts)))))
+        measure = self.measures[sample["subset"]]
+        # OFA's files hold the score of each answer, which it takes from the ten annotators.
+        score = measure if measure.count else MEASURES["ofa_score"]
+        rows = list(map(reference_answers, sample["references"]))
+        sums: dict[str, float] = {}
+        for names, used in ((ACCURACY, measure), (SCORE, score)):
+            total = sum(used.value(text, answers) for text, answers in zip(texts, rows))
+            sums.update(zip(names, (float(total), float(len(texts)))))
+        return sums
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log ``vqa_acc`` of the whole split, in percent."""
+        """Log ``vqa_acc`` and ``acc`` of the split in percent, and OFA's ``vqa_score``, 0 to 1."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("vqa_acc", logging_outputs, ACCURACY, scale=100)
+        log_mean("acc", logging_outputs, ACCURACY, scale=100)
+        log_mean("vqa_score", logging_outputs, SCORE)

@@ -209,7 +209,9 @@ def test_validation_reports_the_accuracy_of_the_split(data, checkpoint, models):
     metrics.reset()
     with metrics.aggregate() as seen:
         files.validate(data, checkpoint, "--task", TASK, "--batch-size", "2", "--eval-acc")
-    assert seen.get_smoothed_values()["acc"] == pytest.approx(100 * correct / 9, abs=0.01)
+    logged = seen.get_smoothed_values()
+    assert logged["acc"] == pytest.approx(100 * correct / 9, abs=0.01)
+    assert logged["snli_score"] == pytest.approx(correct / 9, abs=1e-3)  # OFA's name and unit
     best = torch.load(checkpoint.parent / "checkpoint_best.pt")["extra_state"]["best"]
     assert best in {round(100 * n / 9, 3) for n in range(10)}
 

@@ -211,7 +211,11 @@ def test_validation_reports_mrr_and_ndcg(data, checkpoint, models):
     metrics.reset()
     with metrics.aggregate() as seen:
         files.validate(data, checkpoint, "--task", TASK, "--batch-size", "2", "--eval-mrr")
-    assert seen.get_smoothed_values()["mrr"] == pytest.approx(expected, abs=0.01)
+    logged = seen.get_smoothed_values()
+    assert logged["mrr"] == pytest.approx(expected, abs=0.01)
+    # The task's accuracy: the true answer is ranked first.
+    first = sum(order[0] == 4 for order in orders)
+    assert logged["acc"] == pytest.approx(100 * first / 9, abs=0.01)
     best = torch.load(checkpoint.parent / "checkpoint_best.pt")["extra_state"]["best"]
     assert 0 < best <= 100
 
@@ -228,6 +232,14 @@ def test_rounds_without_a_relevant_candidate_are_rejected_everywhere(
     sample = {"references": [["4", *"000000"]], "uniq_ids": ["1_1"]}
     with pytest.raises(ValueError, match="relevance"):
         task.validation_sums(sample, ["0 1 2 3 4 5"])
+
+
+def test_validation_rejects_a_round_without_a_true_answer_by_line(data):
+    """When the round is read, so before the first update."""
+    task = files.setup(TASK, f"{data}/hidden.tsv", eval_mrr=True)
+    task.load_dataset("valid")
+    with pytest.raises(ValueError, match=r"hidden\.tsv.*(line |:)2\b.*gt_index"):
+        task.dataset("valid")[1]
 
 
 def test_a_split_without_answers_is_ranked(data, checkpoint):
