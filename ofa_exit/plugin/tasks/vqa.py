@@ -19,6 +19,7 @@ from ofa_exit.plugin.search.prompted import PromptedSearchTask
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.metrics import log_mean
+from ofa_exit.plugin.trained_options import trained_option
 
 ACCURACY = ("_vqa_sum", "_vqa_questions")
 # Equal to the scorers of the same names. VQA and VizWiz have ten annotators, GQA one answer.
@@ -41,12 +42,10 @@ class VqaConfig(OFATaskConfig):
             "(default: any words, found by beam search)"
         },
     )
-    prompt_type: str = field(
-        default="none",
-        metadata={
-            "help": "decoder prompt before the answer: only the start symbol (none), the source "
-            "(src, with --answers), or the source without its end symbol (prev_output)"
-        },
+    prompt_type: Optional[str] = trained_option(
+        "none",
+        "decoder prompt before the answer: only the start symbol (none), the source (src, with "
+        "--answers), or the source without its end symbol (prev_output)",
     )
     eval_acc: bool = field(
         default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
@@ -74,7 +73,6 @@ class MuEVqaTask(PromptedSearchTask):
 
     prefix = "vqa"
     row_examples = QuestionExamples
-    same_as_trained = (*OFATask.same_as_trained, "prompt_type")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
     cfg: VqaConfig
