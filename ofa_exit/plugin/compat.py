@@ -155,7 +155,7 @@ checkpoint_utils.torch = _TorchOfCheckpointUtils()
 def check_file_and_options(
     load: Callable, path: str, arg_overrides: Any = None, *args: Any, **kwargs: Any
 ) -> dict[str, Any]:
-    if "://" not in path:
+    if "://" not in str(path):
         check_is_file(path)  # before fairseq opens it: opening a pipe waits for ever
         if arg_overrides and "path" in arg_overrides:  # only fairseq-validate overrides it
             saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
