@@ -27,7 +27,7 @@ from benchmarks.reference_layers import (
     position_bias,
     table_bias,
 )
-from ofa_exit.models.stem import RESNET_STAGES
+from ofa_exit.models.archs import RESNET_STAGES
 
 CACHE = "reference_cache"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.data.files import atomic_write
 
 # Paths in a configuration, and fairseq's defaults for them.
@@ -45,12 +45,13 @@ def export(checkpoint: Path, out: Path) -> None:
     import torch
 
     import ofa_exit.plugin  # noqa: F401  (allows the classes that checkpoints hold)
+    from ofa_exit.models.checkpoint_file import read_checkpoint
     from ofa_exit.models.checkpoints import without_training_parts
 
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     exported = {
-        "args": _without_paths(state.get("args")),
-        "cfg": _without_paths(state.get("cfg")),
+        "args": _without_paths(state["args"]),
+        "cfg": _without_paths(state["cfg"]),
         "model": without_training_parts(state["model"]),
         "optimizer_history": state["optimizer_history"][-1:],
         "task_state": state.get("task_state", {}),
@@ -60,6 +61,7 @@ def export(checkpoint: Path, out: Path) -> None:
         torch.save(exported, stream)
 
 
+@prints_errors("export", ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("export", __doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file of fairseq-train")

@@ -37,12 +37,9 @@ def load_checkpoint(path: str, overrides: dict[str, Any], task: Any, cfg: Any) -
     Returns:
         The model, and the configuration of its training.
     Raises:
-        UsageError: the file is missing.
+        UsageError: the file is missing, or cannot be used.
     """
-    try:
-        (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
-    except OSError as error:
-        raise UsageError(str(error)) from error
+    (model,), saved = checkpoint_utils.load_model_ensemble([path], overrides, task)
     model.prepare_for_inference_(cfg)
     if cfg.common.fp16:
         model.half()

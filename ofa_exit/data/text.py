@@ -112,13 +112,18 @@ def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], 
 
     Raises:
         FileNotFoundError: one of GPT-2's two files is missing.
-        ValueError: there are files of several codecs.
+        ValueError: there are files of several codecs, or of one that is not supported.
     """
     directory = Path(directory)
     bpe = [directory / "encoder.json", directory / "vocab.bpe"]
     missing = [file.name for file in bpe if not file.is_file()]
     if len(missing) == 1:
         raise FileNotFoundError(f"{directory}: GPT-2 BPE lacks {missing[0]}. Add it to the folder")
+    if len(missing) == 2 and _has_bert_words(directory / "vocab.txt"):
+        raise ValueError(
+            f"{directory}/vocab.txt: BERT's words (Chinese OFA, --bpe bert) are not supported. Give "
+            "a folder of GPT-2's BPE by --bpe-dir"
+        )
     models = sorted(directory.glob("*.model"))
     if len(models) + (not missing) > 1:
         names = [*(file.name for file in bpe if not missing), *(file.name for file in models)]
@@ -126,6 +131,11 @@ def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], 
     if not missing:
         return Gpt2Codec(gpt2_encoder, str(bpe[0]), str(bpe[1]))
     return SentencePieceCodec(str(models[0])) if models else WordCodec()
+
+
+def _has_bert_words(path: Path) -> bool:
+    """Return whether a file lists BERT's vocabulary, which has the word [CLS]."""
+    return path.is_file() and "[CLS]" in path.read_text("utf-8", "replace").split()
 
 
 def dictionary_path(directory: str | os.PathLike) -> Path:

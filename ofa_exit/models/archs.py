@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+# Blocks of the stem's three stages.
+RESNET_STAGES: dict[str, tuple[int, int, int]] = {
+    "resnet_nano": (2, 2, 2),
+    "resnet50": (3, 4, 6),
+    "resnet101": (3, 4, 23),
+    "resnet152": (3, 8, 36),
+}
+
 
 def _size(
     dim: int, encoder_layers: int, decoder_layers: int, heads: int, resnet: str

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
             )
 
 
-def _grown(model: nn.Module, name: str, loaded: Tensor, own: Tensor) -> Tensor:
+def _grown(model: Any, name: str, loaded: Tensor, own: Tensor) -> Tensor:
     """Return ``loaded`` with new rows if the model has more."""
     if loaded.shape == own.shape or loaded.dim() != 2 or loaded.shape[1] != own.shape[1]:
         return loaded
@@ -134,6 +134,11 @@ def _grown(model: nn.Module, name: str, loaded: Tensor, own: Tensor) -> Tensor:
         "embed_positions.weight",
     )
     if name.endswith(growing) and loaded.size(0) < own.size(0):
+        if "embed_positions" not in name and not model.grows_vocabulary:
+            raise ValueError(
+                f"the checkpoint has {loaded.size(0)} words and the vocabulary {own.size(0)}. Give "
+                "the vocabulary of its training (--bpe-dir, --code-dict-size, --num-bins)"
+            )
         logger.info("%s: %d rows added", name, own.size(0) - loaded.size(0))
         return torch.cat([loaded, own[loaded.size(0) :].to(loaded)])
     return loaded

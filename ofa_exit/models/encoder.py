@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa_exit.models.archs import RESNET_STAGES
 from ofa_exit.models.attention import split_heads
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.encoder_pass import EncoderPass
@@ -22,7 +23,7 @@ from ofa_exit.models.positions import (
     token_buckets,
     zero_table,
 )
-from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, rising_rates
+from ofa_exit.models.stem import ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate
 from ofa_exit.runtime.flops import Work, linear_flops
 from ofa_exit.runtime.trace import ExitTrace

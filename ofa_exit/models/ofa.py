@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, describe_heads
+from ofa_exit.models.archs import RESNET_STAGES
 from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.stem import RESNET_STAGES, load_resnet_weights
+from ofa_exit.models.stem import load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.kv_cache import check_kv_mode
 from ofa_exit.runtime.trace import ExitTrace
@@ -173,6 +174,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     """OFA with exits. With no policy it is plain OFA."""
 
     from_checkpoint = False  # whether its weights are another training's
+    grows_vocabulary = True  # whether words that a checkpoint lacks get new rows, to be trained
 
     def __init__(self, cfg: OFAConfig, encoder: OFAEncoder, decoder: OFADecoder) -> None:
         super().__init__(encoder, decoder)

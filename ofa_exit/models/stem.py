@@ -12,14 +12,8 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import StochasticDepth
 
 from ofa_exit.models import cpu
+from ofa_exit.models.checkpoint_file import check_weights, load_file
 from ofa_exit.models.positions import ShapeCache
-
-RESNET_STAGES: dict[str, tuple[int, int, int]] = {
-    "resnet_nano": (2, 2, 2),
-    "resnet50": (3, 4, 6),
-    "resnet101": (3, 4, 23),
-    "resnet152": (3, 8, 36),
-}
 
 
 def rising_rates(last: float, count: int) -> list[float]:
@@ -182,12 +176,8 @@ def load_resnet_weights(stem: nn.Module, path: str) -> None:
     Raises:
         ValueError: if the file is no state dict, or belongs to a ResNet of another depth.
     """
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(
-            f"{path} is not a state dict of torchvision's ResNet. "
-            "Save one with torch.save(model.state_dict(), path)."
-        )
+    weights = load_file(path)
+    check_weights(path, weights)
     try:  # torch adds the batch counters that old files lack
         stem.load_state_dict(
             {k: v for k, v in weights.items() if not k.startswith(("layer4.", "fc."))}

@@ -6,7 +6,7 @@
    classes (``weights_only``). Allow those that fairseq and the official OFA release store, and
    those that processes exchange when one of them reads for all. ``weights_only`` stays on.
 3. A checkpoint with ``args`` cannot be read if its task or criterion is not registered, although
-   loading the model into another task needs neither.
+   loading the model into another task needs neither. The options of such a task are lost.
 4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets, and fails on
    OFA's ``train.tsv,valid.tsv``.
 5. ``--ddp-backend pytorch_ddp`` passes a GPU's number for a model on the CPU, which torch rejects.
@@ -15,8 +15,12 @@
 8. ``--optimizer composite`` fails with a KeyError if a parameter group has no settings, and the
    command line of ``fairseq-train`` cannot give any.
 9. Every command prints deprecation warnings about fairseq's own calls to hydra and omegaconf.
-10. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
-11. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+10. Damaged files, and other files than checkpoints, end in deep tracebacks or load nothing.
+    Checkpoints without arguments, and those of ``DistributedDataParallel`` or Hugging Face, cannot
+    be read. All files go through ``models/checkpoint_file.py``.
+11. fairseq-validate takes options that differ from the checkpoint's training without a word.
+12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
+13. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -44,7 +48,10 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
-from ofa_exit.plugin.errors import UsageError
+from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.trained_options import reject_given_differences
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -124,15 +131,54 @@ def drop_unknown_parts(convert: Callable, args: argparse.Namespace) -> omegaconf
     kept = {k: v for k, v in vars(args).items() if k not in known or v in known[k]}
     config = convert(argparse.Namespace(**kept))
     if config.task is None:  # fairseq reads its fields
-        config.task = {"_name": getattr(args, "task", None)}
+        plain = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float))}
+        config.task = {**plain, "_name": getattr(args, "task", None)}
     return config
 
 
+class _TorchOfCheckpointUtils:
+    """torch as ``fairseq.checkpoint_utils`` sees it: ``load`` checks what it reads."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file: typing.BinaryIO, **options: Any) -> dict[str, Any]:
+        return read_checkpoint(file.name)
+
+
+checkpoint_utils.torch = _TorchOfCheckpointUtils()
+
+
 @patch(checkpoint_utils, "load_checkpoint_to_cpu")
-def name_missing_criterion(load: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    state = load(*args, **kwargs)
-    state.setdefault("criterion", None)  # as fairseq saves a criterion without parameters
-    return state
+@usage_errors()
+def check_file_and_options(
+    load: Callable, path: str, arg_overrides: Any = None, *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    if "://" not in str(path):
+        check_is_file(path)  # before fairseq opens it: opening a pipe waits for ever
+        if arg_overrides and "path" in arg_overrides:  # only fairseq-validate overrides it
+            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
+            reject_given_differences(saved, arg_overrides)
+    return load(path, arg_overrides, *args, **kwargs)
+
+
+@patch(checkpoint_utils, "load_model_ensemble_and_task")
+def name_missing_file(load: Callable, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return load(*args, **kwargs)
+    except OSError as error:
+        raise UsageError(f"--path: {error}. Give an existing file") from error
+
+
+@patch(trainer.Trainer, "load_checkpoint")
+def name_misfit(load: Callable, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:
+        if isinstance(error.__context__, UsageError):
+            raise error.__context__ from None
+        raise
 
 
 @patch(data_utils, "_find_extra_valid_paths")

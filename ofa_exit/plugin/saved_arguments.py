@@ -1,39 +1,159 @@
-"""The model's arguments in a checkpoint, read without its weights."""
+"""The arguments in checkpoints, read without their weights, and the options that must fit them."""
 
 import ast
 import glob
 import os
-import pickle
 from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Optional
 
-import torch
 from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from omegaconf import DictConfig, OmegaConf
 
 from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_reference_layers
+from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
+LAST_CHECKPOINT = "checkpoint_last.pt"  # fairseq's default of --restore-file
 
-def reject_misfit_of_checkpoints(cfg: Any, policy: Optional[ExitPolicy]) -> None:
-    """Reject exit options that a model of ``cfg.path`` cannot follow, before it is loaded.
+
+@dataclass
+class SavedCheckpoint:
+    """A checkpoint whose weights stay on disk, with ``--model-overrides`` applied."""
+
+    path: str
+    state: dict[str, Any]
+    overrides: dict[str, Any]
+
+    @property
+    def model_arguments(self) -> Optional[Namespace]:
+        """Return the arguments of an OFA model with its architecture's defaults; None for others.
+
+        fairseq reads ``args`` where a file has both.
+        """
+        saved = self.state["args"] or self.state["cfg"]["model"]
+        arguments = Namespace(**{**values_of(saved), **self.overrides})
+        arch = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
+        if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
+            return None
+        ARCH_CONFIG_REGISTRY[arch](arguments)
+        return arguments
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """Return the options of the training's task, and its name as ``_name``."""
+        if self.state["args"] is not None:
+            values = dict(vars(self.state["args"]))
+            values["_name"] = values.get("task")
+        else:
+            values = values_of(self.state["cfg"].get("task"))
+            values.setdefault("_name", values.get("task"))
+        return {**values, **self.overrides}
+
+    @property
+    def bpe(self) -> Any:
+        """Return the name of fairseq's BPE that the training used; None for the task's own."""
+        if self.state["args"] is not None:
+            return getattr(self.state["args"], "bpe", None)
+        chosen = self.state["cfg"].get("bpe")
+        return chosen if isinstance(chosen, str) else values_of(chosen).get("_name")
+
+    @property
+    def words(self) -> Optional[int]:
+        """Return the number of words of the vocabulary; None if it cannot be told."""
+        weights = self.state["model"]
+        embedding = weights.get("encoder.embed_tokens.weight") if weights else None
+        return None if embedding is None else embedding.size(0)
+
+
+def values_of(saved: Any) -> dict[str, Any]:
+    """Return arguments, stored as a namespace or a dictionary, as a new dictionary."""
+    if isinstance(saved, Namespace):
+        return dict(vars(saved))
+    if OmegaConf.is_config(saved):
+        return OmegaConf.to_container(saved, resolve=False)
+    return dict(saved) if isinstance(saved, Mapping) else {}
+
+
+def command_of(cfg: Any) -> Optional[DictConfig]:
+    """Return the configuration of the command that a task's options belong to."""
+    parent = cfg._get_parent() if isinstance(cfg, DictConfig) else None
+    return parent if parent is not None and "checkpoint" in parent else None
+
+
+def saved_checkpoints(cfg: Any) -> list[SavedCheckpoint]:
+    """Return the checkpoints of a command: those of ``--path``, or the one that training starts at.
+
+    Checkpoints in parts and remote ones are left out: fairseq finds them.
+
+    Args:
+        cfg: options of the task.
+
+    Raises:
+        ValueError, OSError: a checkpoint is missing, or cannot be used.
+    """
+    evaluated = resolved(cfg.path)
+    if evaluated:
+        named = [("--path", path) for path in utils.split_paths(evaluated)]
+        overrides = parse_overrides(resolved(cfg.model_overrides) or "{}")
+    else:
+        start = _start_of_training(command_of(cfg))
+        named, overrides = [] if start is None else [start], {}
+    found = []
+    for option, path in named:
+        # The files of a checkpoint in parts begin with its name; a URL is no local file.
+        parts = glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*") if path else []
+        if "://" in path or (parts and not os.path.lexists(path)):
+            continue
+        try:
+            found.append(SavedCheckpoint(path, read_checkpoint(path, weights=False), overrides))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{option} {error}") from error
+    return found
+
+
+def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
+    """Return the option that names the checkpoint that fairseq-train loads, and the file.
+
+    fairseq trains from scratch where ``--restore-file`` does not exist.
+    """
+    if command is None:
+        return None
+    options = command.checkpoint
+    if options.restore_file != LAST_CHECKPOINT:
+        if options.finetune_from_model is not None:
+            raise ValueError(
+                f"--restore-file {options.restore_file} and --finetune-from-model "
+                f"{options.finetune_from_model}: give one of them"
+            )
+        file = options.restore_file.replace(".pt", f"{options.checkpoint_suffix}.pt")
+        return "--restore-file", file or "''"
+    last = f"{options.save_dir}/checkpoint_last{options.checkpoint_suffix}.pt"
+    if os.path.lexists(last):
+        return "--save-dir:", last
+    for name in ("continue_once", "finetune_from_model"):
+        if getattr(options, name, None) is not None:
+            return f"--{name.replace('_', '-')}", getattr(options, name) or "''"
+    return None
+
+
+def reject_misfit_of_checkpoints(
+    cfg: Any, policy: Optional[ExitPolicy], checkpoints: list[SavedCheckpoint]
+) -> None:
+    """Reject exit options that a model cannot follow, before it is loaded.
 
     ``build_model`` checks again, for checkpoints whose arguments cannot be read here.
 
     Raises:
         ValueError: an option does not fit.
-        FileNotFoundError: a checkpoint is missing.
     """
-    for path in utils.split_paths(resolved(cfg.path) or ""):
-        # The files of a checkpoint in parts begin with its name; a URL is no local file.
-        if "://" not in path and not glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*"):
-            raise FileNotFoundError(f"--path {path}: no such checkpoint")
-        if policy is None and reference_layers(cfg) is None:
-            continue
-        arguments = saved_arguments(path, cfg.model_overrides)
-        if arguments is None:
+    for checkpoint in checkpoints:
+        arguments = checkpoint.model_arguments
+        if arguments is None or not resolved(cfg.path):
             continue
         reject_shallow_reference(cfg, arguments)
         if policy is not None:
@@ -59,27 +179,16 @@ def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
         model_overrides: as on the command line.
 
     Returns:
-        None if they cannot be read: no such file (a checkpoint in parts), torch's format before
-        1.6, another model, or a damaged file. fairseq reports the reason when it loads the file.
+        None if the file holds another model, or is missing (a checkpoint in parts).
 
     Raises:
-        ValueError: ``model_overrides`` is not a dictionary.
+        ValueError: ``model_overrides`` is not a dictionary, or the file is no checkpoint.
     """
-    if not os.path.isfile(path):
+    overrides = parse_overrides(model_overrides)
+    if not os.path.exists(path):
         return None
-    try:
-        # Memory-mapped: the weights stay on disk.
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        saved = state.get("args") or state["cfg"]["model"]
-        values = vars(saved) if isinstance(saved, Namespace) else dict(saved)
-    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, LookupError, TypeError):
-        return None
-    arguments = Namespace(**{**values, **parse_overrides(model_overrides)})
-    arch = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
-    if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
-        return None
-    ARCH_CONFIG_REGISTRY[arch](arguments)
-    return arguments
+    state = read_checkpoint(path, weights=False)
+    return SavedCheckpoint(path, state, overrides).model_arguments
 
 
 def resolved(value: Any) -> Any:

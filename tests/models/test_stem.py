@@ -8,7 +8,8 @@ import torchvision
 from helpers.flop_counts import counted
 from helpers.small_models import batch, nano
 
-from ofa_exit.models.stem import RESNET_STAGES, ResNetStem, load_resnet_weights
+from ofa_exit.models.archs import RESNET_STAGES
+from ofa_exit.models.stem import ResNetStem, load_resnet_weights
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])

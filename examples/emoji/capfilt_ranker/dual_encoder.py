@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa_exit.models.stem import RESNET_STAGES, ResNetStem
+from ofa_exit.models.archs import RESNET_STAGES
+from ofa_exit.models.stem import ResNetStem
 
 # As in CLIP: log of the scale (1 / temperature) at the start, and its upper limit.
 START_LOG_SCALE, MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100)

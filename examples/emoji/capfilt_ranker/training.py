@@ -1,7 +1,6 @@
 """Training of the dual encoder on a caption TSV; a killed run resumes after its last epoch."""
 
 import math
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from ofa_exit.data.formats import CAPTION_COLS
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.data.tsv import TsvFile
+from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.saved_arguments import saved_arguments
 
 from . import checkpoint
@@ -123,10 +123,7 @@ def build(run: Training, vocabulary: int, pad: int) -> DualEncoder:
     arguments = saved_arguments(run.init_from, "{}")
     if arguments is None:
         raise ValueError(f"{run.init_from} is not a checkpoint of OFA")
-    try:
-        state = torch.load(run.init_from, map_location="cpu", weights_only=True)["model"]
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{run.init_from} cannot be read ({error})") from error
+    state = read_checkpoint(run.init_from)["model"]
     model = DualEncoder(
         DualEncoderConfig(
             vocabulary,

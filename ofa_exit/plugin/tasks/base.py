@@ -22,6 +22,7 @@ from ofa_exit.plugin.saved_arguments import (
     reject_misfit_of_checkpoints,
     reject_shallow_reference,
     resolved,
+    saved_checkpoints,
 )
 from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
@@ -29,6 +30,7 @@ from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.plugin.tasks.metrics import check_best_metric
+from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.trace import ExitTrace
@@ -80,9 +82,7 @@ class OFATask(DataTask):
 
     @classmethod
     @usage_errors()
-    def setup_task(
-        cls, cfg: OFATaskConfig, from_checkpoint: bool = False, **kwargs: Any
-    ) -> "OFATask":
+    def setup_task(cls, cfg: Any, from_checkpoint: bool = False, **kwargs: Any) -> "OFATask":
         """Check all options, then read the dictionary.
 
         Args:
@@ -90,11 +90,13 @@ class OFATask(DataTask):
         """
         policy = build_exit_policy(cfg, cls.exit_defaults)
         reference_layers(cfg)  # rejects what is none
+        checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
+        reject_misfit_of_checkpoints(cfg, policy, checkpoints)
+        take_trained_options(cfg, cls.prefix, checkpoints)
         cls.check_options(cfg)
-        if not from_checkpoint:
-            reject_misfit_of_checkpoints(cfg, policy)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
+        reject_other_vocabulary(cfg, len(dictionary), folder, checkpoints)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
@@ -103,11 +105,14 @@ class OFATask(DataTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model without weights, and reject exit options that it cannot follow."""
+        if from_checkpoint:  # its weights are in the checkpoint
+            cfg.resnet_model_path = None
         with usage_errors():
             model = super().build_model(cfg, from_checkpoint)
             reject_shallow_reference(self.cfg, cfg)
         reject_misfit(self.cfg, self.exit_policy, model)
         log_heads(model)
+        model.grows_vocabulary = not from_checkpoint
         if not from_checkpoint:
             self.model_to_train = model
         if self.validates_generation():

@@ -21,6 +21,7 @@ from ofa_exit.plugin.search.prompted import PromptedSearchTask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean, summed
+from ofa_exit.plugin.trained_options import trained_option
 
 CIDER = ("_cider_sum", "_cider_sentences")
 BLEU = tuple(f"_bleu_{number}" for number in range(10))
@@ -30,12 +31,10 @@ BLEU = tuple(f"_bleu_{number}" for number in range(10))
 class CaptionConfig(OFATaskConfig):
     """Options of ``mue_caption``."""
 
-    caption_prompt: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": 'decoder prompt that captions continue, as "a photo of" (BLIP); it is no part '
-            "of the loss and of generated captions (default: none)"
-        },
+    caption_prompt: Optional[str] = trained_option(
+        None,
+        'decoder prompt that captions continue, as "a photo of" (BLIP); it is no part of the loss '
+        "and of generated captions",
     )
     eval_cider: bool = field(
         default=False, metadata={"help": "generate in validation and log CIDEr"}
@@ -58,7 +57,6 @@ class MuECaptionTask(PromptedSearchTask):
 
     prefix = "caption"
     row_examples = CaptionExamples
-    same_as_trained = (*PromptedSearchTask.same_as_trained, "caption_prompt")
     exit_defaults = "caption"
     eval_options = ("eval_cider", "eval_bleu")
     validation_metrics: ClassVar[dict[str, str]] = {"cider": "eval_cider", "bleu": "eval_bleu"}

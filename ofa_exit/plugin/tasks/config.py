@@ -6,6 +6,7 @@ from typing import Optional
 from omegaconf import II
 
 from ofa_exit.plugin.options import ExitFlags
+from ofa_exit.plugin.trained_options import trained_option
 
 
 @dataclass
@@ -31,13 +32,13 @@ class OFATaskConfig(ExitFlags):
             "folder)"
         },
     )
-    max_src_length: int = field(default=80, metadata={"help": "longest source text, in words"})
+    max_src_length: Optional[int] = trained_option(80, "longest source text, in words")
     max_tgt_length: int = field(default=20, metadata={"help": "longest training target, in words"})
-    patch_image_size: int = field(
-        default=480, metadata={"help": "side of the resized images, in pixels"}
+    patch_image_size: Optional[int] = trained_option(
+        480, "side of the resized images, in pixels", any_task=True
     )
-    imagenet_default_mean_and_std: bool = field(
-        default=False, metadata={"help": "normalise images by ImageNet's mean and std, not by 0.5"}
+    imagenet_default_mean_and_std: Optional[bool] = trained_option(
+        False, "normalise images by ImageNet's mean and std, not by 0.5", any_task=True
     )
     augment: Optional[str] = field(
         default=None,
@@ -51,12 +52,10 @@ class OFATaskConfig(ExitFlags):
         default=False,
         metadata={"help": "skip and count rows that cannot be used, instead of failing"},
     )
-    code_dict_size: int = field(
-        default=8192, metadata={"help": "image codes in the vocabulary; OFA's checkpoints: 8192"}
+    code_dict_size: Optional[int] = trained_option(
+        8192, "image codes in the vocabulary", any_task=True
     )
-    num_bins: int = field(
-        default=1000, metadata={"help": "position bins in the vocabulary; OFA's checkpoints: 1000"}
-    )
+    num_bins: Optional[int] = trained_option(1000, "position bins in the vocabulary", any_task=True)
     reference_layers: Optional[str] = field(
         default=None,
         metadata={

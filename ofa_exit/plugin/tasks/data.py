@@ -19,6 +19,7 @@ from ofa_exit.plugin.reporting import Progress
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.dataset import RowDataset
 from ofa_exit.plugin.tasks.files import is_training, split_files
+from ofa_exit.plugin.trained_options import reject_other_training
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,9 @@ class DataTask(FairseqTask):
     prefix: str
     """Official files of the task are called PREFIX_train.tsv."""
     row_examples: type[RowExamples]
-    same_as_trained: tuple[str, ...] = ("patch_image_size", "imagenet_default_mean_and_std")
-    """Options in which a checkpoint's training must agree."""
 
-    cfg: OFATaskConfig
+    cfg: Any
+    """OFATaskConfig, in which setup_task has set every option."""
 
     def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
         super().__init__(cfg)
@@ -92,7 +92,8 @@ class DataTask(FairseqTask):
             task_cfg: the checkpoint's, in fairseq-generate and fairseq-validate.
         """
         self.reads_checkpoint = task_cfg is not None
-        self._check_training_of_checkpoint(task_cfg)
+        if task_cfg is not None:
+            reject_other_training(self.cfg, self.prefix, task_cfg)
         files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
@@ -110,21 +111,6 @@ class DataTask(FairseqTask):
         logger.info("%s: %d rows of %s", split, len(rows), path)
         self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
         self.datasets[split].set_epoch(epoch)
-
-    def _check_training_of_checkpoint(self, trained: Any) -> None:
-        # Other images or prompts than in training cost quality, and nothing else would show it.
-        # The official task of the same files has the name ``prefix``.
-        names = (getattr(self.cfg, "_name", None), self.prefix)
-        if trained is None or getattr(trained, "_name", None) not in names:
-            return
-        for option in self.same_as_trained:
-            given, expected = getattr(self.cfg, option), getattr(trained, option, None)
-            if expected is not None and given != expected:
-                raise ValueError(
-                    f"{flag(option)} is {given}, but the checkpoint was trained with {expected}. "
-                    "Give the same value, or override the checkpoint's: "
-                    f"--model-overrides \"{{'{option}': {given!r}}}\""
-                )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, over one shard with --num-shards and --shard-id.

@@ -15,6 +15,7 @@ from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_sear
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.metrics import log_mean
+from ofa_exit.plugin.trained_options import trained_option
 
 ACCURACY = ("_acc_correct", "_acc_sentences")
 
@@ -23,15 +24,13 @@ ACCURACY = ("_acc_correct", "_acc_sentences")
 class SnliVeConfig(OFATaskConfig):
     """Options of ``mue_snli_ve``."""
 
-    prompt_type: str = field(
-        default="none",
-        metadata={
-            "help": "decoder prompt before the answer: only the start symbol (none), the source "
-            "(src), or the source without its end symbol (prev_output)"
-        },
+    prompt_type: Optional[str] = trained_option(
+        "none",
+        "decoder prompt before the answer: only the start symbol (none), the source (src), or the "
+        "source without its end symbol (prev_output)",
     )
-    add_caption: bool = field(
-        default=False, metadata={"help": "add the premise, a caption, to the question"}
+    add_caption: Optional[bool] = trained_option(
+        False, "add the premise, a caption, to the question"
     )
     eval_acc: bool = field(
         default=False, metadata={"help": "answer in validation and log the accuracy"}
@@ -44,7 +43,6 @@ class MuESnliVeTask(OFATask):
 
     prefix = "snli_ve"
     row_examples = EntailmentExamples
-    same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_caption")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
     validation_metrics = dict.fromkeys(("acc", "snli_score"), "eval_acc")

@@ -23,6 +23,7 @@ from ofa_exit.plugin.tasks.base import Hyps, OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
 from ofa_exit.plugin.tasks.metrics import log_mean
+from ofa_exit.plugin.trained_options import trained_option
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +63,16 @@ class VqaConfig(OFATaskConfig):
             "them (beamsearch)"
         },
     )
-    add_object: bool = field(
-        default=False,
-        metadata={"help": "add the predicted objects, column 4 of OFA's files, to the question"},
+    add_object: Optional[bool] = trained_option(
+        False, "add the predicted objects, column 4 of OFA's files, to the question"
     )
-    max_object_length: int = field(
-        default=MAX_OBJECTS, metadata={"help": "largest number of predicted objects to add"}
+    max_object_length: Optional[int] = trained_option(
+        MAX_OBJECTS, "largest number of predicted objects to add"
     )
-    prompt_type: str = field(
-        default="none",
-        metadata={
-            "help": "decoder prompt before the answer: only the start symbol (none), the source "
-            "(src, with --answers), or the source without its end symbol (prev_output)"
-        },
+    prompt_type: Optional[str] = trained_option(
+        "none",
+        "decoder prompt before the answer: only the start symbol (none), the source (src, with "
+        "--answers), or the source without its end symbol (prev_output)",
     )
     eval_acc: bool = field(
         default=False, metadata={"help": "answer in validation and log the accuracy as vqa_acc"}
@@ -106,7 +104,6 @@ class MuEVqaTask(PromptedSearchTask):
 
     prefix = "vqa"
     row_examples = QuestionExamples
-    same_as_trained = (*OFATask.same_as_trained, "prompt_type", "add_object")
     exit_defaults = "answer"
     eval_options = ("eval_acc",)
     ensemble = CandidateEnsemble

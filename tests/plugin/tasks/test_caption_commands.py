@@ -204,7 +204,7 @@ def test_a_generation_that_fails_midway_is_reported_as_incomplete(tmp_path, chec
 
 def test_other_failures_keep_their_traceback_and_print_no_empty_report(data, checkpoint, tmp_path):
     state = torch.load(checkpoint)
-    state["model"]["decoder.layers.0.fc1.weight"].fill_(float("nan"))
+    state["model"]["decoder.layers.0.fc1.weight"].fill_(1e38)  # finite; NaN in the first layer
     torch.save(state, tmp_path / "broken.pt")
     done = command("generate", *files.generate_arguments(TASK, data, tmp_path / "broken.pt"))
     assert done.returncode == 1

@@ -172,9 +172,10 @@ def test_training_validation_and_generation_through_the_commands(data, tmp_path,
     trained = files.train(TASK, data, tmp_path, *more, updates=2)
     lines = files.generate(TASK, data, trained, "--caption-prompt", PROMPT, "--beam", "5")
     assert sorted(lines["H"]) == list(range(11))
-    # A checkpoint that was trained after a prompt needs it.
-    with pytest.raises(ValueError, match=f"--caption-prompt is None, .*trained with {PROMPT}"):
-        files.generate(TASK, data, trained)
+    # A checkpoint that was trained after a prompt brings it, and takes no other.
+    assert files.generate(TASK, data, trained, "--beam", "5")["H"] == lines["H"]
+    with pytest.raises(ValueError, match=f"--caption-prompt is a red, .*trained with {PROMPT}"):
+        files.generate(TASK, data, trained, "--caption-prompt", "a red")
     frequencies = ["--cider-frequencies", str(tmp_path / "df.npz"), "--caption-prompt", PROMPT]
     with pytest.raises(UsageError, match=r"--caption-prompt: .*without a prompt"):
         files.train(TASK, data, tmp_path / "scst", "--criterion", "mue_scst", *frequencies)

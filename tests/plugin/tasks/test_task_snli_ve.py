@@ -199,7 +199,7 @@ def test_generate_prints_the_best_answers_and_scores_them(data, checkpoint):
 
 def test_another_prompt_than_in_training_is_rejected(data, checkpoint):
     with pytest.raises(ValueError, match=r"--prompt-type is none.* trained with prev_output"):
-        files.generate(TASK, data, checkpoint)
+        files.generate(TASK, data, checkpoint, "--prompt-type", "none")
 
 
 def test_validation_reports_the_accuracy_of_the_split(data, checkpoint, models):

@@ -1,0 +1,162 @@
+"""Options of a task that a checkpoint's training fixes: taken from it, or compared with it."""
+
+import dataclasses
+import logging
+from typing import Any, Optional
+
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+from omegaconf import OmegaConf
+
+from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.saved_arguments import (
+    SavedCheckpoint,
+    command_of,
+    parse_overrides,
+    resolved,
+    values_of,
+)
+
+logger = logging.getLogger(__name__)
+
+# Kinds of the official tasks, whose rows this package reads; our tasks' kind is their prefix.
+OFFICIAL_KINDS = {"caption": "caption", "snli_ve": "snli_ve", "vqa_gen": "vqa"}
+
+
+def trained_option(fallback: Any, help: str, any_task: bool = False) -> Any:
+    """Declare an option of a task that decides what a model reads.
+
+    Args:
+        fallback: value where neither the command line nor a checkpoint has one.
+        any_task: the option has one meaning in all of OFA's tasks, so that a checkpoint of another
+            task fixes it, too: of refcoco (its image size) for captions.
+    """
+    shown = "none" if fallback is None else "off" if fallback is False else fallback
+    return dataclasses.field(
+        default=None,
+        metadata={
+            "help": f"{help} (default: the checkpoint's, or else {shown})",
+            "fallback": fallback,
+            "any_task": any_task,
+        },
+    )
+
+
+def _declared(kind: type) -> list[Any]:
+    return [one for one in dataclasses.fields(kind) if "fallback" in one.metadata]
+
+
+def kind_of_task(name: Any) -> Optional[str]:
+    """Return the kind of the official task, or of ours; None for all others."""
+    return OFFICIAL_KINDS.get(name) or getattr(TASK_REGISTRY.get(name), "prefix", None)
+
+
+def _trained(option: Any, saved: dict[str, Any], kind: str) -> Any:
+    """Return a checkpoint's value of an option for tasks of a kind; None if it has none."""
+    if not option.metadata["any_task"] and kind_of_task(saved.get("_name")) != kind:
+        return None
+    value, fallback = resolved(saved.get(option.name)), option.metadata["fallback"]
+    wanted = str if fallback is None else type(fallback)
+    if value is not None and type(value) is not wanted:
+        raise ValueError(
+            f"the checkpoint's {option.name} is {value!r}, not {wanted.__name__}. Give "
+            f"--model-overrides \"{{'{option.name}': {fallback!r}}}\""
+        )
+    return value
+
+
+def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]) -> None:
+    """Set options that are not given to those of the checkpoints' training.
+
+    They are set in the command's configuration, too, which fairseq stores in new checkpoints.
+
+    Args:
+        cfg: options of the task.
+        kind: kind of the task, see ``kind_of_task``.
+
+    Raises:
+        ValueError: an option of generation differs from a checkpoint's training.
+    """
+    command = command_of(cfg)
+    taken = []
+    for option in _declared(OmegaConf.get_type(cfg) or type(cfg)):
+        name = option.name
+        for checkpoint in checkpoints:
+            trained = _trained(option, checkpoint.task_options, kind)
+            if getattr(cfg, name) is None and trained is not None:
+                setattr(cfg, name, trained)
+                taken.append(f"{flag(name)} {trained}")
+            elif resolved(cfg.path):  # training may start at a checkpoint of other options
+                _reject_difference(checkpoint.path, name, getattr(cfg, name), trained)
+        if getattr(cfg, name) is None:
+            setattr(cfg, name, option.metadata["fallback"])
+        if command is not None and command.get("task") is not None:
+            command.task[name] = getattr(cfg, name)
+    if taken:
+        logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(taken))
+
+
+def _reject_difference(path: str, name: str, given: Any, trained: Any) -> None:
+    if trained is not None and given is not None and given != trained:
+        raise ValueError(
+            f"{flag(name)} is {given}, but {path} was trained with {trained}. Leave the option "
+            f"out, or override the checkpoint's: --model-overrides \"{{'{name}': {given!r}}}\""
+        )
+
+
+def reject_other_training(cfg: Any, kind: str, trained: Any, path: str = "the checkpoint") -> None:
+    """Raise ValueError if a task's options differ from those of a checkpoint's task.
+
+    Other images or prompts than in training cost quality, and nothing else would show it.
+
+    Args:
+        trained: options of the checkpoint's task, as fairseq loads them.
+    """
+    saved = values_of(trained)
+    saved.setdefault("_name", saved.get("task"))
+    for option in _declared(OmegaConf.get_type(cfg) or type(cfg)):
+        name = option.name
+        _reject_difference(path, name, getattr(cfg, name), _trained(option, saved, kind))
+
+
+def reject_given_differences(checkpoint: SavedCheckpoint, given: dict[str, Any]) -> None:
+    """Raise ValueError if fairseq-validate gets other options than a checkpoint's training.
+
+    It takes its task from the checkpoint, with all options of the command line put in.
+
+    Args:
+        given: options of the command line, with ``model_overrides`` put in.
+    """
+    saved = checkpoint.task_options
+    kind = TASK_DATACLASS_REGISTRY.get(saved.get("_name"))
+    meant = parse_overrides(given.get("model_overrides", "{}"))
+    for option in _declared(kind) if kind else []:
+        if option.name in given and option.name not in meant:
+            name = option.name
+            _reject_difference(checkpoint.path, name, given[name], saved.get(name))
+
+
+def reject_other_vocabulary(
+    cfg: Any, words: int, folder: str, checkpoints: list[SavedCheckpoint]
+) -> None:
+    """Raise ValueError if a checkpoint was trained with another vocabulary than the task's.
+
+    Args:
+        words: size of the task's vocabulary.
+        folder: where its dict.txt is.
+    """
+    for checkpoint in checkpoints:
+        if checkpoint.bpe == "bert":
+            raise ValueError(
+                f"{checkpoint.path} was trained with BERT's words (--bpe bert, Chinese OFA), which "
+                "are not supported. Use a checkpoint of GPT-2's BPE"
+            )
+        if resolved(cfg.path) and checkpoint.words not in (None, words):
+            plain = words - cfg.code_dict_size - cfg.num_bins
+            remedy = "Give the folder of its training's dict.txt by --bpe-dir"
+            if checkpoint.words == plain:
+                remedy = "Give --code-dict-size 0 --num-bins 0"
+            raise ValueError(
+                f"{checkpoint.path} has {checkpoint.words} words, and {folder}/dict.txt with "
+                f"--code-dict-size {cfg.code_dict_size} and --num-bins {cfg.num_bins} has {words}. "
+                f"{remedy}"
+            )

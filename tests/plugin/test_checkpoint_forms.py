@@ -1,0 +1,182 @@
+"""Forms of checkpoints met in public, through fairseq's commands and ofa-exit export."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import caption_task
+from helpers import task_files as files
+from helpers.caption_task import TASK
+from models.test_checkpoint_file import FORMS, hugging_face_names
+
+from ofa_exit.cli.main import main as ofa_exit
+from ofa_exit.plugin.errors import UsageError
+
+data = caption_task.data  # a fixture
+SPLIT = ("--model-overrides", "{'split_modalities': True}")  # has no weights to be told from
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    """Trained from a ResNet and from another checkpoint, which are both deleted afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        folder = tmp_path_factory.mktemp("checkpoint")
+        first = files.train(TASK, data, folder / "first", "--disable-validation", updates=1)
+        start = "encoder.embed_images."
+        weights = torch.load(first)["model"]
+        stem = {n.removeprefix(start): v for n, v in weights.items() if n.startswith(start)}
+        torch.save(stem, folder / "resnet.pth")
+        more = ["--resnet-model-path", str(folder / "resnet.pth"), "--disable-validation"]
+        more += ["--finetune-from-model", str(first), "--resnet-type", "resnet_nano"]
+        trained = files.train(TASK, data, folder / "run", *more, updates=8)
+        (folder / "resnet.pth").unlink()
+        first.unlink()
+        return trained
+
+
+@pytest.fixture(scope="module")
+def captions(data, checkpoint):
+    """Also: neither file of the training is needed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        return files.generate(TASK, data, checkpoint)["H"]
+
+
+def test_validation_needs_no_files_of_the_training(data, checkpoint):
+    files.validate(data, checkpoint, "--task", TASK, "--batch-size", "4")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_generates_the_same_captions(data, checkpoint, captions, tmp_path, form):
+    path = tmp_path / "model.pt"
+    torch.save(FORMS[form](torch.load(checkpoint)["model"]), path)
+    assert files.generate(TASK, data, path, *SPLIT)["H"] == captions
+
+
+@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
+def test_training_starts_at_every_form(data, checkpoint, tmp_path, option):
+    for form in ("bare", "data parallel", "Hugging Face"):
+        path = tmp_path / f"{form}.pt"
+        start = torch.load(checkpoint)["model"]
+        torch.save(FORMS[form](start), path)
+        more = [option, str(path), "--lr", "1e-12", "--disable-validation"]
+        trained = files.train(TASK, data, tmp_path / f"run {form}", *more, updates=1)
+        name = "decoder.layers.0.encoder_attn.k_proj.weight"
+        torch.testing.assert_close(
+            torch.load(trained)["model"][name], start[name], rtol=0, atol=1e-6
+        )
+
+
+def test_export_converts_names_and_adds_arguments(data, checkpoint, captions, tmp_path, capsys):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(hugging_face_names(torch.load(checkpoint)["model"]), path)
+    assert ofa_exit(["export", str(path), str(tmp_path / "ofa.pt")]) == 0
+    state = torch.load(tmp_path / "ofa.pt")
+    assert (
+        state["args"].encoder_embed_dim == 32 and "encoder.layers.0.attn_ln.bias" in state["model"]
+    )
+    assert files.generate(TASK, data, tmp_path / "ofa.pt", *SPLIT)["H"] == captions
+
+
+def test_export_rejects_what_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "page.pt").write_text("<html>")
+    assert ofa_exit(["export", str(tmp_path / "page.pt"), str(tmp_path / "out.pt")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ofa-exit export: error: ") and "is a web page" in line
+    assert not (tmp_path / "out.pt").exists()
+
+
+def bad_files(folder: Path, checkpoint: Path) -> dict[str, tuple[Path, str]]:
+    folder.mkdir()
+    paths = {name: folder / f"{name}.pt" for name in ("pointer", "empty", "torn", "nan", "bert")}
+    paths["pointer"].write_text("version https://git-lfs.github.com/spec/v1\n")
+    paths["empty"].touch()
+    paths["torn"].write_bytes(checkpoint.read_bytes()[:-100])
+    state = torch.load(checkpoint)
+    state["cfg"]["bpe"] = {"_name": "bert"}
+    torch.save(state, paths["bert"])
+    state["cfg"]["bpe"] = None
+    state["model"]["encoder.embed_images.bn1.running_var"][3] = float("nan")
+    torch.save(state, paths["nan"])
+    messages = {
+        "pointer": "git-lfs pointer",
+        "empty": "is empty",
+        "torn": "is damaged",
+        "nan": "bn1.running_var holds NaN",
+        "bert": "--bpe bert, Chinese OFA",
+        "missing": "no such checkpoint",
+        "folder": "is a folder",
+    }
+    paths.update(missing=Path("/no/where.pt"), folder=folder)
+    return {name: (paths[name], message) for name, message in messages.items()}
+
+
+def assert_rejected(message: str, path: Path, command, *arguments, option: str = "") -> None:
+    with pytest.raises(UsageError) as caught:
+        command(*arguments)
+    text = str(caught.value)
+    assert message in text and str(path) in text and option in text and "\n" not in text
+
+
+def test_generation_and_validation_reject_unusable_files_on_one_line(data, checkpoint, tmp_path):
+    more = ("--task", TASK, "--batch-size", "4")
+    for name, (path, message) in bad_files(tmp_path / "bad", checkpoint).items():
+        option = "" if name in ("nan", "bert") else "--path"
+        assert_rejected(message, path, files.generate, TASK, data, path, option=option)
+        if name not in ("missing", "bert"):
+            assert_rejected(message, path, files.validate, data, path, *more)
+    assert_rejected("not found", Path("/no/w.pt"), files.validate, data, "/no/w.pt", *more)
+
+
+@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
+def test_training_never_starts_from_scratch_in_silence(data, checkpoint, tmp_path, option):
+    for name, (path, message) in bad_files(tmp_path / "bad", checkpoint).items():
+        arguments = (TASK, data, tmp_path / f"run {name}", option, str(path))
+        named = "" if name in ("nan", "bert") else option
+        assert_rejected(message, path, files.train, *arguments, option=named)
+
+
+def test_a_start_that_loads_nothing_is_rejected(data, checkpoint, tmp_path):
+    state = torch.load(checkpoint)
+    for model, message in (
+        ({"bert.pooler.weight": torch.ones(2)}, "the checkpoint does not fit this model"),
+        ({}, "holds no weights"),
+    ):
+        torch.save({**state, "model": model}, tmp_path / "model.pt")
+        with pytest.raises(UsageError, match=message):
+            more = ["--restore-file", str(tmp_path / "model.pt")]
+            files.train(TASK, data, tmp_path / "run", *more)
+
+
+def test_two_starts_and_an_unusable_last_checkpoint_are_rejected(data, checkpoint, tmp_path):
+    both = ["--restore-file", str(checkpoint), "--finetune-from-model", str(checkpoint)]
+    with pytest.raises(UsageError, match="give one of them"):
+        files.train(TASK, data, tmp_path / "both", *both)
+    (tmp_path / "run" / "checkpoint_last.pt").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"checkpoint_last.pt is a folder"):
+        files.train(TASK, data, tmp_path / "run", "--finetune-from-model", str(checkpoint))
+
+
+def test_a_misfit_is_named_in_training_too(data, checkpoint, tmp_path):
+    more = ["--finetune-from-model", str(checkpoint), "--encoder-ffn-embed-dim", "48"]
+    with pytest.raises(UsageError, match=r"does not fit this model\. .*fc1.*\(64"):
+        files.train(TASK, data, tmp_path, *more)
+
+
+def test_a_folder_of_chinese_words_is_rejected(data, tmp_path):
+    files.write_dictionary(tmp_path / "zh")
+    (tmp_path / "zh" / "vocab.txt").write_text("[PAD]\n[unused1]\n[UNK]\n[CLS]\n的\n", "utf-8")
+    with pytest.raises(UsageError, match=r"zh/vocab.txt: BERT's words \(Chinese OFA"):
+        files.setup(TASK, data, bpe_dir=str(tmp_path / "zh"))
+
+
+def test_old_arguments_with_only_a_name_load(data, checkpoint, captions, tmp_path):
+    """``args`` and ``cfg`` both: fairseq reads the first."""
+    state = torch.load(checkpoint)
+    args = Namespace(**{**vars(state["cfg"]["model"]), "task": "caption", "arch": "ofa_nano"})
+    torch.save({**state, "args": args}, tmp_path / "model.pt")
+    assert files.generate(TASK, data, tmp_path / "model.pt")["H"] == captions
