@@ -1,7 +1,7 @@
 """The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs, schedules
+from . import archs, average, schedules
 from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -9,6 +9,7 @@ from .tasks import caption, snli_ve, visdial, vqa
 
 __all__ = [
     "archs",
+    "average",
     "blipee",
     "calm",
     "caption",

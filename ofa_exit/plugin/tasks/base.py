@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.plugin.average import reject_missing_averages
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
@@ -66,6 +67,12 @@ class OFATask(DataTask):
         self.exit_reports: list[GenerationReport] = []
         self.run_record: dict[str, Any] = {}
         self.eval_generator: Any = None
+        self.average_generator: Any = None  # of the moving average of the weights
+
+    @property
+    def uses_ema(self) -> bool:
+        """Return whether fairseq passes the moving average of the weights to each step."""
+        return getattr(self.cfg, "uses_ema", False)
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -88,6 +95,7 @@ class OFATask(DataTask):
         cls.check_options(cfg)
         if not from_checkpoint:
             reject_misfit_of_checkpoints(cfg, policy)
+            reject_missing_averages(cfg)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
@@ -127,10 +135,32 @@ class OFATask(DataTask):
                 f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
                 "it out"
             )
+        if self.model_to_train is not None:
+            self._check_average()
         self.criterion = super().build_criterion(*args, **kwargs)
         if self.model_to_train is not None and hasattr(self.criterion, "prepare_training"):
             self.criterion.prepare_training(self.model_to_train)
         return self.criterion
+
+    def _check_average(self) -> None:
+        if self.cfg.ema_eval:
+            raise ValueError(
+                "--ema-eval is for checkpoints: in training, give --uses-ema to validate with the "
+                "average"
+            )
+        if not self.uses_ema:
+            return
+        if not self.cfg.store_ema:
+            raise ValueError("--uses-ema needs --store-ema, which keeps the average")
+        if not self.validates_generation():
+            raise ValueError(
+                f"--uses-ema needs {' or '.join(map(flag, self.eval_options))}: only the "
+                "generation of validation uses the average"
+            )
+
+    def train_step(self, *args: Any, ema_model: Any = None, **kwargs: Any) -> Any:
+        """Take a step of training, which does not use the average that fairseq passes."""
+        return super().train_step(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         if hasattr(self.criterion, "optimizer_step"):
@@ -290,18 +320,27 @@ class OFATask(DataTask):
             log_rows(dataset.rows)
 
     def valid_step(
-        self, sample: dict[str, Any], model: Any, criterion: Any
+        self, sample: dict[str, Any], model: Any, criterion: Any, ema_model: Any = None
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Return the loss at full depth, and metrics of generation, with exits if they are set."""
+        """Return the loss at full depth, and metrics of generation, with exits if they are set.
+
+        Args:
+            ema_model: generates instead of ``model``, with ``--uses-ema``.
+        """
         if not sample:  # every row of the batch was skipped
             return 0.0, 0, {"loss": 0.0, "sample_size": 0, "ntokens": 0, "nsentences": 0}
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
-        if self.eval_generator is not None:
+        generator = self.eval_generator
+        if generator is not None and ema_model is not None:
+            if self.average_generator is None:
+                self.average_generator = self.validation_generator(ema_model.eval())
+            generator = self.average_generator
+        if generator is not None:
             # The models inside the generator: ``model`` may be a data-parallel wrapper.
-            models = list(getattr(self.eval_generator, "model", self.eval_generator).models)
+            models = list(getattr(generator, "model", generator).models)
             self.set_exits(models, on=True)
             try:
-                hyps = self.generate(self.eval_generator, models, sample)
+                hyps = self.generate(generator, models, sample)
             finally:
                 self.set_exits(models, on=False)
             best = [self.text(sentence_hyps[0]["tokens"]) for sentence_hyps in hyps]

@@ -56,7 +56,22 @@ class OFATaskConfig(ExitFlags):
             "Eq. 14) of the report compares with, 6,6 for OFA base (default: the model's own)"
         },
     )
+    uses_ema: bool = field(
+        default=False,
+        metadata={
+            "help": "generate in validation with the moving average of the weights, which "
+            "--store-ema keeps; the loss stays that of the weights"
+        },
+    )
+    ema_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "generate, or validate a checkpoint, with the moving average of the weights "
+            "that the checkpoint holds (trained with --store-ema)"
+        },
+    )
     # Options of fairseq's commands. Without a help text the task adds no flag for them.
+    store_ema: bool = II("ema.store_ema")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
     path: Optional[str] = II("common_eval.path")
