@@ -2,7 +2,7 @@
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import archs, average, schedules
-from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, scst
+from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
@@ -19,6 +19,7 @@ __all__ = [
     "leebert",
     "mue",
     "multi_exit",
+    "official",
     "schedules",
     "scst",
     "snli_ve",

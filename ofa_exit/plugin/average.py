@@ -104,7 +104,7 @@ def load_averages(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Load the average instead of the weights with ``--ema-eval``; otherwise tell that it exists."""
+    """Load the average instead of the weights with ``--ema-eval``. Without, warn of an average."""
     models, cfg, task = load(filenames, arg_overrides, task, *args, **kwargs)
     chosen = getattr(getattr(task, "cfg", None), "ema_eval", False)
     chosen = (arg_overrides or {}).get("ema_eval", chosen)
