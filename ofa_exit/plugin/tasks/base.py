@@ -14,6 +14,12 @@ from torch import Tensor
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.average import reject_missing_averages
+from ofa_exit.plugin.command_options import (
+    add_official_options,
+    check_sizes,
+    command_options,
+    reject_interactive,
+)
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
@@ -23,7 +29,7 @@ from ofa_exit.plugin.saved_arguments import (
     reject_shallow_reference,
 )
 from ofa_exit.plugin.search.candidates import CandidateScorer
-from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
+from ofa_exit.plugin.search.options import UNSUPPORTED, check_numbers, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
@@ -79,6 +85,8 @@ class OFATask(DataTask):
         """Add the options of the task, and those of every registered exit policy."""
         super().add_args(parser)
         add_late_options(parser)
+        reject_interactive(parser)
+        add_official_options(parser)
 
     @classmethod
     @usage_errors()
@@ -93,6 +101,10 @@ class OFATask(DataTask):
         policy = build_exit_policy(cfg, cls.exit_defaults)
         reference_layers(cfg)  # rejects what is none
         cls.check_options(cfg)
+        commands = command_options(cfg)
+        if commands is not None:
+            check_sizes(commands.dataset)
+            cls.check_generation(cfg, commands.generation)
         if not from_checkpoint:
             reject_misfit_of_checkpoints(cfg, policy)
             reject_missing_averages(cfg)
@@ -101,6 +113,11 @@ class OFATask(DataTask):
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
+
+    @classmethod
+    def check_generation(cls, cfg: OFATaskConfig, args: Any) -> None:
+        """Raise ValueError for values of fairseq's generation options that are never possible."""
+        check_numbers(args)
 
     # ------------------------------------------------------------------ models and training
 

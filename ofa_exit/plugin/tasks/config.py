@@ -5,6 +5,7 @@ from typing import Optional
 
 from omegaconf import II
 
+from ofa_exit.data.formats import MAX_PIXELS
 from ofa_exit.plugin.options import ExitFlags
 
 
@@ -38,6 +39,9 @@ class OFATaskConfig(ExitFlags):
     )
     imagenet_default_mean_and_std: bool = field(
         default=False, metadata={"help": "normalise images by ImageNet's mean and std, not by 0.5"}
+    )
+    max_image_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "largest image to read, width times height"}
     )
     skip_bad_rows: bool = field(
         default=False,
