@@ -4,6 +4,7 @@ import argparse
 from typing import Any, Optional
 
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.plugin.search.options import flag_of
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
@@ -19,6 +20,8 @@ OFFICIAL_OPTIONS = {
     "--txt_thres": "give --exit-policy similarity --exit-text-threshold THRESHOLD",
     "--decoder_thres": "give --exit-policy similarity --exit-decoder-threshold THRESHOLD",
 }
+# What OFA's evaluate_*.sh say of the data in --model-overrides.
+_OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
 _LEAST_SIZES = {
     **dict.fromkeys(("batch_size", "batch_size_valid", "max_tokens", "max_tokens_valid"), 1),
     **dict.fromkeys(("num_workers", "data_buffer_size", "shard_id"), 0),
@@ -70,3 +73,16 @@ def check_sizes(dataset: Any) -> None:
         value = getattr(dataset, option, None)
         if value is not None and value < least:
             raise ValueError(f"{flag_of(option)} is {value}: give at least {least}")
+
+
+def take_overrides(cfg: Any) -> None:
+    """Set options of the data that are given only in ``--model-overrides``, as by OFA's scripts.
+
+    Raises:
+        ValueError: ``--model-overrides`` is not a dictionary.
+    """
+    text = resolved(cfg.model_overrides)
+    overrides = parse_overrides(text) if text else {}
+    for name in _OVERRIDES_OF_DATA:
+        if name in overrides and getattr(cfg, name, "") is None:
+            setattr(cfg, name, overrides[name])

@@ -163,6 +163,6 @@ def test_a_larger_image_can_be_allowed(data, checkpoint, tmp_path):
     row = files.caption_row(0, image=files.image_field("red", side=20))
     path = files.write_tsv(tmp_path / "large.tsv", [row])
     more = ["--bpe-dir", str(data), "--max-image-pixels"]
-    with pytest.raises(UsageError, match="20x20 pixels, more than 399.*--max-image-pixels"):
+    with pytest.raises(UsageError, match=r"20x20 pixels, more than 399.*--max-image-pixels"):
         files.generate(TASK, path, checkpoint, *more, "399")
     assert len(files.generate(TASK, path, checkpoint, *more, "400")["H"]) == 1

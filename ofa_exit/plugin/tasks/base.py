@@ -19,6 +19,7 @@ from ofa_exit.plugin.command_options import (
     check_sizes,
     command_options,
     reject_interactive,
+    take_overrides,
 )
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
@@ -98,6 +99,7 @@ class OFATask(DataTask):
         Args:
             from_checkpoint: ``cfg`` comes from a checkpoint that has been loaded already.
         """
+        take_overrides(cfg)
         policy = build_exit_policy(cfg, cls.exit_defaults)
         reference_layers(cfg)  # rejects what is none
         cls.check_options(cfg)
