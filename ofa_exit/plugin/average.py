@@ -12,7 +12,7 @@ mends:
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import torch
@@ -21,6 +21,7 @@ from fairseq.models.ema import EMA
 from torch import Tensor, nn
 
 from ofa_exit.plugin.compat import patch
+from ofa_exit.plugin.search.options import flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,29 @@ def start_average(
     logger.info("the average starts from the weights of %s", filename)
     assert self.ema is not None  # made now, before the first update
     return extra_state
+
+
+def check_average_of_training(cfg: Any, eval_options: Sequence[str]) -> None:
+    """Raise ValueError for options of the average that would have no effect in a training.
+
+    Args:
+        cfg: the task's.
+        eval_options: its options that add generation to validation.
+    """
+    if cfg.ema_eval:
+        raise ValueError(
+            "--ema-eval is for checkpoints: in training, give --uses-ema to validate with the "
+            "average"
+        )
+    if not cfg.uses_ema:
+        return
+    if not cfg.store_ema:
+        raise ValueError("--uses-ema needs --store-ema, which keeps the average")
+    if not any(getattr(cfg, option) for option in eval_options):
+        raise ValueError(
+            f"--uses-ema needs {' or '.join(map(flag_of, eval_options))}: only the generation of "
+            "validation uses the average"
+        )
 
 
 # ------------------------------------------------------------------ generation and validation

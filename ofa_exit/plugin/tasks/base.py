@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
-from ofa_exit.plugin.average import reject_missing_averages
+from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
 from ofa_exit.plugin.command_options import (
     add_official_options,
     check_sizes,
@@ -142,6 +142,8 @@ class OFATask(DataTask):
 
         Training and validation have a criterion, generation has none: reject its options here.
         """
+        if self.model_to_train is not None:
+            check_average_of_training(self.cfg, self.eval_options)
         for option, made in (("exit_trace", "writes a trace"), ("reference_layers", "reports")):
             if value := getattr(self.cfg, option, None):
                 raise ValueError(
@@ -154,28 +156,10 @@ class OFATask(DataTask):
                 f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
                 "it out"
             )
-        if self.model_to_train is not None:
-            self._check_average()
         self.criterion = super().build_criterion(*args, **kwargs)
         if self.model_to_train is not None and hasattr(self.criterion, "prepare_training"):
             self.criterion.prepare_training(self.model_to_train)
         return self.criterion
-
-    def _check_average(self) -> None:
-        if self.cfg.ema_eval:
-            raise ValueError(
-                "--ema-eval is for checkpoints: in training, give --uses-ema to validate with the "
-                "average"
-            )
-        if not self.uses_ema:
-            return
-        if not self.cfg.store_ema:
-            raise ValueError("--uses-ema needs --store-ema, which keeps the average")
-        if not self.validates_generation():
-            raise ValueError(
-                f"--uses-ema needs {' or '.join(map(flag, self.eval_options))}: only the "
-                "generation of validation uses the average"
-            )
 
     def train_step(self, *args: Any, ema_model: Any = None, **kwargs: Any) -> Any:
         """Take a step of training, which does not use the average that fairseq passes."""

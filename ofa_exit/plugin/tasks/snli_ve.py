@@ -75,7 +75,7 @@ class MuESnliVeTask(OFATask):
         return dict(zip(ACCURACY, (float(sum(correct)), float(len(correct)))))
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log ``acc`` of the whole split, in percent, and as OFA's ``snli_score``, 0 to 1."""
+        """Log ``acc`` of the whole split in percent, also as OFA's ``snli_score``, 0 to 1."""
         super().reduce_metrics(logging_outputs, criterion)
         log_mean("acc", logging_outputs, ACCURACY, scale=100)
         log_mean("snli_score", logging_outputs, ACCURACY)
