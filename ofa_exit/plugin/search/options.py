@@ -37,7 +37,7 @@ UNSUPPORTED = {
     ),
 }
 # Every generation option of fairseq with its default.
-DEFAULTS = {option.name: option.default for option in fields(GenerationConfig)}
+DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(GenerationConfig)}
 
 
 # Smallest values. Options without one below must be finite numbers.
