@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3 python 2>/dev/null))
 # On shared cores one thread per process is faster than several that wait for each other.
 THREADS := OMP_NUM_THREADS=1
 

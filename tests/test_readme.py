@@ -30,9 +30,10 @@ PAGES = sorted(
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 TASKS = ("mue_caption", "mue_snli_ve", "mue_vqa", "mue_visdial")
 CRITERIONS = (
-    *("mue_loss", "blipee_adversarial", "mue_scst"),
+    *("mue_loss", "blipee_adversarial", "mue_scst", "adjust_label_smoothed_encouraging_loss"),
     *("multi_exit_loss", "exit_heads_loss", "leebert_loss", "deecap_loss", "calm_meta_loss"),
 )
+TRAINING = ("--arch", "ofa_nano", "--lr-scheduler", "polynomial_decay")
 OF_THE_SAMPLE = {"--exit-agree"}
 
 
@@ -91,7 +92,7 @@ def generated(model, net_input):
 def known_options() -> set[str]:
     """Every option in the help of training and generation, over all tasks and criterions."""
     cases = [
-        (options.get_training_parser, task, ["--arch", "ofa_nano", "--criterion", criterion])
+        (options.get_training_parser, task, [*TRAINING, "--criterion", criterion])
         for task in TASKS
         for criterion in CRITERIONS
     ]

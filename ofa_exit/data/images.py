@@ -19,6 +19,7 @@ MEAN_STD = {
 # The first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF in base64.
 _BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _EXIF_ORIENTATION = 0x0112
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: decode_image checks the size in the header
 
 
 class ImageError(ValueError):
@@ -38,7 +39,7 @@ def looks_like_image(field: str) -> bool:
     return len(field) > 40 and field.startswith(_BASE64_STARTS) and " " not in field
 
 
-def decode_image(field: str) -> Image.Image:
+def decode_image(field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a field, base64 (plain or URL-safe) of an image file's bytes, to an RGB image.
 
     The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
@@ -46,22 +47,20 @@ def decode_image(field: str) -> Image.Image:
     Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
     grey.
 
-    Raises ImageError: not base64, not an image, broken or truncated, or more than MAX_PIXELS
+    Raises ImageError: not base64, not an image, broken or truncated, or more than ``max_pixels``
     (read from the header, so that a decompression bomb is never unpacked).
     """
     data = _decode_base64(field)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError("the image is too large for Pillow", "Scale it down") from None
     except Exception as error:  # on arbitrary bytes the parsers raise nearly anything
         raise ImageError(
             "the bytes are not an image", f"Use one of {', '.join(FORMATS)}"
         ) from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         raise ImageError(
-            f"the image has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}",
-            "Scale it down",
+            f"the image has {image.width}x{image.height} pixels, more than {max_pixels:,}",
+            "Scale it down, or raise --max-image-pixels",
         )
     try:
         image.load()
@@ -96,12 +95,13 @@ def image_transform(size: int, mean_std: str = "half") -> Callable[[Image.Image]
 class ImageLoader:
     """Loads a field as Float [3, size, size]; an empty field, a row without image, gives None."""
 
-    def __init__(self, size: int, mean_std: str = "half"):
+    def __init__(self, size: int, mean_std: str = "half", max_pixels: int = MAX_PIXELS):
         self._transform = image_transform(size, mean_std)
+        self._max_pixels = max_pixels
 
     def __call__(self, field: str) -> Tensor | None:
         """Load the image of a field. Raises ImageError as `decode_image` does."""
-        return self._transform(decode_image(field)) if field.strip() else None
+        return self._transform(decode_image(field, self._max_pixels)) if field.strip() else None
 
 
 def _decode_base64(field: str) -> bytes:

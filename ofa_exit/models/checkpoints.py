@@ -29,6 +29,8 @@ REQUIRED_FLAGS = {
     "decoder_prompt": False,
     "adapter": False,
 }
+# Options of OFA's scripts that the required ones imply.
+IMPLIED_FLAGS = ("share_decoder_input_output_embed",)
 # Buffers that follow from the arguments: the model keeps its own.
 COMPUTED = ("token_rp_bucket", "image_rp_bucket", "image_position_idx", "version")
 

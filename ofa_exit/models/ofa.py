@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, describe_heads
 from ofa_exit.models.archs import RESNET_STAGES
-from ofa_exit.models.checkpoints import REQUIRED_FLAGS, check_structure, fit_state_dict
+from ofa_exit.models.checkpoints import (
+    IMPLIED_FLAGS,
+    REQUIRED_FLAGS,
+    check_structure,
+    fit_state_dict,
+)
 from ofa_exit.models.decoder import Decoder
 from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
@@ -86,6 +91,13 @@ class OFAConfig(FairseqDataclass):
         default=0.0, metadata={"help": "stochastic depth inside the stem"}
     )
     freeze_resnet: bool = field(default=False, metadata={"help": "do not train the stem"})
+    freeze_encoder_embedding: bool = field(
+        default=False,
+        metadata={"help": "do not train the word embedding, which the decoder's output shares"},
+    )
+    freeze_decoder_embedding: bool = field(
+        default=False, metadata={"help": "the same as --freeze-encoder-embedding: OFA has one"}
+    )
     sync_bn: bool = field(
         default=False, metadata={"help": "batch norm over all processes (epsilon 1e-3, as in OFA)"}
     )
@@ -130,7 +142,7 @@ def _warn_unknown(cfg: Any) -> None:
     or to a registered task, criterion or optimizer, cause no warning.
     """
     names = set(vars(cfg) if hasattr(cfg, "__dict__") and not hasattr(cfg, "keys") else cfg.keys())
-    known = {option.name for option in fields(OFAConfig)} | set(REQUIRED_FLAGS)
+    known = {option.name for option in fields(OFAConfig)} | {*REQUIRED_FLAGS, *IMPLIED_FLAGS}
     known |= {"arch", "task", "data", "user_dir", *REGISTRIES}
     groups = [option.type for option in fields(FairseqConfig)]
     registered = [registry["dataclass_registry"] for registry in REGISTRIES.values()]
@@ -211,6 +223,8 @@ class OFAModel(FairseqEncoderDecoderModel):
         embed_tokens = nn.Embedding(len(dictionary), config.encoder_embed_dim, dictionary.pad())
         nn.init.normal_(embed_tokens.weight, mean=0.0, std=config.encoder_embed_dim**-0.5)
         nn.init.zeros_(embed_tokens.weight[dictionary.pad()])
+        if config.freeze_encoder_embedding or config.freeze_decoder_embedding:
+            embed_tokens.requires_grad_(False)
         encoder = OFAEncoder(config, dictionary, embed_tokens)
         if config.resnet_model_path:
             load_resnet_weights(encoder.embed_images, config.resnet_model_path)

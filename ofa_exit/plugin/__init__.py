@@ -1,14 +1,15 @@
 """The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs, schedules
-from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, scst
+from . import archs, average, schedules
+from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
 from .tasks import caption, snli_ve, visdial, vqa
 
 __all__ = [
     "archs",
+    "average",
     "blipee",
     "calm",
     "caption",
@@ -18,6 +19,7 @@ __all__ = [
     "leebert",
     "mue",
     "multi_exit",
+    "official",
     "schedules",
     "scst",
     "snli_ve",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import argparse
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -12,6 +12,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
+from ofa_exit.models.checkpoints import IMPLIED_FLAGS, REQUIRED_FLAGS
 from ofa_exit.models.ofa import OFAConfig, OFAModel
 from ofa_exit.plugin.errors import usage_errors
 
@@ -21,8 +22,16 @@ class RegisteredOFAModel(OFAModel):
     """Model ``ofa``, with the arguments of OFAConfig and the architecture's defaults."""
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: argparse.ArgumentParser) -> None:
         gen_parser_from_dataclass(parser, OFAConfig(), delete_default=True)
+        for name in (*REQUIRED_FLAGS, *IMPLIED_FLAGS):
+            if REQUIRED_FLAGS.get(name, True):
+                parser.add_argument(
+                    f"--{name.replace('_', '-')}",
+                    action="store_true",
+                    default=argparse.SUPPRESS,
+                    help="always on, as in every released checkpoint; accepted for OFA's scripts",
+                )
 
     @usage_errors()
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:

@@ -218,6 +218,8 @@ def help_with_all_options(
     rest = [argument for argument in given if argument not in ("-h", "--help")]
     try:
         return parse(parser, rest, **{**kwargs, "modify_parser": print_second_time})
+    except UsageError:  # the command itself is rejected
+        raise
     except SystemExit as stop:
         if stop.code:
             parser.print_help()

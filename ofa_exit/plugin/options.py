@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from fairseq.dataclass import FairseqDataclass
 
+from ofa_exit.evaluation.efficiency.report import is_trace
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
@@ -166,7 +167,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     given = _given(cfg)
     if cfg.exit_kv is not None:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
-    _check_trace(cfg.exit_trace)
+    _check_trace(cfg)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
     if preset is not None:
@@ -290,8 +291,9 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
     return options
 
 
-def _check_trace(path: Optional[str]) -> None:
-    """Check the file before the model is loaded, which is when it is opened."""
+def _check_trace(cfg: Any) -> None:
+    """Check the trace's files before the model is loaded, which is when they are opened."""
+    path = cfg.exit_trace
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
@@ -300,3 +302,10 @@ def _check_trace(path: Optional[str]) -> None:
             f"--exit-trace {path!r} cannot be written: name a file in a folder that exists and may "
             "be written to"
         )
+    models = len((getattr(cfg, "path", None) or "").split(os.pathsep))
+    for name in (path, *(f"{path}.{number}" for number in range(2, models + 1))):
+        if os.path.isfile(name) and not is_trace(name):
+            raise ValueError(
+                f"--exit-trace {name!r} exists and is no exit trace: it would be overwritten. Name "
+                "another file, or delete it"
+            )

@@ -15,7 +15,6 @@ from helpers.data_samples import (
 )
 from PIL import Image
 
-from ofa_exit.data import images
 from ofa_exit.data.caption import CaptionExamples
 from ofa_exit.data.example import Example, answer_sequences, source_prompt
 from ofa_exit.data.images import ImageLoader
@@ -160,10 +159,9 @@ BROKEN_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BROKEN_IMAGES)
-def test_broken_images_name_the_row(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+def test_broken_images_name_the_row(tmp_path, name):
     field, message = BROKEN_IMAGES[name]
-    loader = ImageLoader(16)
+    loader = ImageLoader(16, max_pixels=10_000)
     rows = [caption_row(1), caption_row(2, image=field)]
     path = write_tsv(tmp_path / "caption.tsv", rows)
     error = failure(CaptionExamples(path, word_encoder(), loader, train=True))

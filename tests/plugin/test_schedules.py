@@ -11,6 +11,7 @@ from helpers.task_files import caption_folder, train
 from omegaconf import OmegaConf
 
 import ofa_exit.plugin  # noqa: F401
+from ofa_exit.plugin.errors import UsageError
 
 
 def rates(updates: range, **options) -> dict[int, float]:
@@ -72,3 +73,52 @@ def test_a_training_and_its_continuation_have_the_same_rates(tmp_path, monkeypat
         **dict.fromkeys(range(2, 9), 0.003),
         **dict.fromkeys((9, 10, 11), 0.0015),
     }
+
+
+# ------------------------------------------------------------------ --warmup-ratio
+
+
+def logged_rates(caplog, tmp_path, *more: str, updates: int = 0) -> list[float]:
+    data = caption_folder(tmp_path / "data")
+    arguments = [
+        *["--lr-scheduler", "polynomial_decay", "--lr", "0.01", "--disable-validation"],
+        *["--log-interval", "1", "--split-modalities", *more],
+    ]
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    train("mue_caption", data, tmp_path / "run", *arguments, updates=updates, resumable=True)
+    records = [record.getMessage() for record in caplog.records if record.name == "train_inner"]
+    return [float(json.loads(line)["lr"]) for line in records]
+
+
+def test_warm_up_is_a_share_of_all_updates(caplog, tmp_path):
+    """12 rows in batches of 4, two per update: 5 epochs of 2 updates. 0.4 of 10 updates warm up.
+
+    The log shows the rate of the next update.
+    """
+    options = ["--warmup-ratio", "0.4", "--update-freq", "2", "--end-learning-rate", "0.001"]
+    rates = logged_rates(caplog, tmp_path, *options, "--max-epoch", "5")
+    decay = [0.001 + 0.009 * (1 - done / 6) for done in range(1, 7)]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, *decay], rel=1e-3)
+    resumed = logged_rates(caplog, tmp_path, *options, "--max-epoch", "10")
+    # 20 updates now, of which 8 warm up.
+    assert resumed[0] == pytest.approx(0.001 + 0.009 * (1 - 3 / 12), rel=1e-3)
+
+
+def test_the_length_of_a_training_by_updates(caplog, tmp_path):
+    rates = logged_rates(caplog, tmp_path, "--warmup-ratio", "0.5", updates=4)
+    assert rates == pytest.approx([0.005, 0.01, 0.005, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--warmup-ratio", "1"], "--warmup-ratio is 1.0"),
+        (["--warmup-ratio", "0.1", "--warmup-updates", "2"], "not both"),
+        (["--warmup-ratio", "0.1"], "needs the length of the training: give --max-epoch"),
+        (["--max-epoch", "2"], "needs the number of updates: give --warmup-ratio"),
+    ],
+)
+def test_schedules_without_a_length_are_rejected(more, message, caplog, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        logged_rates(caplog, tmp_path, *more)

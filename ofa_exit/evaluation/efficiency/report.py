@@ -10,6 +10,18 @@ from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.runtime.flops import PARTS
 
+LONGEST_RECORD_BYTES = 10_000_000
+
+
+def is_trace(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is empty or begins with a record of an exit trace."""
+    with open(path, "rb") as file:
+        line = file.readline(LONGEST_RECORD_BYTES)
+    try:
+        return not line or {"id", "image_layers", "hypotheses"} <= json.loads(line).keys()
+    except (ValueError, AttributeError):
+        return False
+
 
 class TraceFile:
     """JSON lines, each written by one unbuffered call: a killed run leaves whole lines."""

@@ -199,7 +199,7 @@ class MuELoss(FairseqCriterion):
         return ExitBatch(
             sample,
             tokens,
-            tokens_kept(sample["ntokens"], self.drop_ratio(model)),
+            self.tokens_kept(model, sample["ntokens"]),
             at_tokens,
             teachers,
             self.teacher_logits(model, sample, tokens, {i: at_tokens[i] for i in teaching}),
@@ -289,6 +289,16 @@ class MuELoss(FairseqCriterion):
             return 0.0
         return self.drop_worst_ratio if model.num_updates > self.drop_worst_after else 0.0
 
+    def tokens_kept(self, model: Any, ntokens: int) -> int:
+        """Return how many of a batch's tokens are in the loss."""
+        return tokens_kept(ntokens, self.drop_ratio(model))
+
+    def label_loss(
+        self, model: Any, logits: Tensor, tokens: TargetTokens, losses: Tensor, kept: int
+    ) -> Tensor:
+        """Return the summed loss of the labels from the cross-entropy [M] of each token."""
+        return drop_worst(losses, kept).sum()
+
     def score(
         self,
         model: Any,
@@ -310,7 +320,7 @@ class MuELoss(FairseqCriterion):
         losses, nll = token_cross_entropy(
             logits, tokens.target, self.label_smoothing, tokens.allowed, tokens.confidence
         )
-        label = drop_worst(losses, kept).sum()
+        label = self.label_loss(model, logits, tokens, losses, kept)
         distilled = []
         for teacher_logits in teachers.values():
             divergence = self.distillation.loss(logits, teacher_logits, tokens.allowed)

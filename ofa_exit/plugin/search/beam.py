@@ -7,9 +7,14 @@ from typing import Any, Optional
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble, reject_broken
-from ofa_exit.plugin.search.options import UNSUPPORTED, generation_options, reject_options
+from ofa_exit.plugin.search.options import (
+    UNSUPPORTED,
+    check_search,
+    generation_options,
+    reject_options,
+)
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
 
 # Both reveal words of the reference.
@@ -29,9 +34,18 @@ class BeamSearchTask(OFATask):
         super().check_options(cfg)
         reject_options(eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
 
+    @classmethod
+    def check_generation(cls, cfg: Any, args: Any) -> None:
+        super().check_generation(cfg, args)
+        scores = getattr(cfg, "answers", None) or getattr(cfg, "ans2label_file", None)
+        if not (scores or args.score_reference):
+            check_search(args)
+
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         reject_options(args, {"diverse_beam_groups": "fairseq's search fails with it"})
         if not getattr(args, "score_reference", False):
+            with usage_errors():
+                check_search(args)
             return FairseqTask.build_generator(self, self.ensemble(models), args, **options)
         if self.exit_policy is not None:
             raise UsageError("--score-reference scores at full depth: leave --exit-policy out")

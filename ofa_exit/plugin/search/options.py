@@ -1,7 +1,9 @@
 """fairseq's generation options: which ones are supported, and how they are read from JSON."""
 
 import json
+import math
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -35,21 +37,84 @@ UNSUPPORTED = {
     ),
 }
 # Every generation option of fairseq with its default.
-DEFAULTS = {option.name: option.default for option in fields(GenerationConfig)}
+DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(GenerationConfig)}
+
+
+# Smallest values. Options without one below must be finite numbers.
+_LEAST = {
+    **dict.fromkeys(("beam", "nbest"), 1),
+    **dict.fromkeys(
+        ("max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size", "prefix_size"), 0
+    ),
+}
+_FINITE = ("lenpen", "unkpen", "temperature", "max_len_a", "diversity_rate")
+
+
+def flag_of(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def check_numbers(args: Any, named: Callable[[str], str] = flag_of) -> None:
+    """Raise ValueError for numbers that no generation can use.
+
+    Args:
+        args: options of generation; those that are missing have fairseq's defaults.
+        named: how a message calls an option.
+    """
+    for option in {**_LEAST, **dict.fromkeys(_FINITE)}:
+        value = getattr(args, option, DEFAULTS[option])
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{named(option)} is {value!r}: give a number")
+        if not math.isfinite(value):
+            raise ValueError(f"{named(option)} is {value}: give a finite number")
+        if value < _LEAST.get(option, -math.inf):
+            raise ValueError(f"{named(option)} is {value}: give at least {_LEAST[option]}")
+    temperature = getattr(args, "temperature", 1.0)
+    if temperature <= 0:
+        raise ValueError(f"{named('temperature')} is {temperature}: give more than 0")
+    top_k, top_p = getattr(args, "sampling_topk", -1), getattr(args, "sampling_topp", -1.0)
+    if top_k == 0 or top_k < -1:
+        raise ValueError(f"{named('sampling_topk')} is {top_k}: give at least 1")
+    if not (0 < top_p <= 1 or top_p == -1):
+        raise ValueError(f"{named('sampling_topp')} is {top_p}: give more than 0, at most 1")
+
+
+def check_search(args: Any, named: Callable[[str], str] = flag_of) -> None:
+    """Raise ValueError for options that leave a beam search nothing to find.
+
+    Arguments are those of ``check_numbers``.
+    """
+    check_numbers(args, named)
+    values = {option: getattr(args, option, DEFAULTS[option]) for option in _LEAST}
+    beam, nbest, min_len = values["beam"], values["nbest"], values["min_len"]
+    if nbest > beam:
+        raise ValueError(
+            f"{named('nbest')} is {nbest}, but a beam of {beam} finds {beam} hypotheses: raise "
+            f"{named('beam')}"
+        )
+    if values["max_len_a"] or getattr(args, "match_source_len", False):
+        return  # the length depends on the source
+    if values["max_len_b"] < 1:
+        raise ValueError(f"{named('max_len_b')} is {values['max_len_b']}: give at least 1")
+    if min_len > values["max_len_b"]:
+        raise ValueError(
+            f"{named('min_len')} is {min_len}, above {named('max_len_b')} {values['max_len_b']}: "
+            "lower it"
+        )
 
 
 def reject_options(args: Any, reasons: dict[str, str]) -> None:
     """Raise UsageError if an option of ``reasons`` (name: why) is not at its default."""
     for option, reason in reasons.items():
         if getattr(args, option, DEFAULTS[option]) != DEFAULTS[option]:
-            raise UsageError(f"--{option.replace('_', '-')} is not supported: {reason}")
+            raise UsageError(f"{flag_of(option)} is not supported: {reason}")
 
 
 def generation_options(flag: str, text: str, **defaults: Any) -> Namespace:
     """Return the generation options that ``flag`` gives as a JSON object, over ``defaults``.
 
     Raises:
-        ValueError: not a JSON object, or one with other names.
+        ValueError: not a JSON object, or one with other names or with impossible values.
     """
     try:
         options = json.loads(text)
@@ -63,4 +128,6 @@ def generation_options(flag: str, text: str, **defaults: Any) -> Namespace:
             f"{flag}: fairseq has no generation option {', '.join(unknown)} "
             "(names as in beam, max_len_b, no_repeat_ngram_size)"
         )
-    return Namespace(**{**defaults, **options})
+    merged = Namespace(**{**defaults, **options})
+    check_search(merged, lambda option: f"{flag}: {option}")
+    return merged

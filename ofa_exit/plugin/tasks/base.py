@@ -14,6 +14,14 @@ from torch import Tensor
 
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
+from ofa_exit.plugin.command_options import (
+    add_official_options,
+    check_sizes,
+    command_options,
+    reject_interactive,
+    take_overrides,
+)
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
@@ -25,7 +33,7 @@ from ofa_exit.plugin.saved_arguments import (
     saved_checkpoints,
 )
 from ofa_exit.plugin.search.candidates import CandidateScorer
-from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
+from ofa_exit.plugin.search.options import UNSUPPORTED, check_numbers, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
@@ -73,12 +81,20 @@ class OFATask(DataTask):
         self.exit_reports: list[GenerationReport] = []
         self.run_record: dict[str, Any] = {}
         self.eval_generator: Any = None
+        self.average_generator: Any = None  # of the moving average of the weights
+
+    @property
+    def uses_ema(self) -> bool:
+        """Return whether fairseq passes the moving average of the weights to each step."""
+        return getattr(self.cfg, "uses_ema", False)
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
         """Add the options of the task, and those of every registered exit policy."""
         super().add_args(parser)
         add_late_options(parser)
+        reject_interactive(parser)
+        add_official_options(parser)
 
     @classmethod
     @usage_errors()
@@ -88,18 +104,30 @@ class OFATask(DataTask):
         Args:
             from_checkpoint: ``cfg`` comes from a checkpoint that has been loaded already.
         """
+        take_overrides(cfg)
         policy = build_exit_policy(cfg, cls.exit_defaults)
         reference_layers(cfg)  # rejects what is none
         checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
         cls.check_options(cfg)
+        commands = command_options(cfg)
+        if commands is not None:
+            check_sizes(commands.dataset)
+            cls.check_generation(cfg, commands.generation)
+        if not from_checkpoint:
+            reject_missing_averages(cfg)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         reject_other_vocabulary(cfg, len(dictionary), folder, checkpoints)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
+
+    @classmethod
+    def check_generation(cls, cfg: OFATaskConfig, args: Any) -> None:
+        """Raise ValueError for values of fairseq's generation options that are never possible."""
+        check_numbers(args)
 
     # ------------------------------------------------------------------ models and training
 
@@ -125,6 +153,8 @@ class OFATask(DataTask):
 
         Training and validation have a criterion, generation has none: reject its options here.
         """
+        if self.model_to_train is not None:
+            check_average_of_training(self.cfg, self.eval_options)
         for option, made in (("exit_trace", "writes a trace"), ("reference_layers", "reports")):
             if value := getattr(self.cfg, option, None):
                 raise ValueError(
@@ -151,6 +181,10 @@ class OFATask(DataTask):
         if self.model_to_train is not None and hasattr(self.criterion, "prepare_training"):
             self.criterion.prepare_training(self.model_to_train)
         return self.criterion
+
+    def train_step(self, *args: Any, ema_model: Any = None, **kwargs: Any) -> Any:
+        """Take a step of training, which does not use the average that fairseq passes."""
+        return super().train_step(*args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         if hasattr(self.criterion, "optimizer_step"):
@@ -310,18 +344,27 @@ class OFATask(DataTask):
             log_rows(dataset.rows)
 
     def valid_step(
-        self, sample: dict[str, Any], model: Any, criterion: Any
+        self, sample: dict[str, Any], model: Any, criterion: Any, ema_model: Any = None
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Return the loss at full depth, and metrics of generation, with exits if they are set."""
+        """Return the loss at full depth, and metrics of generation, with exits if they are set.
+
+        Args:
+            ema_model: generates instead of ``model``, with ``--uses-ema``.
+        """
         if not sample:  # every row of the batch was skipped
             return 0.0, 0, {"loss": 0.0, "sample_size": 0, "ntokens": 0, "nsentences": 0}
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
-        if self.eval_generator is not None:
+        generator = self.eval_generator
+        if generator is not None and ema_model is not None:
+            if self.average_generator is None:
+                self.average_generator = self.validation_generator(ema_model.eval())
+            generator = self.average_generator
+        if generator is not None:
             # The models inside the generator: ``model`` may be a data-parallel wrapper.
-            models = list(getattr(self.eval_generator, "model", self.eval_generator).models)
+            models = list(getattr(generator, "model", generator).models)
             self.set_exits(models, on=True)
             try:
-                hyps = self.generate(self.eval_generator, models, sample)
+                hyps = self.generate(generator, models, sample)
             finally:
                 self.set_exits(models, on=False)
             best = [self.text(sentence_hyps[0]["tokens"]) for sentence_hyps in hyps]

@@ -42,6 +42,10 @@ class CaptionConfig(OFATaskConfig):
     eval_bleu: bool = field(
         default=False, metadata={"help": "generate in validation and log BLEU-4"}
     )
+    scst: bool = field(
+        default=False,
+        metadata={"help": "OFA's flag of its CIDEr stage; here --criterion mue_scst is enough"},
+    )
     eval_args: str = field(
         default="{}",
         metadata={
@@ -80,6 +84,8 @@ class MuECaptionTask(PromptedSearchTask):
         criterion = super().build_criterion(cfg, from_checkpoint)
         self._captions_optional = getattr(criterion, "trains_without_labels", False)
         self._all_references = getattr(criterion, "trains_on_all_references", False)
+        if self.cfg.scst and not self._all_references:
+            raise UsageError("--scst needs --criterion mue_scst")
         if self._all_references and self.has_prompts:
             raise UsageError(
                 "--caption-prompt: this criterion trains on sampled captions without a prompt. "

@@ -5,6 +5,7 @@ from typing import Optional
 
 from omegaconf import II
 
+from ofa_exit.data.formats import MAX_PIXELS
 from ofa_exit.plugin.options import ExitFlags
 from ofa_exit.plugin.trained_options import trained_option
 
@@ -48,6 +49,9 @@ class OFATaskConfig(ExitFlags):
             "(default: none)"
         },
     )
+    max_image_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "largest image to read, width times height"}
+    )
     skip_bad_rows: bool = field(
         default=False,
         metadata={"help": "skip and count rows that cannot be used, instead of failing"},
@@ -63,8 +67,23 @@ class OFATaskConfig(ExitFlags):
             "Eq. 14) of the report compares with, 6,6 for OFA base (default: the model's own)"
         },
     )
+    uses_ema: bool = field(
+        default=False,
+        metadata={
+            "help": "generate in validation with the moving average of the weights, which "
+            "--store-ema keeps; the loss stays that of the weights"
+        },
+    )
+    ema_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "generate, or validate a checkpoint, with the moving average of the weights "
+            "that the checkpoint holds (trained with --store-ema)"
+        },
+    )
     # Options of fairseq's commands. Without a help text the task adds no flag for them.
     seed: int = II("common.seed")
+    store_ema: bool = II("ema.store_ema")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
     path: Optional[str] = II("common_eval.path")

@@ -47,7 +47,7 @@ class DataTask(FairseqTask):
         """Raise ValueError for options that are invalid for any data and model."""
         if not cfg.data:
             raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
-        for option in ("max_src_length", "max_tgt_length", "patch_image_size"):
+        for option in ("max_src_length", "max_tgt_length", "patch_image_size", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
         for option in ("code_dict_size", "num_bins"):
@@ -97,7 +97,7 @@ class DataTask(FairseqTask):
         files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
-        load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
+        load_image = ImageLoader(self.cfg.patch_image_size, mean_std, self.cfg.max_image_pixels)
         options: dict[str, Any] = {}
         augment = getattr(self.cfg, "augment", None)
         if augment and is_training(split) and not self.reads_checkpoint:

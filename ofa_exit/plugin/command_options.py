@@ -1,0 +1,88 @@
+"""Options of fairseq's commands and of OFA's scripts, checked before anything is read."""
+
+import argparse
+from typing import Any, Optional
+
+from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
+from ofa_exit.plugin.search.options import flag_of
+
+# Options of OFA's scripts that do not exist here, and what to give instead.
+OFFICIAL_OPTIONS = {
+    "--eval-cider-cached-tokens": "CIDEr counts the words of the validation file: leave it out",
+    "--scst-cider-cached-tokens": "give --cider-frequencies FILE.npz, which ofa-exit "
+    "document-frequencies makes of the training file",
+    "--valid-batch-size": "all candidates of an answer are scored in one pass: leave it out",
+    "--unconstrained-training": "leave --ans2label-file out: any words are learned then",
+    "--zero-shot": "a checkpoint that was not fine-tuned needs no flag: leave it out",
+    "--train_mue": "give --split-modalities --criterion mue_loss",
+    "--img_thres": "give --exit-policy similarity --exit-image-threshold THRESHOLD",
+    "--txt_thres": "give --exit-policy similarity --exit-text-threshold THRESHOLD",
+    "--decoder_thres": "give --exit-policy similarity --exit-decoder-threshold THRESHOLD",
+}
+# What OFA's evaluate_*.sh say of the data in --model-overrides.
+_OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
+_LEAST_SIZES = {
+    **dict.fromkeys(("batch_size", "batch_size_valid", "max_tokens", "max_tokens_valid"), 1),
+    **dict.fromkeys(("num_workers", "data_buffer_size", "shard_id"), 0),
+    "num_shards": 1,
+}
+
+
+class _OfficialOption(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        remedy = OFFICIAL_OPTIONS[option_string]
+        raise UsageError(f"OFA's option {option_string} is unsupported: {remedy}")
+
+
+def add_official_options(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` reject options of OFA's scripts with what to give instead."""
+    for option in OFFICIAL_OPTIONS:
+        parser.add_argument(
+            option,
+            action=_OfficialOption,
+            nargs="?",
+            dest=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def reject_interactive(parser: argparse.ArgumentParser) -> None:
+    """Raise UsageError if ``parser`` is that of fairseq-interactive."""
+    options = parser._option_string_actions
+    if "--buffer-size" in options and "--input" in options:
+        raise UsageError(
+            "fairseq-interactive reads lines of text, and OFA needs images: use "
+            "ofa-exit predict TASK IMAGE … --checkpoint CHECKPOINT"
+        )
+
+
+def command_options(cfg: Any) -> Optional[Any]:
+    """Return the whole configuration of the command that ``cfg``, the task's, is a part of.
+
+    Returns:
+        None if the task was set up without a command.
+    """
+    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
+    return parent if parent is not None and "generation" in parent else None
+
+
+def check_sizes(dataset: Any) -> None:
+    """Raise ValueError for sizes of batches and shards that hold nothing."""
+    for option, least in _LEAST_SIZES.items():
+        value = getattr(dataset, option, None)
+        if value is not None and value < least:
+            raise ValueError(f"{flag_of(option)} is {value}: give at least {least}")
+
+
+def take_overrides(cfg: Any) -> None:
+    """Set options of the data that are given only in ``--model-overrides``, as by OFA's scripts.
+
+    Raises:
+        ValueError: ``--model-overrides`` is not a dictionary.
+    """
+    text = resolved(cfg.model_overrides)
+    overrides = parse_overrides(text) if text else {}
+    for name in _OVERRIDES_OF_DATA:
+        if name in overrides and getattr(cfg, name, "") is None:
+            setattr(cfg, name, overrides[name])
