@@ -7,8 +7,8 @@
    those that processes exchange when one of them reads for all. ``weights_only`` stays on.
 3. A checkpoint with ``args`` cannot be read if its task or criterion is not registered, although
    loading the model into another task needs neither.
-4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets, and fails on
-   OFA's ``train.tsv,valid.tsv``.
+4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets. It fails on
+   OFA's ``train.tsv,valid.tsv``, and takes side files such as ``valid1.tsv.manifest.json`` for sets.
 5. ``--ddp-backend pytorch_ddp`` passes a GPU's number for a model on the CPU, which torch rejects.
 6. ``--help`` prints before the options of the chosen task, model, criterion and scorer are added.
 7. The trainer reports all parameters that are None as shared, one log line each.
@@ -136,9 +136,10 @@ def name_missing_criterion(load: Callable, *args: Any, **kwargs: Any) -> dict[st
 
 
 @patch(data_utils, "_find_extra_valid_paths")
-def search_folders_only(find: Callable, dataset_path: str) -> set[str]:
+def search_tsv_files_of_folders(find: Callable, dataset_path: str) -> set[str]:
     folders = filter(os.path.isdir, utils.split_paths(dataset_path))
-    return {name for folder in folders for name in find(folder)}
+    found = ((folder, name) for folder in folders for name in find(folder))
+    return {name for folder, name in found if os.path.isfile(os.path.join(folder, f"{name}.tsv"))}
 
 
 @patch(distributed_fairseq_model, "DistributedDataParallel")

@@ -14,6 +14,8 @@ from fairseq import options
 from helpers import script_runs
 from helpers.script_runs import BLIPEE, BLIPEE_GRID, ROOT, TASKS, failing, run
 
+from ofa_exit.data.row_index import index_path
+
 calls = script_runs.calls
 
 
@@ -123,7 +125,7 @@ def test_rows_are_counted_by_the_index(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "130\n"), done.stderr
-    assert (tmp_path / "train.tsv.offsets").exists()
+    assert index_path(tmp_path / "train.tsv").exists()
 
 
 def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):

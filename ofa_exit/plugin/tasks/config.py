@@ -16,8 +16,9 @@ class OFATaskConfig(ExitFlags):
         default=None,
         metadata={
             "help": "TSV files separated by commas (train.tsv,valid.tsv: the last one for "
-            "validation and generation, the others for training, one per epoch), a single file to "
-            "generate from, or a folder of train.tsv, valid.tsv, test.tsv, …"
+            "validation and generation, the others for training, one per epoch; or "
+            "train.tsv,valid.tsv,test.tsv), a single file to generate from, or a folder of "
+            "train.tsv, valid.tsv, test.tsv, …"
         },
     )
     selected_cols: Optional[str] = field(

@@ -1,6 +1,7 @@
 """The part of a task that reads data: files, rows, batches and the vocabulary."""
 
 import logging
+from pathlib import Path
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -92,6 +93,7 @@ class DataTask(FairseqTask):
         self._check_training_of_checkpoint(task_cfg)
         files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
+        self._reject_double(split, path)
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
         load_image = ImageLoader(self.cfg.patch_image_size, mean_std)
         rows = OFADataset(
@@ -102,6 +104,16 @@ class DataTask(FairseqTask):
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
         self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+
+    def _reject_double(self, split: str, path: Path) -> None:
+        # Equal scores under two names would look like two measurements.
+        for other, dataset in self.datasets.items():
+            held_out = not is_training(split) and not is_training(other)
+            if held_out and other != split and dataset.rows.examples.file.path == path:
+                raise ValueError(
+                    f"the splits {other!r} and {split!r} are both read from {path}: give "
+                    "train.tsv,valid.tsv,test.tsv, a folder of all splits, or one split"
+                )
 
     def _check_training_of_checkpoint(self, trained: Any) -> None:
         # Other images or prompts than in training cost quality, and nothing else would show it.
