@@ -53,7 +53,7 @@ class Row:
         """
         message, remedy = "the field is empty", ""
         try:
-            image = load_image(self[IMAGE_FIELD])
+            image = load_image(self[IMAGE_FIELD], self.file.path.parent)
         except ImageError as error:
             image, message, remedy = None, error.message, error.remedy
         if image is not None:
@@ -97,7 +97,8 @@ class RowExamples:
 
     - COLUMNS, the names of the columns that it reads;
     - SELECTED_COLS, their numbers in the published files;
-    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
+    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long;
+    - PROMPT_TEXTS, what it adds to the texts of every row, if anything.
 
     It may also override `columns`, `prompt`, `image` and `mask`.
 
@@ -115,6 +116,7 @@ class RowExamples:
     SELECTED_COLS: ClassVar[str]
     SOURCE_FIELD: ClassVar[str]
     ANSWER_FIELD: ClassVar[str]
+    PROMPT_TEXTS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

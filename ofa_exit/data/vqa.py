@@ -68,6 +68,7 @@ class QuestionExamples(RowExamples):
     SELECTED_COLS = OFFICIAL_COLS
     SOURCE_FIELD = "question"
     ANSWER_FIELD = "answers"
+    PROMPT_TEXTS = ("?",)
 
     def columns(self, selected_cols: str | None) -> tuple[str, ...]:
         # OFA's own selection also names the predicted objects, which are not read.

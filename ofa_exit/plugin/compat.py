@@ -8,7 +8,7 @@
 3. A checkpoint with ``args`` cannot be read if its task or criterion is not registered, although
    loading the model into another task needs neither.
 4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets. It fails on
-   OFA's ``train.tsv,valid.tsv``, and takes side files such as ``valid1.tsv.manifest.json`` for sets.
+   OFA's ``train.tsv,valid.tsv``, and takes side files (``valid1.tsv.manifest.json``) for sets.
 5. ``--ddp-backend pytorch_ddp`` passes a GPU's number for a model on the CPU, which torch rejects.
 6. ``--help`` prints before the options of the chosen task, model, criterion and scorer are added.
 7. The trainer reports all parameters that are None as shared, one log line each.

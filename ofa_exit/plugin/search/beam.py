@@ -11,6 +11,7 @@ from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble, reject_broken
 from ofa_exit.plugin.search.options import UNSUPPORTED, generation_options, reject_options
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.references import reject_without_references
 
 # Both reveal words of the reference.
 _NOT_IN_VALIDATION = dict.fromkeys(
@@ -44,6 +45,8 @@ class BeamSearchTask(OFATask):
         sample: dict[str, Any],
         **forced: Optional[Tensor],
     ) -> Hyps:
+        if not hasattr(generator, "max_len_a"):
+            reject_without_references(sample, "--score-reference")
         try:
             hyps = super().generate(generator, models, sample, **forced)
         except (AssertionError, RuntimeError):

@@ -42,7 +42,10 @@ class OFATaskConfig(ExitFlags):
     )
     skip_bad_rows: bool = field(
         default=False,
-        metadata={"help": "skip and count rows that cannot be used, instead of failing"},
+        metadata={
+            "help": "skip and count rows that cannot be used, instead of failing; training reads other "
+            "rows of the file in their place"
+        },
     )
     code_dict_size: int = field(
         default=8192, metadata={"help": "image codes in the vocabulary; OFA's checkpoints: 8192"}

@@ -12,7 +12,7 @@ from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import PROMPT_TYPES
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
-from ofa_exit.data.text import TextEncoder
+from ofa_exit.data.text import TextEncoder, check_prompt_words
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
@@ -37,8 +37,11 @@ class DataTask(FairseqTask):
 
     def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
         super().__init__(cfg)
+        with usage_errors():
+            check_prompt_words(encoder, self.prompt_texts(cfg))
         self.dictionary = dictionary
         self.encoder = encoder
+        self.criterion: Any = None  # training and validation have one, generation has none
         self.progress = Progress()
         self.reads_checkpoint = False  # generation or validation, not training
 
@@ -57,6 +60,11 @@ class DataTask(FairseqTask):
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
 
+    @classmethod
+    def prompt_texts(cls, cfg: OFATaskConfig) -> tuple[str, ...]:
+        """Return the texts that the task adds to every row."""
+        return cls.row_examples.PROMPT_TEXTS
+
     def examples(
         self, path: Any, split: str, load_image: ImageLoader, **options: Any
     ) -> RowExamples:
@@ -71,6 +79,10 @@ class DataTask(FairseqTask):
             max_tgt_length=self.cfg.max_tgt_length,
             **options,
         )
+
+    def is_generated(self, split: str) -> bool:
+        """Return whether rows are read to generate for them: they need no references."""
+        return self.criterion is None and not is_training(split)
 
     def has_sharded_data(self, split: str) -> bool:
         return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1
@@ -103,7 +115,8 @@ class DataTask(FairseqTask):
             self.cfg.skip_bad_rows,
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
-        self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+        validates = self.criterion is not None and not is_training(split)
+        self.datasets[split] = RowDataset(rows, split, is_training(split), validates)
 
     def _reject_double(self, split: str, path: Path) -> None:
         # Equal scores under two names would look like two measurements.
@@ -144,6 +157,8 @@ class DataTask(FairseqTask):
             kwargs.update(num_shards=shards, shard_id=shard)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         self.progress = Progress(iterator)
+        if self.reads_checkpoint:
+            dataset.rows.rows_to_read = self.progress.rows
         if shards > 1 and not self.progress.rows:
             raise UsageError(
                 f"--shard-id {shard} of {shards} gets none of the {len(iterator.frozen_batches)} "
