@@ -53,13 +53,12 @@ class CaptionExamples(RowExamples):
         *arguments: Any,
         all_references: bool = False,
         captions_optional: bool = False,
-        references_optional: bool = False,
         caption_prompt: Tensor | None = None,
         **options: Any,
     ):
         super().__init__(*arguments, **options)
         self.one_caption = self.train and not all_references
-        self.captions_optional = captions_optional or references_optional
+        self.captions_optional = captions_optional or self.references_optional
         self.caption_prompt = torch.zeros(0, dtype=torch.long)
         if caption_prompt is not None:
             self.caption_prompt = caption_prompt

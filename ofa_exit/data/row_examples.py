@@ -109,6 +109,9 @@ class RowExamples:
         max_src_length, max_tgt_length: words to keep of source texts and of targets.
         prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
+        references_optional: rows to generate for, which need no caption or label. Without it those
+            of a captioning or entailment file need one. (Questions and dialogues need none outside
+            training.)
         max_source_positions, max_target_positions: the model's limits. A row beyond them raises.
     """
 
@@ -130,6 +133,7 @@ class RowExamples:
         max_tgt_length: int = 20,
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
+        references_optional: bool = False,
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
     ):
@@ -141,6 +145,7 @@ class RowExamples:
         self.max_tgt_length = max_tgt_length
         self.prompt_type = prompt_type
         self.trie = trie
+        self.references_optional = references_optional
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
 

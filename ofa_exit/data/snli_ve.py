@@ -87,12 +87,10 @@ class EntailmentExamples(RowExamples):
         *arguments: Any,
         add_caption: bool = False,
         labels: str | None = None,
-        references_optional: bool = False,
         **options: Any,
     ):
         super().__init__(*arguments, **options)
         self.add_caption = add_caption
-        self.references_optional = references_optional
         self.labels = parse_labels(labels)
         self.answers = answer_tokens(self.encoder, labels)
 

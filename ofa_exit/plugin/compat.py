@@ -16,7 +16,7 @@
    command line of ``fairseq-train`` cannot give any.
 9. Every command prints deprecation warnings about fairseq's own calls to hydra and omegaconf.
 10. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
-11. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+11. A module of fairseq enables debug messages for every logger, and some libraries log many.
 """
 
 import argparse
@@ -220,6 +220,6 @@ def hide_warnings_about_fairseq() -> None:
 
 
 hide_warnings_about_fairseq()
-for _noisy in ("PIL", "hydra"):
+for _noisy in ("PIL", "hydra", "filelock"):
     logging.getLogger(_noisy).setLevel(logging.INFO)
 torch.serialization.add_safe_globals(checkpoint_classes())

@@ -96,7 +96,6 @@ class MuECaptionTask(PromptedSearchTask):
             *arguments,
             all_references=self._all_references,
             captions_optional=self._captions_optional and not needs_references,
-            references_optional=self.is_generated(split),
             caption_prompt=self.caption_prompt,
             **options,
         )

@@ -43,8 +43,8 @@ class OFATaskConfig(ExitFlags):
     skip_bad_rows: bool = field(
         default=False,
         metadata={
-            "help": "skip and count rows that cannot be used, instead of failing; training reads other "
-            "rows of the file in their place"
+            "help": "skip and count rows that cannot be used, instead of failing; training reads "
+            "other rows of the file in their place"
         },
     )
     code_dict_size: int = field(

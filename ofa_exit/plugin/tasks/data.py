@@ -77,12 +77,9 @@ class DataTask(FairseqTask):
             selected_cols=self.cfg.selected_cols,
             max_src_length=self.cfg.max_src_length,
             max_tgt_length=self.cfg.max_tgt_length,
+            references_optional=self.criterion is None and not is_training(split),
             **options,
         )
-
-    def is_generated(self, split: str) -> bool:
-        """Return whether rows are read to generate for them: they need no references."""
-        return self.criterion is None and not is_training(split)
 
     def has_sharded_data(self, split: str) -> bool:
         return is_training(split) and len(split_files(self.cfg.data, split, self.prefix)) > 1

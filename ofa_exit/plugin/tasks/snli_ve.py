@@ -86,7 +86,6 @@ class MuESnliVeTask(OFATask):
             add_caption=self.cfg.add_caption,
             prompt_type=self.cfg.prompt_type,
             labels=self.cfg.labels,
-            references_optional=self.is_generated(split),
             trie=self.trie,
             **options,
         )
