@@ -14,6 +14,9 @@ import ofa_exit
 from ofa_exit.cli.parsing import print_error
 
 VERBS = {
+    "tsv": "make a TSV file of your own images: a folder, or a CSV with texts",
+    "dict": "write dict.txt, the words of your own texts",
+    "check": "read a whole TSV file and list every bad row",
     "prepare": "convert an official release to TSV files",
     "holdout": "split a validation file into rows to train on and held-out rows",
     "references": "join all captions of an image in one row, for the CIDEr stage",

@@ -38,14 +38,15 @@ class CaptionExamples(RowExamples):
     The source is OFA's fixed question, the target `` caption`` without punctuation. A training row
     has one caption, cut to ``max_tgt_length`` words. Other rows have one or several captions joined
     by ``&&``, uncut: all are references, and the first is the target. With ``all_references``
-    training rows may have several, too. With ``captions_optional`` rows may have none: they have no
-    references, and only eos as target. With ``caption_prompt``, Long [P], the decoder is fed these
+    training rows may have several, too. With ``captions_optional`` or ``references_optional`` rows
+    may have none: they have no references, and only eos as target. With ``caption_prompt``, Long [P], the decoder is fed these
     tokens before the caption.
     """
 
     COLUMNS = COLUMNS
     SELECTED_COLS = CAPTION_COLS
     SOURCE_FIELD = ANSWER_FIELD = "caption"
+    PROMPT_TEXTS = (PROMPT,)
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class CaptionExamples(RowExamples):
     ):
         super().__init__(*arguments, **options)
         self.one_caption = self.train and not all_references
-        self.captions_optional = captions_optional
+        self.captions_optional = captions_optional or self.references_optional
         self.caption_prompt = torch.zeros(0, dtype=torch.long)
         if caption_prompt is not None:
             self.caption_prompt = caption_prompt

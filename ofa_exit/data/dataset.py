@@ -1,6 +1,7 @@
 """A dataset over examples that rejects, or skips and counts, the rows that make none."""
 
 import logging
+import random
 
 import torch
 from torch.utils.data import Dataset
@@ -30,6 +31,9 @@ class RowMarks:
     def __len__(self) -> int:
         return int(self._marks.count_nonzero())
 
+    def __contains__(self, row: int) -> bool:
+        return bool(self._marks[row])
+
     def first(self, count: int) -> list[int]:
         return self._marks.nonzero().flatten()[:count].tolist()
 
@@ -37,9 +41,13 @@ class RowMarks:
 class OFADataset(Dataset):
     """Examples and their batches.
 
-    A row that makes no example raises its TsvError. With ``skip_bad_rows`` it gives None instead,
-    and its batch lacks it. ``summary`` reports in the main process what the workers found. Each row
+    A row that makes no example raises its TsvError. With ``skip_bad_rows`` another row of the file
+    takes its place in training, so that every batch is full and every update has data. Elsewhere
+    its batch lacks it. ``summary`` reports in the main process what the workers found. Each row
     counts once, however often it was read.
+
+    Raises:
+        TsvError: with ``skip_bad_rows``, none of the rows makes an example.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class OFADataset(Dataset):
         self.pad = pad
         self.image_size = image_size
         self.skip_bad_rows = skip_bad_rows
+        self.rows_to_read = len(examples)  # fewer for a process that reads a shard
         self._bad = RowMarks(len(examples))
         self._unknown = RowMarks(len(examples))
 
@@ -69,6 +78,27 @@ class OFADataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example | None:
+        example = self._read(index)
+        if example is None and self.examples.train:
+            return self.substitute(index)
+        return example
+
+    def substitute(self, bad: int) -> Example | None:
+        """Return the example of another row, drawn by the number of the bad one.
+
+        Neighbours are not taken: all rows of a broken image may be bad, and one good row would
+        stand for all of them.
+        """
+        draw, rows = random.Random(bad), len(self)
+        for _ in range(rows):
+            row = draw.randrange(rows)
+            if row not in self._bad and (example := self._read(row)) is not None:
+                return example
+        # Nearly all rows are bad. Reading all that are left finds a good one, or raises.
+        left = (row for row in range(rows) if row not in self._bad)
+        return next((example for row in left if (example := self._read(row)) is not None), None)
+
+    def _read(self, index: int) -> Example | None:
         try:
             example = self.examples[index]
         except TsvError as error:
@@ -76,6 +106,12 @@ class OFADataset(Dataset):
             if not self.skip_bad_rows or error.line is None:
                 raise
             self._bad.add(index)
+            if len(self._bad) >= self.rows_to_read:
+                raise TsvError(
+                    self.examples.file.path,
+                    message=f"none of the {self.rows_to_read} rows can be used. The last one read: "
+                    f"{error}",
+                ) from error
             return None
         if example.unknown and self._unknown.add(index):
             logger.warning(

@@ -1,9 +1,11 @@
-"""Images of TSV fields: base64 of an image file's bytes to a normalised float tensor."""
+"""Images of TSV fields, base64 or the path of an image file, to a normalised float tensor."""
 
 import base64
 import binascii
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
@@ -18,6 +20,8 @@ MEAN_STD = {
 }
 # The first bytes of JPEG, PNG, GIF, WebP (RIFF) and TIFF in base64.
 _BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
+_LONGEST_PATH = 4096  # characters; not all of a base64 text is searched
+_EXCERPT = 60  # characters of a field that a message shows
 _EXIF_ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: decode_image checks the size in the header
 
@@ -39,18 +43,36 @@ def looks_like_image(field: str) -> bool:
     return len(field) > 40 and field.startswith(_BASE64_STARTS) and " " not in field
 
 
-def decode_image(field: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a field, base64 (plain or URL-safe) of an image file's bytes, to an RGB image.
+def is_path(field: str) -> bool:
+    """Return whether a field is a path: it has a dot, as in cat.jpg, which base64 never has."""
+    return "." in field[:_LONGEST_PATH]
+
+
+def decode_image(
+    field: str, folder: str | os.PathLike = ".", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode a field to an RGB image.
+
+    The field is base64 (plain or URL-safe) of an image file's bytes, or the path of the file,
+    relative to ``folder``.
+
+    Raises ImageError: neither of them, or as `decode_bytes` does.
+    """
+    data = _read_file(field, folder) if is_path(field) else _decode_base64(field)
+    return decode_bytes(data, max_pixels)
+
+
+def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the bytes of an image file to an RGB image.
 
     The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
     first frame, and 16-bit grey is scaled to 8 bits.
     Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
     grey.
 
-    Raises ImageError: not base64, not an image, broken or truncated, or more than ``max_pixels``
-    (read from the header, so that a decompression bomb is never unpacked).
+    Raises ImageError: not an image, broken or truncated, or more than ``max_pixels`` (read from the
+    header, so that a decompression bomb is never unpacked).
     """
-    data = _decode_base64(field)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # on arbitrary bytes the parsers raise nearly anything
@@ -99,9 +121,27 @@ class ImageLoader:
         self._transform = image_transform(size, mean_std)
         self._max_pixels = max_pixels
 
-    def __call__(self, field: str) -> Tensor | None:
+    def __call__(self, field: str, folder: str | os.PathLike = ".") -> Tensor | None:
         """Load the image of a field. Raises ImageError as `decode_image` does."""
-        return self._transform(decode_image(field, self._max_pixels)) if field.strip() else None
+        if not field.strip():
+            return None
+        return self._transform(decode_image(field, folder, self._max_pixels))
+
+
+def _read_file(field: str, folder: str | os.PathLike) -> bytes:
+    try:
+        return Path(folder, field.strip()).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(
+            f"the image file {_excerpt(field)!r} cannot be read from {folder} ({reason})",
+            "Paths are relative to the folder of the TSV file",
+        ) from None
+
+
+def _excerpt(field: str) -> str:
+    text = field.strip()
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
 
 
 def _decode_base64(field: str) -> bytes:
@@ -110,10 +150,9 @@ def _decode_base64(field: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        excerpt = field.strip()
-        excerpt = excerpt if len(excerpt) <= 40 else excerpt[:40] + "…"
         raise ImageError(
-            f"{excerpt!r} is not base64 ({error})", "Encode the bytes of an image file as base64"
+            f"{_excerpt(field)!r} is not base64 ({error})",
+            "Encode the bytes of an image file as base64, or give its path with its extension",
         ) from None
 
 

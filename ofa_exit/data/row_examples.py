@@ -54,7 +54,7 @@ class Row:
         """
         message, remedy = "the field is empty", ""
         try:
-            image = load_image(self[IMAGE_FIELD])
+            image = load_image(self[IMAGE_FIELD], self.file.path.parent)
         except ImageError as error:
             image, message, remedy = None, error.message, error.remedy
         if image is not None:
@@ -98,7 +98,8 @@ class RowExamples:
 
     - COLUMNS, the names of the columns that it reads;
     - SELECTED_COLS, their numbers in the published files;
-    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
+    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long;
+    - PROMPT_TEXTS, what it adds to the texts of every row, if anything.
 
     It may also override `columns`, `prompt`, `image` and `mask`.
 
@@ -110,6 +111,9 @@ class RowExamples:
         prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
         augment: changes the images, for training.
+        references_optional: rows to generate for, which need no caption or label. Without it those
+            of a captioning or entailment file need one. (Questions and dialogues need none outside
+            training.)
         max_source_positions, max_target_positions: the model's limits. A row beyond them raises.
     """
 
@@ -117,6 +121,7 @@ class RowExamples:
     SELECTED_COLS: ClassVar[str]
     SOURCE_FIELD: ClassVar[str]
     ANSWER_FIELD: ClassVar[str]
+    PROMPT_TEXTS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -131,6 +136,7 @@ class RowExamples:
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
         augment: Augmentation | None = None,
+        references_optional: bool = False,
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
     ):
@@ -143,6 +149,7 @@ class RowExamples:
         self.prompt_type = prompt_type
         self.trie = trie
         self.augment = augment
+        self.references_optional = references_optional
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
 

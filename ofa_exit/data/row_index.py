@@ -1,8 +1,9 @@
 """Byte offsets of a file's rows, computed once and shared between processes through an index file.
 
-The index of ``FILE`` is ``FILE.offsets``, an int64 array written by ``numpy.save``: ``[size, mtime,
-offset 0, …, offset N]``. Size (bytes) and mtime (ns) are the stamp of the indexed file. Row ``i``
-is the bytes from offset ``i`` to offset ``i + 1``.
+The index of ``FOLDER/FILE`` is ``FOLDER/.ofa-exit/FILE.offsets``, an int64 array written by
+``numpy.save``: ``[size, mtime, offset 0, …, offset N]``. Size (bytes) and mtime (ns) are the stamp
+of the indexed file. Row ``i`` is the bytes from offset ``i`` to offset ``i + 1``. The folder is
+hidden because fairseq takes every file of a data folder that begins with ``valid1`` for a subset.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
+_INDEX_FOLDER = ".ofa-exit"
 
 
 class Stamp(NamedTuple):
@@ -39,7 +41,7 @@ def file_stamp(file: BinaryIO) -> Stamp:
 
 def index_path(path: Path) -> Path:
     """Return where the index of ``path`` is kept."""
-    return path.with_name(path.name + ".offsets")
+    return path.parent / _INDEX_FOLDER / f"{path.name}.offsets"
 
 
 def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
@@ -81,6 +83,7 @@ def write_index(path: Path, stamp: Stamp, offsets: np.ndarray) -> None:
     """
     index = index_path(path)
     partial = index.with_name(f"{index.name}.{uuid.uuid4().hex}.part")
+    index.parent.mkdir(exist_ok=True)
     try:
         with partial.open("xb") as file:
             np.save(file, np.concatenate([np.array(stamp, dtype=np.int64), offsets]))
@@ -112,6 +115,7 @@ def _indexing_lock(path: Path) -> Iterator[None]:
     lock_path = index_path(path).with_name(f"{index_path(path).name}.lock")
     lock = FileLock(lock_path)
     with contextlib.suppress(OSError):
+        lock_path.parent.mkdir(exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -3,7 +3,7 @@
 import os
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,6 +168,19 @@ class Vocabulary(Protocol):
     def index(self, sym: str) -> int: ...
 
     def __len__(self) -> int: ...
+
+
+def check_prompt_words(encoder: "TextEncoder", texts: Iterable[str]) -> None:
+    """Raise ValueError if the dictionary lacks a word that a task adds to every row."""
+    unknown: list[str] = []
+    for text in texts:
+        encoder.encode(text, unknown)
+    if unknown:
+        missing = ", ".join(map(repr, dict.fromkeys(unknown)))
+        raise ValueError(
+            f"the dictionary lacks {missing} of the task's prompt: add them to dict.txt with "
+            "ofa-exit dict, or give the dictionary of the checkpoint with --bpe-dir"
+        )
 
 
 class TextEncoder:

@@ -80,6 +80,7 @@ class QuestionExamples(RowExamples):
     SELECTED_COLS = OFFICIAL_COLS
     SOURCE_FIELD = "question"
     ANSWER_FIELD = "answers"
+    PROMPT_TEXTS = ("?",)
 
     def __init__(
         self,

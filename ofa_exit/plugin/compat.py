@@ -7,8 +7,8 @@
    those that processes exchange when one of them reads for all. ``weights_only`` stays on.
 3. A checkpoint with ``args`` cannot be read if its task or criterion is not registered, although
    loading the model into another task needs neither. The options of such a task are lost.
-4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets, and fails on
-   OFA's ``train.tsv,valid.tsv``.
+4. ``fairseq-train`` lists the task's data as a folder to find unused validation sets. It fails on
+   OFA's ``train.tsv,valid.tsv``, and takes side files (``valid1.tsv.manifest.json``) for sets.
 5. ``--ddp-backend pytorch_ddp`` passes a GPU's number for a model on the CPU, which torch rejects.
 6. ``--help`` prints before the options of the chosen task, model, criterion and scorer are added.
 7. The trainer reports all parameters that are None as shared, one log line each.
@@ -20,7 +20,8 @@
     be read. All files go through ``models/checkpoint_file.py``.
 11. fairseq-validate takes options that differ from the checkpoint's training without a word.
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
-13. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
+14. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -182,9 +183,10 @@ def name_misfit(load: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 @patch(data_utils, "_find_extra_valid_paths")
-def search_folders_only(find: Callable, dataset_path: str) -> set[str]:
+def search_tsv_files_of_folders(find: Callable, dataset_path: str) -> set[str]:
     folders = filter(os.path.isdir, utils.split_paths(dataset_path))
-    return {name for folder in folders for name in find(folder)}
+    found = ((folder, name) for folder in folders for name in find(folder))
+    return {name for folder, name in found if os.path.isfile(os.path.join(folder, f"{name}.tsv"))}
 
 
 @patch(distributed_fairseq_model, "DistributedDataParallel")
@@ -267,6 +269,6 @@ def hide_warnings_about_fairseq() -> None:
 
 
 hide_warnings_about_fairseq()
-for _noisy in ("PIL", "hydra"):
+for _noisy in ("PIL", "hydra", "filelock"):
     logging.getLogger(_noisy).setLevel(logging.INFO)
 torch.serialization.add_safe_globals(checkpoint_classes())

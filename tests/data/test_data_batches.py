@@ -22,9 +22,11 @@ from ofa_exit.data.tsv import TsvError
 PAD, SIZE = 1, 16
 
 
-def captions(path: Path, rows: list[list[str]], skip: bool = False) -> OFADataset:
+def captions(
+    path: Path, rows: list[list[str]], skip: bool = False, train: bool = False
+) -> OFADataset:
     file = write_tsv(path / "caption.tsv", rows)
-    examples = CaptionExamples(file, word_encoder(), ImageLoader(SIZE), train=True)
+    examples = CaptionExamples(file, word_encoder(), ImageLoader(SIZE), train=train)
     return OFADataset(examples, PAD, SIZE, skip)
 
 
@@ -190,6 +192,32 @@ def test_skipped_rows_are_counted_once_and_listed(tmp_path):
     assert batch_of(dataset, 1, 3) == {}
 
 
+def test_good_rows_take_the_place_of_bad_ones_in_training(tmp_path):
+    dataset = captions(tmp_path, ROWS, skip=True, train=True)
+    for _ in range(2):
+        ids = batch_of(dataset, *range(6))["id"].tolist()
+        assert len(ids) == 6 and set(ids) == {0, 2, 4, 5}
+        assert [ids[row] for row in (0, 2, 4, 5)] == [0, 2, 4, 5]
+    assert dataset.bad_rows == 2
+
+
+def test_substitutes_are_spread_over_the_file(tmp_path):
+    """Also where one image makes all neighbours bad."""
+    rows = [caption_row(n, "" if n < 20 else "a dog") for n in range(100)]
+    dataset = captions(tmp_path, rows, skip=True, train=True)
+    assert len(set(batch_of(dataset, *range(20))["id"].tolist())) > 12
+    one = captions(tmp_path, [caption_row(n, "" if n != 7 else "a dog") for n in range(60)], True)
+    one.examples.train = True
+    assert set(batch_of(one, *range(60))["id"].tolist()) == {7}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_no_good_row_is_an_error_of_the_file(tmp_path, train):
+    dataset = captions(tmp_path, [caption_row(n, "") for n in range(4)], skip=True, train=train)
+    with pytest.raises(TsvError, match="none of the 4 rows can be used.*line [1-4], field 'cap"):
+        batch_of(dataset, *range(4))
+
+
 def test_summary_lists_the_first_few(tmp_path):
     rows = [caption_row(0), *(caption_row(n, "" if n % 2 else "zebras") for n in range(1, 17))]
     dataset = captions(tmp_path, rows, skip=True)
@@ -213,7 +241,7 @@ def test_a_changed_file_is_never_skipped(tmp_path):
 def test_other_errors_are_never_skipped(tmp_path, monkeypatch):
     dataset = captions(tmp_path, ROWS, skip=True)
 
-    def fail(field: str):
+    def fail(field: str, folder: Path):
         raise RuntimeError("a mistake in the program")
 
     monkeypatch.setattr(dataset.examples, "load_image", fail)

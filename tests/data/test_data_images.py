@@ -148,6 +148,28 @@ def test_unreadable_exif_is_ignored():
             assert decode_image(encoded(two_colours(), "JPEG", exif=exif)).size == (8, 4)
 
 
+def test_a_field_may_be_a_path_relative_to_a_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    two_colours().save(tmp_path / "images" / "my cat.png")
+    for field in ("images/my cat.png", str(tmp_path / "images/my cat.png")):
+        decoded = decode_image(field, tmp_path)
+        assert torch.equal(pil_to_tensor(decoded), pil_to_tensor(two_colours()))
+    loaded = ImageLoader(8)("images/my cat.png", tmp_path)
+    assert torch.equal(loaded, ImageLoader(8)(encoded(two_colours())))
+    (tmp_path / "broken.png").write_text("x")
+    for field, message in (
+        ("broken.png", "not an image"),
+        ("none.png", "'none.png' cannot be read from .*No such file"),
+        ("images/.", "Is a directory"),
+        ("a\0.png", "null"),
+        ("x" * 3000 + ".png", "too long"),
+        ("x" * 5000 + ".png", "not base64"),  # longer than any path
+    ):
+        with pytest.raises(ImageError, match=message) as caught:
+            decode_image(field, tmp_path)
+        assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [

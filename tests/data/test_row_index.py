@@ -21,6 +21,10 @@ from ofa_exit.data.tsv import TsvFile
 COLUMNS = ("uniq_id", "text")
 
 
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def texts(file: TsvFile) -> list[str]:
     return [file.row(index)["text"] for index in range(len(file))]
 
@@ -28,7 +32,8 @@ def texts(file: TsvFile) -> list[str]:
 def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     TsvFile(path, None, COLUMNS)
-    assert [p.name for p in tmp_path.iterdir() if p != path] == [index_path(path).name]
+    assert sorted(files(tmp_path)) == [index_path(path), path]
+    assert [p.name for p in tmp_path.iterdir() if p != path] == [".ofa-exit"]
 
     counted = []
     count = row_index._scan
@@ -81,6 +86,7 @@ def test_index_of_an_earlier_version_is_rebuilt(tmp_path):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     status = path.stat()
     wrong = [0x0FA0_1DE8_0000_0001, status.st_size, status.st_mtime_ns, 2, 0, status.st_size]
+    index_path(path).parent.mkdir()
     index_path(path).write_bytes(np.array(wrong, dtype=np.int64).tobytes())
     assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
     assert index_path(path).read_bytes().startswith(b"\x93NUMPY")
@@ -94,7 +100,7 @@ def test_unwritable_folder_falls_back_to_memory(tmp_path, monkeypatch):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     file = TsvFile(path, None, COLUMNS)
     assert texts(pickle.loads(pickle.dumps(file))) == texts(file) == ["one", "two"]
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == [path]
 
 
 def test_concurrent_readers_build_one_index(tmp_path):
@@ -110,11 +116,11 @@ def test_concurrent_readers_build_one_index(tmp_path):
         thread.join()
     assert len(seen) == 6
     assert all(rows == [f"row {n}" for n in range(3000)] for rows in seen)
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+    assert set(files(tmp_path)) == {path, index_path(path)}
 
 
 def lock_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.offsets.lock")
+    return index_path(path).with_name(f"{path.name}.offsets.lock")
 
 
 def _read(path: Path, queue) -> None:
@@ -185,7 +191,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, error):
     monkeypatch.setattr(fcntl, "flock", refuse)
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
     assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, index_path(path).name}
+    assert set(files(tmp_path)) == {path, index_path(path)}
 
 
 def test_read_only_folder(tmp_path, monkeypatch):
@@ -199,4 +205,12 @@ def test_read_only_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", reading_only)
     assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == [path]
+
+
+def test_folder_that_admits_no_folder(tmp_path):
+    """A file stands where the folder of indexes should be, which no permission hides from root."""
+    path = write_tsv(tmp_path / "a.tsv", [["1", "one"]])
+    index_path(path).parent.touch()
+    assert texts(TsvFile(path, None, COLUMNS)) == ["one"]
+    assert set(files(tmp_path)) == {path, index_path(path).parent}

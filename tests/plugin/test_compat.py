@@ -127,6 +127,13 @@ def test_unused_validation_sets_in_folders_are_still_found(tmp_path):
         data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(folders))
 
 
+def test_side_files_are_no_validation_sets(tmp_path):
+    for name in ("valid.tsv", "valid1.tsv.manifest.json", "valid1.tsv.offsets", "valid2.csv"):
+        (tmp_path / name).touch()
+    assert data_utils._find_extra_valid_paths.__wrapped__(str(tmp_path))  # fairseq's own finds them
+    data_utils.raise_if_valid_subsets_unintentionally_ignored(train_config(str(tmp_path)))
+
+
 @pytest.fixture
 def process_group(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)

@@ -89,7 +89,7 @@ def test_a_killed_run_leaves_no_file_and_resumes(root, out, capsys, monkeypatch)
     assert 23 < 123 - len(read) <= 50
     assert f"{123 - len(read)} of them from an earlier run" in capsys.readouterr().err
     resumed = (out / "train.tsv").read_bytes()
-    names = {"train.tsv", "train.tsv.manifest.json", "train.tsv.offsets"}
+    names = {"train.tsv", "train.tsv.manifest.json", ".ofa-exit"}
     assert {path.name for path in out.iterdir()} == names
     assert prepare("coco", root, out / "again", *TRAIN) == 0
     assert (out / "again" / "train.tsv").read_bytes() == resumed

@@ -36,10 +36,10 @@ def test_shared_candidates_do_not_merge_data_sets(root, out, capsys):
     samples.vizwiz(root / "vizwiz")
     few = ("--min-occurrences", 1)
     assert prepare("vqa", root / "vqa", out, *few) == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert prepare("vizwiz", root / "vizwiz", out, *few) == 2
     assert "hoose another folder" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_partial_file_of_another_data_set_is_kept(root, out, capsys):

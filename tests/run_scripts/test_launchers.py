@@ -19,6 +19,8 @@ from helpers import task_files as files
 from helpers.paths import ROOT
 from helpers.script_runs import RECORD
 
+from ofa_exit.data.row_index import index_path
+
 TRAIN = f'source {ROOT}/run_scripts/common.sh; train "$@"'
 OPTIONS = [
     *["--task", "mue_caption", "--criterion", "mue_loss", *files.NANO, *files.SMALL],
@@ -115,7 +117,7 @@ def test_two_processes_learn_as_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     expected = losses(one_process(arguments(alone, 5), tmp_path))
     assert sorted(expected) == [1, 2, 3, 4, 5]
-    (Path(data) / "train.tsv.offsets").unlink()  # both start without an index of the data
+    index_path(Path(data) / "train.tsv").unlink()  # both start without an index of the data
     found = losses(torchrun(arguments(together, 3), tmp_path))
     assert sorted(found) == [1, 2, 3]
     halfway = weights(together)

@@ -23,6 +23,8 @@ from helpers.script_runs import (
     run,
 )
 
+from ofa_exit.data.row_index import index_path
+
 calls = script_runs.calls
 
 
@@ -132,7 +134,7 @@ def test_rows_are_counted_by_the_index(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "130\n"), done.stderr
-    assert (tmp_path / "train.tsv.offsets").exists()
+    assert index_path(tmp_path / "train.tsv").exists()
 
 
 def test_stages_rows_and_exits_can_be_chosen(calls, tmp_path):

@@ -110,9 +110,9 @@ class CountedLoader:
     def __init__(self, load):
         self.load, self.count = load, 0
 
-    def __call__(self, field):
+    def __call__(self, field, folder):
         self.count += 1
-        return self.load(field)
+        return self.load(field, folder)
 
 
 def test_rounds_of_an_image_decode_it_once(data):

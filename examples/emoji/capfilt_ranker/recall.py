@@ -26,7 +26,7 @@ def pairs(file: TsvFile) -> Iterator[tuple[Image, list[str]]]:
         if not captions:
             raise file.error(index, "caption", "there are no words", "Fill it in or remove the row")
         try:
-            image = decode_image(row["image"])
+            image = decode_image(row["image"], file.path.parent)
         except ImageError as error:
             raise file.error(index, "image", error.message, error.remedy) from error
         yield image, captions

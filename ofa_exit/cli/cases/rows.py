@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class CaseReader:
         cases = [
             Case(
                 name=name,
-                image=_png(self._rows.examples.file.row(indices[name])[IMAGE_FIELD]),
+                image=self._image(indices[name]),
                 source=self.task.text(example.source),
                 references=list(dict.fromkeys(example.references)),
                 answers=own,
@@ -52,6 +53,10 @@ class CaseReader:
             return cases
         # One question for all rows, as in captioning, says nothing.
         return [Case(c.name, c.image, "", c.references, c.answers) for c in cases]
+
+    def _image(self, index: int) -> bytes | None:
+        file = self._rows.examples.file
+        return _png(file.row(index)[IMAGE_FIELD], file.path.parent)
 
     def _indices(self, names: Sequence[str]) -> dict[str, int]:
         """Return the number of each row."""
@@ -118,11 +123,11 @@ class CaseReader:
         return pieces
 
 
-def _png(field: str) -> bytes | None:
+def _png(field: str, folder: Path) -> bytes | None:
     """Return the image of a TSV field as PNG; None for an empty field."""
     if not field.strip():
         return None
-    image, buffer = decode_image(field), io.BytesIO()
+    image, buffer = decode_image(field, folder), io.BytesIO()
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     image.save(buffer, "PNG")
     return buffer.getvalue()

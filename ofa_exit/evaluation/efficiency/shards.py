@@ -61,11 +61,14 @@ class Row:
     def text(self, kind: str) -> str:
         """Return the text of the first T- line (references) or D- line (best hypothesis).
 
-        Raises ValueError if there is none.
+        A row without references has no T- line, and its text is empty. Raises ValueError if there
+        is no D- line.
         """
         for line in self.lines:
             if line.startswith(f"{kind}-"):
                 return line.rstrip("\n").split("\t", 1 if kind == "T" else 2)[-1]
+        if kind == "T":
+            return ""
         raise ValueError(f"{self.shard.generated}: row {self.number} has no line {kind}-…")
 
 
@@ -78,7 +81,8 @@ def read_shard(folder: Path) -> Shard:
             "--results-path (shards with the same one overwrite each other)"
         )
     heads = [result[1] for line in _lines(files[0]) if (result := _RESULT.match(line))]
-    if len(heads) != 1:
+    # Without references nothing is scored, and there is neither a T- line nor a result.
+    if len(heads) != 1 and (heads or any(line.startswith("T-") for line in _lines(files[0]))):
         raise ValueError(f"{files[0]} ends before its result. Generate that shard again")
     log = folder / "log.txt"
     if not log.is_file():
@@ -102,6 +106,8 @@ def read_shard(folder: Path) -> Shard:
         run = require_field(values[0], "run", "the record", dict)
     except ValueError as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
+    if not heads:
+        heads = [f"Generate {run.get('--gen-subset')} with beam={run.get('--beam', 5)}"]
     return Shard(folder, files[0], heads[0], shard, count, rows, all_rows, run, totals)
 
 

@@ -15,22 +15,26 @@ SHOWN = ("CIDEr", "BLEU-4", "accuracy")
 def read_run(folder: Path) -> dict[str, Any]:
     """Quality and exit summary of the one generation in ``folder``.
 
+    A generation without references has no quality.
+
     Raises ValueError, with the remedy, if the generation did not come to its end.
     """
     files = sorted(folder.glob("generate-*.txt"))
     if len(files) != 1:
         raise ValueError(f"{folder} holds {len(files)} files generate-*.txt: name a folder of one")
-    result, summary = None, None
+    result, summary, has_references = None, None, False
     log = folder / "log.txt"
     text = files[0].read_text(encoding="utf-8") + "\n"
     for line in (text + (log.read_text(encoding="utf-8") if log.exists() else "")).splitlines():
         if line.startswith("Generate "):
             result = line
+        elif line.startswith("T-"):
+            has_references = True
         elif found := SUMMARY.match(line):
             summary = json.loads(found[1])
-    if result is None or summary is None:
+    if summary is None or (result is None and has_references):
         raise ValueError(f"{files[0]} ends before its result: generate it again")
-    return {**{name: float(value) for name, value in QUALITY.findall(result)}, **summary}
+    return {**{name: float(value) for name, value in QUALITY.findall(result or "")}, **summary}
 
 
 def compare(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

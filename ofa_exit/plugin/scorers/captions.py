@@ -76,7 +76,9 @@ class CocoCaptionScorer(BaseScorer):
             check_spice(cfg.spice_jars, self._tokenizer)
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Add a prediction and its references."""
+        """Add a prediction and its references. Without references it is not scored."""
+        if not ref.strip():
+            return
         where = f"sentence {len(self.pred) + 1} of the generation"
         super().add_string(split_references(ref, where), pred)
 

@@ -83,7 +83,9 @@ class AccuracyScorer(MeanScorer):
     """Percentage of predictions equal to one of their references."""
 
     def add_string(self, ref: str, pred: str) -> None:
-        """Add a prediction and its references."""
+        """Add a prediction and its references. Without references it is not scored."""
+        if not ref.strip():
+            return
         references = split_references(ref, self.next_sentence())
         references = [text for _, text in reference_answers(references)]
         self.add_value(is_correct(pred, references, self.cfg.accuracy_ignore_case))

@@ -16,6 +16,7 @@ from ofa_exit.plugin.search.options import (
     reject_options,
 )
 from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.references import reject_without_references
 
 # Both reveal words of the reference.
 _NOT_IN_VALIDATION = dict.fromkeys(
@@ -58,6 +59,8 @@ class BeamSearchTask(OFATask):
         sample: dict[str, Any],
         **forced: Optional[Tensor],
     ) -> Hyps:
+        if not hasattr(generator, "max_len_a"):
+            reject_without_references(sample, "--score-reference")
         try:
             hyps = super().generate(generator, models, sample, **forced)
         except (AssertionError, RuntimeError):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from fairseq.logging import metrics
 from fairseq.tasks import TASK_REGISTRY
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.plugin.tasks.metrics import check_best_metric
+from ofa_exit.plugin.tasks.references import ShownReferences, reject_without_references
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
@@ -77,8 +79,8 @@ class OFATask(DataTask):
         super().__init__(cfg, dictionary, encoder)
         self.exit_policy = policy
         self.model_to_train: Any = None
-        self.criterion: Any = None
         self.exit_reports: list[GenerationReport] = []
+        self.references = ShownReferences(dictionary, encoder.codec)
         self.run_record: dict[str, Any] = {}
         self.eval_generator: Any = None
         self.average_generator: Any = None  # of the moving average of the weights
@@ -231,6 +233,7 @@ class OFATask(DataTask):
             if trace_file and number > 1:
                 trace_file += f".{number}"
             self.exit_reports.append(GenerationReport(model, trace_file, symbol, reference))
+        self.references = ShownReferences(self.dictionary, self.encoder.codec)
         self.run_record = {}
         if self.progress.shard:
             self.run_record = run_record(self, args, models, self.progress.iterator.dataset)
@@ -254,12 +257,14 @@ class OFATask(DataTask):
     ) -> Hyps:
         """Generate for a batch and add it to the reports, which the last batch prints.
 
-        Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``.
-        fairseq-generate prints it and passes it to the scorer.
+        Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``, or to None
+        if there are none. fairseq-generate prints it and passes it to the scorer.
 
         Args:
             forced: fairseq's ``prefix_tokens`` and ``constraints``.
         """
+        if forced.get("prefix_tokens") is not None:
+            reject_without_references(sample, "--prefix-size")
         self.progress.in_batch = True
         start = time.perf_counter()
         hyps = self.generate(generator, models, sample, **forced)
@@ -278,14 +283,8 @@ class OFATask(DataTask):
                 seconds=seconds,
                 has_image=net_input["patch_masks"].tolist(),
             )
-        references = [
-            self.dictionary.shown_references(self.encoder.codec, sentence_references)
-            for sentence_references in sample["references"]
-        ]
-        sample["target"] = torch.nn.utils.rnn.pad_sequence(
-            references, batch_first=True, padding_value=self.dictionary.pad()
-        )
         self.progress.in_batch = False
+        sample["target"] = self.references.target(sample["references"], self.progress.has_ended)
         if self.progress.has_ended:
             self.end_generation()
         return hyps
@@ -369,10 +368,21 @@ class OFATask(DataTask):
                 self.set_exits(models, on=False)
             best = [self.text(sentence_hyps[0]["tokens"]) for sentence_hyps in hyps]
             logging_output.update(self.validation_sums(sample, best))
+        if sample.get("is_skipped"):
+            # The same keys as of other processes, whose sums are added to these.
+            logging_output = {
+                key: torch.zeros_like(value) if torch.is_tensor(value) else 0
+                for key, value in logging_output.items()
+            }
+            return loss, 0, logging_output
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        super().reduce_metrics(logging_outputs, criterion)
+        if sum(output.get("sample_size", 0) for output in logging_outputs):
+            super().reduce_metrics(logging_outputs, criterion)
+        else:
+            # A batch of skipped rows. Without a loss of weight 0 the trainer logs one of -1.
+            metrics.log_scalar("loss", 0.0, 0, round=3)
         if self.reads_checkpoint and self.progress.iterator is not None:
             # fairseq-validate calls this once per split, at its end.
             log_rows(self.progress.iterator.dataset.rows)

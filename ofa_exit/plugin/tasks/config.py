@@ -18,8 +18,9 @@ class OFATaskConfig(ExitFlags):
         default=None,
         metadata={
             "help": "TSV files separated by commas (train.tsv,valid.tsv: the last one for "
-            "validation and generation, the others for training, one per epoch), a single file to "
-            "generate from, or a folder of train.tsv, valid.tsv, test.tsv, …"
+            "validation and generation, the others for training, one per epoch; or "
+            "train.tsv,valid.tsv,test.tsv), a single file to generate from, or a folder of "
+            "train.tsv, valid.tsv, test.tsv, …"
         },
     )
     selected_cols: Optional[str] = field(
@@ -54,7 +55,10 @@ class OFATaskConfig(ExitFlags):
     )
     skip_bad_rows: bool = field(
         default=False,
-        metadata={"help": "skip and count rows that cannot be used, instead of failing"},
+        metadata={
+            "help": "skip and count rows that cannot be used, instead of failing; training reads "
+            "other rows of the file in their place"
+        },
     )
     code_dict_size: Optional[int] = trained_option(
         8192, "image codes in the vocabulary", any_task=True

@@ -1,6 +1,7 @@
 """The part of a task that reads data: files, rows, batches and the vocabulary."""
 
 import logging
+from pathlib import Path
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -12,7 +13,7 @@ from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import PROMPT_TYPES
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
-from ofa_exit.data.text import TextEncoder
+from ofa_exit.data.text import TextEncoder, check_prompt_words
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
@@ -37,8 +38,11 @@ class DataTask(FairseqTask):
 
     def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
         super().__init__(cfg)
+        with usage_errors():
+            check_prompt_words(encoder, self.prompt_texts(cfg))
         self.dictionary = dictionary
         self.encoder = encoder
+        self.criterion: Any = None  # training and validation have one, generation has none
         self.progress = Progress()
         self.reads_checkpoint = False  # generation or validation, not training
 
@@ -59,6 +63,11 @@ class DataTask(FairseqTask):
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
 
+    @classmethod
+    def prompt_texts(cls, cfg: OFATaskConfig) -> tuple[str, ...]:
+        """Return the texts that the task adds to every row."""
+        return cls.row_examples.PROMPT_TEXTS
+
     def examples(
         self, path: Any, split: str, load_image: ImageLoader, **options: Any
     ) -> RowExamples:
@@ -71,6 +80,7 @@ class DataTask(FairseqTask):
             selected_cols=self.cfg.selected_cols,
             max_src_length=self.cfg.max_src_length,
             max_tgt_length=self.cfg.max_tgt_length,
+            references_optional=self.criterion is None and not is_training(split),
             **options,
         )
 
@@ -96,6 +106,7 @@ class DataTask(FairseqTask):
             reject_other_training(self.cfg, self.prefix, task_cfg)
         files = split_files(self.cfg.data, split, self.prefix)
         path = files[(epoch - 1) % len(files)]
+        self._reject_double(split, path)
         mean_std = "imagenet" if self.cfg.imagenet_default_mean_and_std else "half"
         load_image = ImageLoader(self.cfg.patch_image_size, mean_std, self.cfg.max_image_pixels)
         options: dict[str, Any] = {}
@@ -109,8 +120,19 @@ class DataTask(FairseqTask):
             self.cfg.skip_bad_rows,
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
-        self.datasets[split] = RowDataset(rows, split, shuffle=is_training(split))
+        validates = self.criterion is not None and not is_training(split)
+        self.datasets[split] = RowDataset(rows, split, is_training(split), validates)
         self.datasets[split].set_epoch(epoch)
+
+    def _reject_double(self, split: str, path: Path) -> None:
+        # Equal scores under two names would look like two measurements.
+        for other, dataset in self.datasets.items():
+            held_out = not is_training(split) and not is_training(other)
+            if held_out and other != split and dataset.rows.examples.file.path == path:
+                raise ValueError(
+                    f"the splits {other!r} and {split!r} are both read from {path}: give "
+                    "train.tsv,valid.tsv,test.tsv, a folder of all splits, or one split"
+                )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, over one shard with --num-shards and --shard-id.
@@ -126,6 +148,8 @@ class DataTask(FairseqTask):
             kwargs.update(num_shards=shards, shard_id=shard)
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         self.progress = Progress(iterator)
+        if self.reads_checkpoint:
+            dataset.rows.rows_to_read = self.progress.rows
         if shards > 1 and not self.progress.rows:
             raise UsageError(
                 f"--shard-id {shard} of {shards} gets none of the {len(iterator.frozen_batches)} "

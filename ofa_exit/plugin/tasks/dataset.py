@@ -1,6 +1,7 @@
 """The rows of a file as a fairseq dataset."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,25 +13,36 @@ from ofa_exit.data.tsv import TsvError
 from ofa_exit.plugin.errors import UsageError
 
 
+@contextlib.contextmanager
+def _row_errors() -> Iterator[None]:
+    try:
+        yield
+    except TsvError as error:
+        raise UsageError(str(error)) from error
+
+
 class RowDataset(FairseqDataset):
     """``rows`` with fairseq's interface. Every batch names the ``subset`` it comes from.
 
     Args:
         shuffle: change the order each epoch, for training.
+        validates: for validation, in which a batch may not be empty: the trainer would evaluate the
+            first training batch in its place, and log that.
     """
 
-    def __init__(self, rows: OFADataset, subset: str, shuffle: bool) -> None:
+    def __init__(
+        self, rows: OFADataset, subset: str, shuffle: bool, validates: bool = False
+    ) -> None:
         super().__init__()
         self.rows = rows
         self.subset = subset
         self.shuffle = shuffle
+        self.validates = validates
 
     def __getitem__(self, index: int) -> Example | None:
         """Return an example, or None if the row is skipped. A bad row raises UsageError."""
-        try:
+        with _row_errors():
             return self.rows[int(index)]
-        except TsvError as error:
-            raise UsageError(str(error)) from error
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,8 +53,15 @@ class RowDataset(FairseqDataset):
             self.rows.examples.augment.set_epoch(epoch)
 
     def collater(self, samples: list[Example | None]) -> dict[str, Any]:
-        """Return the batch, or {} if all its rows are skipped; fairseq ignores an empty batch."""
+        """Return the batch, or {} if all its rows are skipped, which fairseq-generate ignores.
+
+        In validation, a batch of another row with ``is_skipped``, which counts as nothing.
+        """
         batch = self.rows.collater(samples)
+        if samples and not batch and self.validates:
+            with _row_errors():
+                batch = self.rows.collater([self.rows.substitute(0)])
+            batch["is_skipped"] = True
         if batch:
             batch["subset"] = self.subset
         return batch

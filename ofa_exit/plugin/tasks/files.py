@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-# Names that their position in the list must not turn into training data.
-_HELD_OUT = ("valid", "val", "dev", "test")
+# Names of held-out files, and the split that each of them is for.
+_HELD_OUT = {"valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def is_training(split: str) -> bool:
@@ -18,11 +18,13 @@ def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
 
     Args:
         data: as in OFA, files separated by commas: the last one for validation and generation, the
-            others for training. Or a single file for anything but training. Or a folder with
-            SPLIT.tsv or PREFIX_SPLIT.tsv, for training also numbered (train1.tsv, train2.tsv).
+            others for training. Files called SPLIT.tsv or PREFIX_SPLIT.tsv at the end of the list
+            (train.tsv,valid.tsv,test.tsv) are for that split only. Or a single file for anything
+            but training. Or a folder with SPLIT.tsv or PREFIX_SPLIT.tsv, for training also numbered
+            (train1.tsv, train2.tsv).
 
     Raises:
-        ValueError: the file is missing. The message says what to give.
+        ValueError: the file is missing, or is one of another split. The message says what to give.
     """
     paths = [Path(part.strip()) for part in (data or "").split(",") if part.strip()]
     if not paths:
@@ -32,20 +34,55 @@ def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
     folders = [str(path) for path in paths if path.is_dir()]
     if folders:
         raise ValueError(f"{folders[0]} is a folder: give either one folder or files, {data!r}")
-    if not is_training(split):
-        return [paths[-1]]
     if len(paths) == 1:
-        raise ValueError(
-            f"{data} is a single file, for validation and generation: for training give "
-            "train.tsv,valid.tsv or a folder"
-        )
-    for path in paths[:-1]:
-        if path.stem in _HELD_OUT:
+        if is_training(split):
             raise ValueError(
-                f"{data!r}: all files but the last are training data, and {path.name} does not "
-                "look like it. Give train.tsv,valid.tsv, or a folder of all splits"
+                f"{data} is a single file, for validation and generation: for training give "
+                "train.tsv,valid.tsv or a folder"
             )
-    return paths[:-1]
+        return paths
+    return _in_list(paths, split, prefix)
+
+
+def _in_list(paths: list[Path], split: str, prefix: str) -> list[Path]:
+    listed = ",".join(map(str, paths))
+    held_out = [path for path in paths if _split_of(path, prefix)]
+    training = [path for path in paths[:-1] if path not in held_out]
+    # OFA's order: training data come first.
+    if training != paths[: len(training)]:
+        raise ValueError(
+            f"{listed!r}: {held_out[0].name} stands before training data. Give train.tsv,valid.tsv "
+            "or train.tsv,valid.tsv,test.tsv"
+        )
+    if is_training(split):
+        if not training:
+            raise ValueError(
+                f"{listed!r}: no file is training data. Give train.tsv,valid.tsv or "
+                "train.tsv,valid.tsv,test.tsv"
+            )
+        return training
+    named = [path for path in held_out if split in (path.stem, _split_of(path, prefix))]
+    if len(named) > 1:
+        raise ValueError(
+            f"{listed!r}: {named[0].name} and {named[1].name} are both for the split {split!r}. "
+            "Leave one out"
+        )
+    if named:
+        return named
+    # The last file is for every held-out split, unless another file is named for one of them or
+    # its own name says that generating `test` from it would score validation data.
+    is_validation_data = _split_of(paths[-1], prefix) == "valid"
+    if len(held_out) > 1 or (split.startswith("test") and is_validation_data):
+        raise ValueError(
+            f"{listed!r}: no file is called {split}.tsv or {prefix}_{split}.tsv for the split "
+            f"{split!r}. Add it to the list, or choose another split"
+        )
+    return paths[-1:]
+
+
+def _split_of(path: Path, prefix: str) -> str | None:
+    """Return the held-out split that a file's name stands for, None for any other name."""
+    return _HELD_OUT.get(path.stem.removeprefix(f"{prefix}_"))
 
 
 def _in_folder(folder: Path, split: str, prefix: str) -> list[Path]:

@@ -8,9 +8,16 @@ from fairseq.tasks import register_task
 from torch import Tensor
 
 from ofa_exit.data.row_examples import RowExamples
-from ofa_exit.data.snli_ve import EntailmentExamples, answer_tokens
+from ofa_exit.data.snli_ve import (
+    OFFICIAL_LABELS,
+    EntailmentExamples,
+    answer_tokens,
+    parse_labels,
+    source_text,
+)
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.metrics.accuracy import is_correct
+from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
@@ -32,6 +39,11 @@ class SnliVeConfig(OFATaskConfig):
     add_caption: Optional[bool] = trained_option(
         False, "add the premise, a caption, to the question"
     )
+    labels: Optional[str] = trained_option(
+        None,
+        "labels of the file, LABEL or LABEL=ANSWER separated by commas, as in true,false; the "
+        f"model answers in these words (none: {OFFICIAL_LABELS})",
+    )
     eval_acc: bool = field(
         default=False, metadata={"help": "answer in validation and log the accuracy"}
     )
@@ -39,7 +51,7 @@ class SnliVeConfig(OFATaskConfig):
 
 @register_task("mue_snli_ve", dataclass=SnliVeConfig)
 class MuESnliVeTask(OFATask):
-    """Entailment in OFA's format: score the answers yes, maybe and no, and take the best."""
+    """Entailment in OFA's format: score the answers (yes, maybe, no) and take the best."""
 
     prefix = "snli_ve"
     row_examples = EntailmentExamples
@@ -50,11 +62,30 @@ class MuESnliVeTask(OFATask):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.trie = AnswerTrie(answer_tokens(self.encoder).values(), self.dictionary.eos())
+        with usage_errors():
+            answers = answer_tokens(self.encoder, self.cfg.labels).values()
+            self.trie = AnswerTrie(answers, self.dictionary.eos())
 
-    def examples(self, *arguments: Any, **options: Any) -> RowExamples:
-        options.update(add_caption=self.cfg.add_caption, prompt_type=self.cfg.prompt_type)
-        return super().examples(*arguments, trie=self.trie, **options)
+    @classmethod
+    def check_options(cls, cfg: Any) -> None:
+        super().check_options(cfg)
+        parse_labels(cfg.labels)
+
+    @classmethod
+    def prompt_texts(cls, cfg: Any) -> tuple[str, ...]:
+        return (source_text("", "" if cfg.add_caption else None),)
+
+    def examples(self, path: Any, split: str, *arguments: Any, **options: Any) -> RowExamples:
+        return super().examples(
+            path,
+            split,
+            *arguments,
+            add_caption=self.cfg.add_caption,
+            prompt_type=self.cfg.prompt_type,
+            labels=self.cfg.labels,
+            trie=self.trie,
+            **options,
+        )
 
     # ------------------------------------------------------------------ generation
 

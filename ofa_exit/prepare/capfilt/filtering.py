@@ -209,7 +209,7 @@ def _candidates(
 
 def _image(file: TsvFile, row: int, fields: list[str]) -> Image:
     try:
-        return decode_image(fields[file.column_of("image")])
+        return decode_image(fields[file.column_of("image")], file.path.parent)
     except ImageError as error:
         raise file.error(row, "image", error.message, error.remedy) from error
 

@@ -1,6 +1,7 @@
 """Validation of captioning: its metrics, and its skipped rows."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from helpers import task_files as files
 from helpers.caption_task import NO_IMAGE, TASK
 
 from ofa_exit.evaluation.metrics.captions import score_captions
+from ofa_exit.plugin.errors import UsageError
 
 # Fixtures.
 data, checkpoint, models = caption_task.data, caption_task.checkpoint, caption_task.models
 
 
 def test_validation_metrics_are_over_the_whole_split(data, checkpoint, models):
-    task = files.setup(TASK, f"{data}/train.tsv,{data}/valid.tsv")
+    task = files.setup(TASK, data / "valid.tsv")
     found = files.generate_rows(task, models, beam=2)
     references = [
         row.split("\t")[2].split("&&") for row in (data / "valid.tsv").read_text().splitlines()
@@ -99,6 +101,46 @@ def test_training_validates_shards_and_keeps_the_best(data, tmp_path, caplog):
     best = torch.load(save_dir / "checkpoint_best.pt")
     assert state["extra_state"]["best"] == best["extra_state"]["best"]
     assert state["cfg"]["task"]["patch_image_size"] == 32
+
+
+def valid_losses(printed):
+    return re.findall(r'"valid_loss": "([0-9.]+)".*"valid_cider": "([0-9.]+)"', printed)
+
+
+def test_a_skipped_batch_does_not_count_in_validation(data, tmp_path, caplog):
+    """The trainer would evaluate a training batch in its place."""
+    train_rows = [files.caption_row(number) for number in range(12)]
+    good = [files.caption_row(number, 2) for number in range(8)]
+    bad = [[*row[:4], NO_IMAGE] for row in good[:4]]
+    seen = []
+    for name, valid_rows in (("good", good), ("bad", [*good[:4], *bad, *good[4:]])):
+        folder = files.write_dictionary(tmp_path / name)
+        files.write_tsv(folder / "train.tsv", train_rows)
+        files.write_tsv(folder / "valid.tsv", valid_rows)
+        with caplog.at_level(logging.INFO):
+            files.train(
+                *(TASK, folder, tmp_path / f"{name}_saved", "--skip-bad-rows", "--seed", "1"),
+                *("--eval-cider", "--eval-args", '{"beam": 1, "max_len_b": 4}'),
+                updates=1,
+            )
+        seen.append(valid_losses(caplog.text))
+        caplog.clear()
+    assert seen[0] and seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_no_good_row_ends_on_one_line(checkpoint, tmp_path, monkeypatch, split):
+    monkeypatch.setattr("atexit.register", lambda *_: None)
+    folder = files.write_dictionary(tmp_path / "data")
+    for name in ("train", "valid", "test"):
+        rows = [files.caption_row(n, 1, NO_IMAGE if name == split else None) for n in range(5)]
+        files.write_tsv(folder / f"{name}.tsv", rows)
+    with pytest.raises(UsageError, match=rf"{split}\.tsv: none of the 5 rows can be used") as error:
+        if split == "test":
+            files.generate(TASK, folder, checkpoint, "--skip-bad-rows")
+        else:
+            files.train(TASK, folder, tmp_path / "saved", "--skip-bad-rows", updates=1)
+    assert "\n" not in str(error.value)
 
 
 def test_validation_logs_which_rows_it_skipped(tmp_path, checkpoint, caplog):

@@ -16,12 +16,24 @@ def names(files):
 
 
 def test_ofa_lists_end_with_the_file_for_validation_and_generation():
-    data = "d/a.tsv,d/b.tsv, d/valid.tsv"
+    data = "d/a.tsv,d/b.tsv, d/c.tsv"
     assert names(split_files(data, "train", "caption")) == ["a.tsv", "b.tsv"]
-    assert names(split_files(data, "valid", "caption")) == ["valid.tsv"]
-    assert names(split_files(data, "test", "caption")) == ["valid.tsv"]
+    assert names(split_files(data, "valid", "caption")) == ["c.tsv"]
+    assert names(split_files(data, "test", "caption")) == ["c.tsv"]
+    assert names(split_files("d/a.tsv,d/test.tsv", "valid", "caption")) == ["test.tsv"]
+    assert names(split_files("d/valid.tsv", "test", "caption")) == ["valid.tsv"]
     assert names(split_files("d/one.tsv", "test", "caption")) == ["one.tsv"]
     assert first_folder(data) == "d"
+
+
+@pytest.mark.parametrize("prefix", ["", "caption_"])
+def test_lists_may_name_a_file_for_each_split(prefix):
+    data = f"d/a.tsv,d/train.tsv,d/{prefix}valid.tsv,d/{prefix}test.tsv"
+    assert names(split_files(data, "train", "caption")) == ["a.tsv", "train.tsv"]
+    assert names(split_files(data, "valid", "caption")) == [f"{prefix}valid.tsv"]
+    assert names(split_files(data, "test", "caption")) == [f"{prefix}test.tsv"]
+    assert names(split_files("a.tsv,val.tsv,test.tsv", "valid", "caption")) == ["val.tsv"]
+    assert names(split_files("a.tsv,val.tsv,test.tsv", "val", "caption")) == ["val.tsv"]
 
 
 def test_folders_hold_files_by_split(tmp_path):
@@ -43,7 +55,11 @@ def test_folders_hold_files_by_split(tmp_path):
         (None, "train", "no data"),
         (" , ", "train", "no data"),
         ("one.tsv", "train", r"train\.tsv,valid\.tsv"),
-        ("train.tsv,valid.tsv,test.tsv", "train", r"train\.tsv,valid\.tsv,test\.tsv.* valid\.tsv"),
+        ("valid.tsv,train.tsv,test.tsv", "train", r"valid\.tsv stands before training data"),
+        ("valid.tsv,test.tsv", "train", "no file is training data"),
+        ("train.tsv,valid.tsv", "test", r"no file is called test\.tsv or caption_test\.tsv"),
+        ("train.tsv,valid.tsv,test.tsv", "valid1", r"no file is called valid1\.tsv"),
+        ("train.tsv,val.tsv,valid.tsv", "valid", r"val\.tsv and valid\.tsv are both for"),
     ],
 )
 def test_invalid_lists_of_files_are_rejected(data, split, message):
