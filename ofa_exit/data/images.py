@@ -39,17 +39,24 @@ def looks_like_image(field: str) -> bool:
 
 
 def decode_image(field: str) -> Image.Image:
-    """Decode a field, base64 (plain or URL-safe) of an image file's bytes, to an RGB image.
+    """Decode a field, base64 (plain or URL-safe) of an image file's bytes, as `decode_bytes` does.
+
+    Raises ImageError: not base64, or as `decode_bytes` does.
+    """
+    return decode_bytes(_decode_base64(field))
+
+
+def decode_bytes(data: bytes) -> Image.Image:
+    """Decode the bytes of an image file to an RGB image.
 
     The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
     first frame, and 16-bit grey is scaled to 8 bits.
     Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
     grey.
 
-    Raises ImageError: not base64, not an image, broken or truncated, or more than MAX_PIXELS
+    Raises ImageError: not an image, broken or truncated, or more than MAX_PIXELS
     (read from the header, so that a decompression bomb is never unpacked).
     """
-    data = _decode_base64(field)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -63,6 +70,11 @@ def decode_image(field: str) -> Image.Image:
             f"the image has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}",
             "Scale it down",
         )
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image upright and in RGB, see `decode_bytes`. Raises ImageError if it is broken."""
     try:
         image.load()
         return _to_rgb(_upright(image))

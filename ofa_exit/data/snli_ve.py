@@ -33,6 +33,13 @@ def answer_tokens(encoder: TextEncoder) -> dict[str, list[int]]:
     return answers
 
 
+def entailment_text(hypothesis: str, premise: str | None) -> str:
+    """Return OFA's question about a hypothesis; with a premise, the one of ``add_caption``."""
+    if premise is not None:
+        return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
+    return f' does the image describe " {hypothesis} "?'
+
+
 class EntailmentExamples(RowExamples):
     """Examples of an OFA SNLI-VE file.
 
@@ -65,9 +72,7 @@ class EntailmentExamples(RowExamples):
         return RowTokens(source, torch.tensor(self.answers[word]), [word])
 
     def _source_text(self, hypothesis: str, premise: str) -> str:
-        if self.add_caption:
-            return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
-        return f' does the image describe " {hypothesis} "?'
+        return entailment_text(hypothesis, premise if self.add_caption else None)
 
     def _sentence(self, row: Row, field: str) -> str:
         text = normalise_sentence(row.text(field), self.max_src_length)

@@ -51,6 +51,12 @@ def read_answers(path: str | os.PathLike, encoder: TextEncoder) -> dict[str, lis
     return answers
 
 
+def question_text(text: str, max_words: int) -> str:
+    """Return `` question?`` as OFA asks it, cut to ``max_words``; empty if there is no word."""
+    words = normalise_sentence(text, max_words).rstrip("? ")
+    return f" {words}?" if words else ""
+
+
 class QuestionExamples(RowExamples):
     """Examples of an OFA VQA file.
 
@@ -84,7 +90,7 @@ class QuestionExamples(RowExamples):
         return source, longest + 1 + (source if self.prompt_type != "none" else 0)
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
-        source = self.encode_source(f" {self._question(row)}", unknown)
+        source = self.encode_source(self._question(row), unknown)
         answers = self._answers(row)
         answer, conf = self._target(row, answers, unknown)
         return RowTokens(source, answer, [text for _, text in answers], conf)
@@ -96,10 +102,10 @@ class QuestionExamples(RowExamples):
 
     def _question(self, row: Row) -> str:
         text = row.text("question")
-        words = normalise_sentence(text, self.max_src_length).rstrip("? ")
-        if not words:
+        question = question_text(text, self.max_src_length)
+        if not question:
             raise row.error("question", f"{text!r} has no words", "Fill it in or remove the line")
-        return words + "?"
+        return question
 
     def _answers(self, row: Row) -> list[tuple[float, str]]:
         try:

@@ -11,6 +11,7 @@ import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from torch import Tensor
 
+from ofa_exit.data.example import source_prompt
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import usage_errors
@@ -26,6 +27,7 @@ from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.tasks.samples import complete_sample
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.trace import ExitTrace
@@ -201,22 +203,25 @@ class OFATask(DataTask):
         """Generate for a batch and add it to the reports, which the last batch prints.
 
         Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``.
-        fairseq-generate prints it and passes it to the scorer.
+        fairseq-generate prints it and passes it to the scorer. A sample without references is left
+        as it is.
 
         Args:
+            sample: a batch of the data set, or one made by hand, see ``complete_sample``.
             forced: fairseq's ``prefix_tokens`` and ``constraints``.
         """
         self.progress.in_batch = True
+        batch = complete_sample(sample, self.prompt, self.dictionary.pad())
         start = time.perf_counter()
-        hyps = self.generate(generator, models, sample, **forced)
+        hyps = self.generate(generator, models, batch, **forced)
         # Converted to lists before the clock is read, which waits for the device.
         tokens = [[hyp["tokens"].tolist() for hyp in sentence_hyps] for sentence_hyps in hyps]
         seconds = time.perf_counter() - start
-        net_input = sample["net_input"]
+        net_input = batch["net_input"]
         height, width = net_input["patch_images"].shape[-2:]
         for report, trace in zip(self.exit_reports, self.traces(generator, models)):
             report.add(
-                ids=sample["uniq_ids"],
+                ids=batch["uniq_ids"],
                 trace=trace,
                 hypotheses=tokens,
                 text_tokens=net_input["src_lengths"].tolist(),
@@ -224,17 +229,22 @@ class OFATask(DataTask):
                 seconds=seconds,
                 has_image=net_input["patch_masks"].tolist(),
             )
-        references = [
-            self.dictionary.shown_references(self.encoder.codec, sentence_references)
-            for sentence_references in sample["references"]
-        ]
-        sample["target"] = torch.nn.utils.rnn.pad_sequence(
-            references, batch_first=True, padding_value=self.dictionary.pad()
-        )
+        if "references" in sample:
+            references = [
+                self.dictionary.shown_references(self.encoder.codec, sentence_references)
+                for sentence_references in sample["references"]
+            ]
+            sample["target"] = torch.nn.utils.rnn.pad_sequence(
+                references, batch_first=True, padding_value=self.dictionary.pad()
+            )
         self.progress.in_batch = False
         if self.progress.has_ended:
             self.end_generation()
         return hyps
+
+    def prompt(self, source: Tensor) -> Tensor:
+        """Return what the decoder is fed before the answer to ``source``, Long [P], bos first."""
+        return source_prompt(source, getattr(self.cfg, "prompt_type", "none"))
 
     def generate(
         self,
