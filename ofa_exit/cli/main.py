@@ -14,6 +14,7 @@ import ofa_exit
 from ofa_exit.cli.parsing import print_error
 
 VERBS = {
+    "predict": "caption your own images, or ask about them",
     "prepare": "convert an official release to TSV files",
     "holdout": "split a validation file into rows to train on and held-out rows",
     "references": "join all captions of an image in one row, for the CIDEr stage",

@@ -19,9 +19,7 @@ logger = logging.getLogger(__name__)
 TASKS = {"caption": "mue_caption", "vqa": "mue_vqa", "entailment": "mue_snli_ve"}
 OFFICIAL_TASKS = {"caption": "caption", "vqa": "vqa_gen", "entailment": "snli_ve"}
 # What reading a file that is no checkpoint raises.
-_UNREADABLE = (
-    *(RuntimeError, LookupError, AttributeError, TypeError, EOFError, pickle.PickleError),
-)
+_UNREADABLE = (*(RuntimeError, LookupError, AttributeError, TypeError, EOFError),)
 # Options of the input that hold for every task of a checkpoint.
 INPUT_OPTIONS = (
     *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
@@ -41,6 +39,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such checkpoint. Check the path")
     try:
         return checkpoint_utils.load_checkpoint_to_cpu(path)
+    except pickle.UnpicklingError as error:  # torch's own text advises to run its code
+        raise ValueError(
+            f"{path}: no checkpoint of fairseq or OFA: torch.save did not write it, or it holds "
+            "more than data. Download or export it again"
+        ) from error
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(

@@ -5,7 +5,17 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from ofa_exit.plugin.options import PREFIX, build_exit_policy, option_fields, policy_flags
+from fairseq.tasks import TASK_REGISTRY
+
+from ofa_exit.plugin.options import (
+    PREFIX,
+    build_exit_policy,
+    option_fields,
+    policy_flags,
+    reject_misfit_arguments,
+)
+from ofa_exit.plugin.predict.checkpoint import TASKS
+from ofa_exit.plugin.saved_arguments import saved_arguments
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 
@@ -44,3 +54,18 @@ def exit_policy_of(exits: str, options: Mapping[str, Any], task: str) -> Optiona
         ValueError: options make no sense, alone or together.
     """
     return build_exit_policy(exit_flags(exits, options), task)
+
+
+def check_exits(kind: str, exits: str, options: Mapping[str, Any], checkpoint: str) -> None:
+    """Check a policy and whether the model of a checkpoint can follow it, before it is loaded.
+
+    Args:
+        kind: of task, see ``TASKS``.
+
+    Raises:
+        ValueError: it makes no sense. A checkpoint that cannot be read here is not checked.
+    """
+    policy = exit_policy_of(exits, options, TASK_REGISTRY[TASKS[kind]].exit_defaults)
+    arguments = saved_arguments(checkpoint, "{}")
+    if policy is not None and arguments is not None:
+        reject_misfit_arguments(exit_flags(exits, options), policy, arguments)

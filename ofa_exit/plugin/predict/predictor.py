@@ -167,6 +167,9 @@ class Predictor:
         if kind not in TASKS:
             raise ValueError(f"unknown task {kind!r}: choose from {', '.join(TASKS)}")
         if kind not in self._tasks:
+            trained = kind_of(self._saved)
+            if trained not in (kind, None):
+                logger.warning("the checkpoint was trained for %s, not for %s", trained, kind)
             cfg = task_config(kind, self._folder, self._saved, self._given)
             self._tasks[kind] = TASK_REGISTRY[TASKS[kind]](cfg, None, self.dictionary, self.encoder)
         task = copy.copy(self._tasks[kind])
