@@ -56,7 +56,8 @@ def saved_options(state: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(state.get("args"), Namespace):
         return vars(state["args"])
     task = (state.get("cfg") or {}).get("task") or {}
-    return {**task, "task": task.get("_name")}
+    values = vars(task) if isinstance(task, Namespace) else dict(task)
+    return {**values, "task": values.get("_name")}
 
 
 def kind_of(saved: Mapping[str, Any]) -> Optional[str]:
@@ -65,14 +66,16 @@ def kind_of(saved: Mapping[str, Any]) -> Optional[str]:
     return names.get(saved.get("task", ""))
 
 
-def dictionary_folder(checkpoint: str, given: Optional[str], saved: Mapping[str, Any]) -> str:
+def dictionary_folder(
+    checkpoint: str, given: Optional[str | os.PathLike[str]], saved: Mapping[str, Any]
+) -> str:
     """Return the folder of dict.txt: the given one, the checkpoint's, or the one of its training.
 
     Raises:
         ValueError: there is none.
     """
     if given is not None:
-        return given
+        return os.fspath(given)
     trained_with = [saved.get("bpe_dir"), saved.get("data") and first_folder(saved["data"])]
     for folder in (os.path.dirname(os.path.abspath(checkpoint)), *trained_with):
         if folder and os.path.isfile(os.path.join(folder, "dict.txt")):

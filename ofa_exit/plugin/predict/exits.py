@@ -35,10 +35,11 @@ def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
     for name, value in options.items():
         option = fields.get(name, PREFIX + name)
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0].removeprefix(PREFIX)!r}?" if near else (
-                f"{exits!r} takes {', '.join(fields) or 'none'}"
-            )  # fmt: skip
+            names = [one.removeprefix(PREFIX) for one in known]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"{exits!r} takes {', '.join(fields) or 'none'}"
+            if near:
+                hint = f"did you mean {near[0]!r}?"
             raise ValueError(f"unknown exit option {name!r}: {hint}")
         flags[option] = value
     return Namespace(exit_policy=exits, **flags)

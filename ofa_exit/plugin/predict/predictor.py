@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -223,10 +224,10 @@ class Predictor:
 
 
 def load(
-    checkpoint: str,
+    checkpoint: str | os.PathLike[str],
     *,
     device: Optional[str | torch.device] = None,
-    bpe_dir: Optional[str] = None,
+    bpe_dir: Optional[str | os.PathLike[str]] = None,
     fp16: bool = False,
     **task_options: Any,
 ) -> Predictor:
@@ -250,7 +251,7 @@ def load(
             raise ValueError(f"unknown option {wrong[0]!r}: choose from {', '.join(TASK_OPTIONS)}")
         place = _device(device)
         given = {name: value for name, value in task_options.items() if value is not None}
-        path = str(checkpoint)
+        path = os.fspath(checkpoint)
         state = read_checkpoint(path)
         saved = saved_options(state)
         folder = dictionary_folder(path, bpe_dir, saved)
