@@ -132,9 +132,7 @@ def test_questions_and_hypotheses(predict, photos):
     pairs = [tuple(line.split("\t")[:2]) for line in lines]
     texts = ("what square", "what paint")
     assert status == 1 and pairs == [
-        (str(photos / f"0{n}.png"), text)
-        for n in range(3)
-        for text in ("what square", "what paint")
+        (str(photos / f"0{n}.png"), text) for n in range(3) for text in texts
     ]
     # Each broken image is reported once.
     assert sum("the bytes are not an image" in line for line in errors) == 1

@@ -1,6 +1,7 @@
 """The Python API: the same captions, answers and layers as fairseq-generate's."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -204,3 +205,17 @@ def test_importing_the_package_imports_no_torch():
     assert done.stdout.split() == ["False", "True"], done.stderr
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = ofa_exit.lod
+
+
+def test_the_example_of_the_docs(photos, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/predict.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "caption.pt").symlink_to(ROOT / "examples/checkpoints/ofa_nano_caption.pt")
+    (tmp_path / "BPE").symlink_to(ROOT / "examples/emoji")
+    for name in ("a.jpg", "b.jpg"):
+        Image.open(photos[0]).save(tmp_path / name)
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["a.jpg", "b.jpg"]
