@@ -33,8 +33,8 @@ def answer_tokens(encoder: TextEncoder) -> dict[str, list[int]]:
     return answers
 
 
-def entailment_text(hypothesis: str, premise: str | None) -> str:
-    """Return OFA's question about a hypothesis; with a premise, the one of ``add_caption``."""
+def source_text(hypothesis: str, premise: str | None) -> str:
+    """Return OFA's question; without a premise it is about the image alone."""
     if premise is not None:
         return f' can image and text1 " {premise} " imply text2 " {hypothesis} "?'
     return f' does the image describe " {hypothesis} "?'
@@ -72,7 +72,7 @@ class EntailmentExamples(RowExamples):
         return RowTokens(source, torch.tensor(self.answers[word]), [word])
 
     def _source_text(self, hypothesis: str, premise: str) -> str:
-        return entailment_text(hypothesis, premise if self.add_caption else None)
+        return source_text(hypothesis, premise if self.add_caption else None)
 
     def _sentence(self, row: Row, field: str) -> str:
         text = normalise_sentence(row.text(field), self.max_src_length)

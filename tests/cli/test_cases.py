@@ -71,6 +71,7 @@ def test_captions_of_two_methods(captions, tmp_path, capsys):
     assert capsys.readouterr().out.split()[-3:] == written
     text = out.read_text()
     assert text.count("<section>") == text.count("data:image/png;base64,") == 3
+    assert "its confidence (the largest probability)" in text
     assert "a red square" in text and "a square of red paint" in text  # references
     found = words(text)
     full = [word for word in found if not word[3]]

@@ -116,6 +116,7 @@ def test_a_page_that_needs_nothing_else(predict, photos, tmp_path):
     text = out.read_text()
     assert text.count("<section>") == text.count("data:image/png;base64,") == 3
     assert "http" not in text.replace("http-equiv", "") and "broken.png" not in text
+    assert "confidence" not in text  # which is not measured
     words = re.findall(r'title="(?:end of sentence, )?exit after layer (\d)">', text)
     assert set(words) == {"4"} and len(words) == sum(
         len(line.split("\t")[1].split()) + 1 for line in lines

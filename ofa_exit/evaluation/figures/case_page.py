@@ -25,6 +25,13 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def case_page(cases: Sequence[Case], depth: int) -> str:
     """Return the page; ``depth``: decoder layers, for the colours."""
+    words = [word for case in cases for answer in case.answers for word in answer.words]
+    measured = ""
+    if any(word.confidence is not None for word in words):
+        measured = (
+            ", its confidence (the largest probability) and the cosine of the states before and "
+            "after its last layer"
+        )
     legend = " ".join(_span(f"layer {n}", n, depth, "") for n in range(1, depth + 1))
     return "\n".join(
         [
@@ -34,8 +41,7 @@ def case_page(cases: Sequence[Case], depth: int) -> str:
             f"<title>Words by exit layer</title><style>{STYLE}</style></head><body>",
             "<h1>Words by exit layer</h1>",
             f'<p class="legend">{legend}</p>',
-            "<p>Point at a word for its layer, its confidence (the largest probability) and the "
-            "cosine of the states before and after its last layer. ■ ends the sentence.</p>",
+            f"<p>Point at a word for its layer{measured}. ■ ends the sentence.</p>",
             *(_section(case, depth) for case in cases),
             "</body></html>\n",
         ]

@@ -25,8 +25,10 @@ INPUT_OPTIONS = (
     *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
     *("max_src_length", "max_tgt_length"),
 )
+# Those that hold for the task of the training alone.
+TRAINED_OPTIONS = ("caption_prompt", "prompt_type", "add_caption")
 # Options for a user to set in place of the checkpoint's.
-TASK_OPTIONS = (*INPUT_OPTIONS, "caption_prompt", "prompt_type", "add_caption", "answers")
+TASK_OPTIONS = (*INPUT_OPTIONS, *TRAINED_OPTIONS, "answers")
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def task_config(kind: str, folder: str, saved: Mapping[str, Any], given: Mapping
     own = {option.name for option in fields(cfg)}
     fixed: tuple[str, ...] = INPUT_OPTIONS
     if kind_of(saved) == kind:
-        fixed += cls.same_as_trained
+        fixed += TRAINED_OPTIONS
     values = {option: saved[option] for option in fixed if saved.get(option) is not None}
     answers = saved.get("answers")
     if kind == kind_of(saved) == "vqa" and answers and "answers" not in given:

@@ -11,7 +11,7 @@ from ofa_exit.data.caption import PROMPT
 from ofa_exit.data.example import Example, answer_sequences
 from ofa_exit.data.images import ImageError
 from ofa_exit.data.own_images import ImageLike, image_list, image_name, read_image
-from ofa_exit.data.snli_ve import entailment_text
+from ofa_exit.data.snli_ve import source_text
 from ofa_exit.data.text import TextEncoder, normalise_sentence
 from ofa_exit.data.vqa import question_text
 
@@ -71,7 +71,7 @@ def image_rows(
             hypotheses = [normalise_sentence(text, limit) for text in given]
             # Without a hypothesis there is no source, which the encoding below rejects.
             sources = [
-                hypothesis and entailment_text(hypothesis, premise)
+                hypothesis and source_text(hypothesis, premise)
                 for hypothesis, premise in zip(hypotheses, _premises(cfg, premises, len(several)))
             ]
     encoded = {source: _encoded(encoder, source, text) for source, text in zip(sources, given)}
