@@ -44,7 +44,7 @@ setup(
     # The --user-dir folder exists once; installed, it lies inside the package.
     package_dir={"ofa_exit.user_dir": "user_dir"},
     include_package_data=False,
-    package_data={"ofa_exit": ["py.typed", "evaluation/figures/paper_numbers.csv"]},
+    package_data={"ofa_exit": ["py.typed", "__init__.pyi", "evaluation/figures/paper_numbers.csv"]},
     entry_points={"console_scripts": ["ofa-exit = ofa_exit.cli.main:main"]},
     zip_safe=False,
     install_requires=[

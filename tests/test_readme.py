@@ -17,6 +17,9 @@ from helpers.paths import ROOT
 from helpers.small_models import batch, generate, nano, select
 
 import ofa_exit.plugin  # noqa: F401 (tasks and criterions)
+from ofa_exit.cli.predict import TASKS as PREDICTED
+from ofa_exit.cli.predict import build_parser
+from ofa_exit.cli.predict.run import add_exits
 from ofa_exit.policies.registry import POLICIES, build_policy
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,7 +93,7 @@ def generated(model, net_input):
 
 @pytest.fixture(scope="module")
 def known_options() -> set[str]:
-    """Every option in the help of training and generation, over all tasks and criterions."""
+    """Every option in the help of training, generation and prediction, over all tasks."""
     cases = [
         (options.get_training_parser, task, [*TRAINING, "--criterion", criterion])
         for task in TASKS
@@ -102,6 +105,9 @@ def known_options() -> set[str]:
         with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as end:
             options.parse_args_and_arch(make_parser(), ["data", "--task", task, *others, "--help"])
         assert not end.value.code
+    for task in PREDICTED:
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            build_parser().parse_args([task, "--help"])
     return set(re.findall(r"--[a-z0-9-]+", printed.getvalue()))
 
 
@@ -123,6 +129,9 @@ def test_commands_of_readme_are_accepted_by_fairseq(monkeypatch):
     }
     found = []
     for program, *arguments in commands(README):
+        if program == "ofa-exit" and arguments[0] == "predict":
+            found.append((program, build_parser(add_exits).parse_args(arguments[1:]).task))
+            continue
         if program == "ofa-exit":
             verb, grid, _, *arguments = arguments
             assert verb == "sweep" and (ROOT / grid).is_file()
@@ -130,7 +139,11 @@ def test_commands_of_readme_are_accepted_by_fairseq(monkeypatch):
         monkeypatch.setattr("sys.argv", [program, *arguments])
         args = options.parse_args_and_arch(parsers[program](), arguments)
         found.append((program, args.task))
-    assert found == [("fairseq-train", "mue_caption"), *[("fairseq-generate", "mue_caption")] * 2]
+    assert found == [
+        *[("ofa-exit", "caption")] * 2,
+        ("fairseq-train", "mue_caption"),
+        *[("fairseq-generate", "mue_caption")] * 2,
+    ]
 
 
 @pytest.mark.parametrize("page", TEXTS)

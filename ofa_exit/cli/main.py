@@ -14,6 +14,7 @@ import ofa_exit
 from ofa_exit.cli.parsing import print_error
 
 VERBS = {
+    "predict": "caption your own images, or ask about them",
     "tsv": "make a TSV file of your own images: a folder, or a CSV with texts",
     "dict": "write dict.txt, the words of your own texts",
     "check": "read a whole TSV file and list every bad row",

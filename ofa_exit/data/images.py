@@ -84,6 +84,11 @@ def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"the image has {image.width}x{image.height} pixels, more than {max_pixels:,}",
             "Scale it down, or raise --max-image-pixels",
         )
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image upright and in RGB, see `decode_bytes`. Raises ImageError if it is broken."""
     try:
         image.load()
         return _to_rgb(_upright(image))

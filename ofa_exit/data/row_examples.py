@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ofa_exit.data.augment import Augmentation
@@ -231,6 +230,4 @@ class RowExamples:
 
     def encode_source(self, text: str, unknown: list[str]) -> Tensor:
         """Return bos, the tokens of ``text``, eos: Long [T]."""
-        vocabulary, tokens = self.encoder.vocabulary, self.encoder.encode(text, unknown)
-        bos, eos = tokens.new_tensor([[vocabulary.bos()], [vocabulary.eos()]])
-        return torch.cat([bos, tokens, eos])
+        return self.encoder.encode_source(text, unknown)

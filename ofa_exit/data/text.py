@@ -206,3 +206,9 @@ class TextEncoder:
                     unknown.append(symbol)
             tokens.append(token)
         return torch.tensor(tokens, dtype=torch.long)
+
+    def encode_source(self, text: str, unknown: list[str] | None = None) -> Tensor:
+        """Return bos, the tokens of ``text``, eos: Long [T]."""
+        tokens = self.encode(text, unknown)
+        bos, eos = tokens.new_tensor([[self.vocabulary.bos()], [self.vocabulary.eos()]])
+        return torch.cat([bos, tokens, eos])

@@ -58,6 +58,10 @@ def object_text(field: str, max_objects: int) -> str:
         field: objects joined by ``&&``. Without any, OFA adds the words alone.
     """
     return f" object: {' '.join(field.strip().split(SEPARATOR)[:max_objects])}"
+def question_text(text: str, max_words: int) -> str:
+    """Return `` question?`` as OFA asks it, cut to ``max_words``; empty if there is no word."""
+    words = normalise_sentence(text, max_words).rstrip("? ")
+    return f" {words}?" if words else ""
 
 
 class QuestionExamples(RowExamples):
@@ -134,7 +138,7 @@ class QuestionExamples(RowExamples):
                 continue
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
-        source = self.encode_source(f" {self._question(row)}", unknown)
+        source = self.encode_source(self._question(row), unknown)
         if self.add_object:
             field = row.text("objects") if row["objects"].strip() else ""
             objects = self.encoder.encode(object_text(field, self.max_object_length), unknown)
@@ -150,10 +154,10 @@ class QuestionExamples(RowExamples):
 
     def _question(self, row: Row) -> str:
         text = row.text("question")
-        words = normalise_sentence(text, self.max_src_length).rstrip("? ")
-        if not words:
+        question = question_text(text, self.max_src_length)
+        if not question:
             raise row.error("question", f"{text!r} has no words", "Fill it in or remove the line")
-        return words + "?"
+        return question
 
     def _answers(self, row: Row) -> Answers:
         try:

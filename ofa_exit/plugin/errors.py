@@ -29,6 +29,24 @@ class UsageError(ValueError, SystemExit):
         return 2
 
 
+class PredictionError(ValueError):
+    """Invalid options, images or files of the Python API.
+
+    Unlike a UsageError it does not end an interactive session.
+    """
+
+
+@contextlib.contextmanager
+def prediction_errors() -> Iterator[None]:
+    """Turn ValueError and OSError into PredictionError, for code that checks options and files."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, PredictionError):
+            raise
+        raise PredictionError(str(error)) from error
+
+
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn ValueError and OSError into UsageError; also a decorator.

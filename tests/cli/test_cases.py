@@ -72,6 +72,7 @@ def test_captions_of_two_methods(captions, tmp_path, capsys):
     text = out.read_text()
     assert text.count("<section>") == text.count("data:image/png;base64,") == 3
     assert f"3 of {len(traces['mue'].read_text().splitlines())} rows: the first." in text
+    assert "its confidence (the largest probability)" in text
     assert "a red square" in text and "a square of red paint" in text  # references
     found = words(text)
     full = [word for word in found if not word[3]]

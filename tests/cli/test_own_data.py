@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from helpers import data_samples as samples
+from ofa_exit.data.dictionary import CountingVocabulary, dictionary_lines, read_dictionary
 from PIL import Image
 
 from ofa_exit.cli import check
 from ofa_exit.cli.main import main
-from ofa_exit.data.dictionary import CountingVocabulary, dictionary_lines, read_dictionary
 from ofa_exit.data.images import decode_image
 from ofa_exit.data.tsv import TsvFile
 from ofa_exit.plugin.vocabulary import OFADictionary

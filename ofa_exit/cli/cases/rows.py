@@ -1,21 +1,16 @@
 """Rows of the data for cases: image, texts, and the words of every method's trace."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ofa_exit.cli.cases.png import png
 from ofa_exit.cli.cases.words import measure_words
 from ofa_exit.cli.generation import Generation
 from ofa_exit.data.images import decode_image
 from ofa_exit.data.row_examples import IMAGE_FIELD
-from ofa_exit.evaluation.figures.cases import Answer, Case, Trace, Word
+from ofa_exit.evaluation.figures.cases import Answer, Case, Trace, Word, without_free_end
 from ofa_exit.plugin.errors import UsageError
-
-IMAGE_PIXELS = 320
-"""Longest side of an image in the page."""
 
 
 class CaseReader:
@@ -103,31 +98,15 @@ class CaseReader:
             (sample,) = self.generation.on_device([sample], model)
             trie = getattr(self.task, "trie", None)
             measured = measure_words(model, sample, record, trie)
-        texts = self._texts(best["tokens"])
+        texts = self.task.token_texts(best["tokens"])
         words = [
             Word(text, layer, *values)
             for text, layer, *values in zip(texts, best["layers"], *measured)
         ]
-        # The end of an answer that cannot go on ran no layer.
-        if len(words) > 1 and not words[-1].text and not words[-1].layer:
-            words.pop()
+        words = without_free_end(words)
         return Answer(method, words, record["image_layers"], record["text_layers"])
-
-    def _texts(self, tokens: Sequence[int]) -> list[str]:
-        """Return what each token adds to the text."""
-        pieces, shown = [], ""
-        for end in range(1, len(tokens) + 1):
-            text = self.task.text(torch.tensor(tokens[:end]))
-            pieces.append(text[len(shown) :])
-            shown = text
-        return pieces
 
 
 def _png(field: str, folder: Path) -> bytes | None:
     """Return the image of a TSV field as PNG; None for an empty field."""
-    if not field.strip():
-        return None
-    image, buffer = decode_image(field, folder), io.BytesIO()
-    image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(decode_image(field, folder)) if field.strip() else None

@@ -30,6 +30,13 @@ def case_page(cases: Sequence[Case], depth: int, choice: str = "") -> str:
         depth: decoder layers, for the colours.
         choice: a sentence on which rows these are.
     """
+    words = [word for case in cases for answer in case.answers for word in answer.words]
+    measured = ""
+    if any(word.confidence is not None for word in words):
+        measured = (
+            ", its confidence (the largest probability) and the cosine of the states before and "
+            "after its last layer"
+        )
     legend = " ".join(_span(f"layer {n}", n, depth, "") for n in range(1, depth + 1))
     return "\n".join(
         [
@@ -39,8 +46,7 @@ def case_page(cases: Sequence[Case], depth: int, choice: str = "") -> str:
             f"<title>Words by exit layer</title><style>{STYLE}</style></head><body>",
             "<h1>Words by exit layer</h1>",
             f'<p class="legend">{legend}</p>',
-            "<p>Point at a word for its layer, its confidence (the largest probability) and the "
-            "cosine of the states before and after its last layer. ■ ends the sentence. "
+            f"<p>Point at a word for its layer{measured}. ■ ends the sentence. "
             f"{escape(choice)}</p>",
             *(_section(case, depth) for case in cases),
             "</body></html>\n",

@@ -44,6 +44,12 @@ class Word:
         return ", ".join(parts)
 
 
+def without_free_end(words: list[Word]) -> list[Word]:
+    """Return the words without the end of an answer that could not go on: it ran no layer."""
+    ends_free = len(words) > 1 and not words[-1].text and not words[-1].layer
+    return words[:-1] if ends_free else words
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one method generated; words are those of the best hypothesis."""

@@ -13,6 +13,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import TASK_REGISTRY
 from torch import Tensor
 
+from ofa_exit.data.example import source_prompt
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
@@ -40,6 +41,7 @@ from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.plugin.tasks.metrics import check_best_metric
 from ofa_exit.plugin.tasks.references import ShownReferences, reject_without_references
+from ofa_exit.plugin.tasks.samples import complete_sample
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
@@ -258,24 +260,27 @@ class OFATask(DataTask):
         """Generate for a batch and add it to the reports, which the last batch prints.
 
         Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``, or to None
-        if there are none. fairseq-generate prints it and passes it to the scorer.
+        if there are none. fairseq-generate prints it and passes it to the scorer. A sample without
+        "references" is left as it is.
 
         Args:
+            sample: a batch of the data set, or one made by hand, see ``complete_sample``.
             forced: fairseq's ``prefix_tokens`` and ``constraints``.
         """
         if forced.get("prefix_tokens") is not None:
             reject_without_references(sample, "--prefix-size")
         self.progress.in_batch = True
+        batch = complete_sample(sample, self.prompt, self.dictionary.pad())
         start = time.perf_counter()
-        hyps = self.generate(generator, models, sample, **forced)
+        hyps = self.generate(generator, models, batch, **forced)
         # Converted to lists before the clock is read, which waits for the device.
         tokens = [[hyp["tokens"].tolist() for hyp in sentence_hyps] for sentence_hyps in hyps]
         seconds = time.perf_counter() - start
-        net_input = sample["net_input"]
+        net_input = batch["net_input"]
         height, width = net_input["patch_images"].shape[-2:]
         for report, trace in zip(self.exit_reports, self.traces(generator, models)):
             report.add(
-                ids=sample["uniq_ids"],
+                ids=batch["uniq_ids"],
                 trace=trace,
                 hypotheses=tokens,
                 text_tokens=net_input["src_lengths"].tolist(),
@@ -284,10 +289,16 @@ class OFATask(DataTask):
                 has_image=net_input["patch_masks"].tolist(),
             )
         self.progress.in_batch = False
-        sample["target"] = self.references.target(sample["references"], self.progress.has_ended)
+        if "references" in sample:
+            target = self.references.target(sample["references"], self.progress.has_ended)
+            sample["target"] = target
         if self.progress.has_ended:
             self.end_generation()
         return hyps
+
+    def prompt(self, source: Tensor) -> Tensor:
+        """Return what the decoder is fed before the answer to ``source``, Long [P], bos first."""
+        return source_prompt(source, getattr(self.cfg, "prompt_type", "none"))
 
     def generate(
         self,

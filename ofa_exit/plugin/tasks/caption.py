@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import numpy as np
+import torch
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
@@ -106,6 +107,11 @@ class MuECaptionTask(PromptedSearchTask):
         )
 
     # ------------------------------------------------------------------ generation
+
+    def prompt(self, source: Tensor) -> Tensor:
+        if self.caption_prompt is None:
+            return source[:1]
+        return torch.cat([source[:1], self.caption_prompt.to(source.device)])
 
     @property
     def has_prompts(self) -> bool:

@@ -1,9 +1,11 @@
 """The part of a task that reads data: files, rows, batches and the vocabulary."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
@@ -13,7 +15,7 @@ from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import PROMPT_TYPES
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
-from ofa_exit.data.text import TextEncoder, check_prompt_words
+from ofa_exit.data.text import TextCodec, TextEncoder, check_prompt_words
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
@@ -167,6 +169,20 @@ class DataTask(FairseqTask):
     def target_dictionary(self) -> OFADictionary:
         return self.dictionary
 
+    # Names that code written for OFA's tasks uses.
+
+    @property
+    def src_dict(self) -> OFADictionary:
+        return self.dictionary
+
+    @property
+    def tgt_dict(self) -> OFADictionary:
+        return self.dictionary
+
+    @property
+    def bpe(self) -> TextCodec:
+        return self.encoder.codec
+
     def build_bpe(self, args: Any) -> Any:
         """Return the data's codec, with which fairseq-generate prints words."""
         return super().build_bpe(args) or PrintingCodec(self.encoder.codec)
@@ -174,3 +190,12 @@ class DataTask(FairseqTask):
     def text(self, tokens: Tensor) -> str:
         """Return the words of a hypothesis."""
         return PrintingCodec(self.encoder.codec).decode(self.dictionary.string(tokens))
+
+    def token_texts(self, tokens: Sequence[int]) -> list[str]:
+        """Return what each token of a hypothesis adds to its text; the end adds nothing."""
+        pieces, shown = [], ""
+        for end in range(1, len(tokens) + 1):
+            text = self.text(torch.tensor(tokens[:end]))
+            pieces.append(text[len(shown) :])
+            shown = text
+        return pieces

@@ -1,0 +1,7 @@
+# Types of the Python API, whose names __init__.py imports on first use.
+from ofa_exit.plugin.predict import Prediction as Prediction
+from ofa_exit.plugin.predict import PredictionError as PredictionError
+from ofa_exit.plugin.predict import Predictor as Predictor
+from ofa_exit.plugin.predict import load as load
+
+__version__: str

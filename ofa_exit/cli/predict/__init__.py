@@ -1,0 +1,127 @@
+"""Caption your own images, or ask about them. No data file is needed.
+
+  ofa-exit predict caption photos/ --checkpoint caption.pt --bpe-dir BPE --html captions.html
+  ofa-exit predict vqa photo.jpg --question "what colour is the car?" --checkpoint vqa.pt
+  ofa-exit predict entailment photo.jpg --hypothesis "a man sleeps" --checkpoint snli_ve.pt
+
+IMAGE is a file, a folder or a glob in quotes ('photos/**/*.jpg'). Of a folder, the images directly
+in it are taken. A line per image has its path, the text, the layers used and the time, separated
+by tabs. Image size and vocabulary options are those of the checkpoint.
+
+--exit-policy NAME and the options of that policy are those of fairseq-generate, for example
+--exit-policy similarity --exit-decoder-threshold 0.9.
+
+An image that cannot be read is reported and left out. The exit status is then 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ofa_exit.cli.parsing import new_parser, print_error
+
+TASKS = {
+    "caption": "caption images",
+    "vqa": "answer questions about images",
+    "entailment": "say whether images entail a hypothesis: yes, maybe or no",
+}
+AddOptions = Callable[[argparse.ArgumentParser], None]
+
+
+def build_parser(add_exits: AddOptions = lambda parser: None) -> argparse.ArgumentParser:
+    """Return the parser.
+
+    Args:
+        add_exits: adds the options of exit policies, which are known once torch is imported.
+    """
+    parser = new_parser("predict", __doc__, allow_abbrev=False)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for task, text in TASKS.items():
+        own = tasks.add_parser(
+            task,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog="--exit-policy NAME and the options of that policy are those of "
+            "fairseq-generate. `ofa-exit predict --help` has examples.",
+            allow_abbrev=False,
+        )
+        _add_options(own)
+        _add_options_of_task(own, task)
+        add_exits(own)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all tasks take."""
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="files, folders and globs")
+    add("--checkpoint", required=True, metavar="FILE", help="of fairseq-train, or OFA's")
+    add(
+        "--bpe-dir",
+        metavar="FOLDER",
+        help="folder of dict.txt (default: the checkpoint's, else the one of its training)",
+    )
+    add("--json", action="store_true", help="print a JSON object per image")
+    add("--html", type=Path, metavar="OUT.html", help="also write a page of words by exit layer")
+    add("--batch-size", type=int, default=16, metavar="N", help="images (default: %(default)s)")
+    add("--device", help="as torch names it: cuda, cuda:1, cpu (default: cuda if there is one)")
+    add("--fp16", action="store_true", help="use half precision")
+    add("--user-dir", metavar="FOLDER", help="module that registers exit policies")
+    for option, text in (
+        ("--patch-image-size", "side of the resized images, in pixels"),
+        ("--code-dict-size", "image codes in the vocabulary"),
+        ("--num-bins", "position bins in the vocabulary"),
+    ):
+        add(option, type=int, metavar="N", help=f"{text} (default: the checkpoint's)")
+
+
+def _add_options_of_task(parser: argparse.ArgumentParser, task: str) -> None:
+    add = parser.add_argument
+    if task == "caption":
+        add("--caption-prompt", metavar="TEXT", help="decoder prompt (default: the checkpoint's)")
+    else:
+        text = {"vqa": "question", "entailment": "hypothesis"}[task]
+        add(
+            f"--{text}",
+            dest="texts",
+            action="append",
+            required=True,
+            metavar="TEXT",
+            help=f"{text} for every image; may be repeated",
+        )
+        add("--prompt-type", help="decoder prompt: none, src, prev_output (default: the "
+            "checkpoint's)")  # fmt: skip
+    if task == "vqa":
+        add("--answers", metavar="FILE", help="closed set of answers, one per line")
+    if task == "entailment":
+        add("--premise", metavar="TEXT", help="caption, for a checkpoint of --add-caption")
+        return
+    add("--beam", type=int, metavar="N", help="hypotheses of the search (default: 5)")
+    add(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest text in tokens (default: 16 for captions, the training's for answers)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(given)
+    # Values of exit options are unknown here, too.
+    foreign = [one for one in unknown if one.startswith("--") and not one.startswith("--exit-")]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    if args.html is not None and args.html.suffix not in (".html", ".htm"):
+        parser.error(f"--html {args.html}: name a file that ends in .html")
+    # Slow, so after the first parse.
+    from ofa_exit.cli.predict.run import add_exits, import_policies, predict
+    from ofa_exit.plugin.errors import PredictionError
+
+    try:
+        import_policies(args.user_dir)
+        return predict(build_parser(add_exits).parse_args(given))
+    except (PredictionError, FloatingPointError) as error:
+        return print_error("predict", error)

@@ -1,0 +1,129 @@
+"""Predictions for a parsed command line: lines, JSON and the page of coloured words."""
+
+import argparse
+import json
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any, Optional
+
+from fairseq import utils
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from tqdm import tqdm
+
+from ofa_exit.cli.cases.png import png
+from ofa_exit.data.own_images import find_images, read_image
+from ofa_exit.evaluation.figures.case_page import case_page
+from ofa_exit.evaluation.figures.cases import Case
+from ofa_exit.plugin.errors import PredictionError, prediction_errors
+from ofa_exit.plugin.options import PREFIX, ExitFlags, add_late_options
+from ofa_exit.plugin.predict import Prediction, load
+from ofa_exit.plugin.predict.checkpoint import TASK_OPTIONS
+from ofa_exit.plugin.predict.exits import check_exits
+
+
+def import_policies(user_dir: Optional[str]) -> None:
+    """Import the module of ``--user-dir``, which registers exit policies."""
+    if user_dir is not None:
+        with prediction_errors():
+            utils.import_user_module(Namespace(user_dir=user_dir))
+
+
+def add_exits(parser: argparse.ArgumentParser) -> None:
+    """Add the options of all exit policies, as fairseq-generate has them."""
+    group: Any = parser.add_argument_group("exits")
+    gen_parser_from_dataclass(group, ExitFlags())
+    add_late_options(group)
+
+
+def exit_options(args: Namespace) -> dict[str, Any]:
+    """Return the given options of the policy, without their prefix."""
+    if args.exit_trace:
+        raise PredictionError("--exit-trace: only fairseq-generate writes a trace; use --json")
+    late = json.loads(args.exit_late_options or "{}")
+    values = {name: value for name, value in vars(args).items() if name.startswith(PREFIX)}
+    for name in ("exit_policy", "exit_late_options"):
+        del values[name]
+    given = {name: value for name, value in {**values, **late}.items() if value is not None}
+    return {name.removeprefix(PREFIX): value for name, value in given.items()}
+
+
+def predict(args: Namespace) -> int:
+    """Print a line per image, and write the page; return the exit status.
+
+    Raises:
+        PredictionError: options or files that do not fit. Images that cannot be read are reported.
+    """
+    logging.basicConfig(format="ofa-exit predict: %(message)s", level=logging.WARNING, force=True)
+    exits, options = args.exit_policy, exit_options(args)
+    with prediction_errors():
+        images = find_images(args.images)
+        check_exits(args.task, exits, options, args.checkpoint)
+        if args.html is not None:
+            args.html.parent.mkdir(parents=True, exist_ok=True)
+    texts = getattr(args, "texts", [""])
+    premise = getattr(args, "premise", None)
+    task_options = {name: getattr(args, name, None) for name in TASK_OPTIONS}
+    model = load(
+        args.checkpoint,
+        device=args.device,
+        bpe_dir=args.bpe_dir,
+        fp16=args.fp16,
+        **{**task_options, "add_caption": True if premise else None},
+    )
+    pairs = [(image, text) for image in images for text in texts]
+    results = model.predict(
+        args.task,
+        [image for image, _ in pairs],
+        [text for _, text in pairs],
+        premise,
+        exits=exits,
+        beam=getattr(args, "beam", None),
+        max_length=getattr(args, "max_length", None),
+        batch_size=args.batch_size,
+        skip_unreadable=True,
+        **options,
+    )
+    found: list[Prediction] = []
+    unread: dict[str, None] = {}
+    # Without a terminal there is no bar.
+    bar = tqdm(results, total=len(pairs), unit="image", disable=None if len(pairs) > 1 else True)
+    for result in bar:
+        if result.error is not None:
+            if result.image in unread:
+                continue
+            unread[result.image] = None
+            tqdm.write(f"ofa-exit predict: {result.image}: {result.error}", file=sys.stderr)
+            continue
+        tqdm.write(line_of(result, args.json, len(texts) > 1), file=sys.stdout)
+        found.append(result)
+    if args.html is not None:
+        write_page(args, found, model.depth, "full depth" if exits == "none" else exits)
+    if unread:
+        counts = f"{len(unread)} of {len(images)} images could not be read"
+        print(f"ofa-exit predict: {counts}", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def line_of(result: Prediction, as_json: bool, with_source: bool) -> str:
+    """Return a result as a line: path, (question,) text, layers and time, separated by tabs."""
+    if as_json:
+        return json.dumps(result.as_dict(), ensure_ascii=False)
+    source = [result.source] if with_source else []
+    layers, time = result.answer("").layers, f"{1000 * result.seconds:.1f} ms"
+    return "\t".join([result.image, *source, result.text, layers, time])
+
+
+def write_page(args: Namespace, results: Iterable[Prediction], depth: int, method: str) -> None:
+    """Write the page of words in the colours of their exit layers, with the images inside."""
+    cases = [
+        Case(one.image, png(read_image(one.image)), one.source, [], [one.answer(method)])
+        for one in results
+    ]
+    try:
+        args.html.write_text(case_page(cases, depth), encoding="utf-8")
+    except OSError as error:
+        raise PredictionError(
+            f"--html {args.html}: cannot be written ({error.strerror})"
+        ) from error

@@ -1,0 +1,8 @@
+"""Captions and answers for a user's own images, without a data file."""
+
+from ofa_exit.plugin.errors import PredictionError
+
+from .predictor import Predictor, load
+from .result import Prediction
+
+__all__ = ["Prediction", "PredictionError", "Predictor", "load"]

@@ -1,0 +1,72 @@
+"""Exit rules given by name and fields, as in ``exits="similarity", decoder_threshold=0.9``."""
+
+import difflib
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from fairseq.tasks import TASK_REGISTRY
+
+from ofa_exit.plugin.options import (
+    PREFIX,
+    build_exit_policy,
+    option_fields,
+    policy_flags,
+    reject_misfit_arguments,
+)
+from ofa_exit.plugin.predict.checkpoint import TASKS
+from ofa_exit.plugin.saved_arguments import saved_arguments
+from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.policies.registry import POLICIES
+
+# Options of the runtime, which go with any policy.
+RUNTIME_OPTIONS = ("kv", "preset", "options")
+
+
+def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
+    """Return a policy and its options, named without ``exit_``, as ``ExitFlags`` names them.
+
+    Raises:
+        ValueError: an option that neither a policy nor the runtime has.
+    """
+    fields = option_fields(exits) if exits in POLICIES else {}
+    known = [*policy_flags(), *(PREFIX + name for name in RUNTIME_OPTIONS)]
+    flags = dict.fromkeys(PREFIX + name for name in (*RUNTIME_OPTIONS, "trace"))
+    for name, value in options.items():
+        option = fields.get(name, PREFIX + name)
+        if option not in known:
+            names = [one.removeprefix(PREFIX) for one in known]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"{exits!r} takes {', '.join(fields) or 'none'}"
+            if near:
+                hint = f"did you mean {near[0]!r}?"
+            raise ValueError(f"unknown exit option {name!r}: {hint}")
+        flags[option] = value
+    return Namespace(exit_policy=exits, **flags)
+
+
+def exit_policy_of(exits: str, options: Mapping[str, Any], task: str) -> Optional[ExitPolicy]:
+    """Return the policy; None for "none".
+
+    Args:
+        task: kind of task, "caption" or "answer", whose defaults hold.
+
+    Raises:
+        ValueError: options make no sense, alone or together.
+    """
+    return build_exit_policy(exit_flags(exits, options), task)
+
+
+def check_exits(kind: str, exits: str, options: Mapping[str, Any], checkpoint: str) -> None:
+    """Check a policy and whether the model of a checkpoint can follow it, before it is loaded.
+
+    Args:
+        kind: of task, see ``TASKS``.
+
+    Raises:
+        ValueError: it makes no sense. A checkpoint that cannot be read here is not checked.
+    """
+    policy = exit_policy_of(exits, options, TASK_REGISTRY[TASKS[kind]].exit_defaults)
+    arguments = saved_arguments(checkpoint, "{}")
+    if policy is not None and arguments is not None:
+        reject_misfit_arguments(exit_flags(exits, options), policy, arguments)

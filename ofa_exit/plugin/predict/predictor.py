@@ -1,0 +1,311 @@
+"""Captions and answers for a user's own images: ``ofa_exit.load`` and what it returns."""
+
+import copy
+import logging
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+import torch
+from fairseq import checkpoint_utils, utils
+from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from fairseq.tasks import TASK_REGISTRY
+
+from ofa_exit.data.collate import collate
+from ofa_exit.data.images import image_transform
+from ofa_exit.data.text import TextEncoder, load_codec
+from ofa_exit.evaluation.figures.cases import Word, without_free_end
+from ofa_exit.plugin.errors import PredictionError, prediction_errors
+from ofa_exit.plugin.options import reject_misfit
+from ofa_exit.plugin.predict.checkpoint import (
+    TASK_OPTIONS,
+    TASKS,
+    dictionary_folder,
+    kind_of,
+    read_checkpoint,
+    saved_options,
+    task_config,
+)
+from ofa_exit.plugin.predict.exits import exit_policy_of
+from ofa_exit.plugin.predict.result import Prediction
+from ofa_exit.plugin.predict.rows import (
+    ImageRow,
+    Images,
+    Texts,
+    image_rows,
+    read_examples,
+    reject_long_rows,
+)
+from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.vocabulary import OFADictionary
+
+logger = logging.getLogger(__name__)
+
+CAPTION_LENGTH = 16
+"""Longest caption in tokens without ``max_length``, as in OFA's evaluation."""
+
+
+class Predictor:
+    """A model with its vocabulary, which captions images and answers about them.
+
+    Args:
+        model: on its device.
+        dictionary, encoder: vocabulary and text encoder of the model.
+        folder: of the dictionary.
+        saved: options of the checkpoint's task.
+        given: options that replace them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dictionary: OFADictionary,
+        encoder: TextEncoder,
+        folder: str,
+        saved: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> None:
+        self.model = model
+        self.dictionary = dictionary
+        self.encoder = encoder
+        self._folder, self._saved, self._given = folder, saved, given
+        self._tasks: dict[str, OFATask] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def depth(self) -> int:
+        """Return the number of decoder layers."""
+        return len(self.model.decoder.layers)
+
+    def caption(self, images: Images, **options: Any) -> list[Prediction]:
+        """Return a caption for each image; ``options`` are those of ``predict``."""
+        return list(self.predict("caption", images, **options))
+
+    def answer(self, images: Images, questions: Texts, **options: Any) -> list[Prediction]:
+        """Return an answer for each image; ``options`` are those of ``predict``.
+
+        Args:
+            questions: one for all images, one per image, or several about a single image.
+        """
+        return list(self.predict("vqa", images, questions, **options))
+
+    def entail(
+        self,
+        images: Images,
+        hypotheses: Texts,
+        premises: Optional[Texts] = None,
+        **options: Any,
+    ) -> list[Prediction]:
+        """Return yes, maybe or no for each image: does it entail the hypothesis?
+
+        Args:
+            hypotheses: one for all images, one per image, or several about a single image.
+            premises: captions, as many; only for a checkpoint that was trained with
+                ``--add-caption``.
+            options: those of ``predict``.
+        """
+        return list(self.predict("entailment", images, hypotheses, premises, **options))
+
+    def predict(
+        self,
+        task: str,
+        images: Images,
+        texts: Optional[Texts] = None,
+        premises: Optional[Texts] = None,
+        *,
+        exits: str = "none",
+        beam: Optional[int] = None,
+        max_length: Optional[int] = None,
+        batch_size: int = 16,
+        skip_unreadable: bool = False,
+        **exit_options: Any,
+    ) -> Iterator[Prediction]:
+        """Check everything but the images, then yield a result for each image, batch by batch.
+
+        Args:
+            task: "caption", "vqa" or "entailment".
+            images: paths and Pillow's images, one or several.
+            texts: questions or hypotheses.
+            premises: see ``entail``.
+            exits: name of an exit policy, as --exit-policy.
+            beam, max_length: of the search (default: beam 5; captions of at most 16 tokens, answers
+                of at most the training's --max-tgt-length). Not for closed sets of answers.
+            batch_size: images that pass the model together.
+            skip_unreadable: an image that cannot be read gives a result with ``error``. Without it
+                the first one raises.
+            exit_options: options of the policy without their prefix exit_, as
+                ``decoder_threshold=0.9``; also ``kv`` and ``preset``.
+
+        Raises:
+            PredictionError: invalid options, or an image that cannot be read.
+        """
+        with prediction_errors():
+            for name, value in (("beam", beam), ("max_length", max_length)):
+                _reject_below_one(name, 1 if value is None else value)
+            _reject_below_one("batch_size", batch_size)
+            prepared = self._task(task)
+            prepared.exit_policy = exit_policy_of(exits, exit_options, prepared.exit_defaults)
+            prepared.cfg.exit_policy = exits
+            prepared.cfg.exit_kv = exit_options.get("kv")
+            reject_misfit(prepared.cfg, prepared.exit_policy, self.model)
+            generator = prepared.build_generator(
+                [self.model], _search_options(task, prepared, beam, max_length)
+            )
+            rows = image_rows(task, prepared.cfg, self.encoder, images, texts, premises)
+            reject_long_rows(rows, self.model.max_positions()[0])
+        parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        return self._predictions(prepared, generator, parts, skip_unreadable)
+
+    # ------------------------------------------------------------------ generation
+
+    def _task(self, kind: str) -> OFATask:
+        """Return a copy of the task, for options of its own."""
+        if kind not in TASKS:
+            raise ValueError(f"unknown task {kind!r}: choose from {', '.join(TASKS)}")
+        if kind not in self._tasks:
+            trained = kind_of(self._saved)
+            if trained not in (kind, None):
+                logger.warning("the checkpoint was trained for %s, not for %s", trained, kind)
+            cfg = task_config(kind, self._folder, self._saved, self._given)
+            self._tasks[kind] = TASK_REGISTRY[TASKS[kind]](cfg, None, self.dictionary, self.encoder)
+        task = copy.copy(self._tasks[kind])
+        task.cfg = copy.copy(task.cfg)
+        return task
+
+    def _predictions(
+        self, task: Any, generator: Any, parts: Iterator[list[ImageRow]], skip_unreadable: bool
+    ) -> Iterator[Prediction]:
+        size = task.cfg.patch_image_size
+        imagenet = task.cfg.imagenet_default_mean_and_std
+        transform = image_transform(size, "imagenet" if imagenet else "half")
+        for rows in parts:
+            examples, problems = read_examples(rows, task, transform)
+            for row, problem in zip(rows, problems):
+                if problem and not skip_unreadable:
+                    raise PredictionError(f"{row.name}: {problem}")
+            sample = collate(examples, self.dictionary.pad(), size)
+            found = iter(self._batch(task, generator, sample) if sample else ())
+            for row, problem in zip(rows, problems):
+                if problem:
+                    yield Prediction(row.name, row.text, error=problem)
+                else:
+                    yield Prediction(row.name, row.text, **next(found))
+
+    def _batch(self, task: Any, generator: Any, sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield what is predicted for each row of a batch, as arguments of ``Prediction``."""
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), sample)
+        # At full depth, too, the trace says which layers ran.
+        self.model.configure_exits(task.exit_policy, task.cfg.exit_kv or "propagate", trace=True)
+        start = time.perf_counter()
+        hyps = task.inference_step(generator, [self.model], sample)
+        best = [sentence_hyps[0] for sentence_hyps in hyps]
+        tokens = [hyp["tokens"].tolist() for hyp in best]
+        seconds = (time.perf_counter() - start) / len(best)
+        (trace,) = task.traces(generator, [self.model])
+        depths = trace.depths([[one] for one in tokens])
+        passes = zip(trace.image_layers.tolist(), trace.text_layers.tolist())
+        for hyp, row_tokens, (layers,), (image_layers, text_layers) in zip(
+            best, tokens, depths, passes
+        ):
+            words = list(map(Word, task.token_texts(row_tokens), layers))
+            yield {
+                "text": "".join(word.text for word in words).strip(),
+                "score": float(hyp["score"]),
+                "words": without_free_end(words),
+                "image_layers": image_layers,
+                "text_layers": text_layers,
+                "seconds": seconds,
+            }
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    *,
+    device: Optional[str | torch.device] = None,
+    bpe_dir: Optional[str | os.PathLike[str]] = None,
+    fp16: bool = False,
+    **task_options: Any,
+) -> Predictor:
+    """Load a checkpoint to caption images and to answer about them.
+
+    Args:
+        checkpoint: file of fairseq-train, of this package or of OFA.
+        device: as torch names it (default: cuda if there is one, else cpu).
+        bpe_dir: folder of dict.txt and of the BPE's files (default: the checkpoint's folder if
+            dict.txt is there, else the folder that it was trained with).
+        fp16: use half precision.
+        task_options: options in place of those that the checkpoint was trained with, see
+            ``TASK_OPTIONS``.
+
+    Raises:
+        PredictionError: options or files that do not fit.
+    """
+    with prediction_errors():
+        wrong = [name for name in task_options if name not in TASK_OPTIONS]
+        if wrong:
+            raise ValueError(f"unknown option {wrong[0]!r}: choose from {', '.join(TASK_OPTIONS)}")
+        place = _device(device)
+        given = {name: value for name, value in task_options.items() if value is not None}
+        path = os.fspath(checkpoint)
+        state = read_checkpoint(path)
+        saved = saved_options(state)
+        folder = dictionary_folder(path, bpe_dir, saved)
+        kind = kind_of(saved) or "caption"
+        cfg = task_config(kind, folder, saved, given)
+        dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
+        _reject_other_dictionary(path, state, dictionary, cfg)
+        encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
+        predictor = Predictor(None, dictionary, encoder, folder, saved, given)
+        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
+            [path], task=predictor._task(kind), state=state
+        )
+    predictor.model = (model.half() if fp16 else model).to(place).eval()
+    return predictor
+
+
+def _device(name: Any) -> torch.device:
+    """Return the device. Raises ValueError if there is none of this name."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(name)!r} cannot be used ({reason}). Try 'cpu'") from error
+
+
+def _reject_other_dictionary(
+    path: str, state: Mapping[str, Any], dictionary: OFADictionary, cfg: Any
+) -> None:
+    """Raise ValueError if the dictionary has not as many symbols as the model has embeddings."""
+    embeddings = state["model"].get("encoder.embed_tokens.weight")
+    if embeddings is not None and len(embeddings) != len(dictionary):
+        raise ValueError(
+            f"{cfg.bpe_dir}/dict.txt makes {len(dictionary)} symbols, with {cfg.code_dict_size} "
+            f"image codes and {cfg.num_bins} bins, and {path} has {len(embeddings)}: give its own "
+            "dictionary as bpe_dir (--bpe-dir), or its code_dict_size and num_bins"
+        )
+
+
+def _reject_below_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} {value!r}: give a whole number of at least 1")
+
+
+def _search_options(
+    kind: str, task: Any, beam: Optional[int], max_length: Optional[int]
+) -> Namespace:
+    """Return fairseq's generation options, only the given ones for a closed set of answers."""
+    given = {"beam": beam, "max_len_b": max_length}
+    options = {name: value for name, value in given.items() if value is not None}
+    if getattr(task, "trie", None) is not None:
+        return Namespace(**options)
+    if kind == "caption":
+        return Namespace(**{"beam": 5, "max_len_b": CAPTION_LENGTH, **options})
+    usual = {"beam": 5, "max_len_b": task.cfg.max_tgt_length, "unnormalized": True}
+    return Namespace(**{**usual, **options})

@@ -1,0 +1,169 @@
+"""Images paired with texts, and the batches that they make."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from torch import Tensor
+
+from ofa_exit.data.caption import PROMPT
+from ofa_exit.data.example import Example, answer_sequences
+from ofa_exit.data.images import ImageError
+from ofa_exit.data.own_images import ImageLike, image_list, image_name, read_image
+from ofa_exit.data.snli_ve import source_text
+from ofa_exit.data.text import TextEncoder, normalise_sentence
+from ofa_exit.data.vqa import question_text
+
+logger = logging.getLogger(__name__)
+
+Images = ImageLike | Sequence[ImageLike]
+Texts = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image, not yet read, and what is asked about it.
+
+    Attributes:
+        name: path of the image, or its number.
+        text: the question or hypothesis as it was given.
+        source: Long [T], with bos and eos.
+    """
+
+    image: ImageLike
+    name: str
+    text: str
+    source: Tensor
+
+
+def image_rows(
+    kind: str,
+    cfg: Any,
+    encoder: TextEncoder,
+    images: Images,
+    texts: Optional[Texts],
+    premises: Optional[Texts],
+) -> list[ImageRow]:
+    """Pair images with their texts, and encode the texts.
+
+    Args:
+        kind: "caption", "vqa" or "entailment".
+        cfg: options of the task.
+
+    Raises:
+        ValueError: texts are missing, have no words, or are not as many as the images.
+    """
+    several = [(one, image_name(one, n)) for n, one in enumerate(image_list(images), start=1)]
+    if kind == "caption":
+        given = [""] * len(several)
+        sources = [PROMPT] * len(several)
+    elif not texts:
+        raise ValueError(f"{kind} needs {'questions' if kind == 'vqa' else 'hypotheses'}")
+    else:
+        if len(several) == 1 and not isinstance(texts, str):
+            several = several * len(texts)
+        given = _one_per_image("texts", texts, len(several))
+        limit = cfg.max_src_length
+        if kind == "vqa":
+            sources = [question_text(text, limit) for text in given]
+        else:
+            hypotheses = [normalise_sentence(text, limit) for text in given]
+            # Without a hypothesis there is no source, which the encoding below rejects.
+            sources = [
+                hypothesis and source_text(hypothesis, premise)
+                for hypothesis, premise in zip(hypotheses, _premises(cfg, premises, len(several)))
+            ]
+    encoded = {source: _encoded(encoder, source, text) for source, text in zip(sources, given)}
+    return [
+        ImageRow(image, name, text, encoded[source])
+        for (image, name), text, source in zip(several, given, sources)
+    ]
+
+
+def _one_per_image(what: str, texts: Texts, count: int) -> list[str]:
+    if isinstance(texts, str):
+        return [texts] * count
+    if len(texts) != count:
+        raise ValueError(
+            f"{len(texts)} {what} for {count} images: give one for all, or one per image"
+        )
+    return list(texts)
+
+
+def _premises(cfg: Any, premises: Optional[Texts], count: int) -> Sequence[Optional[str]]:
+    if not cfg.add_caption:
+        if premises:
+            raise ValueError(
+                "premises: the checkpoint was trained without --add-caption. Leave them out, or "
+                "load it with add_caption=True"
+            )
+        return [None] * count
+    if not premises:
+        raise ValueError(
+            "the checkpoint was trained with --add-caption: give premises (--premise), or load it "
+            "with add_caption=False"
+        )
+    several = _one_per_image("premises", premises, count)
+    return [normalise_sentence(one, cfg.max_src_length) for one in several]
+
+
+def _encoded(encoder: TextEncoder, source: str, text: str) -> Tensor:
+    """Return the tokens of a source, Long [T], with bos and eos. Log words that are unknown."""
+    if not source:
+        raise ValueError(f"{text!r} has no words: give a question or a hypothesis")
+    unknown: list[str] = []
+    tokens = encoder.encode_source(source, unknown)
+    if unknown:
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        logger.warning("not in the dictionary, read as unknown: %s of %r", words, source.strip())
+    return tokens
+
+
+def reject_long_rows(rows: Sequence[ImageRow], limit: int) -> None:
+    """Raise ValueError for a source of more tokens than the model has positions."""
+    for row in rows:
+        if len(row.source) > limit:
+            raise ValueError(
+                f"{row.text[:40]!r}… makes {len(row.source)} tokens, more than the model's {limit} "
+                "positions. Shorten it"
+            )
+
+
+def read_examples(
+    rows: Sequence[ImageRow], task: Any, transform: Callable[[Any], Tensor]
+) -> tuple[list[Optional[Example]], list[str]]:
+    """Read the images of a batch, and turn them into tensors by ``transform``.
+
+    An image that several rows share is read once, and encoded once (``Example.image_id``).
+
+    Returns:
+        The example of each row, None for an image that cannot be read; and what is wrong with the
+        image, "" if nothing is.
+    """
+    read: dict[int, tuple[Optional[Tensor], str]] = {}
+    examples: list[Optional[Example]] = []
+    for number, row in enumerate(rows):
+        key = id(row.image)
+        if key not in read:
+            try:
+                read[key] = transform(read_image(row.image)), ""
+            except ImageError as error:
+                read[key] = None, str(error)
+        image, _ = read[key]
+        prompt = task.prompt(row.source)
+        prev_output, target, length = answer_sequences(prompt, prompt[:0], task.dictionary)
+        example = Example(
+            index=number,
+            uniq_id=row.name,
+            source=row.source,
+            prev_output=prev_output,
+            target=target,
+            prompt_length=length,
+            image=image,
+            references=[],
+            unknown=[],
+            image_id=key,
+        )
+        examples.append(None if image is None else example)
+    return examples, [read[id(row.image)][1] for row in rows]
