@@ -1,0 +1,94 @@
+"""Images that a user names: files, folders, globs, Pillow's images."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from ofa_exit.data.images import ImageError
+from ofa_exit.data.own_images import find_images, image_list, image_name, read_image
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", ".hidden.png", "more/c.png", "[1].png"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
+        (folder / name).write_bytes(buffer.getvalue())
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def names(found, folder):
+    return [path.removeprefix(f"{folder}/") for path in found]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ([""], ["[1].png", "a.JPG", "b.png"]),
+        (["b.png", "a.JPG", "b.png"], ["b.png", "a.JPG"]),  # as given, each once
+        (["notes.txt"], ["notes.txt"]),  # its name does not decide
+        (["[1].png"], ["[1].png"]),  # a file before it is a pattern
+        (["[ab].*"], ["a.JPG", "b.png"]),
+        (["**/*.png"], ["[1].png", "b.png", "more/c.png"]),
+        (["mor*"], ["more/c.png"]),
+    ],
+)
+def test_files_folders_and_globs(photos, patterns, expected):
+    given = [f"{photos}/{pattern}".rstrip("/") for pattern in patterns]
+    assert names(find_images(given), photos) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("photo.png", "photo.png: no such file or folder"),
+        ("*.gif", r"\*.gif: no file matches it"),
+        ("empty", r"empty: the folder holds no image .*give '.*empty/\*\*/\*.jpg'"),
+    ],
+)
+def test_nothing_found(photos, pattern, message):
+    (photos / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        find_images([f"{photos}/{pattern}"])
+
+
+def test_images_are_upright_and_rgb(tmp_path):
+    wide = Image.new("RGB", (6, 2), "blue")
+    exif = wide.getexif()
+    exif[0x0112] = 6  # turn it by a quarter
+    wide.save(tmp_path / "wide.jpg", exif=exif)
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert read_image(tmp_path / "wide.jpg").size == (2, 6)
+    assert read_image(Image.open(tmp_path / "wide.jpg")).size == (2, 6)
+    assert read_image(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert clear.mode == "RGBA"  # the user's own stays as it is
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.png", "No such file or directory"),
+        ("more", "Is a directory"),
+        ("notes.txt", "the bytes are not an image"),
+    ],
+)
+def test_unreadable(photos, name, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(photos / name)
+
+
+def test_names(photos):
+    image = Image.new("RGB", (2, 2))
+    assert image_list(photos / "b.png") == [photos / "b.png"]
+    assert image_list(image) == [image]
+    assert image_name(photos / "b.png", 1) == f"{photos}/b.png"
+    assert image_name(image, 3) == "image 3"
+    assert image_name(Image.open(photos / "b.png"), 1) == f"{photos}/b.png"
+    with pytest.raises(ValueError, match="give paths or Pillow's images, not int"):
+        image_list([image, 7])
