@@ -38,8 +38,9 @@ class BeamSearchTask(OFATask):
     @classmethod
     def check_generation(cls, cfg: Any, args: Any) -> None:
         super().check_generation(cfg, args)
-        scores = getattr(cfg, "answers", None) or getattr(cfg, "ans2label_file", None)
-        if not (scores or args.score_reference):
+        answers = getattr(cfg, "answers", None) or getattr(cfg, "ans2label_file", None)
+        scores_all = answers and not getattr(cfg, "beam_search_vqa_eval", False)
+        if not (scores_all or args.score_reference):
             check_search(args)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:

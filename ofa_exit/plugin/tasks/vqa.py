@@ -120,14 +120,11 @@ class MuEVqaTask(PromptedSearchTask):
             if answers:
                 tokens = read_answers(answers, self.encoder).values()
                 self.trie = AnswerTrie(tokens, self.dictionary.eos())
-            if self.cfg.add_object:
-                unknown: list[str] = []
-                self.encoder.encode(object_text("", 0), unknown)
-                if unknown:
-                    raise ValueError(
-                        f"--add-object: the dictionary lacks {unknown[0]!r}, which introduces the "
-                        "objects. Add it to dict.txt, or leave --add-object out"
-                    )
+
+    @classmethod
+    def prompt_texts(cls, cfg: Any) -> tuple[str, ...]:
+        objects = (object_text("", 0),) if cfg.add_object else ()
+        return (*super().prompt_texts(cfg), *objects)
 
     @classmethod
     def check_options(cls, cfg: Any) -> None:
