@@ -131,7 +131,8 @@ class EntailmentExamples(RowExamples):
             return self.labels[label.lower()]
         excerpt = label if len(label) <= 40 else label[:40] + "…"
         fields = self.file.fields(row.index)
-        others = [column for column, text in enumerate(fields) if text.strip().lower() in self.labels]
+        labels = [text.strip().lower() in self.labels for text in fields]
+        others = [column for column, is_label in enumerate(labels) if is_label]
         remedy = f"Labels are {', '.join(self.labels)}; name others with --labels"
         if others:
             remedy += (

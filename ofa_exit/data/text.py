@@ -121,8 +121,8 @@ def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], 
         raise FileNotFoundError(f"{directory}: GPT-2 BPE lacks {missing[0]}. Add it to the folder")
     if len(missing) == 2 and _has_bert_words(directory / "vocab.txt"):
         raise ValueError(
-            f"{directory}/vocab.txt: BERT's words (Chinese OFA, --bpe bert) are not supported. Give "
-            "a folder of GPT-2's BPE by --bpe-dir"
+            f"{directory}/vocab.txt: BERT's words (Chinese OFA, --bpe bert) are not supported. "
+            "Give a folder of GPT-2's BPE by --bpe-dir"
         )
     models = sorted(directory.glob("*.model"))
     if len(models) + (not missing) > 1:

@@ -58,6 +58,8 @@ def object_text(field: str, max_objects: int) -> str:
         field: objects joined by ``&&``. Without any, OFA adds the words alone.
     """
     return f" object: {' '.join(field.strip().split(SEPARATOR)[:max_objects])}"
+
+
 def question_text(text: str, max_words: int) -> str:
     """Return `` question?`` as OFA asks it, cut to ``max_words``; empty if there is no word."""
     words = normalise_sentence(text, max_words).rstrip("? ")
@@ -178,12 +180,11 @@ class QuestionExamples(RowExamples):
             try:
                 self.check_answers(answers)
             except ValueError as error:
-                raise row.error("answers", str(error), "Mend the row, or pass --skip-bad-rows") from None
+                remedy = "Mend the row, or pass --skip-bad-rows"
+                raise row.error("answers", str(error), remedy) from None
         return answers
 
-    def _target(
-        self, row: Row, answers: Answers, unknown: list[str]
-    ) -> tuple[Tensor, float]:
+    def _target(self, row: Row, answers: Answers, unknown: list[str]) -> tuple[Tensor, float]:
         """Return tokens Long [A] and confidence of the answer to train on; no tokens if none."""
         texts = [(conf, " ".join(text.lower().split())) for conf, text in answers]
         counts = Counter(text for _, text in texts)
