@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoint_forms import FORMS
 from helpers.small_models import nano
 
 from ofa_exit.models.checkpoint_file import read_checkpoint
@@ -184,29 +185,6 @@ def test_kinds_of_the_entries_are_checked(tmp_path, weights, name):
 def test_content_without_weights_is_rejected(tmp_path):
     assert 'no "model" among epoch' in failure(saved(tmp_path / "m.pt", {"epoch": 3}))
     assert "holds a list" in failure(saved(tmp_path / "m.pt", [torch.ones(2)]))
-
-
-def hugging_face_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As Hugging Face's conversion of OFA renames them; buffers of versions are left out there."""
-    renamed = {}
-    for name, value in weights.items():
-        name = name.replace("self_attn_ln", "self_attn_mid_layer_norm")
-        name = name.replace("ffn_layernorm", "ffn_layer_norm")
-        name = name.replace("cross_attn_ln", "cross_attn_mid_layer_norm")
-        name = name.replace("encoder_attn", "cross_attn")
-        name = re.sub(r"(?<!_)attn_ln", "self_attn_mid_layer_norm", name)
-        renamed[name] = value
-    return {name: value for name, value in renamed.items() if "version" not in name}
-
-
-FORMS = {
-    "bare": lambda w: w,
-    "model alone": lambda w: {"model": w},
-    "cfg and args None": lambda w: {"model": w, "cfg": None, "args": None},
-    "state_dict": lambda w: {"state_dict": w, "epoch": 3},
-    "data parallel": lambda w: {"model": {f"module.{name}": v for name, v in w.items()}},
-    "Hugging Face": hugging_face_names,
-}
 
 
 @pytest.mark.parametrize("weights_too", [True, False])

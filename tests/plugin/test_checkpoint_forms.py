@@ -10,7 +10,7 @@ import torch
 from helpers import caption_task
 from helpers import task_files as files
 from helpers.caption_task import TASK
-from models.test_checkpoint_file import FORMS, hugging_face_names
+from helpers.checkpoint_forms import FORMS, hugging_face_names
 
 from ofa_exit.cli.main import main as ofa_exit
 from ofa_exit.plugin.errors import UsageError
