@@ -2,70 +2,32 @@
 
 import logging
 import os
-import pickle
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Optional
 
-from fairseq import checkpoint_utils
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.trained_options import kind_of_task, take_trained_options
 
 logger = logging.getLogger(__name__)
 
 TASKS = {"caption": "mue_caption", "vqa": "mue_vqa", "entailment": "mue_snli_ve"}
-OFFICIAL_TASKS = {"caption": "caption", "vqa": "vqa_gen", "entailment": "snli_ve"}
-# What reading a file that is no checkpoint raises.
-_UNREADABLE = (*(RuntimeError, LookupError, AttributeError, TypeError, EOFError),)
-# Options of the input that hold for every task of a checkpoint.
-INPUT_OPTIONS = (
-    *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
-    *("max_src_length", "max_tgt_length"),
-)
-# Those that hold for the task of the training alone.
-TRAINED_OPTIONS = ("caption_prompt", "prompt_type", "add_caption")
 # Options for a user to set in place of the checkpoint's.
-TASK_OPTIONS = (*INPUT_OPTIONS, *TRAINED_OPTIONS, "answers")
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Return the state of a checkpoint, on the CPU.
-
-    Raises:
-        ValueError, OSError: the file is missing, or no checkpoint.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint. Check the path")
-    try:
-        return checkpoint_utils.load_checkpoint_to_cpu(path)
-    except pickle.UnpicklingError as error:  # torch's own text advises to run its code
-        raise ValueError(
-            f"{path}: no checkpoint of fairseq or OFA: torch.save did not write it, or it holds "
-            "more than data. Download or export it again"
-        ) from error
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path}: no checkpoint of fairseq or OFA ({reason}). Download or export it again"
-        ) from error
-
-
-def saved_options(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a checkpoint's task by name; its own name is ``task``."""
-    if isinstance(state.get("args"), Namespace):
-        return vars(state["args"])
-    task = (state.get("cfg") or {}).get("task") or {}
-    values = vars(task) if isinstance(task, Namespace) else dict(task)
-    return {**values, "task": values.get("_name")}
+TASK_OPTIONS = (
+    *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
+    *("max_src_length", "max_tgt_length", "caption_prompt", "prompt_type", "add_caption"),
+    "answers",
+)
 
 
 def kind_of(saved: Mapping[str, Any]) -> Optional[str]:
     """Return the kind of task (``TASKS``) that a checkpoint was trained on; None for another."""
-    names = {name: kind for table in (TASKS, OFFICIAL_TASKS) for kind, name in table.items()}
-    return names.get(saved.get("task", ""))
+    trained = kind_of_task(saved.get("_name"))
+    return next((kind for kind, name in TASKS.items() if kind_of_task(name) == trained), None)
 
 
 def dictionary_folder(
@@ -88,7 +50,9 @@ def dictionary_folder(
     )
 
 
-def task_config(kind: str, folder: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def task_config(
+    kind: str, folder: str, checkpoint: SavedCheckpoint, given: Mapping[str, Any]
+) -> Any:
     """Return the options of a task for a checkpoint: the given ones, else those of its training.
 
     Args:
@@ -98,15 +62,14 @@ def task_config(kind: str, folder: str, saved: Mapping[str, Any], given: Mapping
     Raises:
         ValueError: an option is invalid.
     """
-    name = TASKS[kind]
+    name, saved = TASKS[kind], checkpoint.task_options
     cls: type[OFATask] = TASK_REGISTRY[name]
     cfg = TASK_DATACLASS_REGISTRY[name]()
     own = {option.name for option in fields(cfg)}
-    fixed: tuple[str, ...] = INPUT_OPTIONS
-    if kind_of(saved) == kind:
-        fixed += TRAINED_OPTIONS
-    values = {option: saved[option] for option in fixed if saved.get(option) is not None}
-    answers = saved.get("answers")
+    values: dict[str, Any] = {}
+    if saved.get("max_tgt_length") is not None:
+        values["max_tgt_length"] = saved["max_tgt_length"]
+    answers = saved.get("answers") or saved.get("ans2label_file")
     if kind == kind_of(saved) == "vqa" and answers and "answers" not in given:
         if os.path.isfile(answers):
             values["answers"] = answers
@@ -121,5 +84,7 @@ def task_config(kind: str, folder: str, saved: Mapping[str, Any], given: Mapping
             setattr(cfg, option, value)
     cfg._name, cfg.bpe_dir = name, folder
     cfg.data = folder  # there are no rows to read, but the check below asks for some
+    cfg.path = None  # given options may differ from the training's
+    take_trained_options(cfg, cls.prefix, [checkpoint])
     cls.check_options(cfg)
     return cfg

@@ -17,6 +17,7 @@ from ofa_exit.data.collate import collate
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
+from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
@@ -24,8 +25,6 @@ from ofa_exit.plugin.predict.checkpoint import (
     TASKS,
     dictionary_folder,
     kind_of,
-    read_checkpoint,
-    saved_options,
     task_config,
 )
 from ofa_exit.plugin.predict.exits import exit_policy_of
@@ -38,6 +37,7 @@ from ofa_exit.plugin.predict.rows import (
     read_examples,
     reject_long_rows,
 )
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.vocabulary import OFADictionary
 
@@ -54,7 +54,7 @@ class Predictor:
         model: on its device.
         dictionary, encoder: vocabulary and text encoder of the model.
         folder: of the dictionary.
-        saved: options of the checkpoint's task.
+        saved: the checkpoint.
         given: options that replace them.
     """
 
@@ -64,7 +64,7 @@ class Predictor:
         dictionary: OFADictionary,
         encoder: TextEncoder,
         folder: str,
-        saved: Mapping[str, Any],
+        saved: SavedCheckpoint,
         given: Mapping[str, Any],
     ) -> None:
         self.model = model
@@ -168,7 +168,7 @@ class Predictor:
         if kind not in TASKS:
             raise ValueError(f"unknown task {kind!r}: choose from {', '.join(TASKS)}")
         if kind not in self._tasks:
-            trained = kind_of(self._saved)
+            trained = kind_of(self._saved.task_options)
             if trained not in (kind, None):
                 logger.warning("the checkpoint was trained for %s, not for %s", trained, kind)
             cfg = task_config(kind, self._folder, self._saved, self._given)
@@ -252,17 +252,16 @@ def load(
         place = _device(device)
         given = {name: value for name, value in task_options.items() if value is not None}
         path = os.fspath(checkpoint)
-        state = read_checkpoint(path)
-        saved = saved_options(state)
-        folder = dictionary_folder(path, bpe_dir, saved)
-        kind = kind_of(saved) or "caption"
+        saved = SavedCheckpoint(path, read_checkpoint(path), {})
+        folder = dictionary_folder(path, bpe_dir, saved.task_options)
+        kind = kind_of(saved.task_options) or "caption"
         cfg = task_config(kind, folder, saved, given)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        _reject_other_dictionary(path, state, dictionary, cfg)
+        _reject_other_dictionary(saved, dictionary, cfg)
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         predictor = Predictor(None, dictionary, encoder, folder, saved, given)
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
-            [path], task=predictor._task(kind), state=state
+            [path], task=predictor._task(kind), state=saved.state
         )
     predictor.model = (model.half() if fp16 else model).to(place).eval()
     return predictor
@@ -279,16 +278,13 @@ def _device(name: Any) -> torch.device:
         raise ValueError(f"device {str(name)!r} cannot be used ({reason}). Try 'cpu'") from error
 
 
-def _reject_other_dictionary(
-    path: str, state: Mapping[str, Any], dictionary: OFADictionary, cfg: Any
-) -> None:
+def _reject_other_dictionary(saved: SavedCheckpoint, dictionary: OFADictionary, cfg: Any) -> None:
     """Raise ValueError if the dictionary has not as many symbols as the model has embeddings."""
-    embeddings = state["model"].get("encoder.embed_tokens.weight")
-    if embeddings is not None and len(embeddings) != len(dictionary):
+    if saved.words not in (None, len(dictionary)):
         raise ValueError(
             f"{cfg.bpe_dir}/dict.txt makes {len(dictionary)} symbols, with {cfg.code_dict_size} "
-            f"image codes and {cfg.num_bins} bins, and {path} has {len(embeddings)}: give its own "
-            "dictionary as bpe_dir (--bpe-dir), or its code_dict_size and num_bins"
+            f"image codes and {cfg.num_bins} bins, and {saved.path} has {saved.words}: give its "
+            "own dictionary as bpe_dir (--bpe-dir), or its code_dict_size and num_bins"
         )
 
 
