@@ -14,7 +14,8 @@ from helpers.photos import write_photos
 
 import ofa_exit
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.predict.checkpoint import saved_options, task_config
+from ofa_exit.plugin.predict.checkpoint import task_config
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +98,13 @@ def test_official_entailment_has_premises(trained, photos, tmp_path):
 def test_answers_of_the_training(tmp_path, caplog):
     folder = files.write_dictionary(tmp_path, vqa.WORDS)
     (tmp_path / "answers.txt").write_text("red\ndark\n")
-    saved = {"task": "mue_vqa", "answers": str(tmp_path / "answers.txt")}
-    assert task_config("vqa", str(folder), saved, {}).answers == saved["answers"]
+    answers = str(tmp_path / "answers.txt")
+    state = {"args": Namespace(task="mue_vqa", answers=answers)}
+    saved = SavedCheckpoint("vqa.pt", state, {})
+    assert task_config("vqa", str(folder), saved, {}).answers == answers
     (tmp_path / "answers.txt").unlink()
     assert task_config("vqa", str(folder), saved, {}).answers is None
     assert "answers.txt, which is missing: any words are searched" in caplog.text
-
-
-def test_options_of_both_forms():
-    cfg = {"task": {"_name": "mue_caption", "num_bins": 3}}
-    assert saved_options({"cfg": cfg, "args": None})["task"] == "mue_caption"
-    cfg = {"task": Namespace(_name="caption", num_bins=3)}
-    assert saved_options({"cfg": cfg})["num_bins"] == 3
-    assert saved_options({"args": Namespace(task="caption", num_bins=3)})["num_bins"] == 3
-    assert saved_options({"cfg": None})["task"] is None
 
 
 @pytest.mark.parametrize(
