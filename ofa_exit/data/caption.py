@@ -39,8 +39,8 @@ class CaptionExamples(RowExamples):
     has one caption, cut to ``max_tgt_length`` words. Other rows have one or several captions joined
     by ``&&``, uncut: all are references, and the first is the target. With ``all_references``
     training rows may have several, too. With ``captions_optional`` or ``references_optional`` rows
-    may have none: they have no references, and only eos as target. With ``caption_prompt``, Long [P], the decoder is fed these
-    tokens before the caption.
+    may have none: they have no references, and only eos as target. With ``caption_prompt``, Long
+    [P], the decoder is fed these tokens before the caption.
     """
 
     COLUMNS = COLUMNS

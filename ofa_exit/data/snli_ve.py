@@ -130,8 +130,8 @@ class EntailmentExamples(RowExamples):
         if label.lower() in self.labels:
             return self.labels[label.lower()]
         excerpt = label if len(label) <= 40 else label[:40] + "…"
-        fields = self.file.fields(row.index)
-        others = [column for column, text in enumerate(fields) if text.strip().lower() in self.labels]
+        fields = [text.strip().lower() for text in self.file.fields(row.index)]
+        others = [column for column, text in enumerate(fields) if text in self.labels]
         remedy = f"Labels are {', '.join(self.labels)}; name others with --labels"
         if others:
             remedy += (

@@ -214,7 +214,7 @@ def test_substitutes_are_spread_over_the_file(tmp_path):
 @pytest.mark.parametrize("train", [True, False])
 def test_no_good_row_is_an_error_of_the_file(tmp_path, train):
     dataset = captions(tmp_path, [caption_row(n, "") for n in range(4)], skip=True, train=train)
-    with pytest.raises(TsvError, match="none of the 4 rows can be used.*line [1-4], field 'cap"):
+    with pytest.raises(TsvError, match=r"none of the 4 rows can be used.*line [1-4], field 'cap"):
         batch_of(dataset, *range(4))
 
 
