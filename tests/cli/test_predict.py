@@ -184,7 +184,7 @@ def test_exits_are_checked_before_the_checkpoint_is_read(predict, photos, tmp_pa
     given = ["caption", photos, "--exit-policy", "unheard"]
     assert "unheard" in predict(*given, checkpoint=tmp_path / "text.pt")[2][0]
     wrong = predict("caption", photos, checkpoint=tmp_path / "text.pt")
-    assert wrong[0] == 2 and "text.pt: no checkpoint of fairseq or OFA" in wrong[2][0]
+    assert wrong[0] == 2 and "text.pt is not a checkpoint of torch" in wrong[2][0]
     missing = predict("caption", photos, checkpoint=tmp_path / "none.pt")
     assert missing[0] == 2 and "none.pt: no such checkpoint" in missing[2][0]
 

@@ -252,7 +252,7 @@ def load(
         place = _device(device)
         given = {name: value for name, value in task_options.items() if value is not None}
         path = os.fspath(checkpoint)
-        saved = SavedCheckpoint(path, read_checkpoint(path), {})
+        saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
         folder = dictionary_folder(path, bpe_dir, saved.task_options)
         kind = kind_of(saved.task_options) or "caption"
         cfg = task_config(kind, folder, saved, given)
@@ -261,7 +261,7 @@ def load(
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         predictor = Predictor(None, dictionary, encoder, folder, saved, given)
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
-            [path], task=predictor._task(kind), state=saved.state
+            [path], task=predictor._task(kind)
         )
     predictor.model = (model.half() if fp16 else model).to(place).eval()
     return predictor

@@ -156,7 +156,7 @@ def test_wrong_images_and_texts(model, photos, call, message):
     ("options", "message"),
     [
         ({"path": "none.pt"}, r"none\.pt: no such checkpoint"),
-        ({"path": "text.pt"}, r"text\.pt: no checkpoint of fairseq or OFA"),
+        ({"path": "text.pt"}, r"text\.pt is a git-lfs pointer"),
         ({"device": "quantum"}, r"device 'quantum' cannot be used \(.*\)\. Try 'cpu'"),
         ({"patch_size": 32}, "unknown option 'patch_size': choose from patch_image_size"),
         ({"patch_image_size": 0}, "--patch-image-size 0: give at least 1"),
