@@ -130,14 +130,8 @@ class EntailmentExamples(RowExamples):
         if label.lower() in self.labels:
             return self.labels[label.lower()]
         excerpt = label if len(label) <= 40 else label[:40] + "…"
-<<<<<<< HEAD
-        fields = self.file.fields(row.index)
-        labels = [text.strip().lower() in self.labels for text in fields]
-        others = [column for column, is_label in enumerate(labels) if is_label]
-=======
         fields = [text.strip().lower() for text in self.file.fields(row.index)]
         others = [column for column, text in enumerate(fields) if text in self.labels]
->>>>>>> data
         remedy = f"Labels are {', '.join(self.labels)}; name others with --labels"
         if others:
             remedy += (
