@@ -53,6 +53,8 @@ def question_texts(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> None:
     """Write OUT/dict.txt as --dictionary says: the most frequent word first, ties by name.
 
+    It has the words of every task's prompt, too, as that of ``ofa-exit dict``.
+
     A folder with a BPE, or with a dict.txt that was not made here, keeps its dictionary.
 
     Args:
@@ -60,7 +62,7 @@ def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> No
         source: the annotation file of ``texts``.
         texts: training texts as models read them, with the prompt of the task.
     """
-    first: dict[str, int] | None = options.dictionary
+    first: list[str] | None = options.dictionary
     if first is None:
         return
     path: Path = options.out / "dict.txt"
@@ -68,36 +70,29 @@ def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> No
     if bpe or (path.exists() and not manifest.manifest_path(path).exists()):
         log(f"{path}: kept; {bpe[0].name if bpe else 'the dictionary'} is not made by this command")
         return
+    from ofa_exit.data.dictionary import dictionary_lines, required_symbols
     from ofa_exit.data.text import WordCodec
 
     codec, counts = WordCodec(), Counter[str]()
     for text in texts:
         counts.update(codec.encode(text).split())
-    new = [(word, count) for word, count in counts.items() if word not in first]
-    ranked = [*first.items(), *sorted(new, key=lambda item: (-item[1], item[0]))]
-    lines = [f"{word} {count}\n" for word, count in ranked]
-    inputs = manifest.fingerprint([source], {"first": list(first)})
+    lines = dictionary_lines(counts, required_symbols(), first)
+    inputs = manifest.fingerprint([source], {"first": first})
     manifest.check_release(path, inputs)
-    write_bytes(path, "".join(lines).encode("utf-8"))
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
     manifest.write_manifest(path, len(lines), path.stat().st_size, sha256_of(path), inputs=inputs)
-    added = f", {len(new):,} of them after those of --dictionary" if first else ""
+    added = f", {len(lines) - len(first):,} of them after those of --dictionary" if first else ""
     log(f"{path}: {len(lines):,} words{added}")
 
 
-def _first_words(kind: str) -> dict[str, int] | None:
-    """Return word → count of the dict.txt that --dictionary names."""
+def _first_words(kind: str) -> list[str] | None:
+    """Return the lines of the dict.txt that --dictionary names; None for none."""
     if kind in ("words", "none"):
-        return {} if kind == "words" else None
-    found: dict[str, int] = {}
+        return [] if kind == "words" else None
+    from ofa_exit.data.dictionary import read_dictionary
+
     try:
-        lines = Path(kind).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{kind} cannot be read ({error}). Give words, none or a dict.txt"
+        return read_dictionary(kind)
+    except (OSError, ValueError) as error:
+        message = f"{error}. Other values are words and none"
         raise argparse.ArgumentTypeError(message) from None
-    for number, line in enumerate(lines, start=1):
-        word, _, count = line.rpartition(" ")
-        if not word or not count.isdecimal():
-            message = f"{kind}, line {number}: {line[:40]!r} is not WORD COUNT"
-            raise argparse.ArgumentTypeError(message)
-        found[word] = int(count)
-    return found

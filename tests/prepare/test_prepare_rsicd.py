@@ -89,7 +89,7 @@ def test_no_dictionary_beside_a_bpe(root, out, capsys):
     assert "dict.txt: kept; encoder.json is not made by this command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "message"), [("zebra", "line 1: 'zebra'"), (None, "none.txt")])
+@pytest.mark.parametrize(("text", "message"), [("zebra", ":1: 'zebra'"), (None, "none.txt")])
 def test_a_bad_dictionary_is_rejected_first(root, out, tmp_path, capsys, text, message):
     path = tmp_path / "none.txt"
     if text:
