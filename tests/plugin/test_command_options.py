@@ -62,7 +62,7 @@ NUMBERS = [
     (["--max-tokens", "-1"], r"--max-tokens is -1: give at least 1"),
     (["--num-workers", "-1"], r"--num-workers is -1: give at least 0"),
     (["--num-shards", "0"], r"--num-shards is 0: give at least 1"),
-    (["--patch-image-size", "-32"], r"--patch-image-size -32: give at least 1"),
+    (["--max-image-pixels", "0"], r"--max-image-pixels 0: give at least 1"),
     (["--max-image-pixels", "0"], r"--max-image-pixels 0: give at least 1"),
 ]
 
