@@ -69,7 +69,7 @@ def patch(owner: Any, name: str) -> Callable[[Callable], Callable]:
         original = getattr(owner, name)
         # By name: a reloaded module has other functions.
         key = f"{replacement.__module__}.{replacement.__qualname__}"
-        applied = getattr(original, "replacements", frozenset())
+        applied: frozenset[str] = getattr(original, "replacements", frozenset())
         if key in applied:
             return original
 
