@@ -61,8 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> dict[
     state = _in_fairseqs_form(path, load_file(path, weights))
     if weights:
         check_weights(path, state["model"])
-    if isinstance(state["model"], dict):
-        state["model"] = _official_names(state["model"])
+    state["model"] = official_names(state["model"])
     _check_arguments(path, state)
     return state
 
@@ -112,12 +111,27 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is empty. {AGAIN}")
 
 
+def check_names(path: str | os.PathLike[str], weights: Any) -> None:
+    """Raise ValueError unless a state dict is a dictionary whose keys are names."""
+    if not isinstance(weights, dict):
+        raise ValueError(
+            f"{path} holds no weights, but a {type(weights).__name__} in their place. Give a "
+            "checkpoint that has a state dict"
+        )
+    for name in weights:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{path}: the weights have the key {name!r}, not a name. Save model.state_dict()"
+            )
+
+
 def check_weights(path: str | os.PathLike[str], weights: Any) -> None:
     """Raise ValueError unless all entries of a state dict are tensors of finite numbers."""
-    if not isinstance(weights, dict) or not weights:
+    check_names(path, weights)
+    if not weights:
         raise ValueError(f"{path} holds no weights. Give a checkpoint that has a state dict")
     for name, value in weights.items():
-        problem = _problem(str(name), value)
+        problem = _problem(name, value)
         if problem:
             raise ValueError(f"{path}: {name} {problem}")
 
@@ -193,6 +207,7 @@ def _in_fairseqs_form(path: str | os.PathLike[str], content: Any) -> dict[str, A
             )
         content = {"model": content if key is None else content[key]}
     state = {"args": None, "cfg": None, **content}
+    check_names(path, state["model"])
     if "best_loss" not in state:  # that of fairseq before 0.6, which it upgrades
         history = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
         state.setdefault("optimizer_history", [{**history, "num_updates": 0}])
@@ -208,7 +223,7 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "nothing"
 
 
-def _official_names(weights: dict[str, Any]) -> dict[str, Any]:
+def official_names(weights: dict[str, Any]) -> dict[str, Any]:
     """Return the state dict without the prefix of data parallelism, and with official names."""
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}

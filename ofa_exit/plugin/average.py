@@ -11,7 +11,6 @@ mends:
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -20,8 +19,10 @@ from fairseq import checkpoint_utils, trainer, utils
 from fairseq.models.ema import EMA
 from torch import Tensor, nn
 
+from ofa_exit.models.checkpoint_file import check_names, check_weights, load_file, official_names
 from ofa_exit.plugin.compat import patch
-from ofa_exit.plugin.search.options import flag_of
+from ofa_exit.plugin.errors import usage_errors
+from ofa_exit.plugin.options import flag
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,17 @@ logger = logging.getLogger(__name__)
 class ModelAverage(EMA):
     """fairseq's average, over floating-point tensors, each once; other entries are copied."""
 
+    def restore(self, state_dict: dict[str, Tensor], build_fp32_params: bool = False) -> None:
+        """Load a checkpoint's average. fairseq skips the names that it does not know."""
+        super().restore(official_names(state_dict), build_fp32_params)
+
     def build_fp32_params(self, state_dict: Optional[Mapping[str, Tensor]] = None) -> None:
         """Set the float32 tensors of ``--ema-fp32``, by default to those of the averaged model.
 
         Args:
             state_dict: a checkpoint's; it is fitted to the model.
         """
-        state = self.model.state_dict() if state_dict is None else dict(state_dict)
+        state = self.model.state_dict() if state_dict is None else official_names(dict(state_dict))
         if state_dict is not None:
             self.model.upgrade_state_dict(state)
         made: dict[Any, Tensor] = {}  # one tensor may have several names
@@ -80,7 +85,11 @@ def start_average(
     load: Any, self: trainer.Trainer, filename: str, *args: Any, **kwargs: Any
 ) -> Any:
     """Start the average from a checkpoint's weights if it has no average of its own."""
-    if not self.cfg.ema.store_ema or not os.path.isfile(filename) or read_average(filename):
+    if not self.cfg.ema.store_ema or not os.path.isfile(filename):
+        return load(self, filename, *args, **kwargs)
+    with usage_errors():
+        average = read_average(filename)
+    if average is not None:
         return load(self, filename, *args, **kwargs)
     self.cfg.ema.store_ema = False
     try:
@@ -111,7 +120,7 @@ def check_average_of_training(cfg: Any, eval_options: Sequence[str]) -> None:
         raise ValueError("--uses-ema needs --store-ema, which keeps the average")
     if not any(getattr(cfg, option) for option in eval_options):
         raise ValueError(
-            f"--uses-ema needs {' or '.join(map(flag_of, eval_options))}: only the generation of "
+            f"--uses-ema needs {' or '.join(map(flag, eval_options))}: only the generation of "
             "validation uses the average"
         )
 
@@ -133,11 +142,11 @@ def load_averages(
     chosen = getattr(getattr(task, "cfg", None), "ema_eval", False)
     chosen = (arg_overrides or {}).get("ema_eval", chosen)
     for filename, model in zip(filenames, models):
-        average = read_average(filename)
         if chosen:
-            model.load_state_dict(require_average(filename), strict=True)
+            with usage_errors():
+                model.load_state_dict(require_average(filename), strict=True)
             logger.info("%s: evaluating the moving average of the weights", filename)
-        elif average:
+        elif read_average(filename, weights=False) is not None:
             logger.warning(
                 "%s also holds a moving average of its weights, which is not used: add --ema-eval "
                 "to evaluate the average",
@@ -146,21 +155,33 @@ def load_averages(
     return models, cfg, task
 
 
-def read_average(path: str) -> Optional[dict[str, Tensor]]:
-    """Return the averaged state dict of a checkpoint; None without one, or if it is not readable.
+def read_average(path: str, weights: bool = True) -> Optional[dict[str, Tensor]]:
+    """Return the averaged state dict of a checkpoint, with official names.
 
-    Weights stay on disk until they are used.
+    Args:
+        weights: check its numbers. In any case the tensors stay on disk until they are used.
+
+    Returns:
+        None without an average, or if there is no such file (a checkpoint in parts).
+
+    Raises:
+        ValueError: the file is no checkpoint, or the average cannot be used.
     """
-    try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return state["extra_state"]["ema"] or None
-    except (OSError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
+    if not os.path.isfile(path):
         return None
+    state = load_file(path, check_bytes=False)
+    extra = state.get("extra_state") if isinstance(state, dict) else None
+    average = extra.get("ema") if isinstance(extra, dict) else None
+    if not average:
+        return None
+    check = check_weights if weights else check_names
+    check(f"{path}, moving average", average)
+    return official_names(average)
 
 
-def require_average(path: str) -> dict[str, Tensor]:
-    """Return the averaged state dict of a checkpoint, or raise ValueError."""
-    average = read_average(path)
+def require_average(path: str, weights: bool = True) -> dict[str, Tensor]:
+    """Return what ``read_average`` does, or raise ValueError if there is none."""
+    average = read_average(path, weights)
     if average is None:
         raise ValueError(
             f"--ema-eval: {path} holds no moving average of its weights. Train with --store-ema, "
@@ -173,4 +194,4 @@ def reject_missing_averages(cfg: Any) -> None:
     """Raise ValueError if ``--ema-eval`` is given and a checkpoint of ``--path`` has no average."""
     if getattr(cfg, "ema_eval", False) is True and cfg.path and not cfg.path.startswith("${"):
         for path in utils.split_paths(cfg.path):
-            require_average(path)
+            require_average(path, weights=False)

@@ -62,19 +62,22 @@ def patch(owner: Any, name: str) -> Callable[[Callable], Callable]:
     """Replace ``owner.name`` by a function that gets the original as its first argument.
 
     ``owner`` is the module in which fairseq looks the name up when it calls it, so that all callers
-    are reached. Patching twice changes nothing.
+    are reached. Several replacements stack, the last outermost. The same one twice changes nothing.
     """
 
     def decorate(replacement: Callable) -> Callable:
         original = getattr(owner, name)
-        if getattr(original, "is_patched", False):
+        # By name: a reloaded module has other functions.
+        key = f"{replacement.__module__}.{replacement.__qualname__}"
+        applied: frozenset[str] = getattr(original, "replacements", frozenset())
+        if key in applied:
             return original
 
         @functools.wraps(original)
         def patched(*args: Any, **kwargs: Any) -> Any:
             return replacement(original, *args, **kwargs)
 
-        patched.is_patched = True  # type: ignore[attr-defined]
+        patched.replacements = applied | {key}  # type: ignore[attr-defined]
         setattr(owner, name, patched)
         return patched
 

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_reference_layers
 from ofa_exit.models.checkpoint_file import read_checkpoint
@@ -18,6 +19,8 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments
 from ofa_exit.policies.base import ExitPolicy
 
+# How fairseq names the files of a checkpoint in parts, in place of ".pt".
+PARTS = ("-shard[0-9]*.pt", "_part[0-9]*.pt", "-model_part-[0-9]*.pt")
 LAST_CHECKPOINT = "checkpoint_last.pt"  # fairseq's default of --restore-file
 
 
@@ -65,9 +68,9 @@ class SavedCheckpoint:
     @property
     def words(self) -> Optional[int]:
         """Return the number of words of the vocabulary; None if it cannot be told."""
-        weights = self.state["model"]
-        embedding = weights.get("encoder.embed_tokens.weight") if weights else None
-        return None if embedding is None else embedding.size(0)
+        embedding = self.state["model"].get("encoder.embed_tokens.weight")
+        is_matrix = isinstance(embedding, Tensor) and embedding.dim() == 2
+        return embedding.size(0) if is_matrix else None
 
 
 def values_of(saved: Any) -> dict[str, Any]:
@@ -105,15 +108,21 @@ def saved_checkpoints(cfg: Any) -> list[SavedCheckpoint]:
         named, overrides = [] if start is None else [start], {}
     found = []
     for option, path in named:
-        # The files of a checkpoint in parts begin with its name; a URL is no local file.
-        parts = glob.glob(f"{glob.escape(path.removesuffix('.pt'))}*") if path else []
-        if "://" in path or (parts and not os.path.lexists(path)):
+        if "://" in path or is_in_parts(path):
             continue
         try:
             found.append(SavedCheckpoint(path, read_checkpoint(path, weights=False), overrides))
         except (ValueError, OSError) as error:
             raise ValueError(f"{option} {error}") from error
     return found
+
+
+def is_in_parts(path: str) -> bool:
+    """Return whether fairseq's parts of a checkpoint exist, and the file itself does not."""
+    if os.path.lexists(path):
+        return False
+    start = glob.escape(path.removesuffix(".pt"))
+    return any(glob.glob(f"{start}{ending}") for ending in PARTS)
 
 
 def _start_of_training(command: Any) -> Optional[tuple[str, str]]:

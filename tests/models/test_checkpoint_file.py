@@ -15,6 +15,7 @@ import torch
 from helpers.checkpoint_forms import FORMS
 from helpers.small_models import nano
 
+import ofa_exit.plugin.compat  # noqa: F401  torch may read argparse.Namespace
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.checkpoint_sizes import sizes_of
 from ofa_exit.models.stem import load_resnet_weights
@@ -180,6 +181,25 @@ KINDS = {
 def test_kinds_of_the_entries_are_checked(tmp_path, weights, name):
     changes, message = KINDS[name]
     assert message in failure(saved(tmp_path / "m.pt", {"model": weights, **changes}))
+
+
+NAMES = {
+    "none": (None, "holds no weights, but a NoneType"),
+    "list": ([torch.ones(2)], "holds no weights, but a list"),
+    "number": ({1: torch.ones(2)}, "the weights have the key 1, not a name"),
+    "mixed": ({"a": torch.ones(2), None: torch.ones(2)}, "the weights have the key None"),
+}
+
+
+@pytest.mark.parametrize("weights_too", [True, False])
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_without_names_are_rejected(tmp_path, name, key, weights_too):
+    content, message = NAMES[name]
+    path = saved(tmp_path / "m.pt", {key: content, "epoch": 3})
+    assert message in failure(path, weights_too)
+    path = saved(tmp_path / "m.pt", {1: torch.ones(2)})
+    assert "the key 1" in failure(path, weights_too)
 
 
 def test_content_without_weights_is_rejected(tmp_path):

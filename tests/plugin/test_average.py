@@ -10,6 +10,7 @@ import pytest
 import torch
 from fairseq.logging import metrics
 from helpers import task_files as files
+from helpers.checkpoint_forms import hugging_face_names
 from helpers.small_models import nano
 
 from ofa_exit.plugin.average import ModelAverage, read_average
@@ -140,6 +141,47 @@ def test_generation_with_and_without_the_average(data, averaged, tmp_path, caplo
         assert "moving average" not in caplog.text
         assert files.generate(TASK, data / "test.tsv", averaged)["H"] != expected
     assert f"{averaged} also holds a moving average" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["before 1.6", "data parallel", "Hugging Face"])
+def test_averages_in_other_forms(data, averaged, tmp_path, form):
+    """An average is evaluated, and continued, from every form that weights may have."""
+    state = torch.load(averaged, weights_only=True)
+    extra, expected = state["extra_state"], read_average(str(averaged))
+    for key in ("ema", "ema_fp32_params"):
+        if form == "data parallel":
+            extra[key] = {f"module.{name}": value for name, value in extra[key].items()}
+        elif form == "Hugging Face":
+            extra[key] = hugging_face_names(extra[key])
+    path = tmp_path / "other.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=form != "before 1.6")
+    found = read_average(str(path))
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    captions = files.generate(TASK, data / "test.tsv", averaged, "--ema-eval")["H"]
+    assert files.generate(TASK, data / "test.tsv", path, "--ema-eval")["H"] == captions
+    more = [*EMA, "--ema-fp32", "--disable-validation", "--restore-file"]
+    resumed = []
+    for start in (averaged, path):
+        end = files.train(TASK, data, tmp_path / start.stem, *more, str(start), updates=4)
+        resumed.append(read_average(str(end)))
+    for name, value in resumed[0].items():
+        torch.testing.assert_close(resumed[1][name], value, msg=name)
+
+
+def test_an_average_with_nan_is_named(data, averaged, tmp_path):
+    state = torch.load(averaged, weights_only=True)
+    state["extra_state"]["ema"]["decoder.layers.0.fc1.weight"].fill_(float("nan"))
+    path = tmp_path / "nan.pt"
+    torch.save(state, path)
+    message = r"nan\.pt, moving average: decoder\.layers\.0\.fc1\.weight holds NaN or infinity"
+    with pytest.raises(UsageError, match=message):
+        files.generate(TASK, data / "test.tsv", path, "--ema-eval")
+    with pytest.raises(UsageError, match=message):
+        files.train(TASK, data, tmp_path / "run", *EMA, "--restore-file", str(path))
+    state["extra_state"]["ema"] = {1: torch.ones(2)}
+    torch.save(state, path)
+    with pytest.raises(UsageError, match="moving average: the weights have the key 1"):
+        files.generate(TASK, data / "test.tsv", path, "--ema-eval")
 
 
 def test_validation_of_a_checkpoint_with_the_average(data, averaged):

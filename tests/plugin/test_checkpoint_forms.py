@@ -14,6 +14,7 @@ from helpers.checkpoint_forms import FORMS, hugging_face_names
 
 from ofa_exit.cli.main import main as ofa_exit
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.saved_arguments import is_in_parts
 
 data = caption_task.data  # a fixture
 SPLIT = ("--model-overrides", "{'split_modalities': True}")  # has no weights to be told from
@@ -96,6 +97,8 @@ def bad_files(folder: Path, checkpoint: Path) -> dict[str, tuple[Path, str]]:
     paths["pointer"].write_text("version https://git-lfs.github.com/spec/v1\n")
     paths["empty"].touch()
     paths["torn"].write_bytes(checkpoint.read_bytes()[:-100])
+    for sibling in ("missing_base.pt", "missing-best.pt", "missing_part.txt", "missing2.pt"):
+        (folder / sibling).write_bytes(checkpoint.read_bytes())
     state = torch.load(checkpoint)
     state["cfg"]["bpe"] = {"_name": "bert"}
     torch.save(state, paths["bert"])
@@ -111,7 +114,7 @@ def bad_files(folder: Path, checkpoint: Path) -> dict[str, tuple[Path, str]]:
         "missing": "no such checkpoint",
         "folder": "is a folder",
     }
-    paths.update(missing=Path("/no/where.pt"), folder=folder)
+    paths.update(missing=folder / "missing.pt", folder=folder)
     return {name: (paths[name], message) for name, message in messages.items()}
 
 
@@ -138,6 +141,26 @@ def test_training_never_starts_from_scratch_in_silence(data, checkpoint, tmp_pat
         arguments = (TASK, data, tmp_path / f"run {name}", option, str(path))
         named = "" if name in ("nan", "bert") else option
         assert_rejected(message, path, files.train, *arguments, option=named)
+
+
+@pytest.mark.parametrize("part", ["a-shard0.pt", "a_part0.pt", "a-model_part-1.pt"])
+def test_only_fairseqs_names_are_parts(tmp_path, part):
+    path = str(tmp_path / "a.pt")
+    (tmp_path / "a_base.pt").touch()
+    assert not is_in_parts(path)
+    (tmp_path / part).touch()
+    assert is_in_parts(path)
+    (tmp_path / "a.pt").touch()
+    assert not is_in_parts(path)
+
+
+def test_an_embedding_that_is_no_tensor_is_named(data, checkpoint, tmp_path):
+    state = torch.load(checkpoint)
+    state["model"]["encoder.embed_tokens.weight"] = "words"
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    message = "encoder.embed_tokens.weight is a str, not a tensor"
+    assert_rejected(message, path, files.generate, TASK, data, path)
 
 
 def test_a_start_that_loads_nothing_is_rejected(data, checkpoint, tmp_path):

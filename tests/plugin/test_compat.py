@@ -172,6 +172,20 @@ def test_importing_twice_changes_nothing():
     assert patched() == before
 
 
+def test_replacements_of_one_function_stack():
+    owner = SimpleNamespace(function=lambda: ["original"])
+
+    def inner(function):
+        return ["inner", *function()]
+
+    def outer(function):
+        return ["outer", *function()]
+
+    for replacement in (inner, outer, inner, outer):
+        compat.patch(owner, "function")(replacement)
+    assert owner.function() == ["outer", "inner", "original"]
+
+
 def stored() -> dict:
     """What the checkpoints of fairseq and of OFA's release hold besides tensors."""
     namespace = argparse.Namespace(arch="ofa_base", label_smoothing=0.1, data=["a.tsv"])
