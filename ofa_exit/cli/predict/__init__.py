@@ -94,6 +94,17 @@ def _add_options_of_task(parser: argparse.ArgumentParser, task: str) -> None:
             "checkpoint's)")  # fmt: skip
     if task == "vqa":
         add("--answers", metavar="FILE", help="closed set of answers, one per line")
+        add(
+            "--objects",
+            metavar="TEXT",
+            help="what is in the images, joined by &&, for a checkpoint of --add-object",
+        )
+        add(
+            "--max-object-length",
+            type=int,
+            metavar="N",
+            help="largest number of objects to read (default: the checkpoint's)",
+        )
     if task == "entailment":
         add("--premise", metavar="TEXT", help="caption, for a checkpoint of --add-caption")
         return

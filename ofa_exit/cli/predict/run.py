@@ -63,14 +63,18 @@ def predict(args: Namespace) -> int:
         if args.html is not None:
             args.html.parent.mkdir(parents=True, exist_ok=True)
     texts = getattr(args, "texts", [""])
-    premise = getattr(args, "premise", None)
+    premise, objects = getattr(args, "premise", None), getattr(args, "objects", None)
     task_options = {name: getattr(args, name, None) for name in TASK_OPTIONS}
     model = load(
         args.checkpoint,
         device=args.device,
         bpe_dir=args.bpe_dir,
         fp16=args.fp16,
-        **{**task_options, "add_caption": True if premise else None},
+        **{
+            **task_options,
+            "add_caption": True if premise else None,
+            "add_object": True if objects else None,
+        },
     )
     pairs = [(image, text) for image in images for text in texts]
     results = model.predict(
@@ -78,6 +82,7 @@ def predict(args: Namespace) -> int:
         [image for image, _ in pairs],
         [text for _, text in pairs],
         premise,
+        objects=objects,
         exits=exits,
         beam=getattr(args, "beam", None),
         max_length=getattr(args, "max_length", None),

@@ -20,7 +20,7 @@ TASKS = {"caption": "mue_caption", "vqa": "mue_vqa", "entailment": "mue_snli_ve"
 TASK_OPTIONS = (
     *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
     *("max_src_length", "max_tgt_length", "caption_prompt", "prompt_type", "add_caption"),
-    "answers",
+    *("answers", "add_object", "max_object_length"),
 )
 
 

@@ -86,13 +86,22 @@ class Predictor:
         """Return a caption for each image; ``options`` are those of ``predict``."""
         return list(self.predict("caption", images, **options))
 
-    def answer(self, images: Images, questions: Texts, **options: Any) -> list[Prediction]:
-        """Return an answer for each image; ``options`` are those of ``predict``.
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        objects: Optional[Texts] = None,
+        **options: Any,
+    ) -> list[Prediction]:
+        """Return an answer for each image.
 
         Args:
             questions: one for all images, one per image, or several about a single image.
+            objects: what is in each image, joined by ``&&``, one text for all images or one per
+                image; only for a checkpoint that was trained with ``--add-object``.
+            options: those of ``predict``.
         """
-        return list(self.predict("vqa", images, questions, **options))
+        return list(self.predict("vqa", images, questions, objects=objects, **options))
 
     def entail(
         self,
@@ -118,6 +127,7 @@ class Predictor:
         texts: Optional[Texts] = None,
         premises: Optional[Texts] = None,
         *,
+        objects: Optional[Texts] = None,
         exits: str = "none",
         beam: Optional[int] = None,
         max_length: Optional[int] = None,
@@ -132,6 +142,7 @@ class Predictor:
             images: paths and Pillow's images, one or several.
             texts: questions or hypotheses.
             premises: see ``entail``.
+            objects: see ``answer``.
             exits: name of an exit policy, as --exit-policy.
             beam, max_length: of the search (default: beam 5; captions of at most 16 tokens, answers
                 of at most the training's --max-tgt-length). Not for closed sets of answers.
@@ -156,7 +167,9 @@ class Predictor:
             generator = prepared.build_generator(
                 [self.model], _search_options(task, prepared, beam, max_length)
             )
-            rows = image_rows(task, prepared.cfg, self.encoder, images, texts, premises)
+            rows = image_rows(
+                task, prepared.cfg, self.encoder, images, texts, premises, objects
+            )
             reject_long_rows(rows, self.model.max_positions()[0])
         parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
         return self._predictions(prepared, generator, parts, skip_unreadable)
