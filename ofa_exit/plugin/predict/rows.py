@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ofa_exit.data.caption import PROMPT
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
+OnRead = Callable[[str, Image.Image], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def image_rows(
     if kind == "caption":
         given = [""] * len(several)
         sources = [PROMPT] * len(several)
-        additions = [""] * len(several)
+        additions: Sequence[str] = [""] * len(several)
     elif not texts:
         raise ValueError(f"{kind} needs {'questions' if kind == 'vqa' else 'hypotheses'}")
     else:
@@ -167,11 +169,17 @@ def reject_long_rows(rows: Sequence[ImageRow], limit: int) -> None:
 
 
 def read_examples(
-    rows: Sequence[ImageRow], task: Any, transform: Callable[[Any], Tensor]
+    rows: Sequence[ImageRow],
+    task: Any,
+    transform: Callable[[Any], Tensor],
+    on_read: Optional[OnRead] = None,
 ) -> tuple[list[Optional[Example]], list[str]]:
     """Read the images of a batch, and turn them into tensors by ``transform``.
 
     An image that several rows share is read once, and encoded once (``Example.image_id``).
+
+    Args:
+        on_read: see ``Predictor.predict``.
 
     Returns:
         The example of each row, None for an image that cannot be read; and what is wrong with the
@@ -183,7 +191,10 @@ def read_examples(
         key = id(row.image)
         if key not in read:
             try:
-                read[key] = transform(read_image(row.image)), ""
+                whole = read_image(row.image, task.cfg.max_image_pixels)
+                read[key] = transform(whole), ""
+                if on_read is not None:
+                    on_read(row.name, whole)
             except ImageError as error:
                 read[key] = None, str(error)
         image, _ = read[key]

@@ -65,7 +65,7 @@ def test_missing_objects_are_logged_once(model, photos, caplog):
 
 def test_objects_that_nothing_reads(trained, model, photos):
     plain = ofa_exit.load(trained[1], device="cpu", add_object=False)
-    with pytest.raises(ofa_exit.PredictionError, match="objects: the checkpoint .* --add-object"):
+    with pytest.raises(ofa_exit.PredictionError, match=r"objects: the checkpoint .* --add-object"):
         plain.answer(photos, QUESTIONS, OBJECTS)
     with pytest.raises(ofa_exit.PredictionError, match="2 objects for 3 images"):
         model.answer(photos, QUESTIONS, OBJECTS[:2])
