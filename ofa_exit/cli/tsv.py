@@ -3,7 +3,8 @@
   ofa-exit tsv FOLDER OUT.tsv                     a row per image, without captions: to generate
   ofa-exit tsv FILE.csv OUT.tsv --task caption    with the texts of a CSV file
 
-The CSV file has a header. Its columns are image (a path relative to the CSV file) and
+Of FOLDER, the images of its sub-folders are taken, too. The CSV file has a header. Its columns are
+image (a path relative to the CSV file) and
   caption   caption, several joined by &&
   vqa       question, answer; several answers joined by &&, or OFA's 1.0|!+yes&&0.6|!+no
   snli_ve   hypothesis, label, and premise if there is one

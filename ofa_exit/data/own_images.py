@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ofa_exit.data.formats import MAX_PIXELS
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image
@@ -17,8 +18,10 @@ SUFFIXES = (
 )
 
 
-def read_image(image: ImageLike) -> Image.Image:
+def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image upright and in RGB.
+
+    A Pillow image is open already, and may be of any size.
 
     Raises ImageError: no such file, not readable, or no usable image (see `decode_bytes`).
     """
@@ -29,7 +32,7 @@ def read_image(image: ImageLike) -> Image.Image:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ImageError(f"the file cannot be read ({reason})", "Check the path") from error
-    return decode_bytes(data)
+    return decode_bytes(data, max_pixels)
 
 
 def image_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
@@ -51,11 +54,14 @@ def image_name(image: ImageLike, number: int) -> str:
     return os.fspath(image)
 
 
-def find_images(patterns: Sequence[str]) -> list[str]:
+def find_images(patterns: Sequence[str], recursive: bool = False) -> list[str]:
     """Return the image files of files, folders and globs, each once.
 
     A file is taken whatever its name. Of a folder, and of a folder that a glob matches, the files
     with an image's suffix are taken in alphabetical order, hidden ones and sub-folders left out.
+
+    Args:
+        recursive: take the images of sub-folders, too, as ``ofa-exit tsv`` does.
 
     Raises ValueError: there is no such file, or no image in a folder.
     """
@@ -69,21 +75,24 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         for match in sorted(matches):
             if not os.path.isdir(match):
                 found[match] = None
-            elif images := list(_of_folder(match)):
+            elif images := list(_of_folder(match, recursive)):
                 found.update(dict.fromkeys(images))
             elif match == pattern:
+                remedy = "Check the path" if recursive else "For its sub-folders add --recursive"
                 raise ValueError(
-                    f"{pattern}: the folder holds no image ({', '.join(SUFFIXES)}). For its "
-                    f"sub-folders give '{os.path.join(pattern, '**', '*.jpg')}'"
+                    f"{pattern}: the folder holds no image ({', '.join(SUFFIXES)}). {remedy}"
                 )
     if not found:
         raise ValueError(f"{', '.join(patterns)}: no image found. Check the path")
     return list(found)
 
 
-def _of_folder(folder: str) -> Iterator[str]:
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        if is_image and os.path.isfile(path):
-            yield path
+def _of_folder(folder: str, recursive: bool) -> Iterator[str]:
+    for parent, children, names in os.walk(folder):
+        # In place, so that the walk skips the others.
+        children[:] = sorted(one for one in children if recursive and not one.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            if is_image and os.path.isfile(path):
+                yield path

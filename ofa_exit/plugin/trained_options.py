@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
@@ -113,9 +114,20 @@ def reject_other_training(cfg: Any, kind: str, trained: Any, path: str = "the ch
     """
     saved = values_of(trained)
     saved.setdefault("_name", saved.get("task"))
+    for difference in differences(cfg, kind, saved):
+        _reject_difference(path, *difference)
+
+
+def differences(cfg: Any, kind: str, saved: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the options that differ from a training's: the name, the task's value, the training's.
+
+    Args:
+        saved: options of the training's task, and its name as ``_name``.
+    """
     for option in _declared(OmegaConf.get_type(cfg) or type(cfg)):
-        name = option.name
-        _reject_difference(path, name, getattr(cfg, name), _trained(option, saved, kind))
+        given, trained = getattr(cfg, option.name), _trained(option, saved, kind)
+        if trained is not None and given is not None and given != trained:
+            yield option.name, given, trained
 
 
 def reject_given_differences(checkpoint: SavedCheckpoint, given: dict[str, Any]) -> None:

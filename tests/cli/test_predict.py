@@ -15,12 +15,14 @@ import termios
 from pathlib import Path
 
 import pytest
+import tqdm
 from helpers import task_files as files
 from helpers.paths import ROOT
 from helpers.photos import write_photos
 
 import ofa_exit
 from ofa_exit.cli.main import main
+from ofa_exit.cli.predict import run
 from ofa_exit.policies.registry import POLICIES
 
 STATIC = ["--exit-policy", "static", "--exit-depths", "2,3,4"]
@@ -144,6 +146,32 @@ def test_questions_and_hypotheses(predict, photos):
     assert predict("entailment", photos / "00.png", *given)[0] == 0
 
 
+def test_an_image_that_is_removed_meanwhile(predict, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    paths = write_photos(folder / "deep", 2)
+
+    def remove(results, **options):
+        for result in results:
+            Path(result.image).unlink(missing_ok=True)
+            yield result
+
+    write = tqdm.tqdm.write
+    monkeypatch.setattr(run, "tqdm", remove)
+    remove.write = write
+    out = tmp_path / "page.html"
+    given = ["--html", out, "--recursive"]
+    status, lines, errors = predict("caption", folder, *given)
+    assert (status, len(lines), errors) == (0, 2, [])
+    assert not any(map(os.path.exists, paths))
+    assert out.read_text().count("data:image/png;base64,") == 2
+
+
+def test_snli_ve_is_entailment(predict, photos):
+    given = [photos / "00.png", "--hypothesis", "a red square", "--labels", "red,green"]
+    status, lines, _ = predict("snli_ve", *given)
+    assert status == 0 and lines[0].split("\t")[1] in ("red", "green")
+
+
 def test_policies_of_a_user_dir(predict, photos, tmp_path):
     folder = tmp_path / "exits_for_predict"
     folder.mkdir()
@@ -169,6 +197,10 @@ def test_policies_of_a_user_dir(predict, photos, tmp_path):
         (["{photos}", "--beam", "0"], "beam 0: give a whole number"),
         (["{photos}", "--bpe-dir", "{tmp}"], "no dictionary"),
         (["{photos}", "--user-dir", "{tmp}/none"], "none"),
+        (["{photos}", "--ema-eval"], "holds no moving average"),
+        (["{photos}", "--html", "{photos}/00.png/page.html"], "page.html: cannot be written ("),
+        (["{photos}", "--html", "/proc/none/page.html"], "page.html: cannot be written ("),
+        (["{photos}", "--max-image-pixels", "0"], "--max-image-pixels 0: give at least 1"),
         (["{photos}", "--caption-prompt", "unheard words"], "the dictionary lacks 'unheard'"),
     ],
 )

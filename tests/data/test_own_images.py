@@ -44,12 +44,22 @@ def test_files_folders_and_globs(photos, patterns, expected):
     assert names(find_images(given), photos) == expected
 
 
+def test_sub_folders(photos, tmp_path):
+    (photos / "more" / ".hidden").mkdir()
+    (photos / "more" / ".hidden" / "d.png").write_bytes((photos / "b.png").read_bytes())
+    expected = ["[1].png", "a.JPG", "b.png", "more/c.png"]
+    assert names(find_images([str(photos)], recursive=True), photos) == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: the folder holds no image .*Check the path"):
+        find_images([str(tmp_path / "empty")], recursive=True)
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
         ("photo.png", "photo.png: no such file or folder"),
         ("*.gif", r"\*.gif: no file matches it"),
-        ("empty", r"empty: the folder holds no image .*give '.*empty/\*\*/\*.jpg'"),
+        ("empty", r"empty: the folder holds no image .*add --recursive"),
     ],
 )
 def test_nothing_found(photos, pattern, message):
@@ -81,6 +91,12 @@ def test_images_are_upright_and_rgb(tmp_path):
 def test_unreadable(photos, name, message):
     with pytest.raises(ImageError, match=message):
         read_image(photos / name)
+
+
+def test_large_images(photos):
+    assert read_image(photos / "b.png", max_pixels=16).size == (4, 4)
+    with pytest.raises(ImageError, match=r"4x4 pixels, more than 15\. .*--max-image-pixels"):
+        read_image(photos / "b.png", max_pixels=15)
 
 
 def test_names(photos):

@@ -5,8 +5,9 @@
   ofa-exit predict entailment photo.jpg --hypothesis "a man sleeps" --checkpoint snli_ve.pt
 
 IMAGE is a file, a folder or a glob in quotes ('photos/**/*.jpg'). Of a folder, the images directly
-in it are taken. A line per image has its path, the text, the layers used and the time, separated
-by tabs. Image size and vocabulary options are those of the checkpoint.
+in it are taken, with --recursive those of its sub-folders, too. A line per image has its path, the
+text, the layers used and the time, separated by tabs. Image size and vocabulary options are those
+of the checkpoint.
 
 --exit-policy NAME and the options of that policy are those of fairseq-generate, for example
 --exit-policy similarity --exit-decoder-threshold 0.9.
@@ -20,12 +21,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ofa_exit.cli.parsing import new_parser, print_error
+from ofa_exit.data.formats import MAX_PIXELS
 
 TASKS = {
     "caption": "caption images",
     "vqa": "answer questions about images",
     "entailment": "say whether images entail a hypothesis: yes, maybe or no",
 }
+ALIASES = {"entailment": ["snli_ve"]}
 AddOptions = Callable[[argparse.ArgumentParser], None]
 
 
@@ -40,6 +43,7 @@ def build_parser(add_exits: AddOptions = lambda parser: None) -> argparse.Argume
     for task, text in TASKS.items():
         own = tasks.add_parser(
             task,
+            aliases=ALIASES.get(task, []),
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             epilog="--exit-policy NAME and the options of that policy are those of "
@@ -62,18 +66,26 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of dict.txt (default: the checkpoint's, else the one of its training)",
     )
+    add("--recursive", action="store_true", help="also take the images of sub-folders")
     add("--json", action="store_true", help="print a JSON object per image")
     add("--html", type=Path, metavar="OUT.html", help="also write a page of words by exit layer")
     add("--batch-size", type=int, default=16, metavar="N", help="images (default: %(default)s)")
     add("--device", help="as torch names it: cuda, cuda:1, cpu (default: cuda if there is one)")
     add("--fp16", action="store_true", help="use half precision")
+    add(
+        "--ema-eval",
+        action="store_true",
+        help="use the moving average of the weights, which training keeps by --store-ema",
+    )
     add("--user-dir", metavar="FOLDER", help="module that registers exit policies")
     for option, text in (
         ("--patch-image-size", "side of the resized images, in pixels"),
+        ("--max-image-pixels", "largest image to read, width times height"),
         ("--code-dict-size", "image codes in the vocabulary"),
         ("--num-bins", "position bins in the vocabulary"),
     ):
-        add(option, type=int, metavar="N", help=f"{text} (default: the checkpoint's)")
+        fallback = f"{MAX_PIXELS:,}" if option == "--max-image-pixels" else "the checkpoint's"
+        add(option, type=int, metavar="N", help=f"{text} (default: {fallback})")
 
 
 def _add_options_of_task(parser: argparse.ArgumentParser, task: str) -> None:
@@ -94,7 +106,29 @@ def _add_options_of_task(parser: argparse.ArgumentParser, task: str) -> None:
             "checkpoint's)")  # fmt: skip
     if task == "vqa":
         add("--answers", metavar="FILE", help="closed set of answers, one per line")
+        add(
+            "--beam-search-vqa-eval",
+            action="store_true",
+            default=None,
+            help="with --answers: search among them by a beam, instead of scoring each of them",
+        )
+        add(
+            "--objects",
+            metavar="TEXT",
+            help="what is in the images, joined by &&, for a checkpoint of --add-object",
+        )
+        add(
+            "--max-object-length",
+            type=int,
+            metavar="N",
+            help="largest number of objects to read (default: the checkpoint's)",
+        )
     if task == "entailment":
+        add(
+            "--labels",
+            metavar="LABEL,…",
+            help="answers of the model, as in true,false (default: the checkpoint's)",
+        )
         add("--premise", metavar="TEXT", help="caption, for a checkpoint of --add-caption")
         return
     add("--beam", type=int, metavar="N", help="hypotheses of the search (default: 5)")

@@ -4,23 +4,27 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from PIL import Image
 from tqdm import tqdm
 
 from ofa_exit.cli.cases.png import png
-from ofa_exit.data.own_images import find_images, read_image
+from ofa_exit.data.own_images import find_images
 from ofa_exit.evaluation.figures.case_page import case_page
 from ofa_exit.evaluation.figures.cases import Case
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import PREFIX, ExitFlags, add_late_options
-from ofa_exit.plugin.predict import Prediction, load
-from ofa_exit.plugin.predict.checkpoint import TASK_OPTIONS
-from ofa_exit.plugin.predict.exits import check_exits
+from ofa_exit.plugin.predict import Prediction
+from ofa_exit.plugin.predict.checkpoint import ALIASES, TASK_OPTIONS
+from ofa_exit.plugin.predict.exits import open_checked
+from ofa_exit.plugin.predict.predictor import load_opened
 
 
 def import_policies(user_dir: Optional[str]) -> None:
@@ -57,32 +61,37 @@ def predict(args: Namespace) -> int:
     """
     logging.basicConfig(format="ofa-exit predict: %(message)s", level=logging.WARNING, force=True)
     exits, options = args.exit_policy, exit_options(args)
+    task = ALIASES.get(args.task, args.task)
     with prediction_errors():
-        images = find_images(args.images)
-        check_exits(args.task, exits, options, args.checkpoint)
+        images = find_images(args.images, args.recursive)
         if args.html is not None:
-            args.html.parent.mkdir(parents=True, exist_ok=True)
+            check_page(args.html)
+        saved = open_checked(args.checkpoint, task, exits, options)
     texts = getattr(args, "texts", [""])
-    premise = getattr(args, "premise", None)
+    premise, objects = getattr(args, "premise", None), getattr(args, "objects", None)
     task_options = {name: getattr(args, name, None) for name in TASK_OPTIONS}
-    model = load(
-        args.checkpoint,
-        device=args.device,
-        bpe_dir=args.bpe_dir,
-        fp16=args.fp16,
-        **{**task_options, "add_caption": True if premise else None},
-    )
+    task_options["add_caption"] = True if premise else None
+    task_options["add_object"] = True if objects else None
+    model = load_opened(saved, args.device, args.bpe_dir, args.fp16, args.ema_eval, task_options)
+    # Made while the images are read: later they may be gone.
+    thumbnails: dict[str, bytes] = {}
+
+    def keep_thumbnail(name: str, image: Image.Image) -> None:
+        thumbnails[name] = png(image)
+
     pairs = [(image, text) for image in images for text in texts]
     results = model.predict(
-        args.task,
+        task,
         [image for image, _ in pairs],
         [text for _, text in pairs],
         premise,
+        objects=objects,
         exits=exits,
         beam=getattr(args, "beam", None),
         max_length=getattr(args, "max_length", None),
         batch_size=args.batch_size,
         skip_unreadable=True,
+        on_read=keep_thumbnail if args.html is not None else None,
         **options,
     )
     found: list[Prediction] = []
@@ -99,7 +108,8 @@ def predict(args: Namespace) -> int:
         tqdm.write(line_of(result, args.json, len(texts) > 1), file=sys.stdout)
         found.append(result)
     if args.html is not None:
-        write_page(args, found, model.depth, "full depth" if exits == "none" else exits)
+        method = "full depth" if exits == "none" else exits
+        write_page(args.html, found, thumbnails, model.depth, method)
     if unread:
         counts = f"{len(unread)} of {len(images)} images could not be read"
         print(f"ofa-exit predict: {counts}", file=sys.stderr)
@@ -115,15 +125,40 @@ def line_of(result: Prediction, as_json: bool, with_source: bool) -> str:
     return "\t".join([result.image, *source, result.text, layers, time])
 
 
-def write_page(args: Namespace, results: Iterable[Prediction], depth: int, method: str) -> None:
-    """Write the page of words in the colours of their exit layers, with the images inside."""
+def check_page(path: Path) -> None:
+    """Make the folder of a page. Raise ValueError if the page cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_page(
+    path: Path,
+    results: Iterable[Prediction],
+    thumbnails: Mapping[str, bytes],
+    depth: int,
+    method: str,
+) -> None:
+    """Write the page of words in the colours of their exit layers, with the images inside.
+
+    Args:
+        thumbnails: PNG file of each image, by its name.
+    """
     cases = [
-        Case(one.image, png(read_image(one.image)), one.source, [], [one.answer(method)])
+        Case(one.image, thumbnails[one.image], one.source, [], [one.answer(method)])
         for one in results
     ]
     try:
-        args.html.write_text(case_page(cases, depth), encoding="utf-8")
+        path.write_text(case_page(cases, depth), encoding="utf-8")
     except OSError as error:
-        raise PredictionError(
-            f"--html {args.html}: cannot be written ({error.strerror})"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> PredictionError:
+    return PredictionError(
+        f"--html {path}: cannot be written ({error.strerror}). Choose another file"
+    )

@@ -8,20 +8,34 @@ from typing import Any, Optional
 
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
+from ofa_exit.models.checkpoint_file import read_checkpoint
+from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.files import first_folder
-from ofa_exit.plugin.trained_options import kind_of_task, take_trained_options
+from ofa_exit.plugin.trained_options import differences, kind_of_task, take_trained_options
 
 logger = logging.getLogger(__name__)
 
 TASKS = {"caption": "mue_caption", "vqa": "mue_vqa", "entailment": "mue_snli_ve"}
+ALIASES = {"snli_ve": "entailment"}  # the name that other commands have
 # Options for a user to set in place of the checkpoint's.
 TASK_OPTIONS = (
     *("patch_image_size", "imagenet_default_mean_and_std", "code_dict_size", "num_bins"),
     *("max_src_length", "max_tgt_length", "caption_prompt", "prompt_type", "add_caption"),
-    "answers",
+    *("answers", "beam_search_vqa_eval", "add_object", "max_object_length", "labels"),
+    "max_image_pixels",
 )
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> SavedCheckpoint:
+    """Return a checkpoint, whose weights stay on disk.
+
+    Raises:
+        ValueError, OSError: it is missing, or cannot be used.
+    """
+    name = os.fspath(path)
+    return SavedCheckpoint(name, read_checkpoint(name, weights=False), {})
 
 
 def kind_of(saved: Mapping[str, Any]) -> Optional[str]:
@@ -86,5 +100,10 @@ def task_config(
     cfg.data = folder  # there are no rows to read, but the check below asks for some
     cfg.path = None  # given options may differ from the training's
     take_trained_options(cfg, cls.prefix, [checkpoint])
+    for option, value, trained in differences(cfg, cls.prefix, saved):
+        logger.warning(
+            "%s is %s, but %s was trained with %s", flag(option), value, checkpoint.path, trained
+        )
+    cfg.path = checkpoint.path
     cls.check_options(cfg)
     return cfg

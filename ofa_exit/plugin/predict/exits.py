@@ -14,8 +14,8 @@ from ofa_exit.plugin.options import (
     policy_flags,
     reject_misfit_arguments,
 )
-from ofa_exit.plugin.predict.checkpoint import TASKS
-from ofa_exit.plugin.saved_arguments import saved_arguments
+from ofa_exit.plugin.predict.checkpoint import TASKS, open_checkpoint
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 
@@ -57,16 +57,20 @@ def exit_policy_of(exits: str, options: Mapping[str, Any], task: str) -> Optiona
     return build_exit_policy(exit_flags(exits, options), task)
 
 
-def check_exits(kind: str, exits: str, options: Mapping[str, Any], checkpoint: str) -> None:
-    """Check a policy and whether the model of a checkpoint can follow it, before it is loaded.
+def open_checked(
+    checkpoint: str, kind: str, exits: str, options: Mapping[str, Any]
+) -> SavedCheckpoint:
+    """Open a checkpoint, and check whether its model can follow a policy, before it is loaded.
 
     Args:
         kind: of task, see ``TASKS``.
 
     Raises:
-        ValueError: it makes no sense. A checkpoint that cannot be read here is not checked.
+        ValueError: the policy makes no sense, which is checked first, or the checkpoint is none.
     """
     policy = exit_policy_of(exits, options, TASK_REGISTRY[TASKS[kind]].exit_defaults)
-    arguments = saved_arguments(checkpoint, "{}")
+    saved = open_checkpoint(checkpoint)
+    arguments = saved.model_arguments
     if policy is not None and arguments is not None:
         reject_misfit_arguments(exit_flags(exits, options), policy, arguments)
+    return saved

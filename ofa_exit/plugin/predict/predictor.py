@@ -1,11 +1,12 @@
 """Captions and answers for a user's own images: ``ofa_exit.load`` and what it returns."""
 
 import copy
+import functools
 import logging
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
 import torch
@@ -17,14 +18,16 @@ from ofa_exit.data.collate import collate
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
-from ofa_exit.models.checkpoint_file import read_checkpoint
+from ofa_exit.plugin.average import require_average
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
+    ALIASES,
     TASK_OPTIONS,
     TASKS,
     dictionary_folder,
     kind_of,
+    open_checkpoint,
     task_config,
 )
 from ofa_exit.plugin.predict.exits import exit_policy_of
@@ -32,6 +35,7 @@ from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
     Images,
+    OnRead,
     Texts,
     image_rows,
     read_examples,
@@ -39,6 +43,7 @@ from ofa_exit.plugin.predict.rows import (
 )
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.trained_options import reject_other_vocabulary
 from ofa_exit.plugin.vocabulary import OFADictionary
 
 logger = logging.getLogger(__name__)
@@ -53,9 +58,8 @@ class Predictor:
     Args:
         model: on its device.
         dictionary, encoder: vocabulary and text encoder of the model.
-        folder: of the dictionary.
         saved: the checkpoint.
-        given: options that replace them.
+        config_of: returns the options of a kind of task.
     """
 
     def __init__(
@@ -63,15 +67,15 @@ class Predictor:
         model: Any,
         dictionary: OFADictionary,
         encoder: TextEncoder,
-        folder: str,
         saved: SavedCheckpoint,
-        given: Mapping[str, Any],
+        config_of: Callable[[str], Any],
     ) -> None:
         self.model = model
         self.dictionary = dictionary
         self.encoder = encoder
-        self._folder, self._saved, self._given = folder, saved, given
+        self._saved, self._config_of = saved, config_of
         self._tasks: dict[str, OFATask] = {}
+        self._kinds_used: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -86,13 +90,22 @@ class Predictor:
         """Return a caption for each image; ``options`` are those of ``predict``."""
         return list(self.predict("caption", images, **options))
 
-    def answer(self, images: Images, questions: Texts, **options: Any) -> list[Prediction]:
-        """Return an answer for each image; ``options`` are those of ``predict``.
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        objects: Optional[Texts] = None,
+        **options: Any,
+    ) -> list[Prediction]:
+        """Return an answer for each image.
 
         Args:
             questions: one for all images, one per image, or several about a single image.
+            objects: what is in each image, joined by ``&&``, one text for all images or one per
+                image; only for a checkpoint that was trained with ``--add-object``.
+            options: those of ``predict``.
         """
-        return list(self.predict("vqa", images, questions, **options))
+        return list(self.predict("vqa", images, questions, objects=objects, **options))
 
     def entail(
         self,
@@ -118,26 +131,30 @@ class Predictor:
         texts: Optional[Texts] = None,
         premises: Optional[Texts] = None,
         *,
+        objects: Optional[Texts] = None,
         exits: str = "none",
         beam: Optional[int] = None,
         max_length: Optional[int] = None,
         batch_size: int = 16,
         skip_unreadable: bool = False,
+        on_read: Optional[OnRead] = None,
         **exit_options: Any,
     ) -> Iterator[Prediction]:
         """Check everything but the images, then yield a result for each image, batch by batch.
 
         Args:
-            task: "caption", "vqa" or "entailment".
+            task: "caption", "vqa" or "entailment", which is also called "snli_ve".
             images: paths and Pillow's images, one or several.
             texts: questions or hypotheses.
             premises: see ``entail``.
+            objects: see ``answer``.
             exits: name of an exit policy, as --exit-policy.
             beam, max_length: of the search (default: beam 5; captions of at most 16 tokens, answers
                 of at most the training's --max-tgt-length). Not for closed sets of answers.
             batch_size: images that pass the model together.
             skip_unreadable: an image that cannot be read gives a result with ``error``. Without it
                 the first one raises.
+            on_read: is called with the name and the image, in RGB, once it has been read.
             exit_options: options of the policy without their prefix exit_, as
                 ``decoder_threshold=0.9``; also ``kv`` and ``preset``.
 
@@ -148,7 +165,9 @@ class Predictor:
             for name, value in (("beam", beam), ("max_length", max_length)):
                 _reject_below_one(name, 1 if value is None else value)
             _reject_below_one("batch_size", batch_size)
+            task = ALIASES.get(task, task)
             prepared = self._task(task)
+            self._warn_of_other_training(task)
             prepared.exit_policy = exit_policy_of(exits, exit_options, prepared.exit_defaults)
             prepared.cfg.exit_policy = exits
             prepared.cfg.exit_kv = exit_options.get("kv")
@@ -156,35 +175,46 @@ class Predictor:
             generator = prepared.build_generator(
                 [self.model], _search_options(task, prepared, beam, max_length)
             )
-            rows = image_rows(task, prepared.cfg, self.encoder, images, texts, premises)
+            prepared.exit_reports = []  # they would grow with the images, and are never printed
+            rows = image_rows(task, prepared.cfg, self.encoder, images, texts, premises, objects)
             reject_long_rows(rows, self.model.max_positions()[0])
         parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-        return self._predictions(prepared, generator, parts, skip_unreadable)
+        return self._predictions(prepared, generator, parts, skip_unreadable, on_read)
 
     # ------------------------------------------------------------------ generation
+
+    def _warn_of_other_training(self, kind: str) -> None:
+        """Log once that the checkpoint was trained for another task, if it names its task."""
+        saved = self._saved.task_options
+        trained = kind_of(saved) or saved.get("_name")
+        if trained not in (kind, None) and kind not in self._kinds_used:
+            logger.warning("the checkpoint was trained for %s, not for %s", trained, kind)
+        self._kinds_used.add(kind)
 
     def _task(self, kind: str) -> OFATask:
         """Return a copy of the task, for options of its own."""
         if kind not in TASKS:
             raise ValueError(f"unknown task {kind!r}: choose from {', '.join(TASKS)}")
         if kind not in self._tasks:
-            trained = kind_of(self._saved.task_options)
-            if trained not in (kind, None):
-                logger.warning("the checkpoint was trained for %s, not for %s", trained, kind)
-            cfg = task_config(kind, self._folder, self._saved, self._given)
+            cfg = self._config_of(kind)
             self._tasks[kind] = TASK_REGISTRY[TASKS[kind]](cfg, None, self.dictionary, self.encoder)
         task = copy.copy(self._tasks[kind])
         task.cfg = copy.copy(task.cfg)
         return task
 
     def _predictions(
-        self, task: Any, generator: Any, parts: Iterator[list[ImageRow]], skip_unreadable: bool
+        self,
+        task: Any,
+        generator: Any,
+        parts: Iterator[list[ImageRow]],
+        skip_unreadable: bool,
+        on_read: Optional[OnRead],
     ) -> Iterator[Prediction]:
         size = task.cfg.patch_image_size
         imagenet = task.cfg.imagenet_default_mean_and_std
         transform = image_transform(size, "imagenet" if imagenet else "half")
         for rows in parts:
-            examples, problems = read_examples(rows, task, transform)
+            examples, problems = read_examples(rows, task, transform, on_read)
             for row, problem in zip(rows, problems):
                 if problem and not skip_unreadable:
                     raise PredictionError(f"{row.name}: {problem}")
@@ -229,6 +259,7 @@ def load(
     device: Optional[str | torch.device] = None,
     bpe_dir: Optional[str | os.PathLike[str]] = None,
     fp16: bool = False,
+    ema: bool = False,
     **task_options: Any,
 ) -> Predictor:
     """Load a checkpoint to caption images and to answer about them.
@@ -239,6 +270,8 @@ def load(
         bpe_dir: folder of dict.txt and of the BPE's files (default: the checkpoint's folder if
             dict.txt is there, else the folder that it was trained with).
         fp16: use half precision.
+        ema: use the moving average of the weights, for a checkpoint that was trained with
+            ``--store-ema``.
         task_options: options in place of those that the checkpoint was trained with, see
             ``TASK_OPTIONS``.
 
@@ -246,22 +279,41 @@ def load(
         PredictionError: options or files that do not fit.
     """
     with prediction_errors():
+        saved = open_checkpoint(checkpoint)
+    return load_opened(saved, device, bpe_dir, fp16, ema, task_options)
+
+
+def load_opened(
+    saved: SavedCheckpoint,
+    device: Optional[str | torch.device],
+    bpe_dir: Optional[str | os.PathLike[str]],
+    fp16: bool,
+    ema: bool,
+    task_options: Mapping[str, Any],
+) -> Predictor:
+    """Load a checkpoint that is open, see ``load``."""
+    with prediction_errors():
         wrong = [name for name in task_options if name not in TASK_OPTIONS]
         if wrong:
             raise ValueError(f"unknown option {wrong[0]!r}: choose from {', '.join(TASK_OPTIONS)}")
         place = _device(device)
         given = {name: value for name, value in task_options.items() if value is not None}
-        path = os.fspath(checkpoint)
-        saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
-        folder = dictionary_folder(path, bpe_dir, saved.task_options)
+        if ema:
+            require_average(saved.path)
+            given["ema_eval"] = True
+        folder = dictionary_folder(saved.path, bpe_dir, saved.task_options)
+        # Once per task, since it logs what it replaces.
+        config_of = functools.cache(
+            functools.partial(task_config, folder=folder, checkpoint=saved, given=given)
+        )
         kind = kind_of(saved.task_options) or "caption"
-        cfg = task_config(kind, folder, saved, given)
+        cfg = config_of(kind)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        _reject_other_dictionary(saved, dictionary, cfg)
+        reject_other_vocabulary(cfg, len(dictionary), folder, [saved])
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
-        predictor = Predictor(None, dictionary, encoder, folder, saved, given)
+        predictor = Predictor(None, dictionary, encoder, saved, config_of)
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
-            [path], task=predictor._task(kind)
+            [saved.path], task=predictor._task(kind)
         )
     predictor.model = (model.half() if fp16 else model).to(place).eval()
     return predictor
@@ -278,16 +330,6 @@ def _device(name: Any) -> torch.device:
         raise ValueError(f"device {str(name)!r} cannot be used ({reason}). Try 'cpu'") from error
 
 
-def _reject_other_dictionary(saved: SavedCheckpoint, dictionary: OFADictionary, cfg: Any) -> None:
-    """Raise ValueError if the dictionary has not as many symbols as the model has embeddings."""
-    if saved.words not in (None, len(dictionary)):
-        raise ValueError(
-            f"{cfg.bpe_dir}/dict.txt makes {len(dictionary)} symbols, with {cfg.code_dict_size} "
-            f"image codes and {cfg.num_bins} bins, and {saved.path} has {saved.words}: give its "
-            "own dictionary as bpe_dir (--bpe-dir), or its code_dict_size and num_bins"
-        )
-
-
 def _reject_below_one(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} {value!r}: give a whole number of at least 1")
@@ -296,11 +338,14 @@ def _reject_below_one(name: str, value: Any) -> None:
 def _search_options(
     kind: str, task: Any, beam: Optional[int], max_length: Optional[int]
 ) -> Namespace:
-    """Return fairseq's generation options, only the given ones for a closed set of answers."""
+    """Return fairseq's generation options, only the given ones if all answers are scored."""
     given = {"beam": beam, "max_len_b": max_length}
     options = {name: value for name, value in given.items() if value is not None}
     if getattr(task, "trie", None) is not None:
-        return Namespace(**options)
+        # A search among candidates ends with the longest one.
+        scored = getattr(task, "scores_candidates", True)
+        usual = {} if scored else {"beam": 5, "unnormalized": True}
+        return Namespace(**{**usual, **options})
     if kind == "caption":
         return Namespace(**{"beam": 5, "max_len_b": CAPTION_LENGTH, **options})
     usual = {"beam": 5, "max_len_b": task.cfg.max_tgt_length, "unnormalized": True}

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from ofa_exit.data.caption import PROMPT
@@ -13,12 +15,13 @@ from ofa_exit.data.images import ImageError
 from ofa_exit.data.own_images import ImageLike, image_list, image_name, read_image
 from ofa_exit.data.snli_ve import source_text
 from ofa_exit.data.text import TextEncoder, normalise_sentence
-from ofa_exit.data.vqa import question_text
+from ofa_exit.data.vqa import object_text, question_text
 
 logger = logging.getLogger(__name__)
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
+OnRead = Callable[[str, Image.Image], None]
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,17 @@ def image_rows(
     encoder: TextEncoder,
     images: Images,
     texts: Optional[Texts],
-    premises: Optional[Texts],
+    premises: Optional[Texts] = None,
+    objects: Optional[Texts] = None,
 ) -> list[ImageRow]:
     """Pair images with their texts, and encode the texts.
 
     Args:
         kind: "caption", "vqa" or "entailment".
         cfg: options of the task.
+        texts: questions or hypotheses.
+        premises: of entailment, see ``Predictor.entail``.
+        objects: of questions, see ``Predictor.answer``.
 
     Raises:
         ValueError: texts are missing, have no words, or are not as many as the images.
@@ -58,6 +65,7 @@ def image_rows(
     if kind == "caption":
         given = [""] * len(several)
         sources = [PROMPT] * len(several)
+        additions: Sequence[str] = [""] * len(several)
     elif not texts:
         raise ValueError(f"{kind} needs {'questions' if kind == 'vqa' else 'hypotheses'}")
     else:
@@ -67,17 +75,21 @@ def image_rows(
         limit = cfg.max_src_length
         if kind == "vqa":
             sources = [question_text(text, limit) for text in given]
+            additions = _object_texts(cfg, objects, len(several))
         else:
+            additions = [""] * len(several)
             hypotheses = [normalise_sentence(text, limit) for text in given]
             # Without a hypothesis there is no source, which the encoding below rejects.
             sources = [
                 hypothesis and source_text(hypothesis, premise)
                 for hypothesis, premise in zip(hypotheses, _premises(cfg, premises, len(several)))
             ]
-    encoded = {source: _encoded(encoder, source, text) for source, text in zip(sources, given)}
+    # Rows often share a source, whose unknown words are to be logged once.
+    keys = list(zip(sources, additions))
+    encoded = {key: _encoded(encoder, *key, text) for key, text in zip(keys, given)}
     return [
-        ImageRow(image, name, text, encoded[source])
-        for (image, name), text, source in zip(several, given, sources)
+        ImageRow(image, name, text, encoded[key])
+        for (image, name), text, key in zip(several, given, keys)
     ]
 
 
@@ -108,15 +120,41 @@ def _premises(cfg: Any, premises: Optional[Texts], count: int) -> Sequence[Optio
     return [normalise_sentence(one, cfg.max_src_length) for one in several]
 
 
-def _encoded(encoder: TextEncoder, source: str, text: str) -> Tensor:
-    """Return the tokens of a source, Long [T], with bos and eos. Log words that are unknown."""
+def _object_texts(cfg: Any, objects: Optional[Texts], count: int) -> Sequence[str]:
+    """Return what follows each question: the predicted objects, for a model that reads them."""
+    if not cfg.add_object:
+        if objects:
+            raise ValueError(
+                "objects: the checkpoint was trained without --add-object. Leave them out, or "
+                "load it with add_object=True"
+            )
+        return [""] * count
+    if not objects:
+        logger.warning(
+            "the checkpoint was trained with --add-object, and no objects are given: questions end "
+            "in ' object:' alone. Give what is in the image as objects (--objects)"
+        )
+    several = _one_per_image("objects", objects or "", count)
+    return [object_text(" ".join(one.split()), cfg.max_object_length) for one in several]
+
+
+def _encoded(encoder: TextEncoder, source: str, addition: str, text: str) -> Tensor:
+    """Return the tokens of a source, Long [T], with bos and eos. Log words that are unknown.
+
+    Args:
+        addition: follows the source.
+        text: as the user gave it.
+    """
     if not source:
         raise ValueError(f"{text!r} has no words: give a question or a hypothesis")
     unknown: list[str] = []
     tokens = encoder.encode_source(source, unknown)
+    if addition:  # encoded alone and put before eos, as the data set does
+        tokens = torch.cat([tokens[:-1], encoder.encode(addition, unknown), tokens[-1:]])
     if unknown:
         words = ", ".join(map(repr, dict.fromkeys(unknown)))
-        logger.warning("not in the dictionary, read as unknown: %s of %r", words, source.strip())
+        read = f"{source}{addition}".strip()
+        logger.warning("not in the dictionary, read as unknown: %s of %r", words, read)
     return tokens
 
 
@@ -131,11 +169,17 @@ def reject_long_rows(rows: Sequence[ImageRow], limit: int) -> None:
 
 
 def read_examples(
-    rows: Sequence[ImageRow], task: Any, transform: Callable[[Any], Tensor]
+    rows: Sequence[ImageRow],
+    task: Any,
+    transform: Callable[[Any], Tensor],
+    on_read: Optional[OnRead] = None,
 ) -> tuple[list[Optional[Example]], list[str]]:
     """Read the images of a batch, and turn them into tensors by ``transform``.
 
     An image that several rows share is read once, and encoded once (``Example.image_id``).
+
+    Args:
+        on_read: see ``Predictor.predict``.
 
     Returns:
         The example of each row, None for an image that cannot be read; and what is wrong with the
@@ -147,7 +191,10 @@ def read_examples(
         key = id(row.image)
         if key not in read:
             try:
-                read[key] = transform(read_image(row.image)), ""
+                whole = read_image(row.image, task.cfg.max_image_pixels)
+                read[key] = transform(whole), ""
+                if on_read is not None:
+                    on_read(row.name, whole)
             except ImageError as error:
                 read[key] = None, str(error)
         image, _ = read[key]

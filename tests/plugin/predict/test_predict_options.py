@@ -13,6 +13,7 @@ from helpers import vqa_samples as vqa
 from helpers.photos import write_photos
 
 import ofa_exit
+from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.predict.checkpoint import task_config
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
@@ -60,7 +61,7 @@ def test_the_dictionary_is_looked_for(trained, photos, tmp_path):
         shutil.copy(hidden / "dict.txt", tmp_path)  # beside the checkpoint
         assert [one.text for one in ofa_exit.load(alone).caption(photos)] == expected
         files.write_dictionary(tmp_path, (*files.WORDS, "more"))
-        with pytest.raises(ofa_exit.PredictionError, match=r"dict.txt makes .*--bpe-dir"):
+        with pytest.raises(ofa_exit.PredictionError, match=r"alone\.pt has 31 words, .*--bpe-dir"):
             ofa_exit.load(alone, device="cpu")
     finally:
         hidden.rename(data)
@@ -160,7 +161,7 @@ def test_wrong_images_and_texts(model, photos, call, message):
         ({"device": "quantum"}, r"device 'quantum' cannot be used \(.*\)\. Try 'cpu'"),
         ({"patch_size": 32}, "unknown option 'patch_size': choose from patch_image_size"),
         ({"patch_image_size": 0}, "--patch-image-size 0: give at least 1"),
-        ({"num_bins": 7}, "makes .* 7 bins"),
+        ({"num_bins": 7}, "--num-bins 7 has .* Give --code-dict-size 0 --num-bins 0"),
         ({"bpe_dir": "/no/folder"}, "/no/folder/dict.txt: no dictionary"),
     ],
 )
@@ -171,6 +172,84 @@ def test_wrong_checkpoints(trained, tmp_path, options, message):
     with pytest.raises(ofa_exit.PredictionError, match=message) as found:
         ofa_exit.load(path, **{"device": "cpu", **options})
     assert "\n" not in str(found.value)
+
+
+def test_given_options_that_contradict_the_training_are_logged(trained, photos, caplog):
+    model = ofa_exit.load(trained[1], device="cpu", patch_image_size=48, num_bins=0)
+    assert caplog.text.count("--patch-image-size is 48, but") == 1
+    assert "was trained with 32" in caplog.text and "--num-bins" not in caplog.text
+    assert len(model.caption(photos)) == 2
+    assert caplog.text.count("--patch-image-size is 48, but") == 1
+
+
+@pytest.mark.parametrize("task", ["refcoco", "image_gen", "unify_task"])
+def test_checkpoints_of_other_tasks_are_logged(trained, photos, tmp_path, task, caplog):
+    path = official(trained[1], tmp_path / "other.pt", task)
+    model = ofa_exit.load(path, device="cpu", bpe_dir=trained[0])
+    for _ in range(2):
+        model.caption(photos)
+    message = f"the checkpoint was trained for {task}, not for caption"
+    assert caplog.text.count(message) == 1
+
+
+def test_chinese_checkpoints(trained, tmp_path):
+    path = official(trained[1], tmp_path / "zh.pt", "caption", bpe="bert")
+    with pytest.raises(ofa_exit.PredictionError, match=r"zh\.pt was trained with BERT's words"):
+        ofa_exit.load(path, device="cpu", bpe_dir=trained[0])
+
+
+def test_largest_image(trained, photos):
+    model = ofa_exit.load(trained[1], device="cpu", max_image_pixels=255)
+    with pytest.raises(ofa_exit.PredictionError, match=r"16x16 pixels, more than 255\. "):
+        model.caption(photos)
+    with pytest.raises(ofa_exit.PredictionError, match="--max-image-pixels 0: give at least 1"):
+        ofa_exit.load(trained[1], device="cpu", max_image_pixels=0)
+
+
+def test_labels(trained, model, photos):
+    other = ofa_exit.load(trained[1], device="cpu", labels="red,blue")
+    found = other.entail(photos, "a square")
+    assert {one.text for one in found} <= {"red", "blue"}
+    (one, _), (same, _) = (
+        model.entail(photos, "a square"),
+        list(model.predict("snli_ve", photos, "a square")),
+    )
+    assert (one.text, one.score) == (same.text, same.score)
+    with pytest.raises(ofa_exit.PredictionError, match="--labels 'red': give two answers"):
+        ofa_exit.load(trained[1], device="cpu", labels="red").entail(photos, "a square")
+
+
+def test_beam_search_among_answers(trained, photos, tmp_path):
+    (tmp_path / "answers.txt").write_text("red square\nblue\na green square of paint\n")
+    answers = str(tmp_path / "answers.txt")
+    scored = ofa_exit.load(trained[1], device="cpu", answers=answers)
+    searched = ofa_exit.load(trained[1], device="cpu", answers=answers, beam_search_vqa_eval=True)
+    # A beam as wide as the list finds the best candidate.
+    pairs = zip(scored.answer(photos, "what square"), searched.answer(photos, "what square"))
+    for one, other in pairs:
+        assert one.text == other.text and one.score == pytest.approx(other.score, abs=1e-4)
+    assert len(searched.answer(photos, "what square", beam=1)) == 2
+
+
+def test_the_average(trained, photos, tmp_path):
+    data, plain = trained
+    path = files.train(
+        "mue_caption", data, tmp_path, "--disable-validation", "--store-ema", "--ema-decay", "0.5"
+    )
+    average = torch.load(path, weights_only=True)["extra_state"]["ema"]
+    name = "decoder.layers.0.fc1.weight"
+    weights, used = (
+        ofa_exit.load(path, device="cpu", ema=ema).model.state_dict()[name] for ema in (False, True)
+    )
+    assert torch.equal(used, average[name].float()) and not torch.equal(used, weights)
+    with pytest.raises(ofa_exit.PredictionError, match=r"--ema-eval: .* holds no moving average"):
+        ofa_exit.load(plain, device="cpu", ema=True)
+
+
+def test_nothing_is_kept_per_image(model, photos, monkeypatch):
+    added = []
+    monkeypatch.setattr(GenerationReport, "add", lambda *args, **rest: added.append(rest))
+    assert len(model.caption(photos)) == 2 and added == []
 
 
 def test_unknown_words_are_logged(model, photos, caplog):
