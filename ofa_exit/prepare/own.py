@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofa_exit.data.answers import CONFIDENCE, join_answers
-from ofa_exit.data.formats import SEPARATOR
+from ofa_exit.data.formats import MAX_PIXELS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_bytes
 
 from .records import MalformedError, PrepareError, clean
@@ -136,14 +136,14 @@ def _csv_row(
     return OwnRow(place, name, Path(path.parent, values["image"]), texts)
 
 
-def image_field(image: Path, out: Path | None) -> str:
+def image_field(image: Path, out: Path | None, max_pixels: int = MAX_PIXELS) -> str:
     """Return the image column: base64 of the file, or its path relative to the folder ``out``.
 
     Raises MalformedError: the file is missing or no image, or its path cannot be written.
     """
     try:
         data = image.read_bytes()
-        decode_bytes(data)
+        decode_bytes(data, max_pixels)
     except OSError as error:
         raise MalformedError(f"the image cannot be read ({error.strerror})") from error
     except ImageError as error:
