@@ -7,14 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ofa_exit.data.formats import IMAGE_SUFFIXES
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image
-# Names of files in FORMATS.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
 
 
 def read_image(image: ImageLike) -> Image.Image:
@@ -73,7 +69,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
                 found.update(dict.fromkeys(images))
             elif match == pattern:
                 raise ValueError(
-                    f"{pattern}: the folder holds no image ({', '.join(SUFFIXES)}). For its "
+                    f"{pattern}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}). For its "
                     f"sub-folders give '{os.path.join(pattern, '**', '*.jpg')}'"
                 )
     if not found:
@@ -84,6 +80,6 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 def _of_folder(folder: str) -> Iterator[str]:
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
-        is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         if is_image and os.path.isfile(path):
             yield path

@@ -61,7 +61,7 @@ def object_text(field: str, max_objects: int) -> str:
     return f" object: {' '.join(field.strip().split(SEPARATOR)[:max_objects])}"
 
 
-def question_text(text: str, max_words: int) -> str:
+def question_text(text: str, max_words: int | None = None) -> str:
     """Return `` question?`` as OFA asks it, cut to ``max_words``; empty if there is no word."""
     words = normalise_sentence(text, max_words).rstrip("? ")
     return f" {words}?" if words else ""

@@ -76,6 +76,10 @@ def test_broken_images_are_listed_and_left_out(photos, tmp_path, capsys):
     shown = capsys.readouterr()
     assert f"{photos}/cut.png: the bytes are not an image" in shown.out + shown.err
     assert f"{tmp_path}/test.tsv: 3 rows, 1 left out" in shown.out
+    (photos / "cut.png").unlink()
+    assert run("tsv", photos, tmp_path / "test.tsv", "--max-image-pixels", 62) == 2
+    assert "9x7 pixels, more than 62. Scale it down, or raise --max" in "".join(capsys.readouterr())
+    assert run("tsv", photos, tmp_path / "test.tsv", "--max-image-pixels", 63) == 0
     assert len(rows(tmp_path / "test.tsv")) == 3
 
 
@@ -91,7 +95,10 @@ def test_a_csv_of_captions(photos, tmp_path, capsys):
         ["4", "a green square"],
     ]
     out = "".join(capsys.readouterr())
-    assert f"{table}:4: {photos}/none.png: the image cannot be read (No such file" in out
+    assert (
+        f"{table}:4: {photos}/none.png: the image file 'none.png' cannot be read from {photos} (No"
+        in out
+    )
     assert f"{table}:7: 2 columns, the header has 3" in out
     assert run("check", tmp_path / "valid.tsv", "--task", "caption") == 0
     assert run("check", tmp_path / "valid.tsv", "--task", "caption", "--use", "training") == 1
