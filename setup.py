@@ -8,14 +8,8 @@ HERE = Path(__file__).resolve().parent
     r'^__version__ = "(.+)"$', (HERE / "ofa_exit/__init__.py").read_text(encoding="utf-8"), re.M
 )
 # Wheels of fairseq exist for this platform only; elsewhere its sources are compiled.
-WHEEL_PLATFORM = (
-    'python_version>="3.11" and python_version<"3.13" '
-    'and sys_platform=="linux" and platform_machine=="x86_64"'
-)
-OTHER_PLATFORM = (
-    'python_version<"3.11" or python_version>="3.13" '
-    'or sys_platform!="linux" or platform_machine!="x86_64"'
-)
+WHEEL_PLATFORM = 'python_version<"3.13" and sys_platform=="linux" and platform_machine=="x86_64"'
+OTHER_PLATFORM = 'python_version>="3.13" or sys_platform!="linux" or platform_machine!="x86_64"'
 EMOJI = ["resvg-py>=0.2"]
 PLOTS = ["matplotlib>=3.5"]
 
@@ -33,13 +27,12 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["ofa_exit", "ofa_exit.*"]), "ofa_exit.user_dir"],
     # The --user-dir folder exists once; installed, it lies inside the package.
     package_dir={"ofa_exit.user_dir": "user_dir"},

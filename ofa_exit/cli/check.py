@@ -6,6 +6,7 @@ Prints FILE:LINE: REASON for each row that would stop a run, with images decoded
 have words that the dictionary lacks. Exit status 1 if a row is bad. --use says what the file is
 for: training rows have one caption, validation rows may have several, and rows to generate for need
 none. By default a file whose name has `train` in it is for training, any other for validation.
+Validation is that with --eval-acc, --eval-mrr and their like: every row needs what they measure.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.cli.parsing import new_parser, prints_errors
-from ofa_exit.cli.task_rows import add_row_options, open_examples, prompt_texts
+from ofa_exit.cli.task_rows import add_image_limit, add_row_options, example_classes, open_examples
 
 USES = ("training", "validation", "generation")
 ROWS_PER_JOB = 16
@@ -40,7 +41,7 @@ def make_encoder(args: argparse.Namespace) -> tuple[Any, str]:
 
     dictionary = OFADictionary.of_folder(folder, code_dict_size=0, num_bins=0)
     encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
-    check_prompt_words(encoder, prompt_texts(args))
+    check_prompt_words(encoder, example_classes()[args.task].prompt_texts(args))
     return encoder, f"dictionary of {folder}"
 
 
@@ -55,6 +56,34 @@ def answer_trie(args: argparse.Namespace, encoder: Any) -> Any:
         raise ValueError(f"--answers: --task {args.task} has no list of answers. Leave it out")
     answers = read_answers(args.answers, encoder).values()
     return AnswerTrie(answers, encoder.vocabulary.eos())
+
+
+def prompt_option(args: argparse.Namespace) -> dict[str, str]:
+    """Return the argument of the examples that --prompt-type gives."""
+    from ofa_exit.data.example import PROMPT_TYPES
+
+    if args.prompt_type is None:
+        return {}
+    if args.task not in ("snli_ve", "vqa"):
+        raise ValueError(f"--prompt-type: --task {args.task} has no such option. Leave it out")
+    if args.prompt_type not in PROMPT_TYPES:
+        raise ValueError(
+            f"--prompt-type {args.prompt_type!r}: choose from {', '.join(PROMPT_TYPES)}"
+        )
+    return {"prompt_type": args.prompt_type}
+
+
+def check_answers(examples: Any, metric: str) -> None:
+    """Let the measure of --eval-acc check every row's answers. Print if the file has none."""
+    from ofa_exit.plugin.scorers.measures import MEASURES, measure_of_rows
+
+    try:
+        measure = measure_of_rows(examples, metric)
+    except ValueError as error:
+        print(error)
+        # Rows without answers fit no measure. If only some rows have ten, the others are wrong.
+        measure = MEASURES.get(metric, MEASURES["vqa_accuracy"])
+    examples.check_answers = measure.check
 
 
 def check_rows(examples: Any, rows: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
@@ -106,19 +135,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--answers", type=Path, metavar="FILE", help="vqa: the answers to choose from"
     )
+    parser.add_argument(
+        "--vqa-metric", metavar="NAME",
+        help="vqa: what validation measures (default: auto, as the first rows' answers say)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt-type", metavar="TYPE", help="snli_ve and vqa: decoder prompt before the answer"
+    )
+    add_image_limit(parser)
     args = parser.parse_args(argv)
+    if args.vqa_metric is not None:
+        if args.task != "vqa":
+            raise ValueError(f"--vqa-metric: --task {args.task} has none. Leave it out")
+        from ofa_exit.plugin.scorers.measures import check_metric
+
+        check_metric(args.vqa_metric)
     from tqdm import tqdm
 
     use = args.use or ("training" if "train" in args.file.stem else "validation")
     encoder, chosen = make_encoder(args)
+    options: dict[str, Any] = prompt_option(args)
+    if args.task == "visdial":
+        options["needs_truth"] = use == "validation"
     examples = open_examples(
         args.file,
         args,
         encoder,
+        args.max_image_pixels,
         train=use == "training",
         references_optional=use == "generation",
         trie=answer_trie(args, encoder),
+        **options,
     )
+    if args.task == "vqa" and use == "validation":
+        check_answers(examples, args.vqa_metric or "auto")
     bad = unknown = 0
     with tqdm(total=len(examples), desc=args.file.name, unit=" rows", delay=1, leave=False) as bar:
         for _, problem, has_unknown in check_rows(examples, range(len(examples))):

@@ -18,6 +18,7 @@ from typing import Any
 
 from ofa_exit.cli import dict as dictionary
 from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.task_rows import add_image_limit, task_name
 from ofa_exit.prepare.records import MalformedError, PrepareError
 
 TASKS = ("caption", "snli_ve", "vqa")
@@ -28,8 +29,9 @@ def build_parser() -> Any:
     parser.add_argument("source", type=Path, metavar="FOLDER|CSV", help="images, or a CSV of them")
     parser.add_argument("out", type=Path, metavar="OUT.tsv", help="file to write")
     parser.add_argument(
-        "--task", choices=TASKS, default="caption", help="what the rows are for (%(default)s)"
-    )
+        "--task", type=task_name, choices=TASKS, default="caption",
+        help="what the rows are for; entailment is snli_ve, too (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--paths", action="store_true",
         help="write paths of the images, relative to OUT, in place of their content",
@@ -42,6 +44,7 @@ def build_parser() -> Any:
         "--dict", action="store_true", help="also write dict.txt next to OUT (see ofa-exit dict)"
     )
     parser.add_argument("--labels", help="with --dict: labels of the file, as in true,false")
+    add_image_limit(parser)
     return parser
 
 
@@ -73,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 if row.problem:
                     raise MalformedError(row.problem)
-                image = image_field(row.image, args.out.parent if args.paths else None)
+                folder = args.out.parent if args.paths else None
+                image = image_field(row.image, folder, args.max_image_pixels)
             except MalformedError as error:
                 left_out += 1
                 image_name = "" if row.problem or args.source.is_dir() else f"{row.image}: "
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.out}: {written} rows" + (f", {left_out} left out" if left_out else ""))
     status = int(left_out > 0)
     if args.dict:
-        args.selected_cols = None
+        args.selected_cols, args.add_object, args.max_object_length = None, False, None
         status |= dictionary.write_dictionary(args.out.parent / "dict.txt", [args.out], args)
     return status
 

@@ -46,7 +46,6 @@ class CaptionExamples(RowExamples):
     COLUMNS = COLUMNS
     SELECTED_COLS = CAPTION_COLS
     SOURCE_FIELD = ANSWER_FIELD = "caption"
-    PROMPT_TEXTS = (PROMPT,)
 
     def __init__(
         self,
@@ -69,6 +68,10 @@ class CaptionExamples(RowExamples):
                 f"the prompt makes {len(self.source)} tokens, more than the model's "
                 f"{self.max_source_positions} positions: raise --max-source-positions"
             )
+
+    @classmethod
+    def prompt_texts(cls, options: Any) -> tuple[str, ...]:
+        return (PROMPT,)
 
     @cached_property
     def lengths(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 from ofa_exit.data.caption import CaptionExamples
 from ofa_exit.data.row_examples import Row, RowExamples
@@ -57,7 +58,8 @@ def required_symbols(labels: str | None = None) -> list[str]:
     """
     texts: list[str] = []
     for examples in (CaptionExamples, EntailmentExamples, QuestionExamples):
-        texts += examples.PROMPT_TEXTS
+        for adds in (False, True):
+            texts += examples.prompt_texts(SimpleNamespace(add_caption=adds, add_object=adds))
     answers = {**parse_labels(None), **parse_labels(labels)}.values()
     return WordCodec().encode(" ".join([*texts, *answers, '? " &&'])).split()
 

@@ -6,4 +6,9 @@ SEPARATOR = "&&"  # between the texts of one field
 CAPTION_COLS = "0,4,2"
 # Pillow's names. Raster formats only: other plugins start external programs or read drawings.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+# Of files in FORMATS, in lower case.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 MAX_PIXELS = 50_000_000

@@ -58,7 +58,7 @@ def decode_image(
 
     Raises ImageError: neither of them, or as `decode_bytes` does.
     """
-    data = _read_file(field, folder) if is_path(field) else _decode_base64(field)
+    data = read_file(field.strip(), folder) if is_path(field) else _decode_base64(field)
     return decode_bytes(data, max_pixels)
 
 
@@ -133,14 +133,18 @@ class ImageLoader:
         return self._transform(decode_image(field, folder, self._max_pixels))
 
 
-def _read_file(field: str, folder: str | os.PathLike) -> bytes:
+def read_file(path: str, folder: str | os.PathLike) -> bytes:
+    """Return the bytes of an image file, whose path is relative to ``folder``.
+
+    Raises ImageError if it cannot be read.
+    """
     try:
-        return Path(folder, field.strip()).read_bytes()
+        return Path(folder, path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(
-            f"the image file {_excerpt(field)!r} cannot be read from {folder} ({reason})",
-            "Paths are relative to the folder of the TSV file",
+            f"the image file {_excerpt(path)!r} cannot be read from {folder} ({reason})",
+            "Paths are relative to the folder of the file that names them",
         ) from None
 
 

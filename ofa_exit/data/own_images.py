@@ -7,15 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ofa_exit.data.formats import MAX_PIXELS
+from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image
-# Names of files in FORMATS.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
 
 
 def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -80,7 +75,7 @@ def find_images(patterns: Sequence[str], recursive: bool = False) -> list[str]:
             elif match == pattern:
                 remedy = "Check the path" if recursive else "For its sub-folders add --recursive"
                 raise ValueError(
-                    f"{pattern}: the folder holds no image ({', '.join(SUFFIXES)}). {remedy}"
+                    f"{pattern}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)}). {remedy}"
                 )
     if not found:
         raise ValueError(f"{', '.join(patterns)}: no image found. Check the path")
@@ -93,6 +88,6 @@ def _of_folder(folder: str, recursive: bool) -> Iterator[str]:
         children[:] = sorted(one for one in children if recursive and not one.startswith("."))
         for name in sorted(names):
             path = os.path.join(parent, name)
-            is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
             if is_image and os.path.isfile(path):
                 yield path

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -97,10 +97,9 @@ class RowExamples:
 
     - COLUMNS, the names of the columns that it reads;
     - SELECTED_COLS, their numbers in the published files;
-    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long;
-    - PROMPT_TEXTS, what it adds to the texts of every row, if anything.
+    - SOURCE_FIELD and ANSWER_FIELD, the columns to name if source or target are too long.
 
-    It may also override `columns`, `prompt`, `image` and `mask`.
+    It may also override `prompt_texts`, `columns`, `prompt`, `image` and `mask`.
 
     Args:
         load_image: turns the image field into Float [3, H, W].
@@ -120,7 +119,6 @@ class RowExamples:
     SELECTED_COLS: ClassVar[str]
     SOURCE_FIELD: ClassVar[str]
     ANSWER_FIELD: ClassVar[str]
-    PROMPT_TEXTS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -151,6 +149,15 @@ class RowExamples:
         self.references_optional = references_optional
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
+
+    @classmethod
+    def prompt_texts(cls, options: Any) -> tuple[str, ...]:
+        """Return what the data set adds to the texts of every row.
+
+        Args:
+            options: has the task's ``add_caption`` (entailment) and ``add_object`` (questions).
+        """
+        return ()
 
     def columns(self, selected_cols: str | None) -> tuple[str, ...]:
         """Return the names of the columns that ``selected_cols`` chooses."""

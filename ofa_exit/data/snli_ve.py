@@ -80,7 +80,6 @@ class EntailmentExamples(RowExamples):
     COLUMNS = COLUMNS
     SELECTED_COLS = OFFICIAL_COLS
     SOURCE_FIELD = ANSWER_FIELD = "hypothesis"
-    PROMPT_TEXTS = (source_text("", None), source_text("", ""))
 
     def __init__(
         self,
@@ -93,6 +92,10 @@ class EntailmentExamples(RowExamples):
         self.add_caption = add_caption
         self.labels = parse_labels(labels)
         self.answers = answer_tokens(self.encoder, labels)
+
+    @classmethod
+    def prompt_texts(cls, options: Any) -> tuple[str, ...]:
+        return (source_text("", "" if options.add_caption else None),)
 
     @cached_property
     def lengths(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ COLUMNS = ("uniq_id", "image", "question", "answers")
 OFFICIAL_COLS = "0,5,2,3"
 OFFICIAL_COLS_WITH_OBJECTS = "0,5,2,3,4"
 MAX_OBJECTS = 30
+FIRST_ROWS = 1000  # read when a file is opened, to see what kind of answers and objects it has
 
 Answers = list[tuple[float, str]]
 
@@ -60,7 +61,7 @@ def object_text(field: str, max_objects: int) -> str:
     return f" object: {' '.join(field.strip().split(SEPARATOR)[:max_objects])}"
 
 
-def question_text(text: str, max_words: int) -> str:
+def question_text(text: str, max_words: int | None = None) -> str:
     """Return `` question?`` as OFA asks it, cut to ``max_words``; empty if there is no word."""
     words = normalise_sentence(text, max_words).rstrip("? ")
     return f" {words}?" if words else ""
@@ -86,7 +87,6 @@ class QuestionExamples(RowExamples):
     SELECTED_COLS = OFFICIAL_COLS
     SOURCE_FIELD = "question"
     ANSWER_FIELD = "answers"
-    PROMPT_TEXTS = ("?",)
 
     def __init__(
         self,
@@ -102,6 +102,10 @@ class QuestionExamples(RowExamples):
         super().__init__(*arguments, selected_cols=selected_cols, **options)
         self.check_answers: Callable[[Answers], None] | None = None
         """Raises ValueError for answers that a metric cannot score; not asked in training."""
+
+    @classmethod
+    def prompt_texts(cls, options: Any) -> tuple[str, ...]:
+        return ("?", object_text("", 0)) if options.add_object else ("?",)
 
     def columns(self, selected_cols: str | None) -> tuple[str, ...]:
         # OFA's own selection always names the predicted objects.

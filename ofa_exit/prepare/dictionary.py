@@ -43,10 +43,10 @@ def caption_texts(captions: Iterable[str]) -> Iterator[str]:
 
 def question_texts(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield the questions and the answers of (question, answer) pairs as a model reads them."""
-    from ofa_exit.data.text import normalise_sentence
+    from ofa_exit.data.vqa import question_text
 
     for question, answer in pairs:
-        yield normalise_sentence(question).rstrip("? ") + "?"
+        yield question_text(question)
         yield answer
 
 

@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofa_exit.data.answers import CONFIDENCE, join_answers
-from ofa_exit.data.formats import SEPARATOR
-from ofa_exit.data.images import ImageError, decode_bytes
+from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS, SEPARATOR
+from ofa_exit.data.images import ImageError, decode_bytes, read_file
 
 from .records import MalformedError, PrepareError, clean
 
-IMAGE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-)
 # For each task the columns of its CSV file beside `image`; those in brackets may be missing.
 CSV_COLUMNS = {
     "caption": ("[caption]",),
@@ -57,11 +53,11 @@ def folder_rows(folder: Path) -> list[OwnRow]:
         children[:] = sorted(name for name in children if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_ENDINGS:
+            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
                 label = " ".join(path.relative_to(folder).as_posix().split())
                 rows.append(OwnRow(str(path), label, path, {}))
     if not rows:
-        raise PrepareError(f"{folder} holds no image files ({', '.join(IMAGE_ENDINGS)})")
+        raise PrepareError(f"{folder} holds no image files ({', '.join(IMAGE_SUFFIXES)})")
     return rows
 
 
@@ -136,16 +132,14 @@ def _csv_row(
     return OwnRow(place, name, Path(path.parent, values["image"]), texts)
 
 
-def image_field(image: Path, out: Path | None) -> str:
+def image_field(image: Path, out: Path | None, max_pixels: int = MAX_PIXELS) -> str:
     """Return the image column: base64 of the file, or its path relative to the folder ``out``.
 
     Raises MalformedError: the file is missing or no image, or its path cannot be written.
     """
     try:
-        data = image.read_bytes()
-        decode_bytes(data)
-    except OSError as error:
-        raise MalformedError(f"the image cannot be read ({error.strerror})") from error
+        data = read_file(image.name, image.parent)
+        decode_bytes(data, max_pixels)
     except ImageError as error:
         raise MalformedError(str(error)) from error
     if out is None:

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from helpers import data_samples as samples
-from ofa_exit.data.dictionary import CountingVocabulary, dictionary_lines, read_dictionary
 from PIL import Image
 
 from ofa_exit.cli import check
 from ofa_exit.cli.main import main
+from ofa_exit.data.dictionary import CountingVocabulary, dictionary_lines, read_dictionary
 from ofa_exit.data.images import decode_image
 from ofa_exit.data.tsv import TsvFile
 from ofa_exit.plugin.vocabulary import OFADictionary
@@ -76,6 +76,10 @@ def test_broken_images_are_listed_and_left_out(photos, tmp_path, capsys):
     shown = capsys.readouterr()
     assert f"{photos}/cut.png: the bytes are not an image" in shown.out + shown.err
     assert f"{tmp_path}/test.tsv: 3 rows, 1 left out" in shown.out
+    (photos / "cut.png").unlink()
+    assert run("tsv", photos, tmp_path / "test.tsv", "--max-image-pixels", 62) == 2
+    assert "9x7 pixels, more than 62. Scale it down, or raise --max" in "".join(capsys.readouterr())
+    assert run("tsv", photos, tmp_path / "test.tsv", "--max-image-pixels", 63) == 0
     assert len(rows(tmp_path / "test.tsv")) == 3
 
 
@@ -91,7 +95,10 @@ def test_a_csv_of_captions(photos, tmp_path, capsys):
         ["4", "a green square"],
     ]
     out = "".join(capsys.readouterr())
-    assert f"{table}:4: {photos}/none.png: the image cannot be read (No such file" in out
+    assert (
+        f"{table}:4: {photos}/none.png: the image file 'none.png' cannot be read from {photos} (No"
+        in out
+    )
     assert f"{table}:7: 2 columns, the header has 3" in out
     assert run("check", tmp_path / "valid.tsv", "--task", "caption") == 0
     assert run("check", tmp_path / "valid.tsv", "--task", "caption", "--use", "training") == 1
@@ -109,13 +116,14 @@ def test_csv_files_of_questions_and_hypotheses(photos, tmp_path):
         ["q7", "What colour?", "1.0|!+Red"],
         ["q8", "And now?", ""],
     ]
-    assert run("check", out, "--task", "vqa") == 0
+    assert run("check", out, "--task", "vqa", "--use", "generation") == 0
+    assert run("check", out, "--task", "vqa") == 1  # the second row has no answer
     table.write_text("hypothesis\timage\tlabel\tpremise\nIt is red.\tb.png\ttrue\tA square\n")
     out = tmp_path / "ve" / "train.tsv"
     labels = ("--labels", "true,false")
     assert run("tsv", table, out, "--task", "snli_ve", "--dict", *labels) == 0
     assert run("check", out, "--task", "snli_ve", "--add-caption", *labels) == 0
-    assert run("check", out, "--task", "snli_ve") == 1
+    assert run("check", out, "--task", "entailment") == 1
     words = [line.split()[0] for line in read_dictionary(out.parent / "dict.txt")]
     assert {"true", "false", "yes", "maybe", "no", "square", "red.", "text1", '"'} <= set(words)
 
@@ -250,7 +258,7 @@ def test_rows_are_checked_in_order_whatever_the_threads(tmp_path, monkeypatch):
     rows = [samples.caption_row(n, "a dog" if n % 5 else "") for n in range(1000)]
     file = samples.write_tsv(tmp_path / "train.tsv", rows)
     args = argparse.Namespace(
-        task="caption", selected_cols=None, bpe_dir=None, file=file, add_caption=False
+        task="caption", selected_cols=None, bpe_dir=None, file=file, add_object=False
     )
     encoder, _ = check.make_encoder(args)
     examples = check.open_examples(file, args, encoder)

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ofa_exit.data.answers import ANNOTATORS, ONE, TEN, WEIGHTED
+from ofa_exit.data.answers import ANNOTATORS, ONE, TEN, WEIGHTED, answer_form
+from ofa_exit.data.vqa import FIRST_ROWS, QuestionExamples
 from ofa_exit.evaluation.metrics.vqa import ten_answers
 from ofa_exit.evaluation.metrics.vqa_answers import answer_accuracy, vizwiz_answer_accuracy
 from ofa_exit.evaluation.metrics.weighted_answers import answer_score, exact_match
@@ -61,6 +62,7 @@ MEASURES = {
     "exact_match": Measure("exact match", exact_match),
     "ofa_score": Measure("OFA's score", answer_score),
 }
+VQA_METRICS = (AUTO, *MEASURES)
 MEASURE_OF_FORM = {TEN: "vqa_accuracy", ONE: "exact_match", WEIGHTED: "ofa_score"}
 
 
@@ -84,3 +86,29 @@ def choose_measure(forms: Sequence[str]) -> str:
     if TEN in distinct and len(distinct) > 1:
         raise ValueError(f"some rows have the answers of {ANNOTATORS} annotators, others have not")
     return MEASURE_OF_FORM[WEIGHTED if WEIGHTED in distinct else min(distinct)]
+
+
+def check_metric(name: str) -> None:
+    """Raise ValueError if --vqa-metric has no such value."""
+    if name not in VQA_METRICS:
+        raise ValueError(f"--vqa-metric {name!r}: choose from {', '.join(VQA_METRICS)}")
+
+
+def measure_of_rows(examples: QuestionExamples, name: str = AUTO) -> Measure:
+    """Return the measure called ``name``; auto takes the one that fits the file's first rows.
+
+    Raises ValueError: the first rows have no answers, or auto finds no measure that fits.
+    """
+    path = examples.file.path
+    rows = [answers for _, answers in examples.first_answers(FIRST_ROWS)]
+    if not rows:
+        raise ValueError(
+            f"{path}: --eval-acc needs answers, and none of the first rows has one. Validate "
+            "on a split with answers, or leave --eval-acc out"
+        )
+    if name != AUTO:
+        return MEASURES[name]
+    try:
+        return MEASURES[choose_measure([form for row in rows if (form := answer_form(row))])]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. Keep one kind, or name it with --vqa-metric") from None

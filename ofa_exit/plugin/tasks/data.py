@@ -41,7 +41,7 @@ class DataTask(FairseqTask):
     def __init__(self, cfg: OFATaskConfig, dictionary: OFADictionary, encoder: TextEncoder) -> None:
         super().__init__(cfg)
         with usage_errors():
-            check_prompt_words(encoder, self.prompt_texts(cfg))
+            check_prompt_words(encoder, self.row_examples.prompt_texts(cfg))
         self.dictionary = dictionary
         self.encoder = encoder
         self.criterion: Any = None  # training and validation have one, generation has none
@@ -64,11 +64,6 @@ class DataTask(FairseqTask):
         prompt = getattr(cfg, "prompt_type", "none")
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
-
-    @classmethod
-    def prompt_texts(cls, cfg: OFATaskConfig) -> tuple[str, ...]:
-        """Return the texts that the task adds to every row."""
-        return cls.row_examples.PROMPT_TEXTS
 
     def examples(
         self, path: Any, split: str, load_image: ImageLoader, **options: Any

@@ -13,7 +13,6 @@ from ofa_exit.data.snli_ve import (
     EntailmentExamples,
     answer_tokens,
     parse_labels,
-    source_text,
 )
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.evaluation.metrics.accuracy import is_correct
@@ -70,10 +69,6 @@ class MuESnliVeTask(OFATask):
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
         parse_labels(cfg.labels)
-
-    @classmethod
-    def prompt_texts(cls, cfg: Any) -> tuple[str, ...]:
-        return (source_text("", "" if cfg.add_caption else None),)
 
     def examples(self, path: Any, split: str, *arguments: Any, **options: Any) -> RowExamples:
         return super().examples(

@@ -8,13 +8,24 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from ofa_exit.data.answers import answer_form, reference_answers
+from ofa_exit.data.answers import reference_answers
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.trie import AnswerTrie
-from ofa_exit.data.vqa import MAX_OBJECTS, QuestionExamples, object_text, read_answers
+from ofa_exit.data.vqa import (
+    FIRST_ROWS,
+    MAX_OBJECTS,
+    QuestionExamples,
+    read_answers,
+)
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.options import flag
-from ofa_exit.plugin.scorers.measures import AUTO, MEASURES, Measure, choose_measure
+from ofa_exit.plugin.scorers.measures import (
+    AUTO,
+    MEASURES,
+    VQA_METRICS,
+    Measure,
+    check_metric,
+    measure_of_rows,
+)
 from ofa_exit.plugin.search.beam import eval_args
 from ofa_exit.plugin.search.candidate_search import CandidateEnsemble, check_candidate_search
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
@@ -29,9 +40,7 @@ logger = logging.getLogger(__name__)
 
 ACCURACY = ("_vqa_sum", "_vqa_questions")
 SCORE = ("_vqa_score_sum", "_vqa_cnt")  # OFA's names
-VQA_METRICS = (AUTO, *MEASURES)
 INFERENCE_TYPES = ("allcand", "beamsearch")
-FIRST_ROWS = 1000  # read when a file is opened, to see what kind of answers and objects it has
 
 
 @dataclass
@@ -122,20 +131,14 @@ class MuEVqaTask(PromptedSearchTask):
                 self.trie = AnswerTrie(tokens, self.dictionary.eos())
 
     @classmethod
-    def prompt_texts(cls, cfg: Any) -> tuple[str, ...]:
-        objects = (object_text("", 0),) if cfg.add_object else ()
-        return (*super().prompt_texts(cfg), *objects)
-
-    @classmethod
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
-        for option, choices in (
-            ("vqa_metric", VQA_METRICS),
-            ("val_inference_type", INFERENCE_TYPES),
-        ):
-            value = getattr(cfg, option)
-            if value not in choices:
-                raise ValueError(f"{flag(option)} {value!r}: choose from {', '.join(choices)}")
+        check_metric(cfg.vqa_metric)
+        if cfg.val_inference_type not in INFERENCE_TYPES:
+            raise ValueError(
+                f"--val-inference-type {cfg.val_inference_type!r}: choose from "
+                f"{', '.join(INFERENCE_TYPES)}"
+            )
         if cfg.answers and cfg.ans2label_file and cfg.answers != cfg.ans2label_file:
             raise ValueError(
                 f"--answers {cfg.answers} and --ans2label-file {cfg.ans2label_file} name the same "
@@ -173,22 +176,9 @@ class MuEVqaTask(PromptedSearchTask):
             )
 
     def _choose_measure(self, examples: QuestionExamples) -> Measure:
-        """Return the measure of --vqa-metric; auto takes what fits the first rows."""
-        name, path = self.cfg.vqa_metric, examples.file.path
-        rows = list(examples.first_answers(FIRST_ROWS))
-        if not rows:
-            raise ValueError(
-                f"{path}: --eval-acc needs answers, and none of the first rows has one. Validate "
-                "on a split with answers, or leave --eval-acc out"
-            )
-        if name == AUTO:
-            try:
-                name = choose_measure([form for _, row in rows if (form := answer_form(row))])
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}: {error}. Keep one kind, or name it with --vqa-metric"
-                ) from None
-        measure, (index, answers) = MEASURES[name], rows[0]
+        """Return the measure of --vqa-metric. Raises ValueError: the first row does not fit."""
+        measure = measure_of_rows(examples, self.cfg.vqa_metric)
+        index, answers = next(examples.first_answers(FIRST_ROWS))
         try:
             measure.check(answers)
         except ValueError as error:

@@ -43,13 +43,17 @@ def test_captions_are_generated_without_references(data, checkpoint, tmp_path, c
 
 
 @pytest.mark.parametrize("empty", [range(8, 11), range(4, 8), [1, 9, 10], range(10)])
-def test_rows_with_references_are_scored(data, checkpoint, tmp_path, empty):
+def test_rows_with_references_are_scored(data, checkpoint, tmp_path, empty, caplog):
     """The last batch, the middle one, a part of each, or all but the last row have none."""
+    caplog.set_level(logging.INFO)
     lines = files.generate(TASK, unlabelled(tmp_path / "d", empty), checkpoint, *SCORING)
     assert sorted(lines["D"]) == list(range(11))
     assert f"({11 - len(list(empty))} captions" in lines["result"]
     shown = {number for number, text in lines["T"].items() if text[0][0]}
     assert shown == set(range(11)) - set(empty)
+    (message,) = {r.message for r in caplog.records if "without references" in r.message}
+    assert "T- lines are empty or missing" in message
+    assert {not text[0][0] for n, text in lines["T"].items() if n in empty} <= {True}
 
 
 def test_a_generation_without_references_has_layers_but_no_quality(checkpoint, tmp_path, capsys):
