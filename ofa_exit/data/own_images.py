@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +11,7 @@ from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image
+OnRead = Callable[[str, Image.Image], None]
 
 
 def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:

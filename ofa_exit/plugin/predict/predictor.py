@@ -16,6 +16,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.data.collate import collate
 from ofa_exit.data.images import image_transform
+from ofa_exit.data.own_images import OnRead
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
 from ofa_exit.plugin.average import require_average
@@ -35,7 +36,6 @@ from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
     Images,
-    OnRead,
     Texts,
     image_rows,
     read_examples,

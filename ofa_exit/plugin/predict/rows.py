@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ofa_exit.data.caption import PROMPT
 from ofa_exit.data.example import Example, answer_sequences
 from ofa_exit.data.images import ImageError
-from ofa_exit.data.own_images import ImageLike, image_list, image_name, read_image
+from ofa_exit.data.own_images import ImageLike, OnRead, image_list, image_name, read_image
 from ofa_exit.data.snli_ve import source_text
 from ofa_exit.data.text import TextEncoder, normalise_sentence
 from ofa_exit.data.vqa import object_text, question_text
@@ -21,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
-OnRead = Callable[[str, Image.Image], None]
 
 
 @dataclass(frozen=True)
