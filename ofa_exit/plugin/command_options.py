@@ -1,11 +1,11 @@
 """Options of fairseq's commands and of OFA's scripts, checked before anything is read."""
 
 import argparse
-from typing import Any, Optional
+from typing import Any
 
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
-from ofa_exit.plugin.search.options import flag_of
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
 OFFICIAL_OPTIONS = {
@@ -57,22 +57,12 @@ def reject_interactive(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def command_options(cfg: Any) -> Optional[Any]:
-    """Return the whole configuration of the command that ``cfg``, the task's, is a part of.
-
-    Returns:
-        None if the task was set up without a command.
-    """
-    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
-    return parent if parent is not None and "generation" in parent else None
-
-
 def check_sizes(dataset: Any) -> None:
     """Raise ValueError for sizes of batches and shards that hold nothing."""
     for option, least in _LEAST_SIZES.items():
         value = getattr(dataset, option, None)
         if value is not None and value < least:
-            raise ValueError(f"{flag_of(option)} is {value}: give at least {least}")
+            raise ValueError(f"{flag(option)} is {value}: give at least {least}")
 
 
 def take_overrides(cfg: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from argparse import Namespace
 
 import pytest
 import torch
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from helpers import caption_task
 from helpers import task_files as files
 from helpers.caption_task import TASK
 from helpers.paths import ROOT
 
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.trained_options import kind_of_task
 
 data, checkpoint = caption_task.data, caption_task.checkpoint  # fixtures
@@ -156,3 +160,19 @@ def test_another_vocabulary_is_rejected_where_nothing_is_trained(data, checkpoin
     torch.save(torch.load(checkpoint)["model"], tmp_path / "bare.pt")
     with pytest.raises(UsageError, match="Give --code-dict-size 0 --num-bins 0"):
         files.generate(TASK, data, tmp_path / "bare.pt")
+
+
+@pytest.mark.parametrize("task", ["mue_caption", "mue_snli_ve", "mue_vqa"])
+def test_the_page_lists_every_option_that_a_training_fixes(task):
+    page = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    table = page.partition("## Options that a checkpoint's training fixes")[2].partition("##")[0]
+    scopes = {
+        one: line.split("|")[2].strip()
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for one in re.findall(r"`(--[\w-]+)`", line)
+    }
+    for option in dataclasses.fields(TASK_DATACLASS_REGISTRY[task]):
+        if "fallback" in option.metadata:
+            scope = "any task" if option.metadata["any_task"] else "the same task"
+            assert scopes[flag(option.name)] == scope

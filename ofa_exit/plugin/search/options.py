@@ -10,6 +10,7 @@ from typing import Any
 from fairseq.dataclass.configs import GenerationConfig
 
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.options import flag
 
 # Options that no task supports, and why.
 UNSUPPORTED = {
@@ -50,11 +51,7 @@ _LEAST = {
 _FINITE = ("lenpen", "unkpen", "temperature", "max_len_a", "diversity_rate")
 
 
-def flag_of(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
-def check_numbers(args: Any, named: Callable[[str], str] = flag_of) -> None:
+def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
     """Raise ValueError for numbers that no generation can use.
 
     Args:
@@ -79,7 +76,7 @@ def check_numbers(args: Any, named: Callable[[str], str] = flag_of) -> None:
         raise ValueError(f"{named('sampling_topp')} is {top_p}: give more than 0, at most 1")
 
 
-def check_search(args: Any, named: Callable[[str], str] = flag_of) -> None:
+def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
     """Raise ValueError for options that leave a beam search nothing to find.
 
     Arguments are those of ``check_numbers``.
@@ -107,11 +104,11 @@ def reject_options(args: Any, reasons: dict[str, str]) -> None:
     """Raise UsageError if an option of ``reasons`` (name: why) is not at its default."""
     for option, reason in reasons.items():
         if getattr(args, option, DEFAULTS[option]) != DEFAULTS[option]:
-            raise UsageError(f"{flag_of(option)} is not supported: {reason}")
+            raise UsageError(f"{flag(option)} is not supported: {reason}")
 
 
-def generation_options(flag: str, text: str, **defaults: Any) -> Namespace:
-    """Return the generation options that ``flag`` gives as a JSON object, over ``defaults``.
+def generation_options(option: str, text: str, **defaults: Any) -> Namespace:
+    """Return the generation options that ``option`` gives as a JSON object, over ``defaults``.
 
     Raises:
         ValueError: not a JSON object, or one with other names or with impossible values.
@@ -119,15 +116,15 @@ def generation_options(flag: str, text: str, **defaults: Any) -> Namespace:
     try:
         options = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{flag} {text!r} is not JSON: {error}") from error
+        raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f'{flag} {text!r}: give a JSON object, {{"beam": 5}}')
+        raise ValueError(f'{option} {text!r}: give a JSON object, {{"beam": 5}}')
     unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
         raise ValueError(
-            f"{flag}: fairseq has no generation option {', '.join(unknown)} "
+            f"{option}: fairseq has no generation option {', '.join(unknown)} "
             "(names as in beam, max_len_b, no_repeat_ngram_size)"
         )
     merged = Namespace(**{**defaults, **options})
-    check_search(merged, lambda option: f"{flag}: {option}")
+    check_search(merged, lambda name: f"{option}: {name}")
     return merged

@@ -20,7 +20,6 @@ from ofa_exit.plugin.average import check_average_of_training, reject_missing_av
 from ofa_exit.plugin.command_options import (
     add_official_options,
     check_sizes,
-    command_options,
     reject_interactive,
     take_overrides,
 )
@@ -28,6 +27,7 @@ from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import (
+    command_of,
     reference_layers,
     reject_misfit_of_checkpoints,
     reject_shallow_reference,
@@ -115,10 +115,10 @@ class OFATask(DataTask):
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
         cls.check_options(cfg)
-        commands = command_options(cfg)
-        if commands is not None:
-            check_sizes(commands.dataset)
-            cls.check_generation(cfg, commands.generation)
+        command = command_of(cfg)
+        if command is not None:
+            check_sizes(command.dataset)
+            cls.check_generation(cfg, command.generation)
         if not from_checkpoint:
             reject_missing_averages(cfg)
         folder = cfg.bpe_dir or first_folder(cfg.data)
