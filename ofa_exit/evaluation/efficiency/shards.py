@@ -61,7 +61,7 @@ class Row:
     def text(self, kind: str) -> str:
         """Return the text of the first T- line (references) or D- line (best hypothesis).
 
-        A row without references has no T- line, and its text is empty. Raises ValueError if there
+        A row without references has an empty T- line or none: its text is empty. Raises ValueError if there
         is no D- line.
         """
         for line in self.lines:
