@@ -15,7 +15,8 @@ IMAGE_SIZE = 32  # pixels; a decoded image is resized, and looked at no further
 
 
 def task_name(text: str) -> str:
-    """Return the task of a value of --task."""
+    """Return the task of a value of --task, which may also be fairseq's name (mue_caption)."""
+    text = text.removeprefix("mue_")
     return ALIASES.get(text, text)
 
 

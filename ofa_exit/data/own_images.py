@@ -23,6 +23,8 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
+    if os.path.isdir(image):
+        raise ImageError("it is a folder", "Give its files, as in glob.glob('photos/*.jpg')")
     try:
         data = Path(image).read_bytes()
     except OSError as error:

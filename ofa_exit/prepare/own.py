@@ -100,6 +100,12 @@ def _check_columns(path: Path, columns: Sequence[str], task: str) -> None:
             f"{path}: the header {','.join(columns)!r} has no column {', '.join(missing)}. "
             f"--task {task} reads {', '.join(wanted)}"
         )
+    other = [name for name in ("question", "hypothesis") if name in columns]
+    if task == "caption" and other and "caption" not in columns:
+        raise PrepareError(
+            f"{path}: the header {','.join(columns)!r} has a {other[0]} and no caption. Give "
+            f"--task {'vqa' if other[0] == 'question' else 'snli_ve'}"
+        )
     twice = [name for name in columns if columns.count(name) > 1 and name]
     if twice:
         raise PrepareError(f"{path}: the header has the column {twice[0]} twice. Rename one")

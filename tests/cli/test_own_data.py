@@ -107,11 +107,13 @@ def test_a_csv_of_captions(photos, tmp_path, capsys):
     assert run("check", tmp_path / "train.tsv", "--task", "caption") == 0
 
 
-def test_csv_files_of_questions_and_hypotheses(photos, tmp_path):
+def test_csv_files_of_questions_and_hypotheses(photos, tmp_path, capsys):
     table = photos / "questions.csv"
     table.write_text("id;question;image;answer\nq7;What colour?;b.png;Red\nq8;And now?;a.JPG;\n")
     out = tmp_path / "vqa" / "valid.tsv"
-    assert run("tsv", table, out, "--task", "vqa") == 0
+    assert run("tsv", table, out) == 2 and not out.exists()
+    assert "has a question and no caption. Give --task vqa" in capsys.readouterr().err
+    assert run("tsv", table, out, "--task", "mue_vqa") == 0
     assert [row[:3] for row in rows(out, ("id", "question", "answers", "image"), "0,2,3,5")] == [
         ["q7", "What colour?", "1.0|!+Red"],
         ["q8", "And now?", ""],

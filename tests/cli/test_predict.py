@@ -83,6 +83,19 @@ def test_a_line_per_image(predict, captions, photos):
     assert all(re.fullmatch(r"\d+\.\d ms", line.split("\t")[3]) for line in lines)
 
 
+def test_exits_that_never_happen_are_said(predict, photos):
+    status, lines, (note,) = predict(
+        "caption", photos, "--exit-policy", "static", "--exit-depths", "6,6,6"
+    )
+    assert status == 0 and all("image 6, text 6, decoder 6.0" in line for line in lines)
+    assert "--exit-policy static: nothing exited early" in note
+
+
+def test_a_user_dir_that_is_missing(predict, photos, tmp_path):
+    status, _, (error,) = predict("caption", photos, "--user-dir", tmp_path / "none")
+    assert status == 2 and "none: no such module. Check the path" in error
+
+
 def test_json(predict, captions, photos):
     status, lines, _ = predict("caption", photos, *STATIC, "--json", "--beam", "1")
     rows = list(map(json.loads, lines))

@@ -84,7 +84,7 @@ def test_images_are_upright_and_rgb(tmp_path):
     ("name", "message"),
     [
         ("gone.png", "No such file or directory"),
-        ("more", "Is a directory"),
+        ("more", "it is a folder"),
         ("notes.txt", "the bytes are not an image"),
     ],
 )

@@ -24,12 +24,14 @@ from ofa_exit.plugin.options import PREFIX, ExitFlags, add_late_options
 from ofa_exit.plugin.predict import Prediction
 from ofa_exit.plugin.predict.checkpoint import ALIASES, TASK_OPTIONS
 from ofa_exit.plugin.predict.exits import open_checked
-from ofa_exit.plugin.predict.predictor import load_opened
+from ofa_exit.plugin.predict.predictor import Predictor, load_opened
 
 
 def import_policies(user_dir: Optional[str]) -> None:
     """Import the module of ``--user-dir``, which registers exit policies."""
     if user_dir is not None:
+        if not Path(user_dir).exists():
+            raise PredictionError(f"--user-dir {user_dir}: no such module. Check the path")
         with prediction_errors():
             utils.import_user_module(Namespace(user_dir=user_dir))
 
@@ -110,10 +112,27 @@ def predict(args: Namespace) -> int:
     if args.html is not None:
         method = "full depth" if exits == "none" else exits
         write_page(args.html, found, thumbnails, model.depth, method)
+    if exits != "none" and found and not _any_exit(found, model):
+        print(
+            f"ofa-exit predict: --exit-policy {exits}: nothing exited early. Give options that "
+            "exit sooner, such as a lower threshold",
+            file=sys.stderr,
+        )
     if unread:
         counts = f"{len(unread)} of {len(images)} images could not be read"
         print(f"ofa-exit predict: {counts}", file=sys.stderr)
     return 1 if unread else 0
+
+
+def _any_exit(results: Iterable[Prediction], model: Predictor) -> bool:
+    """Return whether an image, a text or a word left before the last layer."""
+    encoder_layers = len(model.model.encoder.layers)
+    return any(
+        one.image_layers < encoder_layers
+        or one.text_layers < encoder_layers
+        or any(0 < layer < model.depth for layer in one.layers)
+        for one in results
+    )
 
 
 def line_of(result: Prediction, as_json: bool, with_source: bool) -> str:

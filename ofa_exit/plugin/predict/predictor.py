@@ -228,6 +228,7 @@ class Predictor:
 
     def _batch(self, task: Any, generator: Any, sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield what is predicted for each row of a batch, as arguments of ``Prediction``."""
+        del sample["references"]  # there are none to print
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), sample)
         # At full depth, too, the trace says which layers ran.
         self.model.configure_exits(task.exit_policy, task.cfg.exit_kv or "propagate", trace=True)
