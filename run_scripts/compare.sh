@@ -71,7 +71,17 @@ for name in "${methods[@]}"; do
     exit 2
   }
   (method "$name" && grid "$RULE" > /dev/null) || exit 2
+  start=$(method "$name" && echo "$START")
+  [ -z "$start" ] || [ -e "$start" ] || { echo "$start, which method $name starts from, is missing" >&2; exit 2; }
 done
+for number in SEED EPOCHS BATCH MICRO ROWS_VALID ROWS_TEST ROWS_CASES SWEEP_BATCH; do
+  [[ ${!number:-1} =~ ^[1-9][0-9]*$ ]] || { echo "$number=${!number}: give a whole number of at least 1" >&2; exit 2; }
+done
+[[ ${KEEP_QUALITY:-1} =~ ^(0?\.[0-9]+|1(\.[0-9]+)?)$ ]] || {
+  echo "KEEP_QUALITY=$KEEP_QUALITY: give a share of plain's quality, such as 0.96" >&2
+  exit 2
+}
+[ -e "$checkpoint" ] || [ "$checkpoint" = none ] || { echo "the checkpoint $checkpoint is missing: check the path" >&2; exit 2; }
 for split in "${tests[@]}"; do
   [[ " ${HIDDEN:-} " != *" $split "* ]] || {
     echo "$SET has no published answers for $split: name a split with answers in TEST=…, such as rows that were held out" >&2
@@ -126,6 +136,9 @@ prepare() {
   own=$(place "$name")
   method "$name"
   mkdir -p "$own"
+  # One process per method. A training that outlives a killed script keeps the lock, too.
+  exec 9> "$own/lock"
+  flock -n 9 || { echo "== waiting for the process that trains or sweeps $own"; flock 9; }
   if [ -n "$TRAINED" ]; then
     (prepare "$TRAINED")
     cp "$(place "$TRAINED")/trained_parameters.txt" "$own/"
@@ -174,6 +187,8 @@ for name in "${methods[@]}"; do
   prepare "$name"
   for split in "${splits[@]}"; do curve "$name" "$split"; done
 done
+
+exec 9>&-
 
 # Every finished method is in the table, in the order of METHOD and then by name.
 finished() {

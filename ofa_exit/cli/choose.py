@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="column of the savings to maximise (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    if not 0 < args.keep <= 2:
+        parser.error(f"--keep {args.keep:g}: give a share of 1, not percent, as in 0.96")
     try:
         files = {name: read_settings(name) for name in (args.valid, *args.tests)}
         baseline = next(iter(read_settings(args.baseline or args.valid).values()))

@@ -70,7 +70,8 @@ def compare(
     found = [method.name for method in methods]
     if baseline not in found:
         raise ValueError(
-            f"no method {baseline!r} among {', '.join(found)}: name the baseline with --baseline"
+            f"no method {baseline!r} among {', '.join(found)}: name one of them with --baseline, "
+            "or compare the baseline, too"
         )
     quality = check_quality(methods, quality)
     methods.sort(key=lambda method: method.name != baseline)
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DATA_SETS",
         help=f"printed numbers to add in grey, of {', '.join(paper_names())}",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand between FOLDER and METHOD
     axes = args.axes.split(",")
     if unknown := [name for name in axes if name not in AXES]:
         parser.error(f"--axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
@@ -180,5 +181,5 @@ def _shares(option: str, text: str) -> list[float]:
     except ValueError:
         shares = []
     if not shares or not all(0 < share <= 2 for share in shares):
-        raise ValueError(f"{option} {text}: give shares separated by commas, as 0.96,0.9")
+        raise ValueError(f"{option} {text}: give shares of 1, not percent, as in 0.96,0.9")
     return list(dict.fromkeys(shares))

@@ -221,7 +221,7 @@ def test_several_test_splits_and_another_metric(folder, tmp_path):
         write_sweep(path / "test_b.csv", list(csv.DictReader((path / "valid.csv").open())))
     out = tmp_path / "out" / "tables"
     given = ["--quality", "BLEU-4", "--by", "parameter_speedup", "--axes", "parameter_speedup"]
-    assert main([str(folder), "mue", "plain", "--out", str(out), *given]) == 0
+    assert main([str(folder), "--out", str(out), *given, "mue", "plain"]) == 0
     assert {path.name for path in out.iterdir()} == {
         *("table.md", "table.csv", "options.txt", "curves_test_a.png", "curves_test_a.svg"),
         *("curves_test_b.png", "curves_test_b.svg"),
@@ -242,6 +242,7 @@ def test_several_test_splits_and_another_metric(folder, tmp_path):
         (["--scores", "BLEU-4,SPICE"], "no column SPICE among its scores, CIDEr, BLEU-4"),
         (["--paper", "mue_coco,coco"], "no numbers of 'coco': choose from mue_coco"),
         (["calm"], "calm has no finished sweeps"),
+        (["mue@1"], "mue@1: name the method without its seed, mue"),
     ],
 )
 def test_errors_take_one_line(folder, given, message, capsys):

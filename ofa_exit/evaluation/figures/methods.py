@@ -125,6 +125,10 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
         if path.is_dir() and _csv_files(path):
             found.setdefault(path.name.partition("@")[0], []).append(path)
     finished = _finished({name: found.get(name, []) for name in names or found})
+    if seeds := [name for name in names if "@" in name]:
+        raise ValueError(
+            f"{seeds[0]}: name the method without its seed, {seeds[0].partition('@')[0]}"
+        )
     if missing := [name for name in names if name not in finished]:
         raise ValueError(
             f"{folder / missing[0]} has no finished sweeps. There are folders of "
