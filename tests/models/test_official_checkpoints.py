@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from helpers.small_models import nano
 from helpers.task_files import NANO, caption_folder, generate, train
 
 from ofa_exit.cli.export import export
@@ -34,6 +35,7 @@ RELEASED = dict(
     sample_patch_num=196,
     lr=[3e-5],
 )
+TABLES = ("token", "image")
 # fairseq's own model arguments, which OFA's encoder and decoder have as well.
 SHARED = {"share_decoder_input_output_embed"}
 
@@ -138,3 +140,13 @@ def test_a_misfit_names_the_entries(trained, tmp_path):
 def test_a_checkpoint_loads_into_the_registered_model(trained):
     (model,), _, task = load_model_ensemble_and_task([str(trained[1])])
     assert isinstance(model, OFAModel) and len(task.target_dictionary) and NANO
+
+
+def test_integer_buffers_are_the_official_ones():
+    """Bucket tables, the decoder's image positions, and the batch norms' counts."""
+    official = {f"{part}.{name}_rp_bucket" for part in ("encoder", "decoder") for name in TABLES}
+    official.add("decoder.image_position_idx")
+    state = nano(exit_layers="2,4", exit_head="transformer").state_dict()
+    found = {name for name, value in state.items() if not value.is_floating_point()}
+    assert official <= found
+    assert all(name.endswith(".num_batches_tracked") for name in found - official)
