@@ -20,6 +20,7 @@ from ofa_exit.plugin.errors import UsageError
 # Fixtures.
 data, checkpoint = caption_task.data, caption_task.checkpoint
 models, full_depth = caption_task.models, caption_task.full_depth
+NO_WEIGHTS = {"weight": torch.tensor([torch.nan])}  # rejected where weights are read
 
 
 def command(name, *arguments):
@@ -115,7 +116,7 @@ def test_reference_layers_are_rejected_before_weights_are_read(
     data, checkpoint, tmp_path, layers, message
 ):
     path = tmp_path / "arguments.pt"
-    torch.save({"cfg": torch.load(checkpoint)["cfg"], "model": "no weights"}, path)
+    torch.save({"cfg": torch.load(checkpoint)["cfg"], "model": NO_WEIGHTS}, path)
     with pytest.raises(UsageError, match=message) as caught:
         files.generate(TASK, data, path, "--reference-layers", layers)
     assert "\n" not in str(caught.value)
@@ -127,7 +128,7 @@ def test_exit_options_that_do_not_fit_are_rejected_before_weights_are_read(
 ):
     """The second checkpoint holds only arguments, and there is no dictionary."""
     state = torch.load(checkpoint)
-    torch.save({"cfg": state["cfg"], "model": "no weights"}, tmp_path / "arguments.pt")
+    torch.save({"cfg": state["cfg"], "model": NO_WEIGHTS}, tmp_path / "arguments.pt")
     path = tmp_path / "arguments.pt"
     options = ["--bpe-dir", "/no/dictionary", "--exit-policy", "similarity"]
     command = (TASK, data, f"{checkpoint}:{path}" if ensemble else path, *options)
