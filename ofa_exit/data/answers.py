@@ -69,7 +69,7 @@ def read_answer_list(path: str | os.PathLike) -> list[tuple[str, str]]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            # Every pickle of Python 3 begins with this byte. Those of Python 2 are told by name.
+            # Every pickle of Python 3 begins with this byte. Python 2 has others.
             if file.peek(1)[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
                 answers = _read_pickle(file, path)
                 numbered = enumerate(answers, start=1)

@@ -184,7 +184,7 @@ class QuestionExamples(RowExamples):
             try:
                 self.check_answers(answers)
             except ValueError as error:
-                remedy = "Mend the row, or pass --skip-bad-rows"
+                remedy = "Correct the row, or pass --skip-bad-rows"
                 raise row.error("answers", str(error), remedy) from None
         return answers
 

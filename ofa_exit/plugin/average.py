@@ -1,7 +1,7 @@
 """The moving average of a model's weights (EMA): kept by a training, evaluated by ``--ema-eval``.
 
-fairseq keeps the average (``--store-ema``) and stores it in the checkpoint, as OFA does. Three
-mends:
+fairseq keeps the average (``--store-ema``) and stores it in the checkpoint, as OFA does. This file
+fixes three things:
 
 1. fairseq's average fails on integer buffers, which OFA's state dict has, and averages a tensor of
    several names, as OFA's word embedding, once per name.

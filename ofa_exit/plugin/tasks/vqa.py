@@ -182,7 +182,7 @@ class MuEVqaTask(PromptedSearchTask):
         try:
             measure.check(answers)
         except ValueError as error:
-            remedy = "Choose another --vqa-metric" if self.cfg.vqa_metric != AUTO else "Mend it"
+            remedy = "Choose another --vqa-metric" if self.cfg.vqa_metric != AUTO else "Correct it"
             raise examples.file.error(index, "answers", str(error), remedy) from None
         return measure
 
