@@ -19,6 +19,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     - patch_images Float [I, 3, H, W], zeros for a row without an image. I = B, or fewer where
       examples share an image (``Example.image_id``);
     - image_rows Long [B], the image of each example; only where I < B;
+    - shared_source, True where I < B and examples that share an image have the same source;
     - patch_masks Bool [B], False without an image;
     - padded, False where all sources have one length and all rows have an image.
 
@@ -53,6 +54,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     }
     if len(images) < len(kept):
         batch["net_input"]["image_rows"] = torch.tensor(image_rows)
+        sources = {(row, *example.source.tolist()) for row, example in zip(image_rows, kept)}
+        batch["net_input"]["shared_source"] = len(sources) == len(images)
     masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
     if masks:
         if len(masks) < len(kept):

@@ -109,6 +109,8 @@ class RowExamples:
         prompt_type: what the decoder is fed before the answer, see `source_prompt`.
         trie: the closed set of answers; examples then have a ``constraint_mask``.
         augment: changes the images, for training.
+        groups: the image of each row, Long [N]: rows with the same number share it, and its view.
+            None: every row has an image of its own.
         references_optional: rows to generate for, which need no caption or label. Without it those
             of a captioning or entailment file need one. (Questions and dialogues need none outside
             training.)
@@ -133,6 +135,7 @@ class RowExamples:
         prompt_type: str = "none",
         trie: AnswerTrie | None = None,
         augment: Augmentation | None = None,
+        groups: Tensor | None = None,
         references_optional: bool = False,
         max_source_positions: int = 1024,
         max_target_positions: int = 1024,
@@ -146,6 +149,7 @@ class RowExamples:
         self.prompt_type = prompt_type
         self.trie = trie
         self.augment = augment
+        self.groups = groups
         self.references_optional = references_optional
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
@@ -179,9 +183,10 @@ class RowExamples:
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Return the image and its ``image_id``."""
         image = row.image(self.load_image)
+        image_id = None if self.groups is None else int(self.groups[row.index])
         if image is not None and self.augment is not None:
-            image = self.augment(image, row.index)
-        return image, None
+            image = self.augment(image, row.index if image_id is None else image_id)
+        return image, image_id
 
     def mask(self, target: Tensor, prompt_length: int, answer: Tensor) -> Tensor | None:
         """Return the constraint mask, Bool [L, V]."""

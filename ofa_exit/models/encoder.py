@@ -23,6 +23,7 @@ from ofa_exit.models.positions import (
     token_buckets,
     zero_table,
 )
+from ofa_exit.models.shared_images import per_image, per_sentence
 from ofa_exit.models.stem import ResNetStem, rising_rates
 from ofa_exit.policies.base import ExitPolicy, Gate
 from ofa_exit.runtime.flops import Work, linear_flops
@@ -280,6 +281,7 @@ class Encoder(ShapeCache):
         step_limit: Optional[Tensor] = None,
         padded: bool = True,
         image_rows: Optional[Tensor] = None,
+        shared_source: bool = False,
     ) -> EncoderOut:
         """Encode S sentences.
 
@@ -292,7 +294,15 @@ class Encoder(ShapeCache):
                 mask is written, which saves a joint encoder one bias [S, heads, T, T] per layer.
             image_rows: Long [S], the image of each sentence, if sentences share images. A shared
                 image passes the stem once, and with ``split_modalities`` the layers too.
+            shared_source: sentences that share an image have the same text, too. Then each image is
+                encoded once with its text.
         """
+        repeated = None  # Long [S], the encoded row of each sentence
+        if image_rows is not None and patch_images is not None and shared_source:
+            repeated, image_rows = image_rows, None
+            src_tokens = per_image(src_tokens, len(patch_images), repeated)
+            if patch_masks is not None:
+                patch_masks = per_image(patch_masks, len(patch_images), repeated)
         sentences = src_tokens.size(0)
         text_padding = src_tokens.eq(self.padding_idx)
         text = self.embed_text(src_tokens).masked_fill(text_padding.unsqueeze(-1), 0.0)
@@ -301,11 +311,11 @@ class Encoder(ShapeCache):
         if patch_images is not None:
             if patch_masks is None:
                 patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
-            present = _per_image(patch_masks, len(patch_images), image_rows)  # Bool [I]
+            present = per_image(patch_masks, len(patch_images), image_rows)  # Bool [I]
             image, grid = self.embed_image(patch_images)  # [I, Ti, C]
             image = image.masked_fill(~present[:, None, None], 0.0)
             if not split:
-                image = _per_sentence(image, image_rows)
+                image = per_sentence(image, image_rows)
         padding = text_padding
         if patch_masks is not None and grid is not None:
             cells = grid[0] * grid[1]
@@ -321,10 +331,10 @@ class Encoder(ShapeCache):
             text_pass = EncoderPass(
                 self.layers, biases.text, text, padding=text_padding if padded else None
             )
-            image = _per_sentence(self._run(image_pass, "image"), image_rows)
+            image = per_sentence(self._run(image_pass, "image"), image_rows)
             x = torch.cat([image, self._run(text_pass, "text")], dim=1)  # [S, Ti + Tt, C]
             passes, text_layers = [image_pass, text_pass], text_pass.layers_used
-            image_layers = _per_sentence(image_pass.layers_used, image_rows)
+            image_layers = per_sentence(image_pass.layers_used, image_rows)
         else:
             both = biases.joint if grid is not None else biases.text
             assert both is not None
@@ -340,17 +350,18 @@ class Encoder(ShapeCache):
         if not self.training and (self.exit_policy is not None or self.always_traced):
             stem = [] if present is None else [self._stem_work(patch_images, present)]
             self.last_trace = ExitTrace(
-                image_layers,
-                text_layers,
-                source_tokens=(~padding).sum(dim=1),
+                per_sentence(image_layers, repeated),
+                per_sentence(text_layers, repeated),
+                source_tokens=per_sentence((~padding).sum(dim=1), repeated),
                 work=[*stem, *(one.work() for one in passes)],
                 full_work=[*stem, *(one.full_work() for one in passes)],
             )
+        states = per_sentence(self.layer_norm(x), repeated)
         return EncoderOut(
-            states=self.layer_norm(x),
-            padding_mask=padding,
+            states=states,
+            padding_mask=per_sentence(padding, repeated),
             positions=biases.positions,
-            sentences=torch.arange(sentences, device=x.device),
+            sentences=torch.arange(len(states), device=x.device),
             step_limit=step_limit,
             trace=self.last_trace,
         )
@@ -380,16 +391,6 @@ class _Biases:
     image: Optional[list[Tensor]]
     text: Optional[list[Tensor]]
     joint: Optional[list[Tensor]]
-
-
-def _per_image(masks: Tensor, images: int, image_rows: Optional[Tensor]) -> Tensor:
-    """Return masks [S] of sentences as masks [I] of images."""
-    return masks if image_rows is None else masks.new_zeros(images).scatter(0, image_rows, masks)
-
-
-def _per_sentence(values: Tensor, image_rows: Optional[Tensor]) -> Tensor:
-    """Return values [I, …] of images as values [S, …] of the sentences that have them."""
-    return values if image_rows is None else values[image_rows]
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -8,7 +8,8 @@
 #   ARCH (ofa_nano), BATCH and MICRO (64), LR (3e-4), EPOCHS (10): a small model over dict.txt. With BPE_DIR: those of OFA and MuE
 sizes
 LENGTH=${LENGTH:-20}
-TASK=(--task mue_caption "${SIZES[@]}" --max-tgt-length 30)
+# Images have 2.2 captions on average.
+TASK=(--task mue_caption "${SIZES[@]}" --max-tgt-length 30 --group-images)
 CHOOSE=(--eval-cider --eval-args '{"beam":5,"max_len_b":'"$LENGTH"',"no_repeat_ngram_size":3}' --best-checkpoint-metric cider
   --maximize-best-checkpoint-metric)
 FIT=(--label-smoothing 0.1)

@@ -50,6 +50,13 @@ class OFATaskConfig(ExitFlags):
             "(default: none)"
         },
     )
+    group_images: bool = field(
+        default=False,
+        metadata={
+            "help": "keep training rows that follow each other and have the same image together in "
+            "a batch, which then encodes the image once, in one random view"
+        },
+    )
     max_image_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "largest image to read, width times height"}
     )

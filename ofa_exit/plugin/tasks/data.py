@@ -9,10 +9,12 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
+from tqdm import tqdm
 
 from ofa_exit.data.augment import Augmentation, augmentation_kinds
 from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.example import PROMPT_TYPES
+from ofa_exit.data.image_groups import image_groups
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextCodec, TextEncoder, check_prompt_words
@@ -110,8 +112,13 @@ class DataTask(FairseqTask):
         augment = getattr(self.cfg, "augment", None)
         if augment and is_training(split) and not self.reads_checkpoint:
             options["augment"] = Augmentation(augmentation_kinds(augment), self.cfg.seed)
+        examples = self.examples(path, split, load_image, **options)
+        if getattr(self.cfg, "group_images", False) and is_training(split):
+            numbers = tqdm(range(len(examples)), f"{path.name}: images", delay=2, leave=False)
+            examples.groups = image_groups(examples.file, numbers)
+            logger.info("%s: %d images", split, int(examples.groups[-1]) + 1)
         rows = OFADataset(
-            self.examples(path, split, load_image, **options),
+            examples,
             self.dictionary.pad(),
             self.cfg.patch_image_size,
             self.cfg.skip_bad_rows,

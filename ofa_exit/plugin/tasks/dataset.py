@@ -76,8 +76,16 @@ class RowDataset(FairseqDataset):
         return np.full(len(indices), max(self.rows.lengths))
 
     def ordered_indices(self) -> np.ndarray:
-        """Return the order of an epoch, by which fairseq has seeded numpy."""
-        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        """Return the order of an epoch, for which fairseq has seeded numpy.
+
+        Rows that share an image stay together.
+        """
+        if not self.shuffle:
+            return np.arange(len(self))
+        if self.rows.examples.groups is None:
+            return np.random.permutation(len(self))
+        images, image_of_row = np.unique(self.rows.examples.groups, return_inverse=True)
+        return np.argsort(np.random.permutation(len(images))[image_of_row], kind="stable")
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
