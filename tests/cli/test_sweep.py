@@ -107,6 +107,7 @@ def test_settings_are_rejected_by_number_before_weights_are_read(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--exit-decoder-treshold=1"], "-treshold: did you mean --exit-decoder-threshold"),
         (["--exit-trace", "trace"], "--exit-trace"),
         (["--score-reference"], "--score-reference"),
         (["--path", "/no/checkpoint.pt"], r"/no/checkpoint\.pt"),
