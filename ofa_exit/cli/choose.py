@@ -7,7 +7,8 @@ The files are CSV tables of ofa-exit sweep. Candidates are the settings of the f
 quality is at least --keep times the baseline's, the first line of its table (usually the model
 without exits). The candidate with the largest savings (--by) is selected, and its line in every
 file is printed. The column `of no exits` is the share of the same file's first line: each file's
-own model without exits, not the baseline's. A threshold selected and reported on the same split would look better than it is.
+own model without exits, not the baseline's. A threshold selected and reported on the same split
+would look better than it is.
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,8 @@ class FinishedBatches:
             differing = [name for name in {**lines[0], **record} if _differ(lines[0], record, name)]
             if differing:
                 raise UsageError(
-                    f"{path} belongs to a sweep of other settings or files ({', '.join(differing)}). "
-                    "Remove it, or name another OUT.csv"
+                    f"{path} belongs to a sweep of other settings or files "
+                    f"({', '.join(differing)}). Remove it, or name another OUT.csv"
                 )
             self.batches = [line["settings"] for line in lines[1:]]
             self.last = lines[-1].get("batch", -1)
