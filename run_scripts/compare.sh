@@ -104,10 +104,10 @@ differing() {
   awk 'NR == FNR { old[FNR] = $0; next }
     old[FNR] == $0 { next }
     { count = split(old[FNR], was, " ") }
-    count != NF { printf "%s%s (there: %s)", comma, $0, old[FNR] == "" ? "nothing" : old[FNR]; comma = ", "; next }
+    count != NF { printf "%s%s (there: %s)", comma, $0, (old[FNR] == "" ? "nothing" : old[FNR]); comma = ", "; next }
     NF == 3 && $1 == was[1] && ($2 $3) ~ /^[0-9]+$/ { printf "%s%s (another size or date)", comma, $1; comma = ", "; next }
     { for (n = 1; n <= NF; n++) if ($n != was[n]) {
-        printf "%s%s%s (there: %s)", comma, n > 1 ? $(n - 1) " " : "", $n, was[n]; comma = ", " } }
+        printf "%s%s%s (there: %s)", comma, (n > 1 ? $(n - 1) " " : ""), $n, was[n]; comma = ", " } }
     END { if (comma == "") printf "fewer lines" }' "$1" <(echo "$2")
 }
 # same FILE TEXT WHAT: writes TEXT to FILE, or rejects another text that is there.
