@@ -25,7 +25,7 @@ class FinishedBatches:
         UsageError: the file belongs to another sweep. The message names what differs.
     """
 
-    def __init__(self, path: Optional[Path], record: Mapping[str, Any]) -> None:
+    def __init__(self, path: Optional[Path], record: dict[str, Any]) -> None:
         self.path = path
         self.batches: list[Batch] = []
         self.last = -1
