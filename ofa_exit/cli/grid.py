@@ -1,7 +1,6 @@
 """A sweep's settings: reading the grid file and checking it before a model is loaded."""
 
 import contextlib
-import difflib
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from ofa_exit.plugin.options import (
 )
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
+from ofa_exit.spelling import nearest
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
@@ -114,8 +114,8 @@ def check_setting(given: Any, where: str) -> None:
             continue
         known = known_options()
         if option not in known:
-            near = difflib.get_close_matches(option, [*known, "run"], n=1)
-            hint = f"did you mean {near[0]}? Options" if near else "options"
+            near = nearest(option, [*known, "run"])
+            hint = f"did you mean {near}? Options" if near else "options"
             raise UsageError(
                 f"{where}: {option!r} is not an exit option of fairseq-generate: {hint} are run, "
                 f"{', '.join(known)}"

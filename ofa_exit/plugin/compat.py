@@ -22,6 +22,7 @@
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+15. An unknown option prints the usage of all options, which fills screens, before its own line.
 """
 
 import argparse
@@ -53,6 +54,7 @@ from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.trained_options import reject_given_differences
+from ofa_exit.spelling import unknown_option
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -229,6 +231,22 @@ def help_with_all_options(
         if stop.code:
             parser.print_help()
         raise SystemExit(0) from None
+
+
+@patch(options, "parse_args_and_arch")
+def name_unknown_option(
+    parse: Callable, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any
+) -> Any:
+    """Reject an unknown option on one line in fairseq's last parse, when all have been added."""
+
+    def parse_args(arguments: Any = None) -> argparse.Namespace:
+        error = unknown_option(parser, sys.argv[1:] if arguments is None else arguments)
+        if error is not None:
+            raise UsageError(error)
+        return type(parser).parse_args(parser, arguments)
+
+    parser.parse_args = parse_args  # type: ignore[method-assign, assignment]
+    return parse(parser, *args, **kwargs)
 
 
 @patch(trainer, "_catalog_shared_params")

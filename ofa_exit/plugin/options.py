@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import functools
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
@@ -18,6 +20,7 @@ from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
 from ofa_exit.runtime.kv_cache import check_kv_mode
 
+logger = logging.getLogger(__name__)
 PREFIX = "exit_"
 
 
@@ -200,7 +203,18 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     except OptionError as error:
         raise ValueError(f"{flag(names[error.name])} {error.problem}") from None
     policy.given = frozenset(values)
+    for key in values:
+        doubts = policy_options(cls)[key].metadata["doubts"]
+        problem = doubts and doubts(getattr(policy, key))
+        if problem:
+            _warn_once(f"{flag(names[key])} {given.get(names[key], values[key])}: {problem}")
     return policy
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning, the first time: commands build a policy to check it, and again to use it."""
+    logger.warning(text)
 
 
 @usage_errors()

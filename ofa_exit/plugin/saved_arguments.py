@@ -5,7 +5,7 @@ import glob
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import utils
@@ -26,11 +26,16 @@ LAST_CHECKPOINT = "checkpoint_last.pt"  # fairseq's default of --restore-file
 
 @dataclass
 class SavedCheckpoint:
-    """A checkpoint whose weights stay on disk, with ``--model-overrides`` applied."""
+    """A checkpoint whose weights stay on disk, with ``--model-overrides`` applied.
+
+    Attributes:
+        logged: options of its training that a task has taken, and logged.
+    """
 
     path: str
     state: dict[str, Any]
     overrides: dict[str, Any]
+    logged: set[str] = field(default_factory=set)
 
     @property
     def model_arguments(self) -> Optional[Namespace]:

@@ -92,8 +92,11 @@ def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]
             setattr(cfg, name, option.metadata["fallback"])
         if command is not None and command.get("task") is not None:
             command.task[name] = getattr(cfg, name)
-    if taken:
-        logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(taken))
+    # One checkpoint may serve several tasks, as with ofa_exit.load.
+    new = [one for one in taken if one not in checkpoints[0].logged]
+    if new:
+        checkpoints[0].logged.update(new)
+        logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(new))
 
 
 def _reject_difference(path: str, name: str, given: Any, trained: Any) -> None:

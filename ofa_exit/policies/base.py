@@ -110,6 +110,7 @@ def option(
     parse: Optional[Callable[[Any], Any]] = None,
     flag: Optional[str] = None,
     metavar: Optional[str] = None,
+    doubts: Optional[Callable[[Any], Optional[str]]] = None,
 ) -> Any:
     """Declare a field of a policy, which is also the command-line flag ``--exit-NAME``.
 
@@ -121,6 +122,7 @@ def option(
         parse: turns a text of the command line into the value. ValueError says what is wrong.
         flag: name of the flag, if not the field's.
         metavar: what stands for the value in messages, as IMAGE,TEXT,DECODER.
+        doubts: says why a valid value is likely a mistake; None if it is not. Commands warn of it.
     """
     metadata = {
         "help": help,
@@ -130,6 +132,7 @@ def option(
         "parse": parse,
         "flag": flag,
         "metavar": metavar,
+        "doubts": doubts,
     }
     return field(default=default, metadata=metadata)
 

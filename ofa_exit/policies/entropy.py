@@ -29,6 +29,7 @@ class EntropyExit(HeadThresholdPolicy):
         0.5,
         "exit at the first head whose entropy in nats is below this (0: never)",
         "captioning 0.5, answers 0.1",
+        is_share=False,
     )
     normalized: bool = option(
         False,

@@ -13,7 +13,6 @@ from ofa_exit.policies.measures import (
     token_mean_saturation,
 )
 from ofa_exit.policies.schedules import (
-    NEVER,
     beta_option,
     reject_unused_parameters,
     schedule_option,
@@ -21,6 +20,7 @@ from ofa_exit.policies.schedules import (
     threshold_of_step,
 )
 from ofa_exit.policies.thresholds import (
+    NEVER,
     PerLayer,
     at_layer,
     numbers_of,

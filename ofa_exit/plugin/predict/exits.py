@@ -1,6 +1,5 @@
 """Exit rules given by name and fields, as in ``exits="similarity", decoder_threshold=0.9``."""
 
-import difflib
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -18,6 +17,7 @@ from ofa_exit.plugin.predict.checkpoint import TASKS, open_checkpoint
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
+from ofa_exit.spelling import nearest
 
 # Options of the runtime, which go with any policy.
 RUNTIME_OPTIONS = ("kv", "preset", "options")
@@ -36,10 +36,10 @@ def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
         option = fields.get(name, PREFIX + name)
         if option not in known:
             names = [one.removeprefix(PREFIX) for one in known]
-            near = difflib.get_close_matches(name, names, n=1)
+            near = nearest(name, names)
             hint = f"{exits!r} takes {', '.join(fields) or 'none'}"
             if near:
-                hint = f"did you mean {near[0]!r}?"
+                hint = f"did you mean {near!r}?"
             raise ValueError(f"unknown exit option {name!r}: {hint}")
         flags[option] = value
     return Namespace(exit_policy=exits, **flags)

@@ -251,6 +251,8 @@ class Predictor:
                 "image_layers": image_layers,
                 "text_layers": text_layers,
                 "seconds": seconds,
+                "exits": task.cfg.exit_policy,
+                "depth": self.depth,
             }
 
 
