@@ -20,6 +20,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
       examples share an image (``Example.image_id``);
     - image_rows Long [B], the image of each example; only where I < B;
     - patch_masks Bool [B], False without an image;
+    - text_keys, one text per example that stands for its source: equal where sources are;
     - padded, False where all sources have one length and all rows have an image.
 
     The other keys: target Long [B, L], prompt_lengths Long [B], references, uniq_ids, id Long [B]
@@ -42,6 +43,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
         "net_input": {
             "src_tokens": _stack([example.source for example in kept], pad),
             "src_lengths": torch.tensor(lengths),
+            "text_keys": [" ".join(map(str, example.source.tolist())) for example in kept],
             "patch_images": images,
             "patch_masks": torch.tensor(has_image),
             "padded": min(lengths) < max(lengths) or not all(has_image),
