@@ -52,7 +52,7 @@ class RunTotals:
     executed: dict[str, int]
     full: dict[str, int]
     biases: dict[str, int]
-    prompt: str | None  # token ids of the text, if a text pass had the same for all sentences
+    prompt: str | None = None  # the key of the text, if a text pass had one for all sentences
 
     @classmethod
     def of(
