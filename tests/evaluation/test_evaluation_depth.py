@@ -171,7 +171,7 @@ def test_what_a_constant_prompt_contributes():
     summary = constant.summary()
     assert summary["expected_time_reduction"] == pytest.approx((2.5 / 6 + 3 / 6) / 2 / 2)
     assert summary[WITHOUT] == pytest.approx((0 + 3 / 6) / 2 / 2)
-    assert "  without the constant prompt   12.5 %" in constant.table()
+    assert "without the constant prompt   12.5 %" in constant.table()
     assert WITHOUT not in totals(PROMPTED).summary()
     assert "prompt" not in totals(PROMPTED).table()
 

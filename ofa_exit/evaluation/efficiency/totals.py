@@ -227,7 +227,7 @@ class RunTotals:
         rows.append((name, f"{100 * (values['expected_time_reduction'] or 0):.1f} %"))
         if "expected_time_reduction_without_prompt" in values:
             shown = f"{100 * values['expected_time_reduction_without_prompt']:.1f} %"
-            rows.append(("  without the constant prompt", shown))
+            rows.append(("without the constant prompt", shown))
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (
