@@ -70,6 +70,7 @@ class Setting:
             image_size=tuple(sample["net_input"]["patch_images"].shape[-2:]),
             seconds=seconds,
             has_image=sample["net_input"]["patch_masks"].tolist(),
+            text_keys=sample["net_input"].get("text_keys"),
         )
         scored = []
         if self.scorer is not None:

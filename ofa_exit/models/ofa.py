@@ -280,7 +280,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 head by layer number, and "exit_features", the same after the final norm.
             train_backbone: with ``exit_features``, let gradients reach the backbone.
             return_layers: add "layer_states" of the decoder and "encoder_out" to the extras.
-            encoder_options: ``padded``, ``image_rows`` and ``shared_source``.
+            encoder_options: ``padded``, ``image_rows``, ``shared_source`` and ``text_keys``.
         """
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and (train_backbone or not exit_features)

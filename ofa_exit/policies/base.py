@@ -142,6 +142,7 @@ class ExitPolicy:
 
     Override the gates of the parts whose rows may exit. A gate that is not overridden costs
     nothing. Gates see each row by itself: an answer must not depend on other rows of the batch.
+    The text gate is asked once for equal texts, and again when the policy's fields change.
     """
 
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}

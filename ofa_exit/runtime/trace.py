@@ -76,8 +76,11 @@ class ExitTrace:
             encoder that runs both modalities together reports the same number in both.
         source_tokens: Long [S], of image and text together, without padding.
         work, full_work: what the encoder did, and what full depth would have done. An image that
-            several sentences share is there once.
+            several sentences share is there once. A text that they share is there for each, as if
+            its pass had run for each: no exit saved it.
         steps: one entry per decoder call.
+        text_layers_run: Long [U], layers that each of the U distinct texts really went through.
+            They are 0 where the pass was kept from an earlier batch.
     """
 
     image_layers: Tensor
@@ -86,6 +89,7 @@ class ExitTrace:
     work: list[Work] = field(default_factory=list)
     full_work: list[Work] = field(default_factory=list)
     steps: list[DecoderStep] = field(default_factory=list)
+    text_layers_run: Optional[Tensor] = None
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
         """Return the decoder layers that every token of every sentence's hypotheses used.

@@ -12,6 +12,7 @@ from ofa_exit.evaluation.efficiency.depth import (
     expected_time_reduction,
     mean_layers,
     parameters_used,
+    without_text,
 )
 from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
@@ -42,6 +43,7 @@ class RunTotals:
     text_layers: int
     decoder_depth: float  # of each sentence's mean over its words
     expected_time_reduction: float
+    expected_time_without_text: float  # the same without the layers of texts
     words_run: int  # words that a layer ran for
     parameters: int  # BLIPEE's i + k, summed over these words
     words_by_head: int  # of these, words that exited through a head
@@ -50,6 +52,7 @@ class RunTotals:
     executed: dict[str, int]
     full: dict[str, int]
     biases: dict[str, int]
+    prompt: str | None = None  # the key of the text, if a text pass had one for all sentences
 
     @classmethod
     def of(
@@ -71,7 +74,7 @@ class RunTotals:
             head_layers: weights per head divided by the weights of a decoder layer; 0 if the head
                 is made of decoder layers.
             reference_layers: N_E and N_D of Eq. 14; None: the model's.
-            rest: seconds, counted, executed, full, biases.
+            rest: seconds, counted, executed, full, biases, prompt.
 
         Raises:
             ValueError: samples that cannot be, see ``expected_time_reduction``.
@@ -93,6 +96,10 @@ class RunTotals:
             decoder_depth=sum(mean_layers([sample]).decoder for sample in samples),
             expected_time_reduction=sum(
                 expected_time_reduction([sample], *layers, exits, head_depth) for sample in samples
+            ),
+            expected_time_without_text=sum(
+                expected_time_reduction([without_text(sample)], *layers, exits, head_depth)
+                for sample in samples
             ),
             words_run=sum(map(len, used)),
             parameters=sum(map(sum, used)),
@@ -126,7 +133,9 @@ class RunTotals:
             for shape, cost in part.biases.items():
                 if biases.setdefault(shape, cost) != cost:
                     raise ValueError("position biases differ: the shards' models differ")
-        values: dict[str, Any] = {"biases": biases}
+        prompts = {part.prompt for part in parts if part.sentences}
+        prompt = prompts.pop() if len(prompts) == 1 else None
+        values: dict[str, Any] = {"biases": biases, "prompt": prompt}
         for name in _OF_THE_MODEL:
             values[name] = getattr(first, name)
         for field in dataclasses.fields(cls):
@@ -143,9 +152,10 @@ class RunTotals:
         """Return the numbers of the whole run; None where there is nothing to count.
 
         Layers and expected_time_reduction are those of ``depth``; reference_layers is there if they
-        are another model's. flop_reduction is 1 - executed /
-        full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
-        and depends on the machine and the batch size.
+        are another model's. expected_time_reduction_without_prompt is there if a text pass had the
+        same text for all sentences: Eq. 14 over the layers of the images alone. flop_reduction is
+        1 - executed / full FLOPs, each summed over the run (0 without a trace).
+        seconds_per_sentence is measured and depends on the machine and the batch size.
 
         parameter_speedup is BLIPEE's N / mean(i + k), without heads k = 0. A head that is no
         transformer layer has k = 0 there, however many weights it has. For such heads
@@ -165,6 +175,7 @@ class RunTotals:
             "encoder_layers_full": self.encoder_layers,
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
+            **self._without_prompt(),
             **({"reference_layers": self._reference} if self.reference_layers else {}),
             "flop_reduction": reduction if count else None,
             "parameter_speedup": self._parameter_speedup(0),
@@ -190,6 +201,12 @@ class RunTotals:
             return {}
         return {"parameter_speedup_with_heads": self._parameter_speedup(self.head_layers)}
 
+    def _without_prompt(self) -> dict[str, float]:
+        if self.prompt is None or not self.sentences:
+            return {}
+        value = self.expected_time_without_text / self.sentences
+        return {"expected_time_reduction_without_prompt": value}
+
     def table(self) -> str:
         """Return the summary as a table."""
         values = self.summary()
@@ -208,6 +225,9 @@ class RunTotals:
         if self.reference_layers:
             name += f" against {self._reference} layers"
         rows.append((name, f"{100 * (values['expected_time_reduction'] or 0):.1f} %"))
+        if "expected_time_reduction_without_prompt" in values:
+            shown = f"{100 * values['expected_time_reduction_without_prompt']:.1f} %"
+            rows.append(("without the constant prompt", shown))
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (

@@ -277,16 +277,16 @@ class OFATask(DataTask):
         tokens = [[hyp["tokens"].tolist() for hyp in sentence_hyps] for sentence_hyps in hyps]
         seconds = time.perf_counter() - start
         net_input = batch["net_input"]
-        height, width = net_input["patch_images"].shape[-2:]
         for report, trace in zip(self.exit_reports, self.traces(generator, models)):
             report.add(
                 ids=batch["uniq_ids"],
                 trace=trace,
                 hypotheses=tokens,
                 text_tokens=net_input["src_lengths"].tolist(),
-                image_size=(height, width),
+                image_size=tuple(net_input["patch_images"].shape[-2:]),
                 seconds=seconds,
                 has_image=net_input["patch_masks"].tolist(),
+                text_keys=net_input.get("text_keys"),
             )
         self.progress.in_batch = False
         if "references" in sample:
