@@ -30,6 +30,10 @@ def check_lossless(cfg: Any) -> None:
                 "of tokens to draft at a time"
             )
         return
+    for option in ("exit_lossless", "exit_lossless_layer"):  # from Python they may be anything
+        value = getattr(cfg, option, None)
+        if isinstance(value, bool) or not isinstance(value, (int, type(None))):
+            raise ValueError(f"{_flag(option)} is {value!r}: give a whole number of at least 1")
     Drafting(cfg.exit_lossless, 1 if layer is None else layer)
     for option, unset in (("exit_policy", "none"), ("exit_preset", None)):
         value = getattr(cfg, option, unset)

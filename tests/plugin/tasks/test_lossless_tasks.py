@@ -7,6 +7,7 @@ from helpers import caption_task
 from helpers import task_files as files
 from helpers.caption_task import TASK
 from helpers.vqa_samples import WORDS, row
+from PIL import Image
 
 import ofa_exit
 from ofa_exit.cli import sweep
@@ -134,8 +135,6 @@ def test_validation_and_sweeps(data, checkpoint, tmp_path):
 
 def test_predictions(data, checkpoint, tmp_path):
     model = ofa_exit.load(checkpoint, bpe_dir=str(data), device="cpu")
-    from PIL import Image
-
     images = [Image.new("RGB", (16, 16), colour) for colour in files.COLOURS]
     full = model.caption(images, beam=1)
     found = model.caption(images, lossless=3, lossless_layer=2)
@@ -143,6 +142,8 @@ def test_predictions(data, checkpoint, tmp_path):
     assert [one.layers for one in found] == [one.layers for one in full]
     with pytest.raises(PredictionError, match="give --beam 1"):
         model.caption(images, lossless=3, beam=5)
+    with pytest.raises(PredictionError, match="--exit-lossless is '3'"):
+        model.caption(images, lossless="3")
     with pytest.raises(PredictionError, match="has 6 decoder"):
         model.caption(images, lossless=3, lossless_layer=9)
     with pytest.raises(PredictionError, match="scores given answers"):
