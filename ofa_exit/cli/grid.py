@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from ofa_exit.plugin.drafts import is_lossless
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import (
     build_exit_policy,
@@ -88,6 +89,11 @@ def exit_settings(
         raise UsageError(f"{where} is empty: give at least one setting")
     if cfg.exit_trace:
         raise UsageError("--exit-trace belongs to a single generation: leave it out of a sweep")
+    if is_lossless(cfg):
+        raise UsageError(
+            "--exit-lossless changes no output, so there is nothing to sweep: leave it out, and "
+            "read speed and acceptance in the report of fairseq-generate"
+        )
     settings = []
     for number, given in enumerate(grid, start=1):
         name = f"{where}, setting {number}"

@@ -15,6 +15,7 @@ from ofa_exit.evaluation.efficiency.report import is_trace
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.drafts import build_drafting, check_lossless, is_lossless
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
@@ -106,6 +107,21 @@ class ExitFlags(FairseqDataclass):
     exit_late_options: Optional[str] = field(
         default=None, metadata={"help": argparse.SUPPRESS}
     )  # options of policies that were registered after this class was made, as JSON
+    exit_lossless: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "lossless mode, for greedy search: draft so many tokens at a time by the first "
+            "layers and verify them at full depth in one pass. Captions are those of full depth; "
+            "needs --beam 1 and no --exit-policy"
+        },
+    )
+    exit_lossless_layer: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "decoder layer after which --exit-lossless drafts (default: a third of the "
+            "layers)"
+        },
+    )
     exit_trace: Optional[str] = field(
         default=None,
         metadata={"help": "file for the layers that each word used, one JSON object per sentence"},
@@ -171,6 +187,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     if cfg.exit_kv is not None:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
     _check_trace(cfg)
+    check_lossless(cfg)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
     if preset is not None:
@@ -220,16 +237,20 @@ def _warn_once(text: str) -> None:
 @usage_errors()
 def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
     """Raise ValueError for options that a model cannot follow."""
-    if policy is None:
+    if policy is None and not is_lossless(cfg):
         return
     if not isinstance(model, OFAModel):
-        raise ValueError(f"--exit-policy needs an OFA model, {type(model).__name__} has no exits")
+        option = "--exit-lossless" if policy is None else "--exit-policy"
+        raise ValueError(f"{option} needs an OFA model, {type(model).__name__} has no exits")
     reject_misfit_arguments(cfg, policy, model.cfg)
 
 
 @usage_errors()
-def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
+def reject_misfit_arguments(cfg: Any, policy: Optional[ExitPolicy], arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
+    build_drafting(cfg, arguments.decoder_layers)
+    if policy is None:
+        return
     policy.check(arguments)
     kind = getattr(arguments, "exit_head", DEFAULT_HEAD)
     heads = HEADS.get(kind)

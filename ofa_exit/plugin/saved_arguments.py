@@ -170,8 +170,7 @@ def reject_misfit_of_checkpoints(
         if arguments is None or not resolved(cfg.path):
             continue
         reject_shallow_reference(cfg, arguments)
-        if policy is not None:
-            reject_misfit_arguments(cfg, policy, arguments)
+        reject_misfit_arguments(cfg, policy, arguments)
 
 
 def reference_layers(cfg: Any) -> Optional[tuple[int, int]]:

@@ -28,6 +28,8 @@ class DecoderStep:
         work, full_work: what was done, by sentence, and what full depth would have done.
         heads_run: Long [N], heads that the row really went through, P positions each.
         head_kv_backfilled: Long [N], as kv_backfilled, of heads that were not reached.
+        drafted, accepted: Long [N], with drafts: how many were verified, and whether the newest
+            token was one of an earlier call's. Then layers_run counts a layer for each position.
     """
 
     tokens: Tensor
@@ -40,6 +42,8 @@ class DecoderStep:
     full_work: list[Work]
     heads_run: Optional[Tensor] = None
     head_kv_backfilled: Optional[Tensor] = None
+    drafted: Optional[Tensor] = None
+    accepted: Optional[Tensor] = None
 
     def score_words(
         self,

@@ -81,6 +81,7 @@ class GenerationReport:
         self._full = dict.fromkeys(PARTS, 0)
         self._counted = 0  # sentences whose FLOPs are counted
         self._texts: set[str | None] = set()  # keys of texts, no more than two
+        self._drafts = {"drafted": 0, "accepted": 0, "rounds": 0}
         self._trace_file = TraceFile(trace_file) if trace_file else None
 
     @property
@@ -177,6 +178,7 @@ class GenerationReport:
             full=dict(self._full),
             biases=dict(self._biases),
             prompt=self._prompt,
+            **self._drafts,
         )
 
     @property
@@ -213,6 +215,11 @@ class GenerationReport:
             for name, value in part.items():
                 total[name] += value
         self._counted += len(text_tokens)
+        for step in trace.steps:
+            if step.drafted is not None:
+                self._drafts["drafted"] += int(step.drafted.sum())
+                self._drafts["accepted"] += int(step.accepted.sum())
+                self._drafts["rounds"] += int(step.layers_run.count_nonzero())
 
     def _detail(self, tokens: Sequence[int], layers: Sequence[int]) -> dict[str, list]:
         detail: dict[str, list] = {"tokens": list(tokens), "layers": list(layers)}

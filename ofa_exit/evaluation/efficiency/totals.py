@@ -53,6 +53,9 @@ class RunTotals:
     full: dict[str, int]
     biases: dict[str, int]
     prompt: str | None = None  # the key of the text, if a text pass had one for all sentences
+    drafted: int = 0  # tokens that were drafted and verified, with --exit-lossless
+    accepted: int = 0  # of these, tokens that the search chose
+    rounds: int = 0  # passes over a row that verified drafts
 
     @classmethod
     def of(
@@ -74,7 +77,7 @@ class RunTotals:
             head_layers: weights per head divided by the weights of a decoder layer; 0 if the head
                 is made of decoder layers.
             reference_layers: N_E and N_D of Eq. 14; None: the model's.
-            rest: seconds, counted, executed, full, biases, prompt.
+            rest: seconds, counted, executed, full, biases, prompt, and those of drafts.
 
         Raises:
             ValueError: samples that cannot be, see ``expected_time_reduction``.
@@ -157,6 +160,9 @@ class RunTotals:
         1 - executed / full FLOPs, each summed over the run (0 without a trace).
         seconds_per_sentence is measured and depends on the machine and the batch size.
 
+        With drafts there are drafted, accepted and accepted_share, the share of the drafted tokens
+        that the search chose, and words_per_round, the mean number of words per full-depth pass.
+
         parameter_speedup is BLIPEE's N / mean(i + k), without heads k = 0. A head that is no
         transformer layer has k = 0 there, however many weights it has. For such heads
         parameter_speedup_with_heads has k = weights of a head / weights of a decoder layer.
@@ -180,6 +186,7 @@ class RunTotals:
             "flop_reduction": reduction if count else None,
             "parameter_speedup": self._parameter_speedup(0),
             **self._speedup_with_heads(),
+            **self._drafts(),
             "gflops_per_sentence": executed / per_sentence if self.counted else None,
             "gflops_full_per_sentence": full / per_sentence if self.counted else None,
             "seconds_per_sentence": self.seconds / count if count else None,
@@ -195,6 +202,16 @@ class RunTotals:
         """Return N / mean(i + k); ``head_layers`` is added to k of every head."""
         used = self.parameters + head_layers * self.words_by_head
         return self.decoder_layers * self.words_run / used if used else None
+
+    def _drafts(self) -> dict[str, Any]:
+        if not self.rounds:
+            return {}
+        return {
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accepted_share": self.accepted / self.drafted if self.drafted else None,
+            "words_per_round": (self.accepted + self.rounds) / self.rounds,
+        }
 
     def _speedup_with_heads(self) -> dict[str, float | None]:
         if not (self.exits and self.head_layers):
@@ -245,5 +262,10 @@ class RunTotals:
                 f"(a head has the weights of {self.head_layers:.1f} decoder layers)"
             )
             rows.append(("parameter_speedup_with_heads", shown))
+        if self.rounds:
+            share = f"{100 * (values['accepted_share'] or 0):.1f} % of {self.drafted}"
+            rows.append(("drafts accepted", share))
+            shown = f"{values['words_per_round']:.2f} ({self.rounds} rounds)"
+            rows.append(("words per round of drafts", shown))
         rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
         return tabulate(rows, tablefmt="plain", disable_numparse=True)

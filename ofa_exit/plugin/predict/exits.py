@@ -19,8 +19,8 @@ from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 from ofa_exit.spelling import nearest
 
-# Options of the runtime, which go with any policy.
-RUNTIME_OPTIONS = ("kv", "preset", "options")
+# Options of the runtime. "lossless" goes without a policy, the others with any.
+RUNTIME_OPTIONS = ("kv", "preset", "options", "lossless", "lossless_layer")
 
 
 def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
@@ -71,6 +71,6 @@ def open_checked(
     policy = exit_policy_of(exits, options, TASK_REGISTRY[TASKS[kind]].exit_defaults)
     saved = open_checkpoint(checkpoint)
     arguments = saved.model_arguments
-    if policy is not None and arguments is not None:
+    if arguments is not None:
         reject_misfit_arguments(exit_flags(exits, options), policy, arguments)
     return saved

@@ -23,6 +23,7 @@ from ofa_exit.plugin.command_options import (
     reject_interactive,
     take_overrides,
 )
+from ofa_exit.plugin.drafts import build_drafting, reject_exits_of_loss, reject_lossless_scoring
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
@@ -115,6 +116,7 @@ class OFATask(DataTask):
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
         cls.check_options(cfg)
+        reject_lossless_scoring(cfg, cls.searches(cfg))
         command = command_of(cfg)
         if command is not None:
             check_sizes(command.dataset)
@@ -165,12 +167,8 @@ class OFATask(DataTask):
                     f"{flag(option)} {value!r}: only fairseq-generate {made}; "
                     "leave it out of training and validation"
                 )
-        if self.exit_policy is not None and not self.validates_generation():
-            raise ValueError(
-                f"--exit-policy {self.cfg.exit_policy}: the loss is computed at full depth. Add "
-                f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
-                "it out"
-            )
+        if not self.validates_generation():
+            reject_exits_of_loss(self.cfg, self.exit_policy, self.eval_options)
         metric = resolved(getattr(self.cfg, "best_checkpoint_metric", None))
         if self.model_to_train is not None and metric is not None:
             tasks = (cls for cls in TASK_REGISTRY.values() if issubclass(cls, OFATask))
@@ -199,10 +197,9 @@ class OFATask(DataTask):
     def set_exits(self, models: Sequence[Any], on: bool) -> None:
         """Set the models' exit policy, or remove it."""
         for model in models:
-            if on:
-                model.configure_exits(self.exit_policy, self.cfg.exit_kv or "propagate")
-            else:
-                model.configure_exits(None)
+            drafting = build_drafting(self.cfg, len(model.decoder.layers))
+            options = self.exit_policy, self.cfg.exit_kv or "propagate", False, drafting
+            model.configure_exits(*options if on else (None,))
 
     # ------------------------------------------------------------------ generation
 

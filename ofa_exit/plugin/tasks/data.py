@@ -67,6 +67,11 @@ class DataTask(FairseqTask):
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
 
+    @classmethod
+    def searches(cls, cfg: OFATaskConfig) -> bool:
+        """Return whether words are searched. Otherwise given answers are scored."""
+        return False
+
     def examples(
         self, path: Any, split: str, load_image: ImageLoader, **options: Any
     ) -> RowExamples:
