@@ -45,6 +45,7 @@ from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
 from ofa_exit.cli.parsing import new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.data.files import write_bytes
+from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
@@ -156,6 +157,9 @@ def sweep(
 
     # 2. Models and data, as fairseq-generate loads them.
     task = tasks.setup_task(cfg.task)
+    with usage_errors():
+        for setting in settings:
+            reject_foreign_config(task.cfg, task.prefix, setting.given.get("exit_config"))
     loaded = [load(path, overrides, task, cfg)]
     model = loaded[0].model
     if callable(grid):

@@ -110,6 +110,7 @@ def option(
     parse: Optional[Callable[[Any], Any]] = None,
     flag: Optional[str] = None,
     metavar: Optional[str] = None,
+    tries: Sequence[Any] = (),
 ) -> Any:
     """Declare a field of a policy, which is also the command-line flag ``--exit-NAME``.
 
@@ -121,6 +122,8 @@ def option(
         parse: turns a text of the command line into the value. ValueError says what is wrong.
         flag: name of the flag, if not the field's.
         metavar: what stands for the value in messages, as IMAGE,TEXT,DECODER.
+        tries: values that ``ofa-exit calibrate`` tries, the most careful first. With a later value
+            no gate may answer False where it answers True with an earlier one.
     """
     metadata = {
         "help": help,
@@ -130,6 +133,7 @@ def option(
         "parse": parse,
         "flag": flag,
         "metavar": metavar,
+        "tries": tries,
     }
     return field(default=default, metadata=metadata)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 from ofa_exit.policies.base import option
@@ -11,16 +12,22 @@ PerLayer = Union[float, tuple[float, ...]]
 """A threshold of all layers, or one after each layer but the last, from layer 1."""
 
 
-def threshold_option(default: float, help: str, shown: Optional[str] = None) -> Any:
+def threshold_option(
+    default: float, help: str, shown: Optional[str] = None, tries: Sequence[float] = ()
+) -> Any:
     """Declare a field of type ``PerLayer``, whose numbers are 0 or more.
 
     Args:
-        default, help: see ``option``.
+        default, help, tries: see ``option``.
         shown: the default in the help text, if not the number.
     """
     help += "; one number, or one after each layer but the last, as 0.9,0.8 "
     return option(
-        default, f"{help}(default: {shown or default})", at_least=0, parse=parse_thresholds
+        default,
+        f"{help}(default: {shown or default})",
+        at_least=0,
+        parse=parse_thresholds,
+        tries=tries,
     )
 
 

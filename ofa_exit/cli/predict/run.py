@@ -111,6 +111,7 @@ def predict(args: Namespace) -> int:
         found.append(result)
     if args.html is not None:
         method = "full depth" if exits == "none" else exits
+        method = method if args.exit_config is None else args.exit_config
         write_page(args.html, found, thumbnails, model.depth, method)
     if exits != "none" and found and not _any_exit(found, model):
         print(

@@ -20,6 +20,7 @@ from ofa_exit.data.own_images import OnRead
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
 from ofa_exit.plugin.average import require_average
+from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_data
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
@@ -31,7 +32,7 @@ from ofa_exit.plugin.predict.checkpoint import (
     open_checkpoint,
     task_config,
 )
-from ofa_exit.plugin.predict.exits import exit_policy_of
+from ofa_exit.plugin.predict.exits import exits_of
 from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
@@ -156,7 +157,8 @@ class Predictor:
                 the first one raises.
             on_read: is called with the name and the image, in RGB, once it has been read.
             exit_options: options of the policy without their prefix exit_, as
-                ``decoder_threshold=0.9``; also ``kv`` and ``preset``.
+                ``decoder_threshold=0.9``; also ``kv`` and ``preset``. Or, instead of all,
+                ``config``, a file of ``ofa-exit calibrate``.
 
         Raises:
             PredictionError: invalid options, or an image that cannot be read.
@@ -168,9 +170,11 @@ class Predictor:
             task = ALIASES.get(task, task)
             prepared = self._task(task)
             self._warn_of_other_training(task)
-            prepared.exit_policy = exit_policy_of(exits, exit_options, prepared.exit_defaults)
-            prepared.cfg.exit_policy = exits
-            prepared.cfg.exit_kv = exit_options.get("kv")
+            policy, flags = exits_of(exits, exit_options, prepared.exit_defaults)
+            reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
+            warn_of_data(flags, None)
+            prepared.exit_policy = policy
+            prepared.cfg.exit_policy, prepared.cfg.exit_kv = flags.exit_policy, flags.exit_kv
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)
             generator = prepared.build_generator(
                 [self.model], _search_options(task, prepared, beam, max_length)
