@@ -186,7 +186,8 @@ def test_other_exit_options_beside_it_are_rejected(trained, exits):
     [
         (["--metric", "cider"], "--metric cider: snli_ve has consistency, accuracy"),
         (["--exit-policy", "static", "--exit-depths", "2,2,2"], "no numeric option to calibrate"),
-        (["--exit-policy", "similar"], "unknown --exit-policy 'similar'"),
+        (["--exit-policy", "static"], "--exit-policy static has no numeric option"),
+        (["--exit-policy", "similar"], "--exit-policy 'similar' cannot be calibrated"),
         (["--exit-config", "x.json"], "--exit-config: calibrate names"),
         ([], "24 rows are too few to promise 0.96 with confidence 0.95: at least 111 are needed"),
         (["--keep", "1"], "--keep 1: no number of rows"),

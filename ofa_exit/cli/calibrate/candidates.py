@@ -1,6 +1,7 @@
 """Settings to calibrate: the grid of a policy's numeric options, all of them at once."""
 
 import itertools
+import json
 import math
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -75,8 +76,11 @@ def candidates(cfg: Any, task: str, arguments: Any) -> Candidates:
             setting.check_arguments(arguments)
         return found
 
-    settings_of([{"exit_policy": policy}])  # rejects what is given
-    free = [axis for axis in _axes(policy) if getattr(cfg, axis.option, None) is None]
+    numeric = list(_axes(policy))
+    if numeric:
+        settings_of([{"exit_policy": policy}])  # rejects what is given
+    late = json.loads(cfg.exit_late_options or "{}")
+    free = [one for one in numeric if getattr(cfg, one.option, late.get(one.option)) is None]
     fitting = [_fitting(axis, policy, settings_of) for axis in free]
     axes = [axis for axis in fitting if axis.values]
     if not axes:

@@ -19,12 +19,12 @@ from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.scorers.measures import MEASURES, choose_measure
 
 CONSISTENCY = "consistency"
-METRICS = ("cider", "accuracy", "vqa", CONSISTENCY)
 METRICS_OF_KIND = {
     "caption": (CONSISTENCY, "cider"),
     "snli_ve": (CONSISTENCY, "accuracy"),
     "vqa": (CONSISTENCY, "vqa", "accuracy"),
 }
+METRICS = tuple(dict.fromkeys(name for names in METRICS_OF_KIND.values() for name in names))
 
 
 def check_metric(metric: str, kind: str) -> None:

@@ -1,6 +1,7 @@
 """The steps of ``ofa-exit calibrate``: check, generate, test, write."""
 
 import argparse
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -115,8 +116,7 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     check_metric(args.metric, task_class.prefix)
     found = candidates(cfg.task, task_class.exit_defaults, saved.model_arguments)
     with open_dict(cfg):
-        exits = {name: cfg.task.get(name) for name in (*COMMON, *policy_flags())}
-        for name in exits:  # the settings have them
+        for name in (*COMMON, *policy_flags(), "exit_late_options"):  # the settings have them
             if name in cfg.task:
                 cfg.task[name] = "none" if name == "exit_policy" else None
     task = tasks.setup_task(cfg.task)
@@ -200,8 +200,10 @@ def fixed_options(job: Job) -> dict[str, Any]:
     """Return the exit options of the command line, which all settings share."""
     setting = job.found.settings[-1]
     names = (*COMMON, *policy_flags())
+    late = json.loads(setting.options.exit_late_options or "{}")
     values = {name: getattr(setting.options, name, None) for name in names}
-    return {k: v for k, v in values.items() if v is not None and k not in setting.given}
+    values = {**late, **{name: value for name, value in values.items() if value is not None}}
+    return {name: value for name, value in values.items() if name not in setting.given}
 
 
 def exit_config(
