@@ -74,7 +74,7 @@ def test_what_follows_from_other_settings_equals_what_is_generated(trained, exit
     for one, other in zip(derived, generated):
         assert (one.row, one.texts, one.references) == (other.row, other.texts, other.references)
         assert one.costs["layers"] == other.costs["layers"]
-    assert len({tuple(one.costs["layers"]) for one in derived}) > 1  # rows exit differently
+    assert len(set(derived[0].costs["layers"])) > 2  # the settings differ
 
 
 def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_path, monkeypatch):
@@ -105,8 +105,8 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
         applied = files.generate(TASK, data, checkpoint, "--exit-config", str(exits))
     assert "exits calibrated on rows.tsv" in caplog.text
     assert applied["D"] == plain["D"]
-    layers = [line for line in plain["report"] if "decoder" in line]
-    assert [line for line in applied["report"] if "decoder" in line] == layers
+    layers = [line for line in plain["report"] if line.startswith("mean decoder")]
+    assert layers and [one for one in applied["report"] if one in layers] == layers
 
     caplog.clear()
     arguments = files.generate_arguments(TASK, data / "rows.tsv", checkpoint)
