@@ -34,7 +34,8 @@ ALLOWED = {
     "data": {"torch", "torchvision", "PIL", "numpy", "filelock", "tqdm", "sentencepiece"},
     "prepare": {"data", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm", "transformers"},
     "evaluation": {
-        *("runtime", "torch", "numpy", "pycocoevalcap", "sacrebleu", "matplotlib", "tabulate"),
+        *("runtime", "torch", "numpy", "scipy", "pycocoevalcap", "sacrebleu", "matplotlib"),
+        "tabulate",
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from ofa_exit.plugin.drafts import is_lossless
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import (
+    COMMON,
     build_exit_policy,
     option_fields,
     policy_flags,
@@ -22,8 +23,6 @@ from ofa_exit.spelling import nearest
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
-# Options of every policy. A trace belongs to a single generation.
-COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options")
 
 
 @dataclass
@@ -100,9 +99,12 @@ def exit_settings(
         check_setting(given, name)
         exits = {option: value for option, value in given.items() if option != "run"}
         usual = {option: getattr(cfg, option, None) for option in known_options()}
+        if exits:  # a setting of its own
+            usual["exit_config"] = None
         late = getattr(cfg, "exit_late_options", None)
         options = Namespace(**{**usual, **exits}, exit_late_options=late, exit_trace=None)
-        if exits and options.exit_policy == "none" and "exit_policy" not in exits:
+        is_named = options.exit_policy != "none" or exits.keys() & {"exit_policy", "exit_config"}
+        if exits and not is_named:
             options.exit_policy = _policy_of(exits)
         with errors_name(name):
             policy = build_exit_policy(options, task)

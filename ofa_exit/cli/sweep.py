@@ -50,6 +50,7 @@ from ofa_exit.cli.parsing import new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
 from ofa_exit.data.files import write_bytes
+from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.reporting import file_record, run_record
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
@@ -165,6 +166,9 @@ def sweep(
 
     # 2. Models and data, as fairseq-generate loads them.
     task = tasks.setup_task(cfg.task)
+    with usage_errors():
+        for one in settings:
+            reject_foreign_config(task.cfg, task.prefix, one.given.get("exit_config"))
     loaded = [load(path, overrides, task, cfg)]
     model = loaded[0].model
     if callable(grid):
@@ -176,8 +180,8 @@ def sweep(
         full_depth = ExitSetting("--reference", "reference", {}, Namespace(exit_kv=None), None)
         baseline = Setting(full_depth, loaded[1], scorer and scorer())
         on_model.append(baseline)
-    for one in loaded:  # rejects data options that differ from those in training
-        task.load_dataset(subset, task_cfg=one.saved.task)
+    for each in loaded:  # rejects data options that differ from those in training
+        task.load_dataset(subset, task_cfg=each.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
     samples = batches(task, cfg, [one.model for one in loaded])

@@ -20,6 +20,7 @@ from ofa_exit.models.positions import (
     grid_ids,
     image_buckets,
     relative_bias,
+    round_up,
     token_buckets,
     zero_table,
 )
@@ -211,7 +212,7 @@ class Encoder(ShapeCache):
         # Batches differ in text length: joint terms are made for a longer text, and sliced.
         made_length = length
         if not torch.is_grad_enabled():
-            made_length = _round_up(length, self.text_length_multiple)
+            made_length = round_up(length, self.text_length_multiple)
             made_length = min(made_length, self.cfg.max_source_positions)
 
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
@@ -245,12 +246,11 @@ class Encoder(ShapeCache):
         """Return the FLOPs of the position biases of one shape of batch, by shape.
 
         4·T·C² + 2·pairs·C over T = image + text positions. The pairs are T², or those within each
-        pass of a split encoder. Joint biases are made for text lengths
-        that are multiples of ``text_length_multiple``.
+        pass of a split encoder. Joint biases have text lengths of ``text_length_multiple``.
         """
         dim = self.cfg.encoder_embed_dim
         if image and not self.cfg.split_modalities:
-            text = _round_up(text, self.text_length_multiple)
+            text = round_up(text, self.text_length_multiple)
         text = min(text, self.cfg.max_source_positions)
         tokens = image + text
         pairs = image**2 + text**2 if self.cfg.split_modalities else tokens**2
@@ -323,21 +323,18 @@ class Encoder(ShapeCache):
             image = image.masked_fill(~present[:, None, None], 0.0)
             if not split:
                 image = per_sentence(image, image_rows)
-        padding = text_padding = per_sentence(unused, texts.rows)
+        padding = per_sentence(unused, texts.rows)
         if patch_masks is not None and grid is not None:
             cells = grid[0] * grid[1]
-            padding = torch.cat([~patch_masks[:, None].expand(-1, cells), text_padding], dim=1)
+            padding = torch.cat([~patch_masks[:, None].expand(-1, cells), padding], dim=1)
         biases = self._biases(grid, src_tokens.size(1))
 
         if split and grid is not None:
             assert biases.image is not None and biases.text is not None
             # Without padding every row has an image, and no row is masked or left out.
-            image_pass = EncoderPass(
-                self.layers, biases.image, image, present=present if padded else None
-            )
-            text_pass = EncoderPass(
-                self.layers, biases.text, text, padding=unused if padded else None
-            )
+            shown, masked = (present, unused) if padded else (None, None)
+            image_pass = EncoderPass(self.layers, biases.image, image, present=shown)
+            text_pass = EncoderPass(self.layers, biases.text, text, padding=masked)
             image = per_sentence(self._run(image_pass, "image"), image_rows)
             if texts.only is None:
                 self._run(text_pass, "text")
@@ -359,9 +356,8 @@ class Encoder(ShapeCache):
             x = self._run(joint_pass, "text" if split else "joint")
             passes, text_layers = [(joint_pass, None)], joint_pass.layers_used
             text_layers_run = text_layers
-            image_layers = text_layers * (patch_masks if patch_masks is not None else 1)
-            if grid is None:
-                image_layers = torch.zeros_like(text_layers)
+            has_image = patch_masks if patch_masks is not None and grid is not None else 0
+            image_layers = text_layers * has_image
 
         self.last_trace = None
         if not self.training and (self.exit_policy is not None or self.always_traced):
@@ -401,7 +397,3 @@ class Encoder(ShapeCache):
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Reorder for beam search, see ``EncoderOut.reordered``."""
         return encoder_out.reordered(new_order)
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple

@@ -139,3 +139,8 @@ class ShapeCache(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}
+
+
+def round_up(length: int, multiple: int) -> int:
+    """Return the smallest multiple that is no less than ``length``."""
+    return -(-length // multiple) * multiple

@@ -17,12 +17,15 @@ from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.drafts import build_drafting, check_lossless, is_lossless
 from ofa_exit.plugin.errors import usage_errors
+from ofa_exit.plugin.exit_config import read_exit_config
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
 from ofa_exit.runtime.kv_cache import check_kv_mode
 
 logger = logging.getLogger(__name__)
 PREFIX = "exit_"
+# Options of every policy. A trace belongs to a single generation.
+COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options", "exit_config")
 
 
 def flag(name: str) -> str:
@@ -104,6 +107,13 @@ class ExitFlags(FairseqDataclass):
         default=None,
         metadata={"help": 'options of the policy as a JSON object, {"alpha": 0.9}'},
     )
+    exit_config: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "file of ofa-exit calibrate: exit policy and options with a guarantee, for the "
+            "checkpoint and task that they were calibrated for"
+        },
+    )
     exit_late_options: Optional[str] = field(
         default=None, metadata={"help": argparse.SUPPRESS}
     )  # options of policies that were registered after this class was made, as JSON
@@ -183,6 +193,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     Raises:
         ValueError: options make no sense, alone or together.
     """
+    take_exit_config(cfg)
     given = _given(cfg)
     if cfg.exit_kv is not None:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
@@ -232,6 +243,38 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
 def _warn_once(text: str) -> None:
     """Log a warning, the first time: commands build a policy to check it, and again to use it."""
     logger.warning(text)
+
+
+def take_exit_config(cfg: Any) -> None:
+    """Set the exit options to those of the file that ``--exit-config`` names.
+
+    Raises:
+        ValueError: the file is none of ``ofa-exit calibrate``, or other exit options are given.
+    """
+    path = getattr(cfg, "exit_config", None)
+    if path is None:
+        return
+    exits = read_exit_config(path).exits
+    given = {name: getattr(cfg, name, None) for name in COMMON if name != "exit_config"}
+    given = {name: value for name, value in {**given, **_given(cfg)}.items() if value is not None}
+    if given.get("exit_policy") == "none":
+        del given["exit_policy"]
+    texts = {name: f"{value}" for name, value in exits.items()}
+    if given and {k: f"{v}" for k, v in given.items()} != texts:  # it may be checked twice
+        raise ValueError(
+            f"--exit-config {path} names all exit options: leave {', '.join(map(flag, given))} out"
+        )
+    unknown = sorted(exits.keys() - {*COMMON, *policy_flags()})
+    if unknown:
+        raise ValueError(
+            f"--exit-config {path}: unknown option {unknown[0]}. Import the module of its policy "
+            "with --user-dir"
+        )
+    late = {name: value for name, value in exits.items() if not hasattr(cfg, name)}
+    for name in exits.keys() - late.keys():
+        setattr(cfg, name, exits[name])
+    if late:
+        cfg.exit_late_options = json.dumps(late)
 
 
 @usage_errors()

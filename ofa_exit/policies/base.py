@@ -111,6 +111,7 @@ def option(
     flag: Optional[str] = None,
     metavar: Optional[str] = None,
     doubts: Optional[Callable[[Any], Optional[str]]] = None,
+    tries: Sequence[Any] = (),
 ) -> Any:
     """Declare a field of a policy, which is also the command-line flag ``--exit-NAME``.
 
@@ -123,6 +124,8 @@ def option(
         flag: name of the flag, if not the field's.
         metavar: what stands for the value in messages, as IMAGE,TEXT,DECODER.
         doubts: says why a valid value is likely a mistake; None if it is not. Commands warn of it.
+        tries: values that ``ofa-exit calibrate`` tries, the most careful first. With a later value
+            no gate may answer False where it answers True with an earlier one.
     """
     metadata = {
         "help": help,
@@ -133,6 +136,7 @@ def option(
         "flag": flag,
         "metavar": metavar,
         "doubts": doubts,
+        "tries": tries,
     }
     return field(default=default, metadata=metadata)
 

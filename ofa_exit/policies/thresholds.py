@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 from ofa_exit.policies.base import option
@@ -14,12 +15,16 @@ NEVER = 2.0
 
 
 def threshold_option(
-    default: float, help: str, shown: Optional[str] = None, is_share: bool = True
+    default: float,
+    help: str,
+    shown: Optional[str] = None,
+    is_share: bool = True,
+    tries: Sequence[float] = (),
 ) -> Any:
     """Declare a field of type ``PerLayer``, whose numbers are 0 or more.
 
     Args:
-        default, help: see ``option``.
+        default, help, tries: see ``option``.
         shown: the default in the help text, if not the number.
         is_share: 1 or more means never, so that a number above ``NEVER`` is likely percent.
     """
@@ -30,6 +35,7 @@ def threshold_option(
         at_least=0,
         parse=parse_thresholds,
         doubts=doubt_percent if is_share else None,
+        tries=tries,
     )
 
 

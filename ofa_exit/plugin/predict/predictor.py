@@ -20,6 +20,7 @@ from ofa_exit.data.own_images import OnRead
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
 from ofa_exit.plugin.average import require_average
+from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_data
 from ofa_exit.plugin.drafts import build_drafting, is_lossless, reject_lossless_scoring
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import reject_misfit
@@ -32,7 +33,7 @@ from ofa_exit.plugin.predict.checkpoint import (
     open_checkpoint,
     task_config,
 )
-from ofa_exit.plugin.predict.exits import exit_policy_of
+from ofa_exit.plugin.predict.exits import exits_of
 from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
@@ -160,6 +161,7 @@ class Predictor:
             exit_options: options of the policy without their prefix exit_, as
                 ``decoder_threshold=0.9``; also ``kv`` and ``preset``. ``lossless`` drafts so many
                 tokens at a time, for a beam of 1, and ``lossless_layer`` is the layer that drafts.
+                ``config``, a file of ``ofa-exit calibrate``, stands in place of all options.
 
         Raises:
             PredictionError: invalid options, or an image that cannot be read.
@@ -171,10 +173,12 @@ class Predictor:
             task = ALIASES.get(task, task)
             prepared = self._task(task)
             self._warn_of_other_training(task)
-            prepared.exit_policy = exit_policy_of(exits, exit_options, prepared.exit_defaults)
-            prepared.cfg.exit_policy = exits
-            for name in ("kv", "lossless", "lossless_layer"):
-                setattr(prepared.cfg, f"exit_{name}", exit_options.get(name))
+            policy, flags = exits_of(exits, exit_options, prepared.exit_defaults)
+            reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
+            warn_of_data(flags, None)
+            prepared.exit_policy = policy
+            for name in ("policy", "kv", "lossless", "lossless_layer"):
+                setattr(prepared.cfg, f"exit_{name}", getattr(flags, f"exit_{name}"))
             reject_lossless_scoring(prepared.cfg, prepared.searches(prepared.cfg))
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)
             generator = prepared.build_generator(

@@ -17,6 +17,7 @@ from ofa_exit.data.example import source_prompt
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
+from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.command_options import (
     add_official_options,
     check_sizes,
@@ -37,7 +38,7 @@ from ofa_exit.plugin.saved_arguments import (
 )
 from ofa_exit.plugin.search.candidates import CandidateScorer
 from ofa_exit.plugin.search.options import UNSUPPORTED, check_numbers, reject_options
-from ofa_exit.plugin.tasks.config import OFATaskConfig
+from ofa_exit.plugin.tasks.config import GENERATION_ONLY, OFATaskConfig
 from ofa_exit.plugin.tasks.data import DataTask
 from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.plugin.tasks.metrics import check_best_metric
@@ -115,6 +116,7 @@ class OFATask(DataTask):
         checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
+        reject_foreign_config(cfg, cls.prefix)
         cls.check_options(cfg)
         reject_lossless_scoring(cfg, cls.searches(cfg))
         command = command_of(cfg)
@@ -161,7 +163,7 @@ class OFATask(DataTask):
         """
         if self.model_to_train is not None:
             check_average_of_training(self.cfg, self.eval_options)
-        for option, made in (("exit_trace", "writes a trace"), ("reference_layers", "reports")):
+        for option, made in GENERATION_ONLY.items():
             if value := getattr(self.cfg, option, None):
                 raise ValueError(
                     f"{flag(option)} {value!r}: only fairseq-generate {made}; "

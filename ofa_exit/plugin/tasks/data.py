@@ -18,6 +18,7 @@ from ofa_exit.data.image_groups import image_groups
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextCodec, TextEncoder, check_prompt_words
+from ofa_exit.plugin.calibrated import fingerprint_of_task, warn_of_data
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
@@ -129,6 +130,8 @@ class DataTask(FairseqTask):
             self.cfg.skip_bad_rows,
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
+        if self.reads_checkpoint:
+            warn_of_data(self.cfg, path)
         validates = self.criterion is not None and not is_training(split)
         self.datasets[split] = RowDataset(rows, split, is_training(split), validates)
         self.datasets[split].set_epoch(epoch)
@@ -142,6 +145,10 @@ class DataTask(FairseqTask):
                     f"the splits {other!r} and {split!r} are both read from {path}: give "
                     "train.tsv,valid.tsv,test.tsv, a folder of all splits, or one split"
                 )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides what a model reads and may answer, as JSON."""
+        return fingerprint_of_task(self.cfg, self.prefix)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, over one shard with --num-shards and --shard-id.
