@@ -29,18 +29,28 @@ ALLOWED = {
     "policies": {"torch"},
     "heads": {"torch"},
     "runtime": {"policies", "heads", "torch"},
-    "models": {"runtime", "heads", "policies", "torch", "torchvision"},
+    "models": {"runtime", "heads", "policies", "regular_files", "torch", "torchvision"},
     "objectives": {"torch"},
-    "data": {"torch", "torchvision", "PIL", "numpy", "filelock", "tqdm", "sentencepiece"},
-    "prepare": {"data", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm", "transformers"},
+    "data": {
+        *("regular_files", "torch", "torchvision", "PIL", "numpy", "filelock", "tqdm"),
+        "sentencepiece",
+    },
+    "prepare": {
+        *("data", "regular_files", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm"),
+        "transformers",
+    },
     "evaluation": {
         *("runtime", "torch", "numpy", "pycocoevalcap", "sacrebleu", "matplotlib", "tabulate"),
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("fairseq", "omegaconf", "torch", "numpy"),
+        *("regular_files", "fairseq", "omegaconf", "torch", "numpy"),
     },
-    "cli": {*PARTS, "__init__", "testing", "fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"},
+    "cli": {
+        *(*PARTS, "__init__", "testing", "regular_files"),
+        *("fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"),
+    },
+    "regular_files": set(),
     "testing": {"models", "fairseq", "torch", "numpy"},
     "__main__": {"cli"},
     "__init__": {"plugin"},

@@ -18,6 +18,7 @@ from ofa_exit.plugin.options import (
 )
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
+from ofa_exit.regular_files import regular_file
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
@@ -62,7 +63,7 @@ def read_grid(path: Path) -> Grid:
         UsageError: the file holds no list of settings.
     """
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
+        grid = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

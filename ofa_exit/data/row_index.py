@@ -18,6 +18,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ofa_exit.regular_files import regular_file
+
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
@@ -55,7 +57,7 @@ def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
         OSError: ``path`` cannot be read.
         RuntimeError: ``path`` changes while it is indexed.
     """
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         stamp = file_stamp(file)
         offsets = _load(index_path(path), stamp)
         if offsets is not None:
@@ -95,7 +97,7 @@ def write_index(path: Path, stamp: Stamp, offsets: np.ndarray) -> None:
 def _load(index: Path, stamp: Stamp) -> np.ndarray | None:
     """Map the offsets of an index. Return None if it is missing, damaged or of another stamp."""
     try:
-        table = np.load(index, mmap_mode="r")
+        table = np.load(regular_file(index), mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 1:

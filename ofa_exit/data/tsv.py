@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ofa_exit.data.row_index import file_stamp, row_offsets
+from ofa_exit.regular_files import regular_file
 
 
 class TsvError(ValueError):
@@ -168,7 +169,7 @@ class TsvFile:
     def _open(self) -> BinaryIO:
         if self._file is None or self._pid != os.getpid():
             try:
-                self._file = self.path.open("rb")
+                self._file = regular_file(self.path).open("rb")
             except OSError as error:
                 raise self._changed() from error
             self._pid = os.getpid()

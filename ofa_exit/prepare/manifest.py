@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.data.files import sha256_of, write_bytes
+from ofa_exit.regular_files import regular_file
 
 from .records import PrepareError
 
@@ -60,7 +61,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
