@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -47,14 +49,24 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def check_output(
-    option: str, path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()
-) -> None:
+def paths_in(values: Any) -> Iterator[str]:
+    """Yield every text that may be a path: in lists, joined by commas or colons, after NAME=."""
+    if isinstance(values, (str, os.PathLike)):
+        text = str(values)
+        yield from {text, *re.split("[,:]", text), text.partition("=")[2]}
+    elif isinstance(values, Mapping):
+        yield from paths_in(list(values.values()))
+    elif isinstance(values, Iterable):
+        for value in values:
+            yield from paths_in(value)
+
+
+def check_output(option: str, path: str | os.PathLike[str], inputs: Any = ()) -> None:
     """Raise ValueError if writing ``path`` would destroy an input, or does not make a file.
 
     Args:
         option: what a message calls the output.
-        inputs: files of the same command; those that are missing are ignored.
+        inputs: values that name files of the same command, see ``paths_in``.
     """
     try:
         status = os.stat(path)
@@ -66,7 +78,7 @@ def check_output(
         ) from error
     if (kind := _kind(status)) is not None:
         raise ValueError(f"{option} {path} is {kind}, not a regular file. Name another file")
-    for other in inputs:
+    for other in paths_in(inputs):
         try:
             is_input = os.path.samestat(status, os.stat(other))
         except OSError:

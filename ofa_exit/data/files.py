@@ -22,6 +22,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     already holds the same bytes is not replaced, so that its readers are not disturbed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_dir():
+        regular_file(path)  # renaming would replace a device
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -14,8 +14,10 @@ from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.errors import usage_errors
+from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
+from ofa_exit.regular_files import check_output
 from ofa_exit.runtime.kv_cache import check_kv_mode
 
 PREFIX = "exit_"
@@ -302,10 +304,26 @@ def _check_trace(cfg: Any) -> None:
             f"--exit-trace {path!r} cannot be written: name a file in a folder that exists and may "
             "be written to"
         )
-    models = len((getattr(cfg, "path", None) or "").split(os.pathsep))
-    for name in (path, *(f"{path}.{number}" for number in range(2, models + 1))):
+    for name in _trace_files(cfg):
+        check_output("--exit-trace", name, inputs_of(cfg))
         if os.path.isfile(name) and not is_trace(name):
             raise ValueError(
                 f"--exit-trace {name!r} exists and is no exit trace: it would be overwritten. Name "
                 "another file, or delete it"
             )
+
+
+def _trace_files(cfg: Any) -> list[str]:
+    """Return the files that ``--exit-trace`` names, one per model."""
+    models = len((getattr(cfg, "path", None) or "").split(os.pathsep))
+    more = [f"{cfg.exit_trace}.{number}" for number in range(2, models + 1)]
+    return [cfg.exit_trace, *more]
+
+
+def inputs_of(cfg: Any) -> list[Any]:
+    """Return what names the files that a task reads, see ``regular_files.paths_in``."""
+    named = ("data", "path", "answers", "ans2label_file", "resnet_model_path")
+    folders = (getattr(cfg, "bpe_dir", None), first_folder(getattr(cfg, "data", None)))
+    words = ("dict.txt", "encoder.json", "vocab.bpe", "train.tsv", "valid.tsv", "test.tsv")
+    inside = [os.path.join(folder, name) for folder in folders if folder for name in words]
+    return [*(getattr(cfg, name, None) for name in named), inside]

@@ -16,6 +16,8 @@ from ofa_exit.plugin.saved_arguments import (
     resolved,
     values_of,
 )
+from ofa_exit.plugin.trained_words import reject_other_words
+from ofa_exit.plugin.vocabulary import OFADictionary
 
 logger = logging.getLogger(__name__)
 
@@ -148,14 +150,15 @@ def reject_given_differences(checkpoint: SavedCheckpoint, given: dict[str, Any])
 
 
 def reject_other_vocabulary(
-    cfg: Any, words: int, folder: str, checkpoints: list[SavedCheckpoint]
+    cfg: Any, dictionary: OFADictionary, folder: str, checkpoints: list[SavedCheckpoint]
 ) -> None:
     """Raise ValueError if a checkpoint was trained with another vocabulary than the task's.
 
     Args:
-        words: size of the task's vocabulary.
+        dictionary: the task's.
         folder: where its dict.txt is.
     """
+    words = len(dictionary)
     for checkpoint in checkpoints:
         if checkpoint.bpe == "bert":
             raise ValueError(
@@ -172,3 +175,4 @@ def reject_other_vocabulary(
                 f"--code-dict-size {cfg.code_dict_size} and --num-bins {cfg.num_bins} has {words}. "
                 f"{remedy}"
             )
+        reject_other_words(dictionary, checkpoint)

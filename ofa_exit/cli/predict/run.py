@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ofa_exit.cli.cases.png import png
+from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.own_images import find_images
 from ofa_exit.evaluation.figures.case_page import case_page
 from ofa_exit.evaluation.figures.cases import Case
@@ -67,6 +68,8 @@ def predict(args: Namespace) -> int:
     with prediction_errors():
         images = find_images(args.images, args.recursive)
         if args.html is not None:
+            folder = args.bpe_dir or Path(args.checkpoint).parent
+            check_outputs(args, "html", inputs=[images, Path(folder, "dict.txt")])
             check_page(args.html)
         saved = open_checked(args.checkpoint, task, exits, options)
     texts = getattr(args, "texts", [""])

@@ -19,7 +19,7 @@ from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
 from ofa_exit.plugin.command_options import (
     add_official_options,
-    check_sizes,
+    check_command,
     reject_interactive,
     take_overrides,
 )
@@ -117,13 +117,13 @@ class OFATask(DataTask):
         cls.check_options(cfg)
         command = command_of(cfg)
         if command is not None:
-            check_sizes(command.dataset)
+            check_command(cfg, command)
             cls.check_generation(cfg, command.generation)
         if not from_checkpoint:
             reject_missing_averages(cfg)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        reject_other_vocabulary(cfg, len(dictionary), folder, checkpoints)
+        reject_other_vocabulary(cfg, dictionary, folder, checkpoints)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)

@@ -25,6 +25,7 @@ from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.dataset import RowDataset
 from ofa_exit.plugin.tasks.files import is_training, split_files
 from ofa_exit.plugin.trained_options import reject_other_training
+from ofa_exit.plugin.trained_words import STATE, reject_other_fingerprint
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,17 @@ class DataTask(FairseqTask):
         return iterator
 
     # ------------------------------------------------------------------ vocabulary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what fairseq saves of the task in checkpoints: the dictionary's fingerprint."""
+        return {**super().state_dict(), STATE: self.dictionary.fingerprint()}
+
+    @usage_errors()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the dictionary with that of the checkpoint's training."""
+        state = dict(state_dict)
+        reject_other_fingerprint(self.dictionary, state.pop(STATE, None))
+        super().load_state_dict(state)
 
     @property
     def source_dictionary(self) -> OFADictionary:
