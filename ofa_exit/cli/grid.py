@@ -66,7 +66,7 @@ def read_grid(path: Path) -> Grid:
         grid = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}): give a list, {EXAMPLE}") from error
     if not isinstance(grid, list) or not grid:
         raise UsageError(f"{path} holds no list of settings: give at least one, {EXAMPLE}")

@@ -244,6 +244,12 @@ def _check_arguments(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     if state["args"] is not None:
         return
     if state["cfg"] is not None:
+        task = state["cfg"].get("task")
+        if isinstance(task, Mapping) and task and not (task.get("_name") or task.get("task")):
+            raise ValueError(
+                f'{path}: the options of the task in "cfg" have no name. Set cfg["task"]["_name"] '
+                "to the task of the training, such as mue_caption"
+            )
         if not isinstance(state["cfg"].get("model"), (Mapping, Namespace)):
             raise ValueError(
                 f'{path}: "cfg" holds no arguments of the model. Set it to None to take the '

@@ -21,7 +21,8 @@
 11. fairseq-validate takes options that differ from the checkpoint's training without a word.
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
-14. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
+15. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -241,6 +242,19 @@ def list_shared_parameters_only(
     if found is None:
         return None
     return [names for names in found if operator.attrgetter(names[0])(module) is not None]
+
+
+@patch(trainer, "NanDetector")
+def name_divergence(detector: Callable, model: torch.nn.Module, **options: Any) -> typing.NoReturn:
+    """Raise UsageError where fairseq looks for the module that makes NaN, after a failed update."""
+    broken = next((n for n, w in model.named_parameters() if not w.isfinite().all()), None)
+    found = "the gradients are NaN or infinite"
+    if broken is not None:
+        found = f"the weights {broken} hold NaN or infinity"
+    raise UsageError(
+        f"the training diverged: {found}. Lower --lr, or limit the gradients by --clip-norm; "
+        "crash.pt in --save-dir holds the state"
+    )
 
 
 @patch(FairseqCompositeOptimizer, "__init__")

@@ -28,6 +28,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def shortened(text: Any) -> str:
+    """Return a value as a message shows it."""
+    return repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:80]}…"
+
+
 def option_fields(name: str) -> dict[str, str]:
     """Return the options of the policy ``name``: field -> option."""
     return {k: PREFIX + option_name(one) for k, one in policy_options(POLICIES[name]).items()}
@@ -274,8 +279,8 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
     """Return the fields that ``--exit-options`` gives."""
     try:
         options = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--exit-options {text!r} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--exit-options {shortened(text)} is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f'--exit-options {text!r}: give a JSON object, {{"name": value}}')
     names = option_fields(name)

@@ -13,6 +13,7 @@ from ofa_exit.plugin.saved_arguments import (
     SavedCheckpoint,
     command_of,
     parse_overrides,
+    reject_large_images,
     resolved,
     values_of,
 )
@@ -94,6 +95,8 @@ def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]
             setattr(cfg, name, option.metadata["fallback"])
         if command is not None and command.get("task") is not None:
             command.task[name] = getattr(cfg, name)
+    for checkpoint in checkpoints if resolved(cfg.path) else ():
+        reject_large_images(cfg, checkpoint.model_arguments)
     if taken:
         logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(taken))
 

@@ -14,7 +14,11 @@ def parse_layers(value: Any) -> list[int]:
     layers: Any = value
     if isinstance(value, str):
         parts = [part.strip() for part in value.strip("[]()").split(",")]
-        layers = [int(part) for part in parts] if all(map(str.isdigit, parts)) else None
+        layers = (
+            [int(part) for part in parts]
+            if all(p.isascii() and p.isdecimal() for p in parts)
+            else None
+        )
     if (
         not isinstance(layers, (list, tuple))
         or not layers

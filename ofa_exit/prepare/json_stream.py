@@ -42,7 +42,7 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
                     f"{path}: {found}, and a list or an object was expected. Is this another file? "
                     "Download it again"
                 )
-    except (ijson.JSONError, ValueError) as error:
+    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
         # The parser quotes bytes that are not UTF-8 as they are.
         message = error.args[0] if error.args else ""
         text = message.decode(errors="replace") if isinstance(message, bytes) else str(error)
@@ -81,7 +81,7 @@ def lines(path: Path) -> Iterator[tuple[str, Any]]:
                     continue
                 try:
                     yield f"line {number}", json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise PrepareError(
                         f"{path}, line {number} is not JSON ({error}). Download the file again"
                     ) from None

@@ -1,7 +1,7 @@
 """FILE.manifest.json: the inputs of a prepared file, and the size and hash of the complete file.
 
-``output`` has name, rows, bytes and SHA-256 of the file, ``inputs`` the options and the hashes of
-the sources, ``counts`` the numbers found and published. ``skipped`` counts the records without a
+``output`` has name, rows, bytes, modification time (ns) and SHA-256 of the file, ``inputs`` the
+options and the hashes of the sources, ``counts`` the numbers found and published. ``skipped`` counts the records without a
 row because they or their images are bad, and ``problems`` is the file that lists them. ``left_out``
 counts the records that have no row by the rules of the format.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,21 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".manifest.json")
 
 
-def write_manifest(path: Path, rows: int, size: int, digest: str, **content: Any) -> None:
-    """Write the manifest of ``path``, a file of ``size`` bytes, atomically."""
-    output = {"file": path.name, "rows": rows, "bytes": size, "sha256": digest}
+def write_manifest(
+    path: Path, rows: int, status: os.stat_result, digest: str, **content: Any
+) -> None:
+    """Write the manifest of ``path`` atomically.
+
+    Args:
+        status: of the finished file, which may still have another name.
+    """
+    output = {
+        "file": path.name,
+        "rows": rows,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": digest,
+    }
     write_json(manifest_path(path), {"output": output, **content})
 
 
@@ -62,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if there is none."""
     try:
         content = json.loads(regular_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -91,14 +104,25 @@ def check_release(
 
 def _annotations(inputs: Mapping[str, Any]) -> set[str]:
     """Return the names of the published files among the sources."""
-    return set(inputs.get("sources", ())) - {"answers.txt"}
+    sources = inputs.get("sources")
+    return set(sources if isinstance(sources, dict) else ()) - {"answers.txt"}
 
 
 def finished(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of ``path`` if the file has the size that it names, else None."""
+    """Return the manifest of ``path`` if the file is the one that it describes, else None.
+
+    A file of another modification time is compared by its hash, which takes minutes for a large
+    one.
+    """
     manifest = read_json(manifest_path(path))
     if manifest is None or not path.is_file():
         return None
-    output = manifest.get("output")
-    is_complete = isinstance(output, dict) and output.get("bytes") == path.stat().st_size
-    return manifest if is_complete and "inputs" in manifest else None
+    kinds = {"output": dict, "inputs": dict, "skipped": int, "folders": list}
+    if not all(isinstance(manifest.get(name), kind) for name, kind in kinds.items()):
+        return None
+    output, status = manifest["output"], path.stat()
+    if output.get("bytes") != status.st_size or not isinstance(output.get("rows"), int):
+        return None
+    if output.get("mtime_ns") != status.st_mtime_ns and output.get("sha256") != sha256_of(path):
+        return None
+    return manifest

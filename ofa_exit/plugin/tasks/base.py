@@ -30,7 +30,7 @@ from ofa_exit.plugin.saved_arguments import (
     command_of,
     reference_layers,
     reject_misfit_of_checkpoints,
-    reject_shallow_reference,
+    reject_misfit_of_model,
     resolved,
     saved_checkpoints,
 )
@@ -140,8 +140,8 @@ class OFATask(DataTask):
         if from_checkpoint:  # its weights are in the checkpoint
             cfg.resnet_model_path = None
         with usage_errors():
+            reject_misfit_of_model(self.cfg, cfg)
             model = super().build_model(cfg, from_checkpoint)
-            reject_shallow_reference(self.cfg, cfg)
         reject_misfit(self.cfg, self.exit_policy, model)
         log_heads(model)
         model.grows_vocabulary = not from_checkpoint

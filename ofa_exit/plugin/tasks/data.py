@@ -30,6 +30,8 @@ from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 
 logger = logging.getLogger(__name__)
 
+MOST_SYMBOLS = 1_000_000  # of image codes or position bins; OFA has 8,192 and 1,000
+
 
 class DataTask(FairseqTask):
     """Base of ``OFATask``: reads TSV files, and splits them into shards of batches."""
@@ -56,12 +58,18 @@ class DataTask(FairseqTask):
         """Raise ValueError for options that are invalid for any data and model."""
         if not cfg.data:
             raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
-        for option in ("max_src_length", "max_tgt_length", "patch_image_size", "max_image_pixels"):
+        for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
+        if cfg.patch_image_size < 16:
+            raise ValueError(
+                f"--patch-image-size {cfg.patch_image_size}: give at least 16, the pixels of a cell"
+            )
         for option in ("code_dict_size", "num_bins"):
-            if getattr(cfg, option) < 0:
-                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+            if not 0 <= getattr(cfg, option) <= MOST_SYMBOLS:
+                raise ValueError(
+                    f"{flag(option)} {getattr(cfg, option)}: give 0 to {MOST_SYMBOLS:,}"
+                )
         if kinds := getattr(cfg, "augment", None):
             augmentation_kinds(kinds)
         prompt = getattr(cfg, "prompt_type", "none")
