@@ -63,16 +63,10 @@ def reject_interactive(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def check_command(cfg: Any, command: Any) -> None:
-    """Raise ValueError for options of fairseq's command that no task can work with.
-
-    Args:
-        cfg: options of the task.
-        command: configuration of the command.
-    """
+def check_command(command: Any) -> None:
+    """Raise ValueError for options of fairseq's command that no task can work with."""
     check_sizes(command.dataset)
     check_training(command.optimization)
-    _check_results(cfg, command)
 
 
 def check_sizes(dataset: Any) -> None:
@@ -101,12 +95,18 @@ def _check_least(values: Any, bounds: dict[str, int]) -> None:
             raise ValueError(f"{flag(option)} is {value}: give at least {least}")
 
 
-def _check_results(cfg: Any, command: Any) -> None:
-    """Raise ValueError if the file of ``--results-path`` is an input or no regular file."""
-    folder = resolved(command.common_eval.results_path)
+def check_results(args: Any) -> None:
+    """Raise ValueError if the file of ``--results-path`` is an input or no regular file.
+
+    Args:
+        args: of fairseq-generate, which empties the file before it sets up the task.
+    """
+    folder = getattr(args, "results_path", None)
     if folder is not None:
-        written = os.path.join(folder, f"generate-{command.dataset.gen_subset}.txt")
-        check_output("--results-path:", written, [inputs_of(cfg), resolved(cfg.exit_trace)])
+        written = os.path.join(folder, f"generate-{getattr(args, 'gen_subset', 'test')}.txt")
+        check_output(
+            "--results-path:", written, [inputs_of(args), getattr(args, "exit_trace", None)]
+        )
 
 
 def take_overrides(cfg: Any) -> None:

@@ -22,7 +22,8 @@
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
-15. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+15. fairseq-generate empties the file of ``--results-path`` before it reads the data.
+16. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -51,6 +52,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
+from ofa_exit.plugin.command_options import check_results
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.trained_options import reject_given_differences
@@ -230,6 +232,14 @@ def help_with_all_options(
         if stop.code:
             parser.print_help()
         raise SystemExit(0) from None
+
+
+@patch(options, "parse_args_and_arch")
+def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
+    parsed = parse(*args, **kwargs)
+    with usage_errors():
+        check_results(parsed[0] if isinstance(parsed, tuple) else parsed)
+    return parsed
 
 
 @patch(trainer, "_catalog_shared_params")

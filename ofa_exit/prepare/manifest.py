@@ -1,9 +1,9 @@
 """FILE.manifest.json: the inputs of a prepared file, and the size and hash of the complete file.
 
 ``output`` has name, rows, bytes, modification time (ns) and SHA-256 of the file, ``inputs`` the
-options and the hashes of the sources, ``counts`` the numbers found and published. ``skipped`` counts the records without a
-row because they or their images are bad, and ``problems`` is the file that lists them. ``left_out``
-counts the records that have no row by the rules of the format.
+options and the hashes of the sources, ``counts`` the numbers found and published. ``skipped``
+counts the records without a row because they or their images are bad, and ``problems`` is the file
+that lists them. ``left_out`` counts the records that have no row by the rules of the format.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.saved_arguments import parse_overrides
 from ofa_exit.policies.head_policy import parse_layers
 from ofa_exit.policies.static import parse_depths
-from ofa_exit.policies.thresholds import parse_threshold
+from ofa_exit.policies.thresholds import parse_thresholds
 
 data, checkpoint = caption_task.data, caption_task.checkpoint  # fixtures
 DEEP = "[" * 100_000
@@ -87,7 +87,7 @@ def test_digits_are_ascii(text):
         with pytest.raises(ValueError):
             parse(text)
     with pytest.raises(ValueError):
-        parse_threshold("٠.٩")
+        parse_thresholds("٠.٩")
 
 
 def test_overrides_are_quoted_shortly():

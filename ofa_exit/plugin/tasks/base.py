@@ -117,7 +117,7 @@ class OFATask(DataTask):
         cls.check_options(cfg)
         command = command_of(cfg)
         if command is not None:
-            check_command(cfg, command)
+            check_command(command)
             cls.check_generation(cfg, command.generation)
         if not from_checkpoint:
             reject_missing_averages(cfg)
