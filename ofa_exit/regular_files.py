@@ -81,7 +81,7 @@ def check_output(option: str, path: str | os.PathLike[str], inputs: Any = ()) ->
     for other in paths_in(inputs):
         try:
             is_input = os.path.samestat(status, os.stat(other))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a null byte
             continue
         if is_input:
             raise ValueError(

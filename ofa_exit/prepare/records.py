@@ -102,21 +102,21 @@ def items(
             seen.add(id)
             made = list(make(id, entry))
             for item in made:
-                _check_fields(item)
+                if isinstance(item, Record):
+                    _check_fields(item)
         except ENTRY_ERRORS as error:
             yield Problem(source.name, where, reason(error))
         else:
             yield from made
 
 
-def _check_fields(item: Item) -> None:
+def _check_fields(record: Record) -> None:
     """Raise MalformedError for a field that would end its column, its row or the file's UTF-8."""
-    fields = (*item.columns, *item.image_names) if isinstance(item, Record) else (item.id,)
-    for field in fields:
-        if field is not None and any(mark in field for mark in "\t\n\r\0"):
+    for field in filter(None, (*record.columns, *record.image_names)):
+        if any(mark in field for mark in "\t\n\r\0"):
             raise MalformedError(f"{field[:40]!r} holds a tab or a line break")
         try:
-            (field or "").encode()
+            field.encode()
         except UnicodeEncodeError:
             raise MalformedError(
                 f"{ascii(field)[:40]} holds half of a surrogate pair, which is no character"

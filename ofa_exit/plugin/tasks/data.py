@@ -180,7 +180,8 @@ class DataTask(FairseqTask):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare the dictionary with that of the checkpoint's training."""
         state = dict(state_dict)
-        reject_other_fingerprint(self.dictionary, state.pop(STATE, None))
+        if STATE in state:
+            reject_other_fingerprint(self.dictionary, state.pop(STATE))
         super().load_state_dict(state)
 
     @property
