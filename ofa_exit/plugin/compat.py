@@ -23,7 +23,8 @@
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
 15. fairseq-generate empties the file of ``--results-path`` before it reads the data.
-16. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
+17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
 
 import argparse
@@ -44,6 +45,7 @@ import omegaconf
 import torch
 from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.optim.composite import FairseqCompositeOptimizer
@@ -54,6 +56,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.command_options import check_results
 from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.options import shortened
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.trained_options import reject_given_differences
 
@@ -240,6 +243,16 @@ def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
     with usage_errors():
         check_results(parsed[0] if isinstance(parsed, tuple) else parsed)
     return parsed
+
+
+@patch(dataclass_utils, "eval_str_list")
+def reject_words(evaluate: Callable, text: Any, kind: type = float) -> Any:
+    try:
+        return evaluate(text, kind)
+    except (NameError, SyntaxError, ArithmeticError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is no number and no list of numbers"
+        ) from error
 
 
 @patch(trainer, "_catalog_shared_params")

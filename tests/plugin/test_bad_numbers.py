@@ -1,7 +1,5 @@
 """Numbers that no command can use, and a training that diverges: one line before weights."""
 
-import re
-
 import pytest
 import torch
 from helpers import caption_task
@@ -23,7 +21,7 @@ DEEP = "[" * 100_000
 @pytest.mark.parametrize(
     ("option", "values"),
     {
-        "--lr": ("0", "-1", "nan", "inf"),
+        "--lr": ("0", "-1", "nan", "1e999", "[0.1,0]"),
         "--clip-norm": ("-1", "nan"),
         "--update-freq": ("0",),
         "--max-update": ("-1",),
@@ -35,11 +33,14 @@ DEEP = "[" * 100_000
         "--eval-args": (DEEP, '{"sampling_topk": "x"}', '{"sampling_topk": 3}'),
     }.items(),
 )
-def test_training_rejects_them(data, tmp_path, option, values):
+def test_training_rejects_them(data, tmp_path, option, values, capsys):
     for value in values:
-        with pytest.raises(UsageError, match=re.escape(option)) as error:
+        with pytest.raises(SystemExit) as error:
             files.train(TASK, data, tmp_path, f"{option}={value}")
-        assert len(str(error.value)) < 400
+        # argparse prints its own errors after the usage.
+        is_own = isinstance(error.value, UsageError)
+        message = str(error.value) if is_own else capsys.readouterr().err.splitlines()[-1]
+        assert option in message and len(message) < 400
 
 
 @pytest.mark.parametrize(
