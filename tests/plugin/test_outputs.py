@@ -59,13 +59,13 @@ def test_verbs_do_not_overwrite_what_they_read(data, tmp_path, capsys):
     photo.write_bytes(b"")
     (tmp_path / "rows.csv").write_text("image\na.png\n")
     for command in (
-        ["dict", train, train],
+        ["dict", train, train, "--task", "caption"],
         ["references", train, train],
         ["document-frequencies", train, train],
         ["export", train, train],
-        ["holdout", "coco", str(data / "valid.tsv"), str(data)],
+        ["holdout", "caption", str(data / "valid.tsv"), str(data)],
         ["tsv", str(tmp_path / "rows.csv"), str(tmp_path / "rows.csv")],
-        ["submit", "coco", train, str(data / "valid.tsv"), str(data / "valid.tsv")],
+        ["submit", "nocaps", train, str(data / "valid.tsv"), str(data / "valid.tsv")],
         ["table", f"a={data}", "--csv", "/dev/null"],
         ["capfilt", "images", train, train],
         ["predict", "caption", str(photo), *shipped, "--html", str(page)],
@@ -80,7 +80,8 @@ def test_verbs_do_not_overwrite_what_they_read(data, tmp_path, capsys):
 def test_a_dictionary_may_continue_itself(data):
     words = (data / "dict.txt").read_text()
     out = str(data / "dict.txt")
-    assert main(["dict", out, str(data / "train.tsv"), "--start-from", out]) == 0
+    rows = [str(data / "train.tsv"), "--task", "caption"]
+    assert main(["dict", out, *rows, "--start-from", out]) == 0
     assert (data / "dict.txt").read_text().startswith(words)
 
 
