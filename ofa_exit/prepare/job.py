@@ -91,8 +91,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     if partial != inputs and (partial is not None or job.path.exists()):
         kind = "file" if partial is None else "partial file"
         log(
-            f"{job.path}: the existing {kind} is not from these inputs and options, or was "
-            "changed; starting over"
+            f"{job.path}: the existing {kind} was changed, or is not from these inputs and "
+            "options; starting over"
         )
     with Problems(job.path) as problems:
         summary = survey(job, files, problems)
