@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.cli.renamed import run_example
 from ofa_exit.cli.user_dir import PACKAGE
 from ofa_exit.data.formats import CAPTION_COLS
@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
     from ofa_exit.prepare.capfilt.images import write_images
     from ofa_exit.prepare.capfilt.rankers import load_ranker
 
+    check_outputs(args, "out")
     if args.command == "images":
         images, rows = write_images(args.tsv, args.out, args.selected_cols, args.image_id_column)
         print(f"{args.out}: {images} images of {rows} rows")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.cli.task_rows import add_row_options, open_examples
+from ofa_exit.regular_files import check_output
 
 ROWS_SHOWN = 5
 
@@ -65,4 +66,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_row_options(parser)
     args = parser.parse_args(argv)
+    check_output("OUT", args.out, args.files)  # it may be the dictionary that it continues
     return write_dictionary(args.out, args.files, args, args.start_from)

@@ -8,7 +8,7 @@ document.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
+from ofa_exit.cli.parsing import add_caption_columns, check_outputs, new_parser, prints_errors
 from ofa_exit.data.files import atomic_write
 from ofa_exit.data.tsv import TsvFile
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
     add_caption_columns(parser)
     args = parser.parse_args(argv)
+    check_outputs(args, "out")
     # Slow, so after the parse.
     from ofa_exit.evaluation.metrics.cider_d import DocumentFrequencies
     from ofa_exit.prepare.references import COLUMNS, captions_by_image

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.data.files import atomic_write
 
 # Paths in a configuration, and fairseq's defaults for them.
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file of fairseq-train")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write")
     args = parser.parse_args(argv)
+    check_outputs(args, "out")
     export(args.checkpoint, args.out)
     before, after = (path.stat().st_size / 1e6 for path in (args.checkpoint, args.out))
     print(f"{args.out}: {after:.1f} MB of {before:.1f} MB")

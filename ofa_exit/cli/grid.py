@@ -19,6 +19,7 @@ from ofa_exit.plugin.options import (
 )
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
+from ofa_exit.regular_files import regular_file
 from ofa_exit.spelling import nearest
 
 Grid = list[dict[str, Any]]
@@ -62,10 +63,10 @@ def read_grid(path: Path) -> Grid:
         UsageError: the file holds no list of settings.
     """
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
+        grid = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}): give a list, {EXAMPLE}") from error
     if not isinstance(grid, list) or not grid:
         raise UsageError(f"{path} holds no list of settings: give at least one, {EXAMPLE}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.prepare.holdout import KINDS, part
+from ofa_exit.regular_files import check_output
 
 
 @prints_errors("holdout", ValueError, OSError)
@@ -33,5 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--candidates", type=Path, metavar="answers.txt", help="train on these answers only"
     )
     args = parser.parse_args(argv)
+    for name in ("train.tsv", "valid.tsv"):
+        check_output("OUT:", args.out / name, args.source)
     print(part(args.kind, args.source, args.out, args.share, args.candidates))
     return 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
+from ofa_exit.regular_files import check_output
 from ofa_exit.spelling import unknown_option
 
 INTERRUPTED = 130  # as shells number it
@@ -45,6 +46,19 @@ def add_caption_columns(parser: argparse.ArgumentParser) -> None:
         metavar="I,C",
         help="columns of image id and caption (default: %(default)s, as in OFA's files)",
     )
+
+
+def check_outputs(args: argparse.Namespace, *names: str, inputs: Any = ()) -> None:
+    """Raise ValueError if an output, given as one of ``names``, is an input or no regular file.
+
+    Args:
+        inputs: what names files beside the other arguments.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path is not None:
+            others = [value for key, value in vars(args).items() if key not in names]
+            check_output(name.upper(), path, [others, inputs])
 
 
 def print_error(verb: str, error: object) -> int:

@@ -8,11 +8,11 @@ caption_stage2_train.tsv. The first row of an image gets the captions of all of 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import add_caption_columns, new_parser, prints_errors
-from ofa_exit.data.tsv import TsvError, TsvFile
+from ofa_exit.cli.parsing import add_caption_columns, check_outputs, new_parser, prints_errors
+from ofa_exit.data.tsv import TsvFile
 
 
-@prints_errors("references", TsvError, OSError)
+@prints_errors("references", ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser("references", __doc__)
     parser.add_argument(
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="further captions: a TSV file of image id and captions joined by &&",
     )
     args = parser.parse_args(argv)
+    check_outputs(args, "out")
     # Slow, so after the parse.
     from ofa_exit.prepare.references import COLUMNS, captions_by_image, group
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.evaluation.metrics.caption_results import score_coco, score_nocaps
 from ofa_exit.evaluation.metrics.captions import TOKENIZERS
 from ofa_exit.evaluation.metrics.gqa import score_gqa
@@ -170,6 +170,7 @@ def compute(args: argparse.Namespace) -> Scores:
 @prints_errors("score", OSError, ValueError, RuntimeError)
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    check_outputs(args, "json")
     scores = compute(args)
     if args.json:
         text = json.dumps(dataclasses.asdict(scores), indent=2, ensure_ascii=False)

@@ -12,7 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.data.files import write_bytes
 from ofa_exit.evaluation.metrics.submission import FORMATS, make_results
 
@@ -43,6 +43,7 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    check_outputs(args, "out")
     if args.id_column < 0:
         parser.error(f"--id-column {args.id_column}: columns count from 0")
     entries = make_results(

@@ -46,7 +46,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.cli.generation import batches, is_cuda
 from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
-from ofa_exit.cli.parsing import new_parser
+from ofa_exit.cli.parsing import check_outputs, new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
 from ofa_exit.data.files import write_bytes
@@ -314,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
             raise UsageError(f"{args.out} is a folder: name a file")
+        check_outputs(args, "out", inputs=arguments)
     try:
         rows = sweep(
             *(grid, arguments, str(args.grid), args.run),

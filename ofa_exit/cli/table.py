@@ -10,7 +10,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.evaluation.figures.table import compare, format_table, read_run
 
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the rows there")
     args = parser.parse_args(argv)
+    check_outputs(args, "csv")
     runs = {}
     for run in args.runs:
         name, found, folder = run.partition("=")

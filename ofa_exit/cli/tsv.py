@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_exit.cli import dict as dictionary
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.cli.task_rows import add_image_limit, task_name
 from ofa_exit.prepare.records import MalformedError, PrepareError
 
@@ -51,6 +51,7 @@ def build_parser() -> Any:
 @prints_errors("tsv", PrepareError, ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    check_outputs(args, "out")
     if args.source.is_dir() and args.task != "caption":
         raise ValueError(
             f"{args.source}: a folder has no texts for --task {args.task}. Give a CSV file with "

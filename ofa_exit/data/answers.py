@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from ofa_exit.data.formats import SEPARATOR
+from ofa_exit.regular_files import regular_file
 
 CONFIDENCE = "|!+"
 ANNOTATORS = 10
@@ -68,7 +69,7 @@ def read_answer_list(path: str | os.PathLike) -> list[tuple[str, str]]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             # Every pickle of Python 3 begins with this byte. Python 2 has others.
             if file.peek(1)[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
                 answers = _read_pickle(file, path)

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 
 from ofa_exit.data.caption import CaptionExamples
@@ -12,6 +11,7 @@ from ofa_exit.data.snli_ve import EntailmentExamples, parse_labels
 from ofa_exit.data.text import TextEncoder, WordCodec, strip_punctuation
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.data.vqa import QuestionExamples
+from ofa_exit.regular_files import regular_file
 
 RESERVED = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
@@ -88,7 +88,7 @@ def counting_encoder() -> tuple[TextEncoder, CountingVocabulary]:
 def read_dictionary(path: str | os.PathLike) -> list[str]:
     """Return the lines of a dict.txt, SYMBOL COUNT. Raises ValueError for other lines."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = regular_file(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}). Give a dict.txt") from error
     for number, line in enumerate(lines, start=1):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from ofa_exit.data.formats import FORMATS, MAX_PIXELS
+from ofa_exit.regular_files import regular_file
 
 MEAN_STD = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -139,7 +140,7 @@ def read_file(path: str, folder: str | os.PathLike) -> bytes:
     Raises ImageError if it cannot be read.
     """
     try:
-        return Path(folder, path).read_bytes()
+        return regular_file(Path(folder, path)).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(

@@ -3,12 +3,12 @@
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from PIL import Image
 
 from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
+from ofa_exit.regular_files import regular_file
 
 ImageLike = str | os.PathLike[str] | Image.Image
 OnRead = Callable[[str, Image.Image], None]
@@ -26,7 +26,7 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if os.path.isdir(image):
         raise ImageError("it is a folder", "Give its files, as in glob.glob('photos/*.jpg')")
     try:
-        data = Path(image).read_bytes()
+        data = regular_file(image).read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ImageError(f"the file cannot be read ({reason})", "Check the path") from error

@@ -18,9 +18,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ofa_exit.regular_files import regular_file
+
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 22
+_CHUNK_ROWS = 1 << 20
+_ROWS_SAMPLED = 64
 _INDEX_FOLDER = ".ofa-exit"
 
 
@@ -47,7 +51,7 @@ def index_path(path: Path) -> Path:
 def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
     """Return the stamp of ``path`` and the byte offsets of its rows, int64 [rows + 1].
 
-    Empty lines at the end of the file are not rows. An index that fits the file's stamp is mapped
+    Empty lines at the end of the file are not rows. An index that fits the file is mapped
     into memory, so that all processes share its pages. Otherwise one process writes the index and
     the others wait. Where it cannot be written, each process keeps the offsets in its own memory.
 
@@ -55,14 +59,14 @@ def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
         OSError: ``path`` cannot be read.
         RuntimeError: ``path`` changes while it is indexed.
     """
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         stamp = file_stamp(file)
-        offsets = _load(index_path(path), stamp)
+        offsets = _load_checked(path, stamp, file)
         if offsets is not None:
             return stamp, offsets
         with _indexing_lock(path):
             # Another process may have written it while this one waited.
-            offsets = _load(index_path(path), stamp)
+            offsets = _load_checked(path, stamp, file)
             if offsets is not None:
                 return stamp, offsets
             offsets = _scan(file)
@@ -95,7 +99,7 @@ def write_index(path: Path, stamp: Stamp, offsets: np.ndarray) -> None:
 def _load(index: Path, stamp: Stamp) -> np.ndarray | None:
     """Map the offsets of an index. Return None if it is missing, damaged or of another stamp."""
     try:
-        table = np.load(index, mmap_mode="r")
+        table = np.load(regular_file(index), mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 1:
@@ -103,6 +107,54 @@ def _load(index: Path, stamp: Stamp) -> np.ndarray | None:
     # A plain view: it pickles as its numbers, and indexing it costs less than indexing a memmap.
     table = np.asarray(table)
     return table[2:] if len(table) > 2 and tuple(table[:2].tolist()) == stamp else None
+
+
+def _load_checked(path: Path, stamp: Stamp, file: BinaryIO) -> np.ndarray | None:
+    """Return the offsets of the index of ``path``, or None if there is none that fits the file."""
+    offsets = _load(index_path(path), stamp)
+    if offsets is None or _fits(offsets, file, stamp.size):
+        return offsets
+    logger.warning("%s does not fit %s: indexing the file again", index_path(path), path)
+    return None
+
+
+def _fits(offsets: np.ndarray, file: BinaryIO, size: int) -> bool:
+    """Return whether offsets cover a file of ``size`` bytes, and a sample of rows are lines.
+
+    `TsvFile` checks every row that it reads.
+    """
+    if offsets[0] != 0 or not 0 <= offsets[-1] <= size:
+        return False
+    for start in range(0, len(offsets) - 1, _CHUNK_ROWS):
+        part = offsets[start : start + _CHUNK_ROWS + 1]
+        if (part[1:] <= part[:-1]).any():
+            return False
+    # Only empty lines may follow the last row.
+    file.seek(int(offsets[-1]))
+    while chunk := file.read(_CHUNK_BYTES):
+        if chunk.strip(b"\r\n"):
+            return False
+    rows = len(offsets) - 1
+    sample = {0, rows - 1, *range(0, rows, max(1, rows // _ROWS_SAMPLED))} if rows else set()
+    for row in sorted(sample):
+        start, end = offsets[row : row + 2].tolist()
+        before = max(0, start - 1)
+        if not is_line(os.pread(file.fileno(), end - before, before), start == 0, end == size):
+            return False
+    return True
+
+
+def is_line(content: bytes, is_first: bool, is_last: bool) -> bool:
+    """Return whether bytes of a file are one whole line.
+
+    Args:
+        content: begins with the byte before the line, unless ``is_first``.
+        is_last: the file ends here, so that the line needs no line end.
+    """
+    if not is_first and not content.startswith(b"\n"):
+        return False
+    found = content.find(b"\n", 0 if is_first else 1)
+    return found == len(content) - 1 or (found < 0 and is_last)
 
 
 @contextlib.contextmanager
@@ -134,6 +186,7 @@ def _scan(file: BinaryIO) -> np.ndarray:
     """Find the offsets of the rows, int64 [rows + 1], in chunks: a line may exceed the memory."""
     found = [np.zeros(1, dtype=np.int64)]
     start = 0
+    file.seek(0)
     with tqdm(
         desc=f"indexing {Path(file.name).name}",
         total=file_stamp(file).size,

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from ofa_exit.data.row_index import file_stamp, row_offsets
+from ofa_exit.data.row_index import file_stamp, index_path, is_line, row_offsets
+from ofa_exit.regular_files import regular_file
 
 
 class TsvError(ValueError):
@@ -156,19 +157,29 @@ class TsvFile:
         start, end = self._offsets[index : index + 2].tolist()
         descriptor = self._open().fileno()
         pieces = []
-        while start < end:
+        # One byte more, the end of the line before, shows that this is where a line begins.
+        place = start - 1 if start else 0
+        while place < end:
             # pread, because forked processes share the file's own position.
-            piece = os.pread(descriptor, end - start, start)
+            piece = os.pread(descriptor, end - place, place)
             if not piece:
                 raise self._changed()
             pieces.append(piece)
-            start += len(piece)
-        return b"".join(pieces).rstrip(b"\r\n")
+            place += len(piece)
+        line = b"".join(pieces)
+        if not is_line(line, start == 0, end == self._stamp.size):
+            raise self.error(
+                index,
+                None,
+                f"the row is not one line: {index_path(self.path)} is damaged",
+                "Delete that file and start again",
+            )
+        return line[start > 0 :].rstrip(b"\r\n")
 
     def _open(self) -> BinaryIO:
         if self._file is None or self._pid != os.getpid():
             try:
-                self._file = self.path.open("rb")
+                self._file = regular_file(self.path).open("rb")
             except OSError as error:
                 raise self._changed() from error
             self._pid = os.getpid()

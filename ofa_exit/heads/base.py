@@ -210,6 +210,8 @@ def parse_exit_layers(spec: Optional[str], layers: int) -> list[int]:
     if spec == "all":
         return list(range(1, layers))
     try:
+        if not str(spec).isascii():  # int reads the digits of any script
+            raise ValueError(spec)
         heads = [int(part) for part in str(spec).strip("()[]").split(",")]
     except ValueError:
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import stat
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ofa_exit.models.checkpoint_sizes import sizes_of
+from ofa_exit.regular_files import IrregularFileError, regular_file
 
 AGAIN = "Copy or download it again"
 # Beginnings of what people have in place of a checkpoint, in lower case.
@@ -96,18 +96,18 @@ def load_file(path: str | os.PathLike[str], check_bytes: bool = True) -> Any:
 def check_is_file(path: str | os.PathLike[str]) -> None:
     """Raise OSError or ValueError unless ``path`` is a regular file that is not empty."""
     try:
-        status = os.stat(path)
+        size = regular_file(path).stat().st_size
+    except IsADirectoryError as error:
+        found = sorted(name for name in os.listdir(path) if name.endswith((".pt", ".bin", ".pth")))
+        held = f"it holds {', '.join(found[:5])}" if found else "it holds none"
+        raise ValueError(f"{path} is a folder. Give the checkpoint in it; {held}") from error
+    except IrregularFileError as error:
+        raise ValueError(f"{path} is not a regular file. Give a checkpoint file") from error
     except OSError as error:
         raise type(error)(
             f"{path}: no such checkpoint ({error.strerror}). Give an existing file"
         ) from error
-    if stat.S_ISDIR(status.st_mode):
-        found = sorted(name for name in os.listdir(path) if name.endswith((".pt", ".bin", ".pth")))
-        held = f"it holds {', '.join(found[:5])}" if found else "it holds none"
-        raise ValueError(f"{path} is a folder. Give the checkpoint in it; {held}")
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is not a regular file. Give a checkpoint file")
-    if status.st_size == 0:
+    if size == 0:
         raise ValueError(f"{path} is empty. {AGAIN}")
 
 
@@ -244,6 +244,12 @@ def _check_arguments(path: str | os.PathLike[str], state: dict[str, Any]) -> Non
     if state["args"] is not None:
         return
     if state["cfg"] is not None:
+        task = state["cfg"].get("task")
+        if isinstance(task, Mapping) and task and not (task.get("_name") or task.get("task")):
+            raise ValueError(
+                f'{path}: the options of the task in "cfg" have no name. Set cfg["task"]["_name"] '
+                "to the task of the training, such as mue_caption"
+            )
         if not isinstance(state["cfg"].get("model"), (Mapping, Namespace)):
             raise ValueError(
                 f'{path}: "cfg" holds no arguments of the model. Set it to None to take the '

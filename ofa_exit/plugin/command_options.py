@@ -1,11 +1,15 @@
 """Options of fairseq's commands and of OFA's scripts, checked before anything is read."""
 
 import argparse
+import math
+import os
 from typing import Any
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.outputs import inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
+from ofa_exit.regular_files import check_output
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
 OFFICIAL_OPTIONS = {
@@ -24,9 +28,12 @@ OFFICIAL_OPTIONS = {
 _OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
 _LEAST_SIZES = {
     **dict.fromkeys(("batch_size", "batch_size_valid", "max_tokens", "max_tokens_valid"), 1),
+    **dict.fromkeys(("required_batch_size_multiple", "required_seq_len_multiple"), 1),
     **dict.fromkeys(("num_workers", "data_buffer_size", "shard_id"), 0),
-    "num_shards": 1,
+    **dict.fromkeys(("validate_interval_updates", "validate_after_updates"), 0),
+    **dict.fromkeys(("num_shards", "validate_interval", "max_valid_steps"), 1),
 }
+_LEAST_STEPS = {"max_epoch": 0, "max_update": 0, "stop_time_hours": 0, "clip_norm": 0}
 
 
 class _OfficialOption(argparse.Action):
@@ -57,12 +64,50 @@ def reject_interactive(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def check_command(command: Any) -> None:
+    """Raise ValueError for options of fairseq's command that no task can work with."""
+    check_sizes(command.dataset)
+    check_training(command.optimization)
+
+
 def check_sizes(dataset: Any) -> None:
     """Raise ValueError for sizes of batches and shards that hold nothing."""
-    for option, least in _LEAST_SIZES.items():
-        value = getattr(dataset, option, None)
-        if value is not None and value < least:
+    _check_least(dataset, _LEAST_SIZES)
+    shards, shard = getattr(dataset, "num_shards", 1), getattr(dataset, "shard_id", 0)
+    if shards > 1 and shard >= shards:
+        raise ValueError(f"--shard-id {shard}: give 0 to {shards - 1} of {shards} shards")
+
+
+def check_training(optimization: Any) -> None:
+    """Raise ValueError for learning rates and numbers of steps that train nothing."""
+    _check_least(optimization, _LEAST_STEPS)
+    for rate in optimization.lr:
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"--lr is {rate}: give a finite number above 0, as in 3e-5")
+    for steps in optimization.update_freq:
+        if steps < 1:
+            raise ValueError(f"--update-freq is {steps}: give at least 1")
+
+
+def _check_least(values: Any, bounds: dict[str, int]) -> None:
+    for option, least in bounds.items():
+        value = getattr(values, option, None)
+        if value is not None and not (math.isfinite(value) and value >= least):
             raise ValueError(f"{flag(option)} is {value}: give at least {least}")
+
+
+def check_results(args: Any) -> None:
+    """Raise ValueError if the file of ``--results-path`` is an input or no regular file.
+
+    Args:
+        args: of fairseq-generate, which empties the file before it sets up the task.
+    """
+    folder = getattr(args, "results_path", None)
+    if folder is not None:
+        written = os.path.join(folder, f"generate-{getattr(args, 'gen_subset', 'test')}.txt")
+        check_output(
+            "--results-path:", written, [inputs_of(args), getattr(args, "exit_trace", None)]
+        )
 
 
 def take_overrides(cfg: Any) -> None:

@@ -21,8 +21,11 @@
 11. fairseq-validate takes options that differ from the checkpoint's training without a word.
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
-14. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
-15. An unknown option prints the usage of all options, which fills screens, before its own line.
+14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
+15. fairseq-generate empties the file of ``--results-path`` before it reads the data.
+16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
+17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+18. An unknown option prints the usage of all options, which fills screens, before its own line.
 """
 
 import argparse
@@ -43,6 +46,7 @@ import omegaconf
 import torch
 from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from fairseq.optim.composite import FairseqCompositeOptimizer
@@ -51,7 +55,9 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
+from ofa_exit.plugin.command_options import check_results
 from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.options import shortened
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.trained_options import reject_given_differences
 from ofa_exit.spelling import unknown_option
@@ -249,6 +255,24 @@ def name_unknown_option(
     return parse(parser, *args, **kwargs)
 
 
+@patch(options, "parse_args_and_arch")
+def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
+    parsed = parse(*args, **kwargs)
+    with usage_errors():
+        check_results(parsed[0] if isinstance(parsed, tuple) else parsed)
+    return parsed
+
+
+@patch(dataclass_utils, "eval_str_list")
+def reject_words(evaluate: Callable, text: Any, kind: type = float) -> Any:
+    try:
+        return evaluate(text, kind)
+    except (NameError, SyntaxError, ArithmeticError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is no number and no list of numbers"
+        ) from error
+
+
 @patch(trainer, "_catalog_shared_params")
 def list_shared_parameters_only(
     catalog: Callable, module: torch.nn.Module, memo: Any = None, prefix: str = ""
@@ -259,6 +283,19 @@ def list_shared_parameters_only(
     if found is None:
         return None
     return [names for names in found if operator.attrgetter(names[0])(module) is not None]
+
+
+@patch(trainer, "NanDetector")
+def name_divergence(detector: Callable, model: torch.nn.Module, **options: Any) -> typing.NoReturn:
+    """Raise UsageError where fairseq looks for the module that makes NaN, after a failed update."""
+    broken = next((n for n, w in model.named_parameters() if not w.isfinite().all()), None)
+    found = "the gradients are NaN or infinite"
+    if broken is not None:
+        found = f"the weights {broken} hold NaN or infinity"
+    raise UsageError(
+        f"the training diverged: {found}. Lower --lr, or limit the gradients by --clip-norm; "
+        "crash.pt in --save-dir holds the state"
+    )
 
 
 @patch(FairseqCompositeOptimizer, "__init__")

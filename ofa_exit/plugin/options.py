@@ -5,19 +5,18 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
 from fairseq.dataclass import FairseqDataclass
 
-from ofa_exit.evaluation.efficiency.report import is_trace
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.drafts import build_drafting, check_lossless, is_lossless
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.exit_config import read_exit_config
+from ofa_exit.plugin.outputs import check_trace
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
 from ofa_exit.runtime.kv_cache import check_kv_mode
@@ -31,6 +30,11 @@ COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options", "exit_config"
 def flag(name: str) -> str:
     """Return the flag of an option: ``exit_kv`` -> ``--exit-kv``."""
     return "--" + name.replace("_", "-")
+
+
+def shortened(text: Any) -> str:
+    """Return a value as a message shows it."""
+    return repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:80]}…"
 
 
 def option_fields(name: str) -> dict[str, str]:
@@ -197,7 +201,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     given = _given(cfg)
     if cfg.exit_kv is not None:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
-    _check_trace(cfg)
+    check_trace(cfg)
     check_lossless(cfg)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
@@ -350,8 +354,8 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
     """Return the fields that ``--exit-options`` gives."""
     try:
         options = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--exit-options {text!r} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--exit-options {shortened(text)} is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f'--exit-options {text!r}: give a JSON object, {{"name": value}}')
     names = option_fields(name)
@@ -367,23 +371,3 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
             f"{', '.join(names) or 'no options'}"
         )
     return options
-
-
-def _check_trace(cfg: Any) -> None:
-    """Check the trace's files before the model is loaded, which is when they are opened."""
-    path = cfg.exit_trace
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError(
-            f"--exit-trace {path!r} cannot be written: name a file in a folder that exists and may "
-            "be written to"
-        )
-    models = len((getattr(cfg, "path", None) or "").split(os.pathsep))
-    for name in (path, *(f"{path}.{number}" for number in range(2, models + 1))):
-        if os.path.isfile(name) and not is_trace(name):
-            raise ValueError(
-                f"--exit-trace {name!r} exists and is no exit trace: it would be overwritten. Name "
-                "another file, or delete it"
-            )

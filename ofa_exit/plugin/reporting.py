@@ -102,6 +102,8 @@ def print_reports(
         print(f"{mark}Exit summary{model}: {json.dumps(values)}", flush=True)
         if progress.has_ended and progress.shard:
             shard = {**progress.shard, "run": run, "totals": asdict(report.totals())}
+            if report.trace_digest is not None:
+                shard["trace"] = report.trace_digest
             print(f"Exit shard{model}: {json.dumps(shard)}", flush=True)
 
 

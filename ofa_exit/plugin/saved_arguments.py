@@ -16,7 +16,7 @@ from torch import Tensor
 from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_reference_layers
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.options import reject_misfit_arguments
+from ofa_exit.plugin.options import reject_misfit_arguments, shortened
 from ofa_exit.policies.base import ExitPolicy
 
 # How fairseq names the files of a checkpoint in parts, in place of ".pt".
@@ -59,7 +59,7 @@ class SavedCheckpoint:
             values["_name"] = values.get("task")
         else:
             values = values_of(self.state["cfg"].get("task"))
-            values.setdefault("_name", values.get("task"))
+            values["_name"] = values.get("_name") or values.get("task")
         return {**values, **self.overrides}
 
     @property
@@ -185,6 +185,22 @@ def reject_shallow_reference(cfg: Any, arguments: Any) -> None:
         check_reference_layers(reference, arguments.encoder_layers, arguments.decoder_layers)
 
 
+def reject_large_images(cfg: Any, arguments: Any) -> None:
+    """Raise ValueError if a model of these arguments has no positions for the task's images."""
+    side, cells = resolved(cfg.patch_image_size), getattr(arguments, "image_bucket_size", None)
+    if side and cells and -(-side // 16) > cells:  # the stem halves each side four times
+        raise ValueError(
+            f"--patch-image-size is {side}, and the model has positions for {16 * cells} pixels "
+            f"(--image-bucket-size {cells}): give at most {16 * cells}"
+        )
+
+
+def reject_misfit_of_model(cfg: Any, arguments: Any) -> None:
+    """Raise ValueError if a model of these arguments cannot follow the task's options."""
+    reject_shallow_reference(cfg, arguments)
+    reject_large_images(cfg, arguments)
+
+
 def saved_arguments(path: str, model_overrides: str) -> Optional[Namespace]:
     """Return the arguments of the OFA model in a checkpoint, with its architecture's defaults.
 
@@ -213,9 +229,9 @@ def parse_overrides(text: str) -> dict[str, Any]:
     """Return the dictionary of ``--model-overrides``, or raise ValueError."""
     try:
         overrides = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"--model-overrides {text!r} is not a Python dictionary: {error}"
+            f"--model-overrides {shortened(text)} is not a Python dictionary: {error}"
         ) from error
     if not isinstance(overrides, dict):
         raise ValueError(

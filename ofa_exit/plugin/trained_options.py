@@ -13,9 +13,12 @@ from ofa_exit.plugin.saved_arguments import (
     SavedCheckpoint,
     command_of,
     parse_overrides,
+    reject_large_images,
     resolved,
     values_of,
 )
+from ofa_exit.plugin.trained_words import reject_other_words
+from ofa_exit.plugin.vocabulary import OFADictionary
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,8 @@ def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]
             setattr(cfg, name, option.metadata["fallback"])
         if command is not None and command.get("task") is not None:
             command.task[name] = getattr(cfg, name)
+    for checkpoint in checkpoints if resolved(cfg.path) else ():
+        reject_large_images(cfg, checkpoint.model_arguments)
     # One checkpoint may serve several tasks, as with ofa_exit.load.
     new = [one for one in taken if one not in checkpoints[0].logged]
     if new:
@@ -151,14 +156,15 @@ def reject_given_differences(checkpoint: SavedCheckpoint, given: dict[str, Any])
 
 
 def reject_other_vocabulary(
-    cfg: Any, words: int, folder: str, checkpoints: list[SavedCheckpoint]
+    cfg: Any, dictionary: OFADictionary, folder: str, checkpoints: list[SavedCheckpoint]
 ) -> None:
     """Raise ValueError if a checkpoint was trained with another vocabulary than the task's.
 
     Args:
-        words: size of the task's vocabulary.
+        dictionary: the task's.
         folder: where its dict.txt is.
     """
+    words = len(dictionary)
     for checkpoint in checkpoints:
         if checkpoint.bpe == "bert":
             raise ValueError(
@@ -175,3 +181,4 @@ def reject_other_vocabulary(
                 f"--code-dict-size {cfg.code_dict_size} and --num-bins {cfg.num_bins} has {words}. "
                 f"{remedy}"
             )
+        reject_other_words(dictionary, checkpoint)

@@ -1,7 +1,10 @@
 """OFA's vocabulary as a fairseq dictionary that can also print words outside it."""
 
+import codecs
+import hashlib
 import os
 from pathlib import Path
+from typing import Any, Optional
 
 import torch
 from fairseq.data import Dictionary
@@ -20,6 +23,9 @@ class OFADictionary(Dictionary):
 
     def __init__(self, **options: str) -> None:
         super().__init__(**options)
+        self.words = 0
+        """Number of words of dict.txt, which follow the four special ones."""
+        self.path: Optional[Path] = None
         self._shown: list[str] = []
         self._shown_index: dict[str, int] = {}
 
@@ -29,10 +35,26 @@ class OFADictionary(Dictionary):
     ) -> "OFADictionary":
         """Load in OFA's order: bos, pad, eos, unk, dict.txt, ``<mask>``, image codes, bins."""
         path: Path = dictionary_path(directory)
+        with path.open("rb") as file:
+            if file.read(3) == codecs.BOM_UTF8:  # it would be part of the first word
+                raise ValueError(f"{path} begins with a byte order mark. Save it as plain UTF-8")
         dictionary = cls.load(str(path))
+        dictionary.words, dictionary.path = len(dictionary) - dictionary.nspecial, path
         for symbol in dictionary_symbols(code_dict_size, num_bins):
             dictionary.add_symbol(symbol)
         return dictionary
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of dict.txt: its length and a hash of its words."""
+        return {"words": self.words, "sha256": self.hash_of(self.words)}
+
+    def hash_of(self, count: int) -> str:
+        """Return the SHA-256 of the first ``count`` words of dict.txt, in their order."""
+        return hashlib.sha256("\n".join(self.own_words()[:count]).encode()).hexdigest()
+
+    def own_words(self) -> list[str]:
+        """Return the words of dict.txt, without the symbols that fairseq and OFA add."""
+        return self.symbols[self.nspecial : self.nspecial + self.words]
 
     def __getitem__(self, number: int) -> str:
         index = int(number) - len(self.symbols)

@@ -14,7 +14,8 @@ def parse_layers(value: Any) -> list[int]:
     layers: Any = value
     if isinstance(value, str):
         parts = [part.strip() for part in value.strip("[]()").split(",")]
-        layers = [int(part) for part in parts] if all(map(str.isdigit, parts)) else None
+        are_numbers = all(part.isascii() and part.isdecimal() for part in parts)
+        layers = [int(part) for part in parts] if are_numbers else None
     if (
         not isinstance(layers, (list, tuple))
         or not layers

@@ -14,12 +14,19 @@ def parse_depths(value: Any) -> tuple[int, ...]:
     """Return (image, text, decoder) of a sequence or of a text such as ``3,3,2``."""
     parts = value.split(",") if isinstance(value, str) else value
     try:
-        depths = tuple(int(part) for part in parts if not isinstance(part, (bool, float)))
+        depths = tuple(_whole(part) for part in parts if not isinstance(part, (bool, float)))
     except (TypeError, ValueError):
         depths = ()
     if len(depths) != 3 or len(parts) != 3 or min(depths) < 1:
         raise ValueError(f"{value!r}: give three whole numbers of at least 1, IMAGE,TEXT,DECODER")
     return depths
+
+
+def _whole(part: Any) -> int:
+    """Return a whole number. int reads the digits of any script, and 1_0."""
+    if isinstance(part, str) and not (part.strip().isascii() and part.strip().isdecimal()):
+        raise ValueError(part)
+    return int(part)
 
 
 @dataclass

@@ -57,6 +57,8 @@ def parse_thresholds(value: Any) -> PerLayer:
     given = value
     if isinstance(value, str):
         try:
+            if not value.isascii():  # float reads the digits of any script
+                raise ValueError(value)
             numbers = [float(part) for part in value.strip("[]() ").split(",")]
         except ValueError:
             raise ValueError(f"must be a number, or numbers as 0.9,0.8, got {value!r}") from None

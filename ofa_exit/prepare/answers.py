@@ -166,6 +166,6 @@ def write_candidates(
     inputs = manifest.fingerprint(sources, given)
     manifest.check_release(path, inputs)
     write_bytes(path, "".join(f"{answer}\n" for answer in kept).encode("utf-8"))
-    manifest.write_manifest(path, len(kept), path.stat().st_size, sha256_of(path), inputs=inputs)
+    manifest.write_manifest(path, len(kept), path.stat(), sha256_of(path), inputs=inputs)
     log(f"{path}: {len(kept):,} candidate answers")
     return frozenset(kept), (path,)

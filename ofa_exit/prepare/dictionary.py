@@ -80,7 +80,7 @@ def write(options: argparse.Namespace, source: Path, texts: Iterable[str]) -> No
     inputs = manifest.fingerprint([source], {"first": first})
     manifest.check_release(path, inputs)
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
-    manifest.write_manifest(path, len(lines), path.stat().st_size, sha256_of(path), inputs=inputs)
+    manifest.write_manifest(path, len(lines), path.stat(), sha256_of(path), inputs=inputs)
     added = f", {len(lines) - len(first):,} of them after those of --dictionary" if first else ""
     log(f"{path}: {len(lines):,} words{added}")
 

@@ -13,6 +13,7 @@ from ofa_exit.data.files import atomic_write, write_bytes
 from ofa_exit.data.formats import SEPARATOR
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.answers import ANNOTATORS, training_answers
+from ofa_exit.regular_files import regular_file
 
 # Columns of prepared files. The image id is in the same column of all of them.
 _IMAGE_ID = "1"
@@ -93,7 +94,7 @@ def part(
         )
     known = None
     if candidates is not None:
-        known = frozenset(candidates.read_text(encoding="utf-8").splitlines())
+        known = frozenset(regular_file(candidates).read_text(encoding="utf-8").splitlines())
         write_bytes(out / candidates.name, candidates.read_bytes())
     images = [file.row(row)["image_id"] for row in _progress(range(len(file)), source.name)]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ofa_exit.data.formats import FORMATS, MAX_PIXELS
+from ofa_exit.regular_files import regular_file
 
 from .records import PrepareError
 
@@ -39,6 +41,9 @@ class Files:
                     f"{folder} is not a folder. Give the folder of the unpacked files"
                 )
             for parent, children, names in os.walk(folder, followlinks=True):
+                if _leads_back(Path(parent), folder):
+                    children.clear()
+                    continue
                 children.sort()
                 for name in sorted(names):
                     self._paths.setdefault(name, []).append(parent)
@@ -72,6 +77,14 @@ class Files:
         return None
 
 
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Return whether ``path`` below ``folder`` is a link to a folder above itself."""
+    if path == folder or not path.is_symlink():
+        return False
+    above = itertools.takewhile(lambda one: one != folder.parent, path.parents)
+    return any(path.samefile(one) for one in above)
+
+
 @functools.lru_cache(maxsize=64)  # rows of one image are close to each other
 def encode_image(path: Path) -> str:
     """Return the URL-safe base64 of the file's bytes, as in OFA's release.
@@ -79,7 +92,7 @@ def encode_image(path: Path) -> str:
     Raises BrokenImageError: unreadable, not an image, truncated, or too large for the data loader.
     """
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             data, status = file.read(), os.fstat(file.fileno())
         stamp = (str(path), status.st_size, status.st_mtime_ns)
         if stamp not in _readable:
@@ -104,5 +117,8 @@ def _decode(data: bytes) -> None:
 
 
 def encoded_length(path: Path) -> int:
-    """Return the length of ``encode_image(path)``, computed from the file's size."""
-    return -(-path.stat().st_size // 3) * 4
+    """Return the length of ``encode_image(path)``, from the file's size; 0 for a dangling link."""
+    try:
+        return -(-path.stat().st_size // 3) * 4
+    except OSError:
+        return 0

@@ -90,7 +90,10 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             return job.path
     if partial != inputs and (partial is not None or job.path.exists()):
         kind = "file" if partial is None else "partial file"
-        log(f"{job.path}: the existing {kind} is not from these inputs and options; starting over")
+        log(
+            f"{job.path}: the existing {kind} was changed, or is not from these inputs and "
+            "options; starting over"
+        )
     with Problems(job.path) as problems:
         summary = survey(job, files, problems)
         if len(problems):
@@ -113,7 +116,7 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     manifest.write_manifest(
         job.path,
         written.rows,
-        written.size,
+        writer.partial_path(job.path).stat(),
         written.digest.hexdigest(),
         inputs=inputs,
         folders=_names(files),

@@ -10,6 +10,8 @@ from typing import Any
 
 import ijson
 
+from ofa_exit.regular_files import regular_file
+
 from .records import PrepareError
 
 
@@ -21,7 +23,7 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
     """
     prefix = ".".join(keys)
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             # A byte order mark is not JSON, but some editors write one.
             start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
             file.seek(start)
@@ -40,7 +42,7 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
                     f"{path}: {found}, and a list or an object was expected. Is this another file? "
                     "Download it again"
                 )
-    except (ijson.JSONError, ValueError) as error:
+    except (ijson.JSONError, ValueError, OverflowError, RecursionError) as error:
         # The parser quotes bytes that are not UTF-8 as they are.
         message = error.args[0] if error.args else ""
         text = message.decode(errors="replace") if isinstance(message, bytes) else str(error)
@@ -73,13 +75,13 @@ def of_form(
 def lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (place, object) of a JSON Lines file. Places are lines, from 1. Raises PrepareError."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with regular_file(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
                     yield f"line {number}", json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise PrepareError(
                         f"{path}, line {number} is not JSON ({error}). Download the file again"
                     ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from ofa_exit.data.answers import CONFIDENCE, join_answers
 from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_bytes, read_file
+from ofa_exit.regular_files import regular_file
 
 from .records import MalformedError, PrepareError, clean
 
@@ -69,7 +70,7 @@ def csv_rows(path: Path, task: str) -> Iterator[OwnRow]:
 
     Raises PrepareError: not such a file, or a column is missing.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with regular_file(path).open(encoding="utf-8-sig", newline="") as file:
         try:
             header = file.readline()
             delimiter = max(_DELIMITERS, key=header.count)

@@ -35,7 +35,8 @@ class Problems:
     def add(self, problem: Problem) -> None:
         if self._file is None:
             self._file = self._stack.enter_context(atomic_write(self.path))
-        self._file.write(" ".join(f"{problem}".splitlines()).encode("utf-8") + b"\n")
+        line = " ".join(f"{problem}".splitlines())
+        self._file.write(line.encode(errors="backslashreplace") + b"\n")
         self._count += 1
         if self._count <= _PROBLEMS_SHOWN:
             self._first.append(problem)

@@ -19,7 +19,10 @@ class MalformedError(Exception):
 
 
 # The errors that a reader raises about a malformed entry.
-ENTRY_ERRORS = (MalformedError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+ENTRY_ERRORS = (
+    *(MalformedError, KeyError, TypeError, ValueError, IndexError, AttributeError),
+    RecursionError,
+)
 
 
 def reason(error: Exception) -> str:
@@ -98,10 +101,26 @@ def items(
                 raise MalformedError("the id occurs twice")
             seen.add(id)
             made = list(make(id, entry))
+            for item in made:
+                if isinstance(item, Record):
+                    _check_fields(item)
         except ENTRY_ERRORS as error:
             yield Problem(source.name, where, reason(error))
         else:
             yield from made
+
+
+def _check_fields(record: Record) -> None:
+    """Raise MalformedError for a field that would end its column, its row or the file's UTF-8."""
+    for field in filter(None, (*record.columns, *record.image_names)):
+        if any(mark in field for mark in "\t\n\r\0"):
+            raise MalformedError(f"{field[:40]!r} holds a tab or a line break")
+        try:
+            field.encode()
+        except UnicodeEncodeError:
+            raise MalformedError(
+                f"{ascii(field)[:40]} holds half of a surrogate pair, which is no character"
+            ) from None
 
 
 def clean(text: Any, name: str = "text") -> str:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ofa_exit.data.row_index import Stamp, write_index
+from ofa_exit.regular_files import regular_file
 
 from .images import BrokenImageError, Files, encode_image, encoded_length
 from .manifest import read_json, write_json
@@ -140,6 +141,8 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open the partial file for appending, in one process at a time."""
     partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists():
+        regular_file(partial)
     lock_path = partial.with_name(partial.name + ".lock")
     lock = FileLock(lock_path)
     try:

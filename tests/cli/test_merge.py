@@ -211,7 +211,32 @@ def short_trace(folders):
 
 
 SPOILED = [missing, repeated, overlapping, other_batches, other_exits, other_number, torn, quiet]
-SPOILED += [no_log, one_folder, short_trace, older]
+
+
+def swapped_traces(folders):
+    """Of the same number of lines."""
+    first, second = (folder / "trace.jsonl" for folder in folders[:2])
+    lines = [file.read_bytes().splitlines(keepends=True) for file in (first, second)]
+    first.write_bytes(b"".join([*lines[1], *lines[0]][: len(lines[0])]))
+    return r"trace\.jsonl is not the trace that .*log.txt reports"
+
+
+def changed_trace(folders):
+    text = (folders[1] / "trace.jsonl").read_bytes()
+    (folders[1] / "trace.jsonl").write_bytes(
+        text.replace(b'"image_layers": ', b'"image_layers": 1')
+    )
+    return r"trace\.jsonl is not the trace that .*log.txt reports"
+
+
+def log_without_a_trace(folders):
+    log = folders[0] / "log.txt"
+    log.write_text(re.sub(r', "trace": "\w+"', "", log.read_text()))
+    return r"names no trace, so that .*trace\.jsonl may be of another generation"
+
+
+SPOILED += [no_log, one_folder, short_trace, older, swapped_traces, changed_trace]
+SPOILED += [log_without_a_trace]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)

@@ -16,7 +16,7 @@ from helpers.data_samples import write_tsv
 
 from ofa_exit.data import row_index
 from ofa_exit.data.row_index import index_path
-from ofa_exit.data.tsv import TsvFile
+from ofa_exit.data.tsv import TsvError, TsvFile
 
 COLUMNS = ("uniq_id", "text")
 
@@ -79,6 +79,58 @@ def test_index_of_another_file_or_layout_is_rebuilt(tmp_path, change):
         np.save(file, changed[change])
     assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
     assert np.array_equal(np.load(index_path(path)), good)
+
+
+ROWS = [[str(n), f"row {n}"] for n in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "cut"),
+    {
+        "without the last row": lambda good: good[:-1],
+        "without the first row": lambda good: np.delete(good, 2),
+        "a row less at the end": lambda good: np.delete(good, -2),
+        "a row twice": lambda good: np.insert(good, 50, good[50]),
+        "backwards": lambda good: np.concatenate([good[:50], good[51:49:-1], good[52:]]),
+        "shifted": lambda good: np.concatenate([good[:2], good[2:3], good[3:-1] + 1, good[-1:]]),
+        "past the end": lambda good: np.append(good, good[-1] + 9),
+    }.items(),
+)
+def test_an_index_that_does_not_cover_the_file_is_rebuilt(tmp_path, caplog, damage, cut):
+    path = write_tsv(tmp_path / "a.tsv", ROWS)
+    TsvFile(path, None, COLUMNS)
+    good = np.load(index_path(path))
+    with index_path(path).open("wb") as file:
+        np.save(file, cut(good))
+    assert texts(TsvFile(path, None, COLUMNS)) == [text for _, text in ROWS], damage
+    assert f"{index_path(path)} does not fit {path}: indexing the file again" in caplog.text
+    assert np.array_equal(np.load(index_path(path)), good)
+
+
+def test_a_row_of_a_damaged_index_is_never_read(tmp_path):
+    """Between the rows that are sampled when the file is opened."""
+    path = write_tsv(tmp_path / "a.tsv", ROWS)
+    TsvFile(path, None, COLUMNS)
+    good = np.load(index_path(path))
+    sampled = set(range(0, 300, 300 // row_index._ROWS_SAMPLED))
+    row = next(n for n in range(100, 200) if not {n - 1, n} & sampled)
+    shifted = good.copy()
+    shifted[2 + row] -= 2  # "5\n6\trow 6": the end of one line moves to the next
+    with index_path(path).open("wb") as file:
+        np.save(file, shifted)
+    rows = TsvFile(path, None, COLUMNS)
+    for wrong in (row - 1, row):
+        with pytest.raises(TsvError, match=r"line \d+: .*offsets is damaged. Delete that file"):
+            rows.row(wrong)
+    assert rows.row(row + 1)["text"] == f"row {row + 1}"
+
+
+def test_empty_lines_at_the_end_are_covered(tmp_path, caplog):
+    path = write_tsv(tmp_path / "a.tsv", ROWS[:2])
+    path.write_bytes(path.read_bytes() + b"\r\n\n\n")
+    for _ in range(2):
+        assert len(TsvFile(path, None, COLUMNS)) == 2
+    assert not caplog.text
 
 
 def test_index_of_an_earlier_version_is_rebuilt(tmp_path):

@@ -97,6 +97,7 @@ def test_a_killed_run_leaves_no_file_and_resumes(root, out, capsys, monkeypatch)
         "file": "train.tsv",
         "rows": 123,
         "bytes": len(resumed),
+        "mtime_ns": (out / "train.tsv").stat().st_mtime_ns,
         "sha256": hashlib.sha256(resumed).hexdigest(),
     }
 

@@ -20,7 +20,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser, prints_errors
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 
 
 def show(verb: str, args: Namespace, arguments: list[str]) -> list[Path]:
@@ -98,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give at least one trace as NAME=FILE, and then the data")
     if args.out.suffix not in (".html", ".htm"):
         parser.error(f"{args.out}: name a file that ends in .html")
+    try:
+        check_outputs(args, "out", inputs=arguments)
+    except ValueError as error:
+        parser.error(str(error))
     if args.count < 1:
         parser.error(f"--count {args.count}: give at least 1")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs every font it looks at

@@ -12,7 +12,7 @@ from fairseq.registry import REGISTRIES
 from fairseq.scoring import build_scorer
 
 import ofa_exit.plugin  # noqa: F401 (scorers)
-from ofa_exit.data.files import atomic_write
+from ofa_exit.data.files import atomic_write, sha256_of
 from ofa_exit.evaluation.efficiency.shards import Shard, check_shards, merged_rows, read_shard
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 
@@ -83,10 +83,31 @@ class _TraceMerger:
         self, stack: contextlib.ExitStack, out: Path, shards: Sequence[Shard], name: str
     ) -> None:
         self._name = name
+        self._check_origin(shards)
         self._files: dict[Path, Any] = {
             shard.folder: stack.enter_context((shard.folder / name).open("rb")) for shard in shards
         }
         self._out = stack.enter_context(atomic_write(out / name))
+
+    def _check_origin(self, shards: Sequence[Shard]) -> None:
+        """Raise ValueError unless the files are the traces of one model in these generations."""
+        models = set()
+        for shard in shards:
+            path, known = shard.folder / self._name, [one for one in shard.traces if one]
+            digest = sha256_of(path)
+            if not known:
+                raise ValueError(
+                    f"{shard.folder / 'log.txt'} names no trace, so that {path} may be of another "
+                    "generation. Generate that shard again with --exit-trace"
+                )
+            if digest not in known:
+                raise ValueError(
+                    f"{path} is not the trace that {shard.folder / 'log.txt'} reports: it is of "
+                    "another generation or shard, or was changed. Generate that shard again"
+                )
+            models.add(shard.traces.index(digest))
+        if len(models) > 1:
+            raise ValueError(f"--trace {self._name}: the files are of different models")
 
     def copy_line(self, shard: Shard) -> None:
         """Copy the next line of a shard; raise ValueError if it is torn or missing."""

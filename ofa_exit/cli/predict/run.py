@@ -15,6 +15,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from PIL import Image
 from tqdm import tqdm
 
+from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.own_images import find_images
 from ofa_exit.data.thumbnails import png
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
@@ -65,6 +66,8 @@ def predict(args: Namespace) -> int:
     with prediction_errors():
         images = find_images(args.images, args.recursive)
         if args.html is not None:
+            folder = args.bpe_dir or Path(args.checkpoint).parent
+            check_outputs(args, "html", inputs=[images, Path(folder, "dict.txt")])
             check_page(args.html)
         saved = open_checked(args.checkpoint, task, exits, options)
     texts = getattr(args, "texts", [""])

@@ -51,7 +51,7 @@ def parse_reference_layers(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) != 2 or not all(p.isascii() and p.isdecimal() and int(p) for p in parts):
         raise ValueError(
             f"--reference-layers {text!r}: give two whole numbers above 0, encoder and decoder "
             "layers, as in 6,6"

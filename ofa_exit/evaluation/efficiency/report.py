@@ -1,5 +1,6 @@
 """Efficiency report of a generation: a summary, and one JSON line per sentence."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ def is_trace(path: str | os.PathLike[str]) -> bool:
         line = file.readline(LONGEST_RECORD_BYTES)
     try:
         return not line or {"id", "image_layers", "hypotheses"} <= json.loads(line).keys()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -36,10 +37,14 @@ class TraceFile:
                 "--exit-trace needs a file name in a folder that exists and may be written to"
             ) from error
 
+        self.digest = hashlib.sha256()
+
     def write(self, record: dict[str, Any]) -> None:
         if self._file is None:
             raise ValueError("the exit trace is closed")
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self._file.write(line)
+        self.digest.update(line)
 
     def close(self) -> None:
         if self._file is not None:
@@ -197,6 +202,11 @@ class GenerationReport:
     def table(self) -> str:
         """Return the summary as a table."""
         return self.totals().table()
+
+    @property
+    def trace_digest(self) -> str | None:
+        """Return the SHA-256 of what the trace file holds; None without a trace file."""
+        return self._trace_file.digest.hexdigest() if self._trace_file else None
 
     def close(self) -> None:
         """Close the trace file."""

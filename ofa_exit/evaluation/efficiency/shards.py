@@ -33,6 +33,7 @@ class Shard:
         rows, all_rows: rows of the shard and of the data set.
         run: settings of the generation, by name: files, models, options.
         totals: one per model.
+        traces: SHA-256 of each model's trace file, None without one.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Shard:
     all_rows: int
     run: dict[str, Any]
     totals: list[RunTotals]
+    traces: list[str | None]
 
     @property
     def name(self) -> str:
@@ -104,11 +106,12 @@ def read_shard(folder: Path) -> Shard:
             require_field(values[0], name, "the record", int) for name in _NUMBERS
         )
         run = require_field(values[0], "run", "the record", dict)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
     if not heads:
         heads = [f"Generate {run.get('--gen-subset')} with beam={run.get('--beam', 5)}"]
-    return Shard(folder, files[0], heads[0], shard, count, rows, all_rows, run, totals)
+    traces = [one.get("trace") for one in values]
+    return Shard(folder, files[0], heads[0], shard, count, rows, all_rows, run, totals, traces)
 
 
 def check_shards(shards: Sequence[Shard]) -> None:

@@ -227,6 +227,6 @@ def _check_settings(first: Sweep, other: Sweep) -> None:
 
 def _count(file: Path) -> int:
     text = file.read_text(encoding="utf-8").strip()
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{file}: {text!r} is not a number of parameters. Write digits alone")
     return int(text)

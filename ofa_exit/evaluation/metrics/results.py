@@ -77,6 +77,8 @@ def read_json(path: ResultPath) -> Any:
         raise ValueError(
             f"{path}, line {error.lineno}: no JSON ({error.msg}). Is the file complete?"
         ) from None
+    except RecursionError:
+        raise ValueError(f"{path}: its lists are nested too deeply. Is this the file?") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 

@@ -10,7 +10,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.options import flag
-from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, reject_large_images
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.files import first_folder
 from ofa_exit.plugin.trained_options import differences, kind_of_task, take_trained_options
@@ -105,5 +105,6 @@ def task_config(
             "%s is %s, but %s was trained with %s", flag(option), value, checkpoint.path, trained
         )
     cfg.path = checkpoint.path
+    reject_large_images(cfg, checkpoint.model_arguments)
     cls.check_options(cfg)
     return cfg

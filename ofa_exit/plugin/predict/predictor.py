@@ -322,7 +322,7 @@ def load_opened(
         kind = kind_of(saved.task_options) or "caption"
         cfg = config_of(kind)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        reject_other_vocabulary(cfg, len(dictionary), folder, [saved])
+        reject_other_vocabulary(cfg, dictionary, folder, [saved])
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         predictor = Predictor(None, dictionary, encoder, saved, config_of)
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(

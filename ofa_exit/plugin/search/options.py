@@ -10,7 +10,7 @@ from typing import Any
 from fairseq.dataclass.configs import GenerationConfig
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.options import flag, shortened
 
 # Options that no task supports, and why.
 UNSUPPORTED = {
@@ -70,10 +70,24 @@ def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
     if temperature <= 0:
         raise ValueError(f"{named('temperature')} is {temperature}: give more than 0")
     top_k, top_p = getattr(args, "sampling_topk", -1), getattr(args, "sampling_topp", -1.0)
-    if top_k == 0 or top_k < -1:
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k == 0 or top_k < -1:
         raise ValueError(f"{named('sampling_topk')} is {top_k}: give at least 1")
-    if not (0 < top_p <= 1 or top_p == -1):
+    if not isinstance(top_p, (int, float)) or not (0 < top_p <= 1 or top_p == -1):
         raise ValueError(f"{named('sampling_topp')} is {top_p}: give more than 0, at most 1")
+
+
+def check_strategy(args: Any, named: Callable[[str], str] = flag) -> None:
+    """Raise ValueError for searches that contradict each other; see ``check_numbers``."""
+    sampling = getattr(args, "sampling", False)
+    for option in ("sampling_topk", "sampling_topp"):
+        value = getattr(args, option, DEFAULTS[option])
+        if value > 0 and not sampling:
+            raise ValueError(f"{named(option)} is {value}: add {named('sampling')}")
+    chosen = [name for name in ("sampling", "match_source_len") if getattr(args, name, False)]
+    if getattr(args, "diversity_rate", -1) > 0:
+        chosen.append("diversity_rate")
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(map(named, chosen))} exclude each other: give one")
 
 
 def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
@@ -89,6 +103,7 @@ def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
             f"{named('nbest')} is {nbest}, but a beam of {beam} finds {beam} hypotheses: raise "
             f"{named('beam')}"
         )
+    check_strategy(args, named)
     if values["max_len_a"] or getattr(args, "match_source_len", False):
         return  # the length depends on the source
     if values["max_len_b"] < 1:
@@ -136,8 +151,8 @@ def generation_options(option: str, text: str, **defaults: Any) -> Namespace:
     """
     try:
         options = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{option} {text!r} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} {shortened(text)} is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f'{option} {text!r}: give a JSON object, {{"beam": 5}}')
     unknown = sorted(set(options) - set(DEFAULTS))

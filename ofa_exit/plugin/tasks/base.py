@@ -20,7 +20,7 @@ from ofa_exit.plugin.average import check_average_of_training, reject_missing_av
 from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.command_options import (
     add_official_options,
-    check_sizes,
+    check_command,
     reject_interactive,
     take_overrides,
 )
@@ -32,7 +32,7 @@ from ofa_exit.plugin.saved_arguments import (
     command_of,
     reference_layers,
     reject_misfit_of_checkpoints,
-    reject_shallow_reference,
+    reject_misfit_of_model,
     resolved,
     saved_checkpoints,
 )
@@ -121,13 +121,13 @@ class OFATask(DataTask):
         reject_lossless_scoring(cfg, cls.searches(cfg))
         command = command_of(cfg)
         if command is not None:
-            check_sizes(command.dataset)
+            check_command(command)
             cls.check_generation(cfg, command.generation)
         if not from_checkpoint:
             reject_missing_averages(cfg)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        reject_other_vocabulary(cfg, len(dictionary), folder, checkpoints)
+        reject_other_vocabulary(cfg, dictionary, folder, checkpoints)
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
@@ -144,8 +144,8 @@ class OFATask(DataTask):
         if from_checkpoint:  # its weights are in the checkpoint
             cfg.resnet_model_path = None
         with usage_errors():
+            reject_misfit_of_model(self.cfg, cfg)
             model = super().build_model(cfg, from_checkpoint)
-            reject_shallow_reference(self.cfg, cfg)
         reject_misfit(self.cfg, self.exit_policy, model)
         log_heads(model)
         model.grows_vocabulary = not from_checkpoint

@@ -26,9 +26,12 @@ from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.dataset import RowDataset
 from ofa_exit.plugin.tasks.files import is_training, split_files
 from ofa_exit.plugin.trained_options import reject_other_training
+from ofa_exit.plugin.trained_words import STATE, reject_other_fingerprint
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
 
 logger = logging.getLogger(__name__)
+
+MOST_SYMBOLS = 1_000_000  # of image codes or position bins; OFA has 8,192 and 1,000
 
 
 class DataTask(FairseqTask):
@@ -56,12 +59,17 @@ class DataTask(FairseqTask):
         """Raise ValueError for options that are invalid for any data and model."""
         if not cfg.data:
             raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
-        for option in ("max_src_length", "max_tgt_length", "patch_image_size", "max_image_pixels"):
+        for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
+        size = cfg.patch_image_size
+        if size is not None and size < 16:
+            raise ValueError(f"--patch-image-size {size}: give at least 16, the pixels of a cell")
         for option in ("code_dict_size", "num_bins"):
-            if getattr(cfg, option) < 0:
-                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give 0 or more")
+            if not 0 <= getattr(cfg, option) <= MOST_SYMBOLS:
+                raise ValueError(
+                    f"{flag(option)} {getattr(cfg, option)}: give 0 to {MOST_SYMBOLS:,}"
+                )
         if kinds := getattr(cfg, "augment", None):
             augmentation_kinds(kinds)
         prompt = getattr(cfg, "prompt_type", "none")
@@ -174,6 +182,18 @@ class DataTask(FairseqTask):
         return iterator
 
     # ------------------------------------------------------------------ vocabulary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what fairseq saves of the task in checkpoints: the dictionary's fingerprint."""
+        return {**super().state_dict(), STATE: self.dictionary.fingerprint()}
+
+    @usage_errors()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the dictionary with that of the checkpoint's training."""
+        state = dict(state_dict)
+        if STATE in state:
+            reject_other_fingerprint(self.dictionary, state.pop(STATE))
+        super().load_state_dict(state)
 
     @property
     def source_dictionary(self) -> OFADictionary:

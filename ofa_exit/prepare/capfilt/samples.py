@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ofa_exit.data.text import strip_punctuation
+from ofa_exit.regular_files import regular_file
 
 LISTED_LINES = 5
 Paths = Sequence[str | os.PathLike[str]]
@@ -28,7 +29,7 @@ def read_samples(paths: Paths) -> Iterator[tuple[int, list[str]]]:
 
 def _samples(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """Yield row and text of every line D-ROW, SCORE, TEXT."""
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(regular_file(path), encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.startswith("D-"):
                 continue
