@@ -58,6 +58,18 @@ class SavedCheckpoint:
         return {**values, **self.overrides}
 
     @property
+    def criterion_options(self) -> dict[str, Any]:
+        """Return the options of the training's criterion, and its name as ``_name``."""
+        if self.state["args"] is not None:
+            values = dict(vars(self.state["args"]))
+            values["_name"] = values.get("criterion")
+            return values
+        saved = self.state["cfg"].get("criterion")
+        values = values_of(saved)
+        values.setdefault("_name", saved if isinstance(saved, str) else values.get("criterion"))
+        return values
+
+    @property
     def bpe(self) -> Any:
         """Return the name of fairseq's BPE that the training used; None for the task's own."""
         if self.state["args"] is not None:
