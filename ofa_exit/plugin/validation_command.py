@@ -16,8 +16,9 @@ from typing import Any, Optional
 
 from fairseq import checkpoint_utils, options, tasks
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.compat import patch
@@ -107,4 +108,19 @@ def command_for(saved: SavedCheckpoint, given: dict[str, Any]) -> DictConfig:
     if criterion == trained:
         known = {option.name for option in fields(CRITERION_DATACLASS_REGISTRY[criterion])}
         values = {name: loss[name] for name in known & loss.keys()}
-    return convert_namespace_to_omegaconf(Namespace(**{**values, **given, "criterion": criterion}))
+    values = {**default_options(), **values, **given, "criterion": criterion}
+    return convert_namespace_to_omegaconf(Namespace(**values))
+
+
+def default_options() -> dict[str, Any]:
+    """Return the defaults of fairseq's options.
+
+    Without them the conversion of a namespace sets flags that point to another option, as
+    ``sentence_avg`` of a criterion to that of the optimization: it takes the reference for True.
+    """
+    values: dict[str, Any] = {}
+    for section in OmegaConf.to_container(OmegaConf.structured(FairseqConfig())).values():
+        for name, value in section.items() if isinstance(section, dict) else ():
+            if not str(value).startswith("${") and not name.startswith("_"):
+                values.setdefault(name, value)
+    return values
