@@ -38,7 +38,7 @@ ALLOWED = {
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("fairseq", "omegaconf", "torch", "numpy"),
+        *("fairseq", "fairseq_cli", "omegaconf", "torch", "numpy"),
     },
     "cli": {*PARTS, "__init__", "testing", "fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"},
     "testing": {"models", "fairseq", "torch", "numpy"},
