@@ -57,7 +57,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.saved_arguments import LAST_CHECKPOINT, SavedCheckpoint
+from ofa_exit.plugin.saved_arguments import LAST_CHECKPOINT, SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.trained_options import reject_given_differences
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
@@ -168,7 +168,8 @@ def check_file_and_options(
     if "://" not in str(path):
         check_is_file(path)  # before fairseq opens it: opening a pipe waits for ever
         if arg_overrides and "path" in arg_overrides:  # only fairseq-validate overrides it
-            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
+            meant = parse_overrides(arg_overrides.get("model_overrides", "{}"))
+            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), meant)
             reject_given_differences(saved, arg_overrides)
     return load(path, arg_overrides, *args, **kwargs)
 
