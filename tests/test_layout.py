@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("regular_files", "spelling", "fairseq", "omegaconf", "torch", "numpy"),
+        *("regular_files", "spelling", "fairseq", "fairseq_cli", "omegaconf", "torch", "numpy"),
     },
     "spelling": set(),
     "cli": {

@@ -1,7 +1,7 @@
 """The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs, average, schedules
+from . import archs, average, schedules, validation_command
 from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -23,6 +23,7 @@ __all__ = [
     "schedules",
     "scst",
     "snli_ve",
+    "validation_command",
     "visdial",
     "vqa",
     "vqa_scorers",

@@ -19,13 +19,16 @@
     Checkpoints without arguments, and those of ``DistributedDataParallel`` or Hugging Face, cannot
     be read. All files go through ``models/checkpoint_file.py``.
 11. fairseq-validate takes options that differ from the checkpoint's training without a word.
-12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
+12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors,
+    and trains from scratch if --restore-file is missing.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
 15. fairseq-generate empties the file of ``--results-path`` before it reads the data.
 16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 18. An unknown option prints the usage of all options, which fills screens, before its own line.
+19. fairseq-generate prints an empty T- line for a row without references, if others of its batch
+    have some.
 """
 
 import argparse
@@ -35,12 +38,14 @@ import itertools
 import logging
 import operator
 import os
+import re
 import sys
 import typing
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import fairseq_cli.generate
 import numpy as np
 import omegaconf
 import torch
@@ -48,6 +53,7 @@ from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from fairseq.optim.composite import FairseqCompositeOptimizer
 from fairseq.registry import REGISTRIES
@@ -58,7 +64,7 @@ from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.command_options import check_results
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
-from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.saved_arguments import LAST_CHECKPOINT, SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.trained_options import reject_given_differences
 from ofa_exit.spelling import unknown_option
 
@@ -170,7 +176,8 @@ def check_file_and_options(
     if "://" not in str(path):
         check_is_file(path)  # before fairseq opens it: opening a pipe waits for ever
         if arg_overrides and "path" in arg_overrides:  # only fairseq-validate overrides it
-            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
+            meant = parse_overrides(arg_overrides.get("model_overrides", "{}"))
+            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), meant)
             reject_given_differences(saved, arg_overrides)
     return load(path, arg_overrides, *args, **kwargs)
 
@@ -183,10 +190,27 @@ def name_missing_file(load: Callable, *args: Any, **kwargs: Any) -> Any:
         raise UsageError(f"--path: {error}. Give an existing file") from error
 
 
+def print_but_empty_targets(*values: Any, **options: Any) -> None:
+    """Print what fairseq-generate does, but no T- line without a text."""
+    if not re.fullmatch(r"T-\d+\t", str(values[0]) if values else ""):
+        print(*values, **options)
+
+
+fairseq_cli.generate.print = print_but_empty_targets
+
+
 @patch(trainer.Trainer, "load_checkpoint")
-def name_misfit(load: Callable, *args: Any, **kwargs: Any) -> Any:
+def name_misfit(
+    load: Callable, self: trainer.Trainer, filename: str, *args: Any, **kwargs: Any
+) -> Any:
+    """Reject a start that is missing or does not fit. Of a missing file fairseq loads nothing."""
+    given = self.cfg.checkpoint
+    starts = (given.finetune_from_model, getattr(given, "continue_once", None))
+    is_named = given.restore_file != LAST_CHECKPOINT or any(starts)
+    if is_named and not PathManager.isfile(filename):
+        raise UsageError(f"{filename}: no such checkpoint. Give an existing file to start from")
     try:
-        return load(*args, **kwargs)
+        return load(self, filename, *args, **kwargs)
     except Exception as error:
         if isinstance(error.__context__, UsageError):
             raise error.__context__ from None

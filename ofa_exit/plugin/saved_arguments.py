@@ -63,6 +63,18 @@ class SavedCheckpoint:
         return {**values, **self.overrides}
 
     @property
+    def criterion_options(self) -> dict[str, Any]:
+        """Return the options of the training's criterion, and its name as ``_name``."""
+        if self.state["args"] is not None:
+            values = dict(vars(self.state["args"]))
+            values["_name"] = values.get("criterion")
+            return values
+        saved = self.state["cfg"].get("criterion")
+        values = values_of(saved)
+        values.setdefault("_name", saved if isinstance(saved, str) else values.get("criterion"))
+        return values
+
+    @property
     def bpe(self) -> Any:
         """Return the name of fairseq's BPE that the training used; None for the task's own."""
         if self.state["args"] is not None:
@@ -124,10 +136,12 @@ def saved_checkpoints(cfg: Any) -> list[SavedCheckpoint]:
 
 def is_in_parts(path: str) -> bool:
     """Return whether fairseq's parts of a checkpoint exist, and the file itself does not."""
-    if os.path.lexists(path):
-        return False
+    return not os.path.lexists(path) and bool(_parts(path))
+
+
+def _parts(path: str) -> list[str]:
     start = glob.escape(path.removesuffix(".pt"))
-    return any(glob.glob(f"{start}{ending}") for ending in PARTS)
+    return sorted(part for ending in PARTS for part in glob.glob(f"{start}{ending}"))
 
 
 def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
@@ -137,22 +151,54 @@ def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
     """
     if command is None:
         return None
-    options = command.checkpoint
+    options, suffix = command.checkpoint, _suffix(command)
     if options.restore_file != LAST_CHECKPOINT:
         if options.finetune_from_model is not None:
             raise ValueError(
                 f"--restore-file {options.restore_file} and --finetune-from-model "
                 f"{options.finetune_from_model}: give one of them"
             )
-        file = options.restore_file.replace(".pt", f"{options.checkpoint_suffix}.pt")
+        file = options.restore_file.replace(".pt", f"{suffix}.pt")
+        _reject_other_parts("--restore-file", options.restore_file, file)
         return "--restore-file", file or "''"
-    last = f"{options.save_dir}/checkpoint_last{options.checkpoint_suffix}.pt"
+    whole = f"{options.save_dir}/{LAST_CHECKPOINT}"
+    last = whole.replace(".pt", f"{suffix}.pt")
     if os.path.lexists(last):
         return "--save-dir:", last
+    _reject_other_parts("--save-dir:", whole, last)
     for name in ("continue_once", "finetune_from_model"):
-        if getattr(options, name, None) is not None:
-            return f"--{name.replace('_', '-')}", getattr(options, name) or "''"
+        file = getattr(options, name, None)
+        if file is not None:
+            option = f"--{name.replace('_', '-')}"
+            _reject_other_parts(option, file, file)
+            return option, file or "''"
     return None
+
+
+def _suffix(command: Any) -> str:
+    """Return what fairseq-train adds to the names of the checkpoints that it writes and resumes."""
+    distributed = command.distributed_training
+    is_sharded = distributed.ddp_backend == "fully_sharded" and distributed.use_sharded_state
+    shard = f"-shard{distributed.distributed_rank}" if is_sharded else ""
+    return f"{command.checkpoint.checkpoint_suffix}{shard}"
+
+
+def _reject_other_parts(option: str, whole: str, wanted: str) -> None:
+    """Raise ValueError if a checkpoint exists, but not in the form that a training starts at.
+
+    Args:
+        whole: the checkpoint in one file.
+        wanted: the file that fairseq-train opens, and without which it trains from scratch.
+    """
+    if "://" in whole or os.path.lexists(wanted):
+        return
+    found = [whole] if os.path.lexists(whole) else _parts(whole)
+    if found:
+        raise ValueError(
+            f"{option} {wanted} is missing, and {found[0]} beside it is not read. Resume from "
+            "parts with --ddp-backend fully_sharded --use-sharded-state and as many processes as "
+            "wrote them, and otherwise from a whole file"
+        )
 
 
 def reject_misfit_of_checkpoints(

@@ -17,7 +17,8 @@ from ofa_exit.plugin.search.options import (
     generation_options,
     reject_options,
 )
-from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.tasks.generation import Hyps
 from ofa_exit.plugin.tasks.references import reject_without_references
 
 # Both reveal words of the reference.
