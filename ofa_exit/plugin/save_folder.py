@@ -39,8 +39,8 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         reason = error if isinstance(error, OSError) else error.__context__
         if isinstance(reason, OSError):
             raise UsageError(
-                f"{path} cannot be written: {reason.strerror}. Make room, or allow writing, and run "
-                "the same command again: it resumes from the last whole checkpoint"
+                f"{path} cannot be written: {reason.strerror}. Make room, or allow writing, and "
+                "run the same command again: it resumes from the last whole checkpoint"
             ) from error
         raise
 

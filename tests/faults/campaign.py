@@ -108,9 +108,9 @@ class Campaign:
             sizes = [path.stat().st_size for path in self._files()]
             ended = run(limited(lambda: self.step.run(out), max(sizes) // 2), out)
         cell = self._fault_cell("full disk", out, ended)
-        if not disk.is_mounted or disk.has(f"size={ROOM}"):
-            if not self._is_resumed(out, "full disk"):
-                cell = "FAILED"
+        has_room = not disk.is_mounted or disk.has(f"size={ROOM}")
+        if has_room and not self._is_resumed(out, "full disk"):
+            cell = "FAILED"
         disk.unmount()
         return cell if disk.is_mounted else f"{cell} (file size limit)"
 
@@ -183,12 +183,12 @@ def main() -> int:
             raise SystemExit(f"the inputs cannot be made:\n{ended.output[-3000:]}")
         wanted = [step for step in all_steps if not chosen or step.name in chosen]
         for number, step in enumerate(wanted):
-            print(f"{step.name} …", file=sys.stderr, flush=True)
             campaign = Campaign(step, Path(folder), random.Random(f"{args.seed} {step.name}"))
             for kill in range(number, args.kills, len(wanted)):
                 campaign.kill(kill // len(wanted))
             table.append(campaign.row(campaign.fill(), campaign.forbid()))
             problems += campaign.problems
+            print(*table[-1], *campaign.problems, sep=" | ", file=sys.stderr, flush=True)
     print_table(table)
     for problem in problems:
         print(problem)
