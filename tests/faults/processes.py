@@ -60,6 +60,7 @@ def run(
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(writer, 2)
+        atexit._clear()  # those of this process, such as the removal of temporary folders
         sys.addaudithook(_watch(str(folder), counter, before_operation, limit))
         _run_and_exit(step)
     os.close(writer)
