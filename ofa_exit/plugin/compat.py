@@ -1,5 +1,7 @@
 """Repair fairseq 0.12 under current torch and numpy. Importing this module applies all repairs.
 
+``compat_saving.py`` has those of how training saves and resumes.
+
 1. ``batch_by_size`` drops sentences: it discards its last batch if the batch's size is not a
    multiple of ``--required-batch-size-multiple`` (default 8), in generation too.
 2. ``torch.load`` rejects fairseq's checkpoints. Since torch 2.6 it builds only objects of allowed
@@ -64,9 +66,12 @@ from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.command_options import check_results
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
-from ofa_exit.plugin.saved_arguments import LAST_CHECKPOINT, SavedCheckpoint, parse_overrides
+from ofa_exit.plugin.save_folder import LAST_CHECKPOINT
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.trained_options import reject_given_differences
 from ofa_exit.spelling import unknown_option
+
+logger = logging.getLogger(__name__)
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")

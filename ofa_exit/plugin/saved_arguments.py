@@ -17,11 +17,11 @@ from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_r
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments, shortened
+from ofa_exit.plugin.save_folder import LAST_CHECKPOINT, whole_checkpoint
 from ofa_exit.policies.base import ExitPolicy
 
 # How fairseq names the files of a checkpoint in parts, in place of ".pt".
 PARTS = ("-shard[0-9]*.pt", "_part[0-9]*.pt", "-model_part-[0-9]*.pt")
-LAST_CHECKPOINT = "checkpoint_last.pt"  # fairseq's default of --restore-file
 
 
 @dataclass
@@ -164,7 +164,7 @@ def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
     whole = f"{options.save_dir}/{LAST_CHECKPOINT}"
     last = whole.replace(".pt", f"{suffix}.pt")
     if os.path.lexists(last):
-        return "--save-dir:", last
+        return "--save-dir:", whole_checkpoint(last)
     _reject_other_parts("--save-dir:", whole, last)
     for name in ("continue_once", "finetune_from_model"):
         file = getattr(options, name, None)
