@@ -71,8 +71,6 @@ from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.trained_options import reject_given_differences
 from ofa_exit.spelling import unknown_option
 
-logger = logging.getLogger(__name__)
-
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
