@@ -11,7 +11,6 @@ from typing import Any
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import TASK_REGISTRY
-from omegaconf import OmegaConf, open_dict
 
 import ofa_exit.plugin  # noqa: F401  registers the tasks
 from ofa_exit.cli.calibrate.candidates import Candidates, candidates
@@ -115,23 +114,16 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
         raise UsageError(f"--task {cfg.task._name} has no exits: give one of this package's tasks")
     check_metric(args.metric, task_class.prefix)
     found = candidates(cfg.task, task_class.exit_defaults, saved.model_arguments)
-    with open_dict(cfg):
-        for name in (*COMMON, *policy_flags(), "exit_late_options"):  # the settings have them
-            if name in cfg.task:
-                cfg.task[name] = "none" if name == "exit_policy" else None
+    for name in (*COMMON, *policy_flags(), "exit_late_options"):  # the settings have them
+        if name in cfg.task:
+            cfg.task[name] = "none" if name == "exit_policy" else None
     task = tasks.setup_task(cfg.task)
     subset = cfg.dataset.gen_subset
-    task.load_dataset(subset, task_cfg=OmegaConf.create(_plain(saved.task_options)))
+    task.load_dataset(subset, task_cfg=saved.task_options)
     job = Job(cfg, task, saved, found)
     if args.metric != CONSISTENCY:
         reject_without_references(job.dataset.rows.examples, args.metric)
     return job
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that a configuration can hold."""
-    simple = (bool, int, float, str, type(None))
-    return {name: value for name, value in values.items() if isinstance(value, simple)}
 
 
 def _names(argument: str, *options: str) -> bool:

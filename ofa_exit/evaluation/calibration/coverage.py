@@ -59,14 +59,13 @@ def coverage(
             "chosen": _cheapest(losses, costs, given, (1 - keep) * scores[given].mean()),
         }
         for name, setting in settings.items():
-            broken = [
-                losses[setting, part].mean() > (1 - keep) * scores[part].mean()
+            broken, broken_pool = (
+                float(losses[setting, part].mean() > (1 - keep) * scores[part].mean())
                 for part in (held_out, order)
-            ]
+            )
             saved = 1 - costs[setting, held_out].mean() / costs[0, held_out].mean()
-            rest, all_rows = map(float, broken)
-            found[name].append((rest, all_rows, float(saved), float(setting == 0)))
-    calibrated, chosen = (Coverage(*np.mean(values, axis=0)) for values in found.values())
+            found[name].append((broken, broken_pool, float(saved), float(setting == 0)))
+    calibrated, chosen = (Coverage(*np.mean(values, axis=0).tolist()) for values in found.values())
     return calibrated, chosen
 
 
