@@ -101,7 +101,7 @@ def forced(expected: list[list[int]], rate: float, seed: int) -> Iterator[list[i
                 continue
             word = expected[row][place]
             is_right = right[row][place] and prefix[1:] == expected[row][:place]
-            drafts.append(word if is_right else 4 + (word + 1) % 1000)
+            drafts.append(word if is_right else 4 + (word + 1) % 50)
         return drafts
 
     def counted(self: Any, *arguments: Any) -> Any:

@@ -117,11 +117,23 @@ def test_a_layer_without_drafts_and_a_task_without_search(data):
         files.setup("mue_snli_ve", data, exit_lossless=2)
 
 
-def test_validation_and_sweeps(data, checkpoint, tmp_path):
+def test_validation_generates_with_drafts(data, checkpoint):
     with pytest.raises(UsageError, match="--eval-args: beam is 5"):
         files.setup(TASK, data, exit_lossless=2, eval_cider=True)
-    task = files.setup(TASK, data, exit_lossless=2, eval_cider=True, eval_args='{"beam": 1}')
-    task.build_model(files.load(task, checkpoint)[0].cfg)
+    logs = []
+    for drafts in ({}, {"exit_lossless": 2}):
+        task = files.setup(TASK, data, eval_cider=True, eval_args='{"beam": 1}', **drafts)
+        (model,) = files.load(task, checkpoint)
+        task.load_dataset("valid")
+        rows = task.dataset("valid")
+        batch = rows.collater([rows[number] for number in range(4)])
+        logs.append(task.valid_step(batch, model.eval(), files.criterion(task))[2])
+        assert (model.last_trace is not None) == bool(drafts)
+        assert model.decoder.drafting is None
+    assert logs[0]["_cider_sum"] == logs[1]["_cider_sum"]
+
+
+def test_sweeps_have_no_drafts(data, checkpoint, tmp_path):
     (tmp_path / "grid.json").write_text("[{}]")
     with pytest.raises(UsageError, match="nothing to sweep"):
         sweep.main(
