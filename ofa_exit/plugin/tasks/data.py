@@ -61,7 +61,7 @@ class DataTask(FairseqTask):
         for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
-        if cfg.patch_image_size < 16:
+        if (cfg.patch_image_size or 0) < 16:
             raise ValueError(
                 f"--patch-image-size {cfg.patch_image_size}: give at least 16, the pixels of a cell"
             )
