@@ -98,12 +98,17 @@ def _check_least(values: Any, bounds: dict[str, int]) -> None:
             raise ValueError(f"{flag(option)} is {value}: give at least {least}")
 
 
-def check_results(args: Any) -> None:
-    """Raise ValueError if the file of ``--results-path`` is an input or no regular file.
+def check_generation_command(args: Any) -> None:
+    """Raise ValueError for options that fairseq-generate acts on before it sets up the task.
 
-    Args:
-        args: of fairseq-generate, which empties the file before it sets up the task.
+    It stops at an assertion for ``--sampling`` with other than ``--beam`` hypotheses, and empties
+    the file of ``--results-path``, which may be an input or no regular file.
     """
+    if getattr(args, "sampling", False) and args.nbest != args.beam:
+        raise ValueError(
+            f"--sampling draws --beam {args.beam} hypotheses, and --nbest is {args.nbest}: give "
+            f"--nbest {args.beam}"
+        )
     folder = getattr(args, "results_path", None)
     if folder is not None:
         written = os.path.join(folder, f"generate-{getattr(args, 'gen_subset', 'test')}.txt")

@@ -25,7 +25,8 @@
     and trains from scratch if --restore-file is missing.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
-15. fairseq-generate empties the file of ``--results-path`` before it reads the data.
+15. fairseq-generate empties the file of ``--results-path`` before it reads the data, and stops at an
+    assertion for ``--sampling`` without ``--nbest``.
 16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 18. An unknown option prints the usage of all options, which fills screens, before its own line.
@@ -63,7 +64,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
-from ofa_exit.plugin.command_options import check_results
+from ofa_exit.plugin.command_options import check_generation_command
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
 from ofa_exit.plugin.save_folder import LAST_CHECKPOINT
@@ -286,7 +287,7 @@ def name_unknown_option(
 def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
     parsed = parse(*args, **kwargs)
     with usage_errors():
-        check_results(parsed[0] if isinstance(parsed, tuple) else parsed)
+        check_generation_command(parsed[0] if isinstance(parsed, tuple) else parsed)
     return parsed
 
 
