@@ -141,7 +141,8 @@ def generate(data: Path, checkpoint: Path, folder: Path, shard: int) -> None:
 def steps(scratch: Path) -> list[Step]:
     """Return all steps; their inputs are made in ``scratch``."""
     data = files.caption_folder(scratch / "data")
-    release = prepare_samples.many_coco_images(scratch / "release", IMAGES)
+    release = scratch / "release"
+    prepare_samples.many_coco_images(release, IMAGES)
     table = scratch / "indexed"
     table.mkdir()
     rows = "".join(f"{n}\t{n % 7 * 'x'}\n" for n in range(INDEXED_ROWS))
