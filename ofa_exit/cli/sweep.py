@@ -158,8 +158,8 @@ def sweep(
     # 2. Models and data, as fairseq-generate loads them.
     task = tasks.setup_task(cfg.task)
     with usage_errors():
-        for setting in settings:
-            reject_foreign_config(task.cfg, task.prefix, setting.given.get("exit_config"))
+        for one in settings:
+            reject_foreign_config(task.cfg, task.prefix, one.given.get("exit_config"))
     loaded = [load(path, overrides, task, cfg)]
     model = loaded[0].model
     if callable(grid):
@@ -171,8 +171,8 @@ def sweep(
         full_depth = ExitSetting("--reference", "reference", {}, Namespace(exit_kv=None), None)
         baseline = Setting(full_depth, loaded[1], scorer and scorer())
         on_model.append(baseline)
-    for one in loaded:  # rejects data options that differ from those in training
-        task.load_dataset(subset, task_cfg=one.saved.task)
+    for checkpoint in loaded:  # rejects data options that differ from those in training
+        task.load_dataset(subset, task_cfg=checkpoint.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
     samples = batches(task, cfg, [one.model for one in loaded])
