@@ -9,7 +9,6 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
-from tqdm import tqdm
 
 from ofa_exit.data.augment import Augmentation, augmentation_kinds
 from ofa_exit.data.dataset import OFADataset
@@ -128,8 +127,7 @@ class DataTask(FairseqTask):
             options["augment"] = Augmentation(augmentation_kinds(augment), self.cfg.seed)
         examples = self.examples(path, split, load_image, **options)
         if getattr(self.cfg, "group_images", False) and is_training(split):
-            numbers = tqdm(range(len(examples)), f"{path.name}: images", delay=2, leave=False)
-            examples.groups = image_groups(examples.file, numbers)
+            examples.groups = image_groups(examples.file)
             logger.info("%s: %d images", split, int(examples.groups[-1]) + 1)
         rows = OFADataset(
             examples,
