@@ -22,8 +22,8 @@
 12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
-15. fairseq-generate empties the file of ``--results-path`` before it reads the data, and stops at an
-    assertion for ``--sampling`` without ``--nbest``.
+15. fairseq-generate empties the file of ``--results-path`` before it reads the data, and stops at
+    an assertion for ``--sampling`` without ``--nbest``.
 16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 """
