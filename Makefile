@@ -8,13 +8,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3 python 2>
 # On shared cores one thread per process is faster than several that wait for each other.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: setup lint types test slow demo
+.PHONY: setup lint types test slow demo gpu
 
 setup: $(READY)
 
 $(READY): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
+	$(BIN)/python -W ignore -c 'import fairseq, ofa_exit, pytest, ruff' 2> /dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
 	touch $@
 
 lint: $(READY)
@@ -33,3 +34,7 @@ slow: $(READY)
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(THREADS) bash run_scripts/emoji/demo.sh
+
+# Without setup: any Python that has the packages will do, and there may be no network.
+gpu:
+	DEVICE="$(or $(DEVICE),cuda)" PYTHON="$(PYTHON)" bash run_scripts/gpu.sh

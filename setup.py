@@ -50,6 +50,7 @@ setup(
         "ijson>=3.2",
         "numpy",
         "pillow",
+        "scipy",
         "sacrebleu>=2.0",
         "tabulate>=0.9",
         "pycocoevalcap==1.2",

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 __version__ = "0.1.0"
-_LAZY = ("load", "Predictor", "Prediction", "PredictionError")
+_LAZY = ("load", "Predictor", "Prediction", "PredictionError", "write_page")
 
 # torch warns about the functions that fairseq scripts at import. fairseq's own commands import
 # fairseq before this package: set PYTHONWARNINGS='ignore:`torch.jit.script`' for them.

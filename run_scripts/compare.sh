@@ -99,13 +99,22 @@ done
 mkdir -p "$out/rows"
 settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
 $SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}${SIZES[*]:+ ${SIZES[*]}}"
+# differing FILE TEXT: prints the words of TEXT that differ from those of FILE, each after the word before it, its name.
+differing() {
+  awk 'NR == FNR { old[FNR] = $0; next }
+    old[FNR] == $0 { next }
+    { count = split(old[FNR], was, " ") }
+    count != NF { printf "%s%s (there: %s)", comma, $0, (old[FNR] == "" ? "nothing" : old[FNR]); comma = ", "; next }
+    NF == 3 && $1 == was[1] && ($2 $3) ~ /^[0-9]+$/ { printf "%s%s (another size or date)", comma, $1; comma = ", "; next }
+    { for (n = 1; n <= NF; n++) if ($n != was[n]) {
+        printf "%s%s%s (there: %s)", comma, (n > 1 ? $(n - 1) " " : ""), $n, was[n]; comma = ", " } }
+    END { if (comma == "") printf "fewer lines" }' "$1" <(echo "$2")
+}
 # same FILE TEXT WHAT: writes TEXT to FILE, or rejects another text that is there.
 same() {
-  local changed
   [ -e "$1" ] || echo "$2" > "$1"
   [ "$(cat "$1")" = "$2" ] && return
-  changed=$(diff "$1" <(echo "$2") | sed -n 's/^> //p' | paste -sd ';') || true
-  echo "$(dirname "$1") holds $3 of other settings, not of $changed: choose another folder, or remove it" >&2
+  echo "$(dirname "$1") holds $3 of other settings: $(differing "$1" "$2"). Choose another folder, or remove it" >&2
   return 2
 }
 same "$out/settings.txt" "$settings" "a comparison"
@@ -152,7 +161,7 @@ prepare() {
   local epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
   same "$own/training.txt" "$init ${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
   [ ! -e "$own/training.done" ] || return 0
-  echo "== training $name: $own/training"
+  echo "== $progress: training $name in $own/training"
   fit "$train_rows" "$valid_rows" "$init" "$own/training" "${MODEL[@]}" "${LOSS[@]}" \
     --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 "${FIT[@]}" --disable-validation --seed "$seed" \
     2>&1 | tee -a "$own/train.log"
@@ -175,7 +184,7 @@ curve() {
   settings=$(grid "$RULE")
   same "$(place "$name")/sweep.txt" "$(cat "$settings")" "sweeps"
   [ ! -e "$csv" ] || return 0
-  echo "== sweeping $name over $split: $csv"
+  echo "== $progress: sweeping $name over $split to $csv"
   ofa_exit sweep "$settings" "$csv" "$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" \
     --path "$(trained "$name")" --gen-subset "$split" --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}" "${SEARCH[@]}" \
     --scoring "$SCORING" "${SCORER[@]}" --run "$name"
@@ -183,9 +192,16 @@ curve() {
 
 cpu=()
 [ "$DEVICE" = cuda ] || cpu=(--cpu)
+count=0
 for name in "${methods[@]}"; do
+  count=$((count + 1)) steps=$((1 + ${#splits[@]})) step=1
+  progress="method $count of ${#methods[@]}, step 1 of $steps"
   prepare "$name"
-  for split in "${splits[@]}"; do curve "$name" "$split"; done
+  for split in "${splits[@]}"; do
+    step=$((step + 1))
+    progress="method $count of ${#methods[@]}, step $step of $steps"
+    curve "$name" "$split"
+  done
 done
 
 exec 9>&-

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from helpers.fake_java import fake_java  # noqa: F401  a fixture
+from helpers.gpu_device import DEVICE
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,7 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "java": shutil.which("java") is None and "no Java runtime on this machine",
-        "gpu": not torch.cuda.is_available() and "no CUDA device on this machine",
+        "gpu": DEVICE == "cuda"
+        and not torch.cuda.is_available()
+        and "no CUDA device on this machine",
     }
     for marker, reason in missing.items():
         for item in items if reason else ():

@@ -40,14 +40,16 @@ ALLOWED = {
         "transformers",
     },
     "evaluation": {
-        *("runtime", "torch", "numpy", "pycocoevalcap", "sacrebleu", "matplotlib", "tabulate"),
+        *("runtime", "torch", "numpy", "scipy", "pycocoevalcap", "sacrebleu", "matplotlib"),
+        "tabulate",
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("regular_files", "fairseq", "omegaconf", "torch", "numpy"),
+        *("regular_files", "spelling", "fairseq", "fairseq_cli", "omegaconf", "torch", "numpy"),
     },
+    "spelling": set(),
     "cli": {
-        *(*PARTS, "__init__", "testing", "regular_files"),
+        *(*PARTS, "__init__", "testing", "regular_files", "spelling"),
         *("fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"),
     },
     "regular_files": set(),

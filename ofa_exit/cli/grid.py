@@ -1,7 +1,6 @@
 """A sweep's settings: reading the grid file and checking it before a model is loaded."""
 
 import contextlib
-import difflib
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -9,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from ofa_exit.plugin.drafts import is_lossless
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import (
+    COMMON,
     build_exit_policy,
     option_fields,
     policy_flags,
@@ -19,11 +20,10 @@ from ofa_exit.plugin.options import (
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 from ofa_exit.regular_files import regular_file
+from ofa_exit.spelling import nearest
 
 Grid = list[dict[str, Any]]
 EXAMPLE = '[{}, {"exit_image_threshold": 0.95, "exit_decoder_threshold": 0.9}]'
-# Options of every policy. A trace belongs to a single generation.
-COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options")
 
 
 @dataclass
@@ -89,15 +89,23 @@ def exit_settings(
         raise UsageError(f"{where} is empty: give at least one setting")
     if cfg.exit_trace:
         raise UsageError("--exit-trace belongs to a single generation: leave it out of a sweep")
+    if is_lossless(cfg):
+        raise UsageError(
+            "--exit-lossless changes no output, so there is nothing to sweep: leave it out, and "
+            "read speed and acceptance in the report of fairseq-generate"
+        )
     settings = []
     for number, given in enumerate(grid, start=1):
         name = f"{where}, setting {number}"
         check_setting(given, name)
         exits = {option: value for option, value in given.items() if option != "run"}
         usual = {option: getattr(cfg, option, None) for option in known_options()}
+        if exits:  # a setting of its own
+            usual["exit_config"] = None
         late = getattr(cfg, "exit_late_options", None)
         options = Namespace(**{**usual, **exits}, exit_late_options=late, exit_trace=None)
-        if exits and options.exit_policy == "none" and "exit_policy" not in exits:
+        is_named = options.exit_policy != "none" or exits.keys() & {"exit_policy", "exit_config"}
+        if exits and not is_named:
             options.exit_policy = _policy_of(exits)
         with errors_name(name):
             policy = build_exit_policy(options, task)
@@ -115,8 +123,8 @@ def check_setting(given: Any, where: str) -> None:
             continue
         known = known_options()
         if option not in known:
-            near = difflib.get_close_matches(option, [*known, "run"], n=1)
-            hint = f"did you mean {near[0]}? Options" if near else "options"
+            near = nearest(option, [*known, "run"])
+            hint = f"did you mean {near}? Options" if near else "options"
             raise UsageError(
                 f"{where}: {option!r} is not an exit option of fairseq-generate: {hint} are run, "
                 f"{', '.join(known)}"

@@ -5,13 +5,13 @@ imported, and it imports what is slow (torch, fairseq) after it has parsed its a
 and errors of arguments come at once.
 """
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 import ofa_exit
 from ofa_exit.cli.parsing import print_error
+from ofa_exit.spelling import nearest
 
 VERBS = {
     "predict": "caption your own images, or ask about them",
@@ -25,6 +25,7 @@ VERBS = {
     "capfilt": "filter sampled captions by image-text similarity (CapFilt)",
     "sweep": "measure quality and savings of many exit settings",
     "choose": "select an exit setting on one split and report it on others",
+    "calibrate": "select an exit setting with a guarantee, for --exit-config",
     "compare": "compare methods: tables and curves of their sweeps",
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ofa-exit {ofa_exit.__version__}")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "ofa-exit --help lists all verbs"
+        near = nearest(verb, VERBS)
+        hint = f"did you mean {near}?" if near else "ofa-exit --help lists all verbs"
         print(f"ofa-exit: error: unknown verb {verb!r}: {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"ofa_exit.cli.{verb.replace('-', '_')}")

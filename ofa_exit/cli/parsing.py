@@ -7,14 +7,30 @@ from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 from ofa_exit.regular_files import check_output
+from ofa_exit.spelling import unknown_option
 
 INTERRUPTED = 130  # as shells number it
 Main = Callable[[Optional[Sequence[str]]], int]
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that rejects an unknown option on one line, with the nearest known one."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        reject_unknown_option(self, sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
+
+
+def reject_unknown_option(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """End the process with status 2 and one line if ``parser`` does not know an option."""
+    error = unknown_option(parser, list(arguments))
+    if error is not None:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
 def new_parser(verb: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
     """Return a parser that calls itself ``ofa-exit VERB`` and prints the description as it is."""
-    return argparse.ArgumentParser(
+    return OneLineParser(
         prog=f"ofa-exit {verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

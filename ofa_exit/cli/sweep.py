@@ -21,6 +21,10 @@ compares expected_time_reduction with the layers of such a model.
 OUT.csv is written when the sweep finishes. Until then OUT.partial.csv holds the same lines over the
 sentences so far (column `sentences`). It is rewritten about once a minute and when the sweep fails
 or is interrupted. --time-only sweeps over a split without published answers.
+
+The same command resumes a sweep that was stopped: OUT.partial.jsonl keeps the batches that all
+settings have generated. It is removed in the end, and rejected if settings, checkpoint, data or
+options are others.
 """
 
 import csv
@@ -44,8 +48,11 @@ from ofa_exit.cli.generation import batches, is_cuda
 from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
 from ofa_exit.cli.parsing import check_outputs, new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
+from ofa_exit.cli.sweep_state import FinishedBatches
 from ofa_exit.data.files import write_bytes
+from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.reporting import file_record, run_record
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
@@ -113,6 +120,7 @@ def sweep(
     partial: Optional[Path] = None,
     time_only: bool = False,
     reference: Optional[str] = None,
+    state: Optional[Path] = None,
 ) -> list[dict[str, Any]]:
     """Generate the subset with every setting.
 
@@ -124,12 +132,14 @@ def sweep(
         partial: file for the lines so far.
         time_only: do not score.
         reference: checkpoint whose full depth FLOPs and times are compared with.
+        state: file of the finished batches, to resume from.
     Returns:
         The CSV's lines, in the grid's order, the reference last.
     Raises:
         UsageError: an invalid setting, or one that does not fit the model; a scorer without named
-            values; rows without references. Raised before anything is generated, and, for
-            settings given as a list, before weights and data are read.
+            values; rows without references; the state of another sweep. Raised before anything
+            is generated, and, for settings given as a list, all but the last two before weights
+            and data are read.
     """
     parser = options.get_generation_parser()
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
@@ -156,6 +166,9 @@ def sweep(
 
     # 2. Models and data, as fairseq-generate loads them.
     task = tasks.setup_task(cfg.task)
+    with usage_errors():
+        for one in settings:
+            reject_foreign_config(task.cfg, task.prefix, one.given.get("exit_config"))
     loaded = [load(path, overrides, task, cfg)]
     model = loaded[0].model
     if callable(grid):
@@ -167,28 +180,54 @@ def sweep(
         full_depth = ExitSetting("--reference", "reference", {}, Namespace(exit_kv=None), None)
         baseline = Setting(full_depth, loaded[1], scorer and scorer())
         on_model.append(baseline)
-    for one in loaded:  # rejects data options that differ from those in training
-        task.load_dataset(subset, task_cfg=one.saved.task)
+    for each in loaded:  # rejects data options that differ from those in training
+        task.load_dataset(subset, task_cfg=each.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
     samples = batches(task, cfg, [one.model for one in loaded])
+    record = _record(cfg, task, on_model, loaded, reference) if state else {}
+    finished = FinishedBatches(state, record)
+    for batch in finished.batches:
+        for setting, measured in zip(on_model, batch, strict=True):
+            setting.add_finished(measured)
+    if finished.batches:
+        print(f"resumes after {len(finished.batches)} batches of {state}", file=sys.stderr)
 
     # 3. Every setting generates every batch; the order rotates.
     with PartialCsv(partial, on_model, baseline) as partial_csv:
         shown = progress_bar.progress_bar(samples, default_log_format="tqdm")
         for number, sample in enumerate(shown):
             sample = utils.move_to_cuda(sample) if is_cuda(cfg) else sample
-            if not sample:
+            if not sample or number <= finished.last:
                 continue
             turn = number % len(on_model)
             for setting in on_model[turn:] + on_model[:turn]:
-                if number < WARM_UP_BATCHES:
+                if number - finished.last <= WARM_UP_BATCHES:
                     setting.generate(sample)
                 setting.add_batch(sample)
+            finished.add(number, [setting.batch() for setting in on_model])
             partial_csv.write_when_due()
         if not baseline.seconds:
             raise UsageError(f"no row of {subset} could be used: nothing was generated")
         return [setting.row(baseline) for setting in on_model]
+
+
+def _record(
+    cfg: Any, task: Any, settings: Sequence[Setting], loaded: Sequence[Any], reference: Any
+) -> dict[str, Any]:
+    """Return what makes a sweep, so that only the same one resumes."""
+    models, dataset = [one.model for one in loaded], cfg.dataset
+    return {
+        **run_record(task, cfg.generation, models, task.dataset(dataset.gen_subset)),
+        "settings": [
+            [one.setting.run, {k: v for k, v in vars(one.setting.options).items() if v is not None}]
+            for one in settings
+        ],
+        "--reference": reference and str(file_record(reference)),
+        "--scoring": None if settings[0].scorer is None else str(cfg.scoring),
+        "batches": [dataset.batch_size, dataset.max_tokens, dataset.required_batch_size_multiple],
+        "device": "cuda" if is_cuda(cfg) else "cpu",
+    }
 
 
 def _one_checkpoint(cfg: Any) -> str:
@@ -270,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv = [parser.prog, *arguments]
     grid = read_grid(args.grid)
     partial = args.out.with_name(f"{args.out.stem}.partial{args.out.suffix}")
+    state = args.out.with_name(f"{args.out.stem}.partial.jsonl")
     with usage_errors():
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
@@ -277,12 +317,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_outputs(args, "out", inputs=arguments)
     try:
         rows = sweep(
-            grid, arguments, str(args.grid), args.run, partial, args.time_only, args.reference
+            *(grid, arguments, str(args.grid), args.run),
+            *(partial, args.time_only, args.reference, state),
         )
     except KeyboardInterrupt:
+        print("interrupted: the same command resumes", file=sys.stderr)
         return 130  # as shells number it
     write_csv(rows, args.out)
-    partial.unlink(missing_ok=True)
+    for path in (partial, state):
+        path.unlink(missing_ok=True)
     for row in rows:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
     return 0

@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ofa_exit.cli.generation import load_checkpoint
 from ofa_exit.cli.grid import ExitSetting, errors_name
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.evaluation.figures.choice import REFERENCE
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import reject_misfit
@@ -38,10 +39,10 @@ class Setting:
         self.model, self.task, self.generator = loaded.model, loaded.task, loaded.generator
         with errors_name(setting.where):
             reject_misfit(setting.options, setting.policy, self.model)
-            self.configure()  # the report asks the model which exits are active
-        layers = reference_layers(self.task.cfg)
-        self.report = GenerationReport(self.model, reference_layers=layers)
-        self.seconds: list[float] = []  # one value per batch
+            self.configure()
+        self.totals: list[RunTotals] = []  # one per batch, as seconds
+        self.seconds: list[float] = []
+        self.scored: list[list[str]] = []  # references and prediction of the last batch's rows
 
     def configure(self) -> None:
         # All settings are traced, full depth too: FLOPs are counted and bookkeeping costs the same.
@@ -59,7 +60,9 @@ class Setting:
     def add_batch(self, sample: dict[str, Any]) -> None:
         """Generate a batch and add it to the report and the scores."""
         hyps, tokens, seconds = self.generate(sample)
-        self.report.add(
+        # The report asks the model which exits are active, so it is made once they are set.
+        report = GenerationReport(self.model, reference_layers=reference_layers(self.task.cfg))
+        report.add(
             ids=sample["uniq_ids"],
             trace=self.task.traces(self.generator, [self.model])[0],
             hypotheses=tokens,
@@ -67,13 +70,41 @@ class Setting:
             image_size=tuple(sample["net_input"]["patch_images"].shape[-2:]),
             seconds=seconds,
             has_image=sample["net_input"]["patch_masks"].tolist(),
+            text_keys=sample["net_input"].get("text_keys"),
         )
+        scored = []
         if self.scorer is not None:
-            for references, beam in zip(sample["references"], hyps):
-                best = self.task.text(beam[0]["tokens"])
-                with usage_errors():  # malformed references
-                    self.scorer.add_string(" && ".join(references), best)
+            scored = [
+                [" && ".join(references), self.task.text(beam[0]["tokens"])]
+                for references, beam in zip(sample["references"], hyps)
+            ]
+        self._add(report.totals(), seconds, scored)
+
+    def _add(self, totals: RunTotals, seconds: float, scored: list[list[str]]) -> None:
+        for references, best in scored:
+            with usage_errors():  # malformed references
+                self.scorer.add_string(references, best)
+        self.totals.append(totals)
         self.seconds.append(seconds)
+        self.scored = scored
+
+    def batch(self) -> dict[str, Any]:
+        """Return what the last batch added, as JSON values."""
+        return {
+            "totals": asdict(self.totals[-1]),
+            "seconds": self.seconds[-1],
+            "scored": self.scored,
+        }
+
+    def add_finished(self, batch: dict[str, Any]) -> None:
+        """Add a batch of an earlier process, see ``batch``."""
+        with usage_errors():  # of another version
+            totals = RunTotals.from_dict(batch["totals"])
+        self._add(totals, batch["seconds"], batch["scored"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of the batches so far, see ``RunTotals.summary``."""
+        return RunTotals.merged(self.totals).summary()
 
     def row(self, baseline: "Setting") -> dict[str, Any]:
         """Return the CSV's line over the batches so far.
@@ -85,9 +116,9 @@ class Setting:
         default = "full depth" if self.setting.policy is None else "exits of the command line"
         if self.setting.where == "--reference":
             default = REFERENCE
-        summary = self.report.summary()
+        summary = self.summary()
         if baseline.model is not self.model:
-            full = baseline.report.summary()["gflops_per_sentence"]
+            full = baseline.summary()["gflops_per_sentence"]
             summary["flop_reduction"] = 1 - summary["gflops_per_sentence"] / full
         milliseconds = 1000 * summary["seconds_per_sentence"]
         return {

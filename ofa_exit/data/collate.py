@@ -21,6 +21,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     - image_rows Long [B], the image of each example; only where I < B;
     - shared_source, True where I < B and examples that share an image have the same source;
     - patch_masks Bool [B], False without an image;
+    - text_keys, one text per example that stands for its source: equal where sources are;
     - padded, False where all sources have one length and all rows have an image.
 
     The other keys: target Long [B, L], prompt_lengths Long [B], references, uniq_ids, id Long [B]
@@ -43,6 +44,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
         "net_input": {
             "src_tokens": _stack([example.source for example in kept], pad),
             "src_lengths": torch.tensor(lengths),
+            "text_keys": [" ".join(map(str, example.source.tolist())) for example in kept],
             "patch_images": images,
             "patch_masks": torch.tensor(has_image),
             "padded": min(lengths) < max(lengths) or not all(has_image),

@@ -7,6 +7,7 @@ hidden because fairseq takes every file of a data folder that begins with ``vali
 """
 
 import contextlib
+import glob
 import logging
 import os
 import uuid
@@ -82,12 +83,17 @@ def row_offsets(path: Path) -> tuple[Stamp, np.ndarray]:
 def write_index(path: Path, stamp: Stamp, offsets: np.ndarray) -> None:
     """Write the index of ``path`` atomically. Raises OSError where that is not possible.
 
+    Temporary files of other processes are removed. Most were killed. One that is alive and has no
+    lock, as on file systems without locks, gets an OSError.
+
     Args:
         offsets: int64 [rows + 1], the start of each row, then the end of the last one.
     """
     index = index_path(path)
     partial = index.with_name(f"{index.name}.{uuid.uuid4().hex}.part")
     index.parent.mkdir(exist_ok=True)
+    for other in index.parent.glob(f"{glob.escape(index.name)}.*.part"):
+        other.unlink(missing_ok=True)
     try:
         with partial.open("xb") as file:
             np.save(file, np.concatenate([np.array(stamp, dtype=np.int64), offsets]))

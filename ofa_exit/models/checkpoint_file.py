@@ -45,6 +45,10 @@ HUGGING_FACE = (
 )
 
 
+class DamagedFileError(ValueError):
+    """A file that is empty, cut off or changed, so that another copy may be whole."""
+
+
 def read_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> dict[str, Any]:
     """Return a checkpoint in fairseq's form, with official names of the weights.
 
@@ -90,7 +94,9 @@ def load_file(path: str | os.PathLike[str], check_bytes: bool = True) -> Any:
                 f"{path} holds an object of {foreign[1]}, which could run code when it is read. "
                 "Save its weights alone: torch.save(model.state_dict(), path)"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint of torch, or damaged. {AGAIN}") from error
+        raise DamagedFileError(
+            f"{path} is not a checkpoint of torch, or damaged. {AGAIN}"
+        ) from error
 
 
 def check_is_file(path: str | os.PathLike[str]) -> None:
@@ -108,7 +114,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
             f"{path}: no such checkpoint ({error.strerror}). Give an existing file"
         ) from error
     if size == 0:
-        raise ValueError(f"{path} is empty. {AGAIN}")
+        raise DamagedFileError(f"{path} is empty. {AGAIN}")
 
 
 def check_names(path: str | os.PathLike[str], weights: Any) -> None:
@@ -187,7 +193,7 @@ def _check_bytes(path: str | os.PathLike[str], whole: bool) -> None:
                             pass  # raises at the entry's end
     except Exception as error:  # whatever a damaged directory leads to
         reason = f"the checksum of {name} is wrong" if name else "its end is missing"
-        raise ValueError(f"{path} is damaged: {reason}. {AGAIN}") from error
+        raise DamagedFileError(f"{path} is damaged: {reason}. {AGAIN}") from error
     if not any(one.endswith("/data.pkl") for one in names):
         raise ValueError(f"{path} is a zip archive, not a checkpoint. Unpack it first")
 

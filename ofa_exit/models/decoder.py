@@ -11,8 +11,10 @@ from ofa_exit.models.decoder_pass import DecoderPass
 from ofa_exit.models.decoder_stack import DecoderStack
 from ofa_exit.models.decoder_work import full_work
 from ofa_exit.models.encoder_out import EncoderOut
+from ofa_exit.models.lossless import LosslessDecoding
 from ofa_exit.models.word_scores import StepScores
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.runtime.drafts import AllowedWords, Drafting
 from ofa_exit.runtime.exit_loop import exit_loop
 from ofa_exit.runtime.kv_cache import KVCache
 from ofa_exit.runtime.token_tree import TokenTree
@@ -28,6 +30,9 @@ class Decoder(DecoderStack):
         super().__init__(cfg, embed_tokens)
         self.exit_policy: Optional[ExitPolicy] = None
         self.kv_mode = "propagate"
+        self.drafting: Optional[Drafting] = None
+        self.allowed_words: Optional[AllowedWords] = None
+        """What the search of the next batch is known to allow, for drafts."""
 
     def forward(
         self,
@@ -62,6 +67,8 @@ class Decoder(DecoderStack):
                 f"{length} target tokens are more than --max-target-positions "
                 f"{self.cfg.max_target_positions}: lower --max-len-b or --max-tgt-length"
             )
+        if self.drafting is not None and incremental_state is not None and not self.training:
+            return self._lossless_step(prev_output_tokens, encoder_out, incremental_state)
         cache, tokens = None, prev_output_tokens
         if incremental_state is not None:
             cache = self._cache(incremental_state, encoder_out, length)
@@ -128,6 +135,23 @@ class Decoder(DecoderStack):
             return self.output_layer(self.layer_norm(x))
         return self.word_scores(x.flatten(0, 1), groups, scored=scored).unflatten(0, x.shape[:2])
 
+    def _lossless_step(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the logits after a growing prefix, with drafts; see ``forward``."""
+        decoding = incremental_state.get(CACHE_KEY)
+        if decoding is None:
+            assert self.drafting is not None
+            decoding = LosslessDecoding(self, self.drafting, self.allowed_words)
+            incremental_state[CACHE_KEY] = decoding
+        scores, step = decoding.step(prev_output_tokens, encoder_out)
+        if encoder_out.trace is not None:
+            encoder_out.trace.steps.append(step)
+        return scores, {"attn": [None], "layers_used": step.layers_used}
+
     def _full_step(
         self,
         x: Tensor,
@@ -172,7 +196,7 @@ class Decoder(DecoderStack):
     def reorder_incremental_state_scripting(
         self, incremental_state: dict[str, Any], new_order: Tensor
     ) -> None:
-        """Follow beam search: hypothesis ``new_order[i]`` becomes row i."""
+        """Follow the search: hypothesis ``new_order[i]`` becomes row i."""
         cache = incremental_state.get(CACHE_KEY)
         if cache is not None:
             cache.reorder(new_order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from ofa_exit.models.archs import RESNET_STAGES
 from ofa_exit.models.attention import split_heads
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.encoder_pass import EncoderPass
+from ofa_exit.models.encoder_pass import Biases, EncoderPass
 from ofa_exit.models.layers import EncoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
     grid_ids,
     image_buckets,
     relative_bias,
+    round_up,
     token_buckets,
     zero_table,
 )
 from ofa_exit.models.shared_images import per_image, per_sentence
 from ofa_exit.models.stem import ResNetStem, rising_rates
+from ofa_exit.models.text_pass import distinct_texts, run_prompt
 from ofa_exit.policies.base import ExitPolicy, Gate
 from ofa_exit.runtime.flops import Work, linear_flops
 from ofa_exit.runtime.trace import ExitTrace
@@ -185,7 +187,7 @@ class Encoder(ShapeCache):
             self.token_rel_pos_table_list[layer], self.token_rp_bucket[:length, :length]
         )
 
-    def _biases(self, grid: Optional[tuple[int, int]], length: int) -> _Biases:
+    def _biases(self, grid: Optional[tuple[int, int]], length: int) -> Biases:
         """Return the position terms of a batch.
 
         Args:
@@ -210,7 +212,7 @@ class Encoder(ShapeCache):
         # Batches differ in text length: joint terms are made for a longer text, and sliced.
         made_length = length
         if not torch.is_grad_enabled():
-            made_length = _round_up(length, self.text_length_multiple)
+            made_length = round_up(length, self.text_length_multiple)
             made_length = min(made_length, self.cfg.max_source_positions)
 
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
@@ -230,26 +232,25 @@ class Encoder(ShapeCache):
             positions, joint = self.once_per_shape("joint", (grid, made_length), joint_terms)
             end = grid[0] * grid[1] + length
             positions = self.once_per_shape("source", (grid, length), lambda: positions[:, :end])
-            return _Biases(positions, None, None, [bias[..., :end, :end] for bias in joint])
+            return Biases(positions, None, None, [bias[..., :end, :end] for bias in joint])
         positions, text = self.once_per_shape("text", length, text_terms)
         if grid is None:
-            return _Biases(positions, None, text, None)
+            return Biases(positions, None, text, None)
         image_positions, image = self.once_per_shape("image", grid, image_terms)
         both = self.once_per_shape(
             "source", (grid, length), lambda: torch.cat([image_positions, positions], dim=1)
         )
-        return _Biases(both, image, text, None)
+        return Biases(both, image, text, None)
 
     def bias_flops(self, image: int, text: int) -> dict[str, int]:
         """Return the FLOPs of the position biases of one shape of batch, by shape.
 
         4·T·C² + 2·pairs·C over T = image + text positions. The pairs are T², or those within each
-        pass of a split encoder. Joint biases are made for text lengths
-        that are multiples of ``text_length_multiple``.
+        pass of a split encoder. Joint biases have text lengths of ``text_length_multiple``.
         """
         dim = self.cfg.encoder_embed_dim
         if image and not self.cfg.split_modalities:
-            text = _round_up(text, self.text_length_multiple)
+            text = round_up(text, self.text_length_multiple)
         text = min(text, self.cfg.max_source_positions)
         tokens = image + text
         pairs = image**2 + text**2 if self.cfg.split_modalities else tokens**2
@@ -282,6 +283,7 @@ class Encoder(ShapeCache):
         padded: bool = True,
         image_rows: Optional[Tensor] = None,
         shared_source: bool = False,
+        text_keys: Optional[Sequence[str]] = None,
     ) -> EncoderOut:
         """Encode S sentences.
 
@@ -296,55 +298,66 @@ class Encoder(ShapeCache):
                 image passes the stem once, and with ``split_modalities`` the layers too.
             shared_source: sentences that share an image have the same text, too. Then each image is
                 encoded once with its text.
+            text_keys: one per sentence, equal where texts are. In inference with
+                ``split_modalities`` equal texts share a text pass. That of a batch with a single
+                text is kept for later batches.
         """
+        if patch_images is not None and patch_masks is None:
+            patch_masks = src_tokens.new_ones(len(src_tokens), dtype=torch.bool)
         repeated = None  # Long [S], the encoded row of each sentence
-        if image_rows is not None and patch_images is not None and shared_source:
-            repeated, image_rows = image_rows, None
+        if patch_images is not None and patch_masks is not None and shared_source:
+            repeated, image_rows, text_keys = image_rows, None, None
             src_tokens = per_image(src_tokens, len(patch_images), repeated)
-            if patch_masks is not None:
-                patch_masks = per_image(patch_masks, len(patch_images), repeated)
-        sentences = src_tokens.size(0)
-        text_padding = src_tokens.eq(self.padding_idx)
-        text = self.embed_text(src_tokens).masked_fill(text_padding.unsqueeze(-1), 0.0)
+            patch_masks = per_image(patch_masks, len(patch_images), repeated)
         split, grid, present = self.cfg.split_modalities, None, None
+        if not split or patch_images is None or self.training or torch.is_grad_enabled():
+            text_keys = None  # no text pass, or one that learns
+        texts = distinct_texts(src_tokens, text_keys)
+        unused = texts.tokens.eq(self.padding_idx)  # Bool [U, Tt]
+        text = self.embed_text(texts.tokens).masked_fill(unused.unsqueeze(-1), 0.0)
         image = text[:, :0]
         if patch_images is not None:
-            if patch_masks is None:
-                patch_masks = src_tokens.new_ones(sentences, dtype=torch.bool)
+            assert patch_masks is not None
             present = per_image(patch_masks, len(patch_images), image_rows)  # Bool [I]
             image, grid = self.embed_image(patch_images)  # [I, Ti, C]
             image = image.masked_fill(~present[:, None, None], 0.0)
             if not split:
                 image = per_sentence(image, image_rows)
-        padding = text_padding
+        padding = per_sentence(unused, texts.rows)
         if patch_masks is not None and grid is not None:
             cells = grid[0] * grid[1]
-            padding = torch.cat([~patch_masks[:, None].expand(-1, cells), text_padding], dim=1)
+            padding = torch.cat([~patch_masks[:, None].expand(-1, cells), padding], dim=1)
         biases = self._biases(grid, src_tokens.size(1))
 
         if split and grid is not None:
             assert biases.image is not None and biases.text is not None
             # Without padding every row has an image, and no row is masked or left out.
-            image_pass = EncoderPass(
-                self.layers, biases.image, image, present=present if padded else None
-            )
-            text_pass = EncoderPass(
-                self.layers, biases.text, text, padding=text_padding if padded else None
-            )
+            shown, masked = (present, unused) if padded else (None, None)
+            image_pass = EncoderPass(self.layers, biases.image, image, present=shown)
+            text_pass = EncoderPass(self.layers, biases.text, text, padding=masked)
             image = per_sentence(self._run(image_pass, "image"), image_rows)
-            x = torch.cat([image, self._run(text_pass, "text")], dim=1)  # [S, Ti + Tt, C]
-            passes, text_layers = [image_pass, text_pass], text_pass.layers_used
+            if texts.only is None:
+                self._run(text_pass, "text")
+                text_layers_run = text_pass.layers_used
+            else:
+                text_pass, text_layers_run = run_prompt(
+                    text_pass, texts.only, self._gate("text"), self.exit_policy, self
+                )
+            x = torch.cat([image, per_sentence(text_pass.output, texts.rows)], dim=1)  # [S, T, C]
             image_layers = per_sentence(image_pass.layers_used, image_rows)
+            text_layers = per_sentence(text_pass.layers_used, texts.rows)
+            # The work of a shared image is counted once, that of a shared text per sentence.
+            passes = [(image_pass, None), (text_pass, texts.rows)]
         else:
             both = biases.joint if grid is not None else biases.text
             assert both is not None
             x = torch.cat([image, text], dim=1)
             joint_pass = EncoderPass(self.layers, both, x, padding=padding if padded else None)
             x = self._run(joint_pass, "text" if split else "joint")
-            passes, text_layers = [joint_pass], joint_pass.layers_used
-            image_layers = text_layers * (patch_masks if patch_masks is not None else 1)
-            if grid is None:
-                image_layers = torch.zeros_like(text_layers)
+            passes, text_layers = [(joint_pass, None)], joint_pass.layers_used
+            text_layers_run = text_layers
+            has_image = patch_masks if patch_masks is not None and grid is not None else 0
+            image_layers = text_layers * has_image
 
         self.last_trace = None
         if not self.training and (self.exit_policy is not None or self.always_traced):
@@ -353,8 +366,9 @@ class Encoder(ShapeCache):
                 per_sentence(image_layers, repeated),
                 per_sentence(text_layers, repeated),
                 source_tokens=per_sentence((~padding).sum(dim=1), repeated),
-                work=[*stem, *(one.work() for one in passes)],
-                full_work=[*stem, *(one.full_work() for one in passes)],
+                work=[*stem, *(one.work(rows) for one, rows in passes)],
+                full_work=[*stem, *(one.full_work(rows) for one, rows in passes)],
+                text_layers_run=text_layers_run,
             )
         states = per_sentence(self.layer_norm(x), repeated)
         return EncoderOut(
@@ -366,11 +380,13 @@ class Encoder(ShapeCache):
             trace=self.last_trace,
         )
 
-    def _run(self, layers: EncoderPass, part: str) -> Tensor:
-        """Run a pass under the policy's gate of ``part``: "image", "text" or "joint"."""
+    def _gate(self, part: str) -> Optional[Gate]:
+        """Return the policy's gate of ``part``: "image", "text" or "joint"."""
         policy = None if self.training else self.exit_policy
-        gate: Optional[Gate] = None if policy is None else policy.gate(part)
-        return layers.run(gate, self.training and self.cfg.checkpoint_activations)
+        return None if policy is None else policy.gate(part)
+
+    def _run(self, layers: EncoderPass, part: str) -> Tensor:
+        return layers.run(self._gate(part), self.training and self.cfg.checkpoint_activations)
 
     def _stem_work(self, images: Any, present: Tensor) -> Work:
         """Return the work of the stem on images [I, 3, H, W], of which Bool [I] are present."""
@@ -381,17 +397,3 @@ class Encoder(ShapeCache):
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Reorder for beam search, see ``EncoderOut.reordered``."""
         return encoder_out.reordered(new_order)
-
-
-@dataclass
-class _Biases:
-    """Position terms of a batch: embeddings [1, T, C], and each layer's bias per pass."""
-
-    positions: Tensor
-    image: Optional[list[Tensor]]
-    text: Optional[list[Tensor]]
-    joint: Optional[list[Tensor]]
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ofa_exit.models.shared_images import per_sentence
 from ofa_exit.policies.base import Gate, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop, exit_rows
 from ofa_exit.runtime.flops import Work
 
 
+@dataclass
+class Biases:
+    """Position terms of a batch: embeddings [1, T, C], and each layer's bias per pass."""
+
+    positions: Tensor
+    image: Optional[list[Tensor]]
+    text: Optional[list[Tensor]]
+    joint: Optional[list[Tensor]]
+
+
 class EncoderPass(LayerPass):
     """A pass of the encoder's layers over image, text or both, a sample per row.
 
     Attributes:
-        layers_used: Long [S], once the pass has run.
+        output, layers_used: the states at exit [S, T, C], and Long [S], once the pass has run.
     """
 
+    output: Tensor
     layers_used: Tensor
 
     def __init__(
@@ -53,7 +66,7 @@ class EncoderPass(LayerPass):
         if gate is None:
             for layer, bias in zip(self.layers, self.biases):
                 x = _run_layer(layer, x, mask_keys(bias, self.padding), checkpoint)
-            self.layers_used = self._full_depth()
+            self.output, self.layers_used = x, self._full_depth()
             return x
         absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
         if present is not None:
@@ -62,22 +75,29 @@ class EncoderPass(LayerPass):
         # Before layer 1, drop the rows that need no layer.
         if present is None or exit_rows(self, state, absent, None):
             exit_loop(self, gate, state)
-        self.layers_used = state.layers_used.squeeze(1)
-        return state.output
+        self.output, self.layers_used = state.output, state.layers_used.squeeze(1)
+        return self.output
 
-    def work(self) -> Work:
-        """Return what the pass did, by row. Padding costs nothing."""
+    def work(self, sentence_rows: Optional[Tensor] = None) -> Work:
+        """Return what the pass did, by row. Padding costs nothing.
+
+        Args:
+            sentence_rows: Long [S], the row of each sentence, where sentences that share a row
+                count as if each had run. None: by row.
+        """
         rows, length = self.x.shape[:2]
         if self.padding is not None:
             tokens = (~self.padding).sum(dim=1)  # Long [S]
         else:
             tokens = torch.full((rows,), length, device=self.x.device)
         layer: Any = self.layers[0]
-        return Work("encoder", layer.flops, self.layers_used, tokens)
+        units, tokens = (per_sentence(one, sentence_rows) for one in (self.layers_used, tokens))
+        return Work("encoder", layer.flops, units, tokens)
 
-    def full_work(self) -> Work:
-        """Return what the pass would have done at full depth."""
-        return self.work()._replace(units=self._full_depth())
+    def full_work(self, sentence_rows: Optional[Tensor] = None) -> Work:
+        """Return what the pass would have done at full depth; see ``work``."""
+        units = per_sentence(self._full_depth(), sentence_rows)
+        return self.work(sentence_rows)._replace(units=units)
 
     def _full_depth(self) -> Tensor:
         """Return the layers of every row without exits, Long [S]."""

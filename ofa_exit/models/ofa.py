@@ -26,6 +26,7 @@ from ofa_exit.models.encoder import Encoder
 from ofa_exit.models.encoder_out import EncoderOut
 from ofa_exit.models.stem import load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.runtime.drafts import Drafting
 from ofa_exit.runtime.kv_cache import check_kv_mode
 from ofa_exit.runtime.trace import ExitTrace
 
@@ -231,21 +232,33 @@ class OFAModel(FairseqEncoderDecoderModel):
         return cls(config, encoder, OFADecoder(config, dictionary, embed_tokens))
 
     def configure_exits(
-        self, policy: Optional[ExitPolicy], kv: str = "propagate", trace: bool = False
+        self,
+        policy: Optional[ExitPolicy],
+        kv: str = "propagate",
+        trace: bool = False,
+        drafting: Optional[Drafting] = None,
     ) -> None:
         """Set the exit policy for eval mode; None runs the plain stack.
 
         Args:
             kv: how the K/V cache of skipped layers is filled, one of ``kv_cache.KV_MODES``.
             trace: record a trace without a policy, too.
+            drafting: how the decoder drafts tokens and verifies them at full depth, for searches
+                of one hypothesis; always traced, and only without a policy.
 
         Raises:
-            ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses.
+            ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses. Or the
+                model has no layer left to verify drafts.
         """
         decoder = self.decoder
+        if drafting is not None:
+            drafting.check(len(decoder.layers))
+            if policy is not None:
+                raise ValueError("drafts are verified at full depth: leave the exit policy out")
+        decoder.drafting, decoder.allowed_words = drafting, None
         check_kv_mode(kv, decoder.exit_heads.caches_kv and bool(decoder.active_heads(policy)))
         self.encoder.exit_policy = self.decoder.exit_policy = policy
-        self.encoder.always_traced = trace
+        self.encoder.always_traced = trace or drafting is not None
         self.decoder.kv_mode = kv
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -280,7 +293,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 head by layer number, and "exit_features", the same after the final norm.
             train_backbone: with ``exit_features``, let gradients reach the backbone.
             return_layers: add "layer_states" of the decoder and "encoder_out" to the extras.
-            encoder_options: ``padded``, ``image_rows`` and ``shared_source``.
+            encoder_options: ``padded``, ``image_rows``, ``shared_source`` and ``text_keys``.
         """
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and (train_backbone or not exit_features)

@@ -1,4 +1,4 @@
-"""Positions: bucket tables of the relative biases, and a cache of biases by shape."""
+"""Positions: bucket tables of the relative biases, and a cache of what does not change."""
 
 from __future__ import annotations
 
@@ -95,13 +95,15 @@ KEPT_SHAPES = {
     "decoder": 32,
     "cross": 32,
     "folded": 4,
+    "prompt": 64,  # more than the settings of a sweep, each of which exits in its own way
 }
 
 
 class ShapeCache(nn.Module):
     """Module that caches terms which depend on nothing but its weights and a shape.
 
-    Such terms are position biases, and convolutions with their batch norm folded in. They are
+    Such terms are position biases, and convolutions with their batch norm folded in. The text pass
+    of a constant prompt is one as well: its "shape" is the prompt and the gate. Terms are
     cached in eval mode, without gradients and autocast. The cache is cleared on ``train()``, on
     loading a state dict, and on moves between devices or precisions. Code that changes weights in
     another way must call ``forget_shapes``.
@@ -137,3 +139,8 @@ class ShapeCache(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_by_shape"}
+
+
+def round_up(length: int, multiple: int) -> int:
+    """Return the smallest multiple that is no less than ``length``."""
+    return -(-length // multiple) * multiple

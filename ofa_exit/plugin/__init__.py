@@ -1,7 +1,8 @@
 """The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import archs, average, schedules
+from . import compat_saving  # isort: skip
+from . import archs, average, schedules, validation_command
 from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -15,6 +16,7 @@ __all__ = [
     "caption",
     "caption_scorers",
     "compat",
+    "compat_saving",
     "deecap",
     "leebert",
     "mue",
@@ -23,6 +25,7 @@ __all__ = [
     "schedules",
     "scst",
     "snli_ve",
+    "validation_command",
     "visdial",
     "vqa",
     "vqa_scorers",

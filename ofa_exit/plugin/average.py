@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import torch
-from fairseq import checkpoint_utils, trainer, utils
+from fairseq import checkpoint_utils, trainer
 from fairseq.models.ema import EMA
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from ofa_exit.models.checkpoint_file import check_names, check_weights, load_fil
 from ofa_exit.plugin.compat import patch
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,10 @@ def read_average(path: str, weights: bool = True) -> Optional[dict[str, Tensor]]
     """
     if not os.path.isfile(path):
         return None
-    state = load_file(path, check_bytes=False)
+    return _average_in(path, load_file(path, check_bytes=False), weights)
+
+
+def _average_in(path: str, state: Any, weights: bool) -> Optional[dict[str, Tensor]]:
     extra = state.get("extra_state") if isinstance(state, dict) else None
     average = extra.get("ema") if isinstance(extra, dict) else None
     if not average:
@@ -179,19 +183,24 @@ def read_average(path: str, weights: bool = True) -> Optional[dict[str, Tensor]]
     return official_names(average)
 
 
-def require_average(path: str, weights: bool = True) -> dict[str, Tensor]:
+def require_average(path: str) -> dict[str, Tensor]:
     """Return what ``read_average`` does, or raise ValueError if there is none."""
-    average = read_average(path, weights)
+    average = read_average(path)
     if average is None:
-        raise ValueError(
-            f"--ema-eval: {path} holds no moving average of its weights. Train with --store-ema, "
-            "or leave --ema-eval out"
-        )
+        raise _missing_average(path)
     return average
 
 
-def reject_missing_averages(cfg: Any) -> None:
+def _missing_average(path: str) -> ValueError:
+    return ValueError(
+        f"--ema-eval: {path} holds no moving average of its weights. Train with --store-ema, or "
+        "leave --ema-eval out"
+    )
+
+
+def reject_missing_averages(cfg: Any, checkpoints: Sequence[SavedCheckpoint]) -> None:
     """Raise ValueError if ``--ema-eval`` is given and a checkpoint of ``--path`` has no average."""
-    if getattr(cfg, "ema_eval", False) is True and cfg.path and not cfg.path.startswith("${"):
-        for path in utils.split_paths(cfg.path):
-            require_average(path, weights=False)
+    if getattr(cfg, "ema_eval", False) is True and resolved(cfg.path):
+        for checkpoint in checkpoints:
+            if _average_in(checkpoint.path, checkpoint.state, weights=False) is None:
+                raise _missing_average(checkpoint.path)

@@ -5,8 +5,11 @@ import math
 import os
 from typing import Any
 
+import torch
+
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import flag, inputs_of
+from ofa_exit.plugin.options import flag
+from ofa_exit.plugin.outputs import inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.regular_files import check_output
 
@@ -111,6 +114,21 @@ def check_generation_command(args: Any) -> None:
         written = os.path.join(folder, f"generate-{getattr(args, 'gen_subset', 'test')}.txt")
         check_output(
             "--results-path:", written, [inputs_of(args), getattr(args, "exit_trace", None)]
+        )
+
+
+def check_precision(common: Any) -> None:
+    """Raise ValueError for a training with ``--fp16`` on a CPU.
+
+    fairseq would end in torch's error of a missing device: it keeps the float32 weights as one
+    tensor for each CUDA device, unless ``--fp16-no-flatten-grads`` is given.
+    """
+    is_on_cuda = torch.cuda.is_available() and not common.cpu
+    is_flat = not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads)
+    if common.fp16 and is_flat and not is_on_cuda:
+        raise ValueError(
+            "--fp16 trains on CUDA only. On a CPU give --memory-efficient-fp16 or --amp, or leave "
+            "it out"
         )
 
 

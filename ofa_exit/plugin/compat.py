@@ -1,5 +1,7 @@
 """Repair fairseq 0.12 under current torch and numpy. Importing this module applies all repairs.
 
+``compat_saving.py`` has those of how training saves and resumes.
+
 1. ``batch_by_size`` drops sentences: it discards its last batch if the batch's size is not a
    multiple of ``--required-batch-size-multiple`` (default 8), in generation too.
 2. ``torch.load`` rejects fairseq's checkpoints. Since torch 2.6 it builds only objects of allowed
@@ -19,13 +21,17 @@
     Checkpoints without arguments, and those of ``DistributedDataParallel`` or Hugging Face, cannot
     be read. All files go through ``models/checkpoint_file.py``.
 11. fairseq-validate takes options that differ from the checkpoint's training without a word.
-12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors.
+12. fairseq-train hides the reason why a checkpoint does not fit in a traceback of three errors,
+    and trains from scratch if --restore-file is missing.
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
 15. fairseq-generate empties the file of ``--results-path`` before it reads the data, and stops at
     an assertion for ``--sampling`` without ``--nbest``.
 16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
+18. An unknown option prints the usage of all options, which fills screens, before its own line.
+19. fairseq-generate prints an empty T- line for a row without references, if others of its batch
+    have some.
 """
 
 import argparse
@@ -35,12 +41,14 @@ import itertools
 import logging
 import operator
 import os
+import re
 import sys
 import typing
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import fairseq_cli.generate
 import numpy as np
 import omegaconf
 import torch
@@ -48,6 +56,7 @@ from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import data_utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from fairseq.optim.composite import FairseqCompositeOptimizer
 from fairseq.registry import REGISTRIES
@@ -58,8 +67,10 @@ from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
 from ofa_exit.plugin.command_options import check_generation_command
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
-from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.save_folder import LAST_CHECKPOINT
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.trained_options import reject_given_differences
+from ofa_exit.spelling import unknown_option
 
 # numpy 1 wrote the first module name into its pickles, numpy 2 writes the second.
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -169,7 +180,8 @@ def check_file_and_options(
     if "://" not in str(path):
         check_is_file(path)  # before fairseq opens it: opening a pipe waits for ever
         if arg_overrides and "path" in arg_overrides:  # only fairseq-validate overrides it
-            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), {})
+            meant = parse_overrides(arg_overrides.get("model_overrides", "{}"))
+            saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), meant)
             reject_given_differences(saved, arg_overrides)
     return load(path, arg_overrides, *args, **kwargs)
 
@@ -182,10 +194,27 @@ def name_missing_file(load: Callable, *args: Any, **kwargs: Any) -> Any:
         raise UsageError(f"--path: {error}. Give an existing file") from error
 
 
+def print_but_empty_targets(*values: Any, **options: Any) -> None:
+    """Print what fairseq-generate does, but no T- line without a text."""
+    if not re.fullmatch(r"T-\d+\t", str(values[0]) if values else ""):
+        print(*values, **options)
+
+
+fairseq_cli.generate.print = print_but_empty_targets
+
+
 @patch(trainer.Trainer, "load_checkpoint")
-def name_misfit(load: Callable, *args: Any, **kwargs: Any) -> Any:
+def name_misfit(
+    load: Callable, self: trainer.Trainer, filename: str, *args: Any, **kwargs: Any
+) -> Any:
+    """Reject a start that is missing or does not fit. Of a missing file fairseq loads nothing."""
+    given = self.cfg.checkpoint
+    starts = (given.finetune_from_model, getattr(given, "continue_once", None))
+    is_named = given.restore_file != LAST_CHECKPOINT or any(starts)
+    if is_named and not PathManager.isfile(filename):
+        raise UsageError(f"{filename}: no such checkpoint. Give an existing file to start from")
     try:
-        return load(*args, **kwargs)
+        return load(self, filename, *args, **kwargs)
     except Exception as error:
         if isinstance(error.__context__, UsageError):
             raise error.__context__ from None
@@ -236,6 +265,22 @@ def help_with_all_options(
         if stop.code:
             parser.print_help()
         raise SystemExit(0) from None
+
+
+@patch(options, "parse_args_and_arch")
+def name_unknown_option(
+    parse: Callable, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any
+) -> Any:
+    """Reject an unknown option on one line in fairseq's last parse, when all have been added."""
+
+    def parse_args(arguments: Any = None) -> argparse.Namespace:
+        error = unknown_option(parser, sys.argv[1:] if arguments is None else arguments)
+        if error is not None:
+            raise UsageError(error)
+        return type(parser).parse_args(parser, arguments)
+
+    parser.parse_args = parse_args  # type: ignore[method-assign, assignment]
+    return parse(parser, *args, **kwargs)
 
 
 @patch(options, "parse_args_and_arch")

@@ -2,25 +2,29 @@
 
 import argparse
 import dataclasses
+import functools
 import json
-import os
+import logging
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
 from fairseq.dataclass import FairseqDataclass
 
-from ofa_exit.evaluation.efficiency.report import is_trace
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.plugin.drafts import build_drafting, check_lossless, is_lossless
 from ofa_exit.plugin.errors import usage_errors
-from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.exit_config import read_exit_config
+from ofa_exit.plugin.outputs import check_trace
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
-from ofa_exit.regular_files import check_output
 from ofa_exit.runtime.kv_cache import check_kv_mode
 
+logger = logging.getLogger(__name__)
 PREFIX = "exit_"
+# Options of every policy. A trace belongs to a single generation.
+COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options", "exit_config")
 
 
 def flag(name: str) -> str:
@@ -107,9 +111,31 @@ class ExitFlags(FairseqDataclass):
         default=None,
         metadata={"help": 'options of the policy as a JSON object, {"alpha": 0.9}'},
     )
+    exit_config: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "file of ofa-exit calibrate: exit policy and options with a guarantee, for the "
+            "checkpoint and task that they were calibrated for"
+        },
+    )
     exit_late_options: Optional[str] = field(
         default=None, metadata={"help": argparse.SUPPRESS}
     )  # options of policies that were registered after this class was made, as JSON
+    exit_lossless: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "lossless mode, for greedy search: draft so many tokens at a time by the first "
+            "layers and verify them at full depth in one pass. Captions are those of full depth; "
+            "needs --beam 1 and no --exit-policy"
+        },
+    )
+    exit_lossless_layer: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "decoder layer after which --exit-lossless drafts (default: a third of the "
+            "layers)"
+        },
+    )
     exit_trace: Optional[str] = field(
         default=None,
         metadata={"help": "file for the layers that each word used, one JSON object per sentence"},
@@ -171,10 +197,12 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     Raises:
         ValueError: options make no sense, alone or together.
     """
+    take_exit_config(cfg)
     given = _given(cfg)
     if cfg.exit_kv is not None:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
-    _check_trace(cfg)
+    check_trace(cfg)
+    check_lossless(cfg)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
     if preset is not None:
@@ -207,22 +235,69 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     except OptionError as error:
         raise ValueError(f"{flag(names[error.name])} {error.problem}") from None
     policy.given = frozenset(values)
+    for key in values:
+        doubts = policy_options(cls)[key].metadata["doubts"]
+        problem = doubts and doubts(getattr(policy, key))
+        if problem:
+            _warn_once(f"{flag(names[key])} {given.get(names[key], values[key])}: {problem}")
     return policy
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning, the first time: commands build a policy to check it, and again to use it."""
+    logger.warning(text)
+
+
+def take_exit_config(cfg: Any) -> None:
+    """Set the exit options to those of the file that ``--exit-config`` names.
+
+    Raises:
+        ValueError: the file is none of ``ofa-exit calibrate``, or other exit options are given.
+    """
+    path = getattr(cfg, "exit_config", None)
+    if path is None:
+        return
+    exits = read_exit_config(path).exits
+    given = {name: getattr(cfg, name, None) for name in COMMON if name != "exit_config"}
+    given = {name: value for name, value in {**given, **_given(cfg)}.items() if value is not None}
+    if given.get("exit_policy") == "none":
+        del given["exit_policy"]
+    texts = {name: f"{value}" for name, value in exits.items()}
+    if given and {k: f"{v}" for k, v in given.items()} != texts:  # it may be checked twice
+        raise ValueError(
+            f"--exit-config {path} names all exit options: leave {', '.join(map(flag, given))} out"
+        )
+    unknown = sorted(exits.keys() - {*COMMON, *policy_flags()})
+    if unknown:
+        raise ValueError(
+            f"--exit-config {path}: unknown option {unknown[0]}. Import the module of its policy "
+            "with --user-dir"
+        )
+    late = {name: value for name, value in exits.items() if not hasattr(cfg, name)}
+    for name in exits.keys() - late.keys():
+        setattr(cfg, name, exits[name])
+    if late:
+        cfg.exit_late_options = json.dumps(late)
 
 
 @usage_errors()
 def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
     """Raise ValueError for options that a model cannot follow."""
-    if policy is None:
+    if policy is None and not is_lossless(cfg):
         return
     if not isinstance(model, OFAModel):
-        raise ValueError(f"--exit-policy needs an OFA model, {type(model).__name__} has no exits")
+        option = "--exit-lossless" if policy is None else "--exit-policy"
+        raise ValueError(f"{option} needs an OFA model, {type(model).__name__} has no exits")
     reject_misfit_arguments(cfg, policy, model.cfg)
 
 
 @usage_errors()
-def reject_misfit_arguments(cfg: Any, policy: ExitPolicy, arguments: Any) -> None:
+def reject_misfit_arguments(cfg: Any, policy: Optional[ExitPolicy], arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
+    build_drafting(cfg, arguments.decoder_layers)
+    if policy is None:
+        return
     policy.check(arguments)
     kind = getattr(arguments, "exit_head", DEFAULT_HEAD)
     heads = HEADS.get(kind)
@@ -296,39 +371,3 @@ def _json_options(text: Optional[str], name: str, given: set[str]) -> dict[str, 
             f"{', '.join(names) or 'no options'}"
         )
     return options
-
-
-def _check_trace(cfg: Any) -> None:
-    """Check the trace's files before the model is loaded, which is when they are opened."""
-    path = cfg.exit_trace
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError(
-            f"--exit-trace {path!r} cannot be written: name a file in a folder that exists and may "
-            "be written to"
-        )
-    for name in _trace_files(cfg):
-        check_output("--exit-trace", name, inputs_of(cfg))
-        if os.path.isfile(name) and not is_trace(name):
-            raise ValueError(
-                f"--exit-trace {name!r} exists and is no exit trace: it would be overwritten. Name "
-                "another file, or delete it"
-            )
-
-
-def _trace_files(cfg: Any) -> list[str]:
-    """Return the files that ``--exit-trace`` names, one per model."""
-    models = len((getattr(cfg, "path", None) or "").split(os.pathsep))
-    more = [f"{cfg.exit_trace}.{number}" for number in range(2, models + 1)]
-    return [cfg.exit_trace, *more]
-
-
-def inputs_of(cfg: Any) -> list[Any]:
-    """Return what names the files that a task reads, see ``regular_files.paths_in``."""
-    named = ("data", "path", "answers", "ans2label_file", "resnet_model_path")
-    folders = (getattr(cfg, "bpe_dir", None), first_folder(getattr(cfg, "data", None)))
-    words = ("dict.txt", "encoder.json", "vocab.bpe", "train.tsv", "valid.tsv", "test.tsv")
-    inside = [os.path.join(folder, name) for folder in folders if folder for name in words]
-    return [*(getattr(cfg, name, None) for name in named), inside]

@@ -152,7 +152,9 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
     words = "\n".join(task.dictionary.symbols).encode()
     record: dict[str, Any] = {
         "task": getattr(task.cfg, "_name", None),
-        "checkpoints": [_file(path) for path in utils.split_paths(resolved(task.cfg.path) or "")],
+        "checkpoints": [
+            file_record(path) for path in utils.split_paths(resolved(task.cfg.path) or "")
+        ],
         "--model-overrides": str(parse_overrides(resolved(task.cfg.model_overrides) or "{}")),
         "--gen-subset": dataset.subset,
         "data": {"path": str(data), "bytes": status.st_size, "changed": changed},
@@ -172,11 +174,12 @@ def run_record(task: Any, args: Any, models: Sequence[Any], dataset: Any) -> dic
 
 def _content(value: Any) -> Any:
     if isinstance(value, str) and os.path.isfile(value):
-        return _file(value)
+        return file_record(value)
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _file(path: str) -> dict[str, Any]:
+def file_record(path: str) -> dict[str, Any]:
+    """Return the path of a file, and the SHA-256 of its content if it is there."""
     if not os.path.isfile(path):  # the parts of a checkpoint have other names
         return {"path": path}
     return {"path": path, "sha256": sha256_of(Path(path))}

@@ -5,7 +5,7 @@ import glob
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import utils
@@ -17,20 +17,25 @@ from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_r
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments, shortened
+from ofa_exit.plugin.save_folder import LAST_CHECKPOINT, whole_checkpoint
 from ofa_exit.policies.base import ExitPolicy
 
 # How fairseq names the files of a checkpoint in parts, in place of ".pt".
 PARTS = ("-shard[0-9]*.pt", "_part[0-9]*.pt", "-model_part-[0-9]*.pt")
-LAST_CHECKPOINT = "checkpoint_last.pt"  # fairseq's default of --restore-file
 
 
 @dataclass
 class SavedCheckpoint:
-    """A checkpoint whose weights stay on disk, with ``--model-overrides`` applied."""
+    """A checkpoint whose weights stay on disk, with ``--model-overrides`` applied.
+
+    Attributes:
+        logged: options of its training that a task has taken, and logged.
+    """
 
     path: str
     state: dict[str, Any]
     overrides: dict[str, Any]
+    logged: set[str] = field(default_factory=set)
 
     @property
     def model_arguments(self) -> Optional[Namespace]:
@@ -56,6 +61,18 @@ class SavedCheckpoint:
             values = values_of(self.state["cfg"].get("task"))
             values["_name"] = values.get("_name") or values.get("task")
         return {**values, **self.overrides}
+
+    @property
+    def criterion_options(self) -> dict[str, Any]:
+        """Return the options of the training's criterion, and its name as ``_name``."""
+        if self.state["args"] is not None:
+            values = dict(vars(self.state["args"]))
+            values["_name"] = values.get("criterion")
+            return values
+        saved = self.state["cfg"].get("criterion")
+        values = values_of(saved)
+        values.setdefault("_name", saved if isinstance(saved, str) else values.get("criterion"))
+        return values
 
     @property
     def bpe(self) -> Any:
@@ -119,10 +136,12 @@ def saved_checkpoints(cfg: Any) -> list[SavedCheckpoint]:
 
 def is_in_parts(path: str) -> bool:
     """Return whether fairseq's parts of a checkpoint exist, and the file itself does not."""
-    if os.path.lexists(path):
-        return False
+    return not os.path.lexists(path) and bool(_parts(path))
+
+
+def _parts(path: str) -> list[str]:
     start = glob.escape(path.removesuffix(".pt"))
-    return any(glob.glob(f"{start}{ending}") for ending in PARTS)
+    return sorted(part for ending in PARTS for part in glob.glob(f"{start}{ending}"))
 
 
 def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
@@ -132,22 +151,54 @@ def _start_of_training(command: Any) -> Optional[tuple[str, str]]:
     """
     if command is None:
         return None
-    options = command.checkpoint
+    options, suffix = command.checkpoint, _suffix(command)
     if options.restore_file != LAST_CHECKPOINT:
         if options.finetune_from_model is not None:
             raise ValueError(
                 f"--restore-file {options.restore_file} and --finetune-from-model "
                 f"{options.finetune_from_model}: give one of them"
             )
-        file = options.restore_file.replace(".pt", f"{options.checkpoint_suffix}.pt")
+        file = options.restore_file.replace(".pt", f"{suffix}.pt")
+        _reject_other_parts("--restore-file", options.restore_file, file)
         return "--restore-file", file or "''"
-    last = f"{options.save_dir}/checkpoint_last{options.checkpoint_suffix}.pt"
+    whole = f"{options.save_dir}/{LAST_CHECKPOINT}"
+    last = whole.replace(".pt", f"{suffix}.pt")
     if os.path.lexists(last):
-        return "--save-dir:", last
+        return "--save-dir:", whole_checkpoint(last)
+    _reject_other_parts("--save-dir:", whole, last)
     for name in ("continue_once", "finetune_from_model"):
-        if getattr(options, name, None) is not None:
-            return f"--{name.replace('_', '-')}", getattr(options, name) or "''"
+        file = getattr(options, name, None)
+        if file is not None:
+            option = f"--{name.replace('_', '-')}"
+            _reject_other_parts(option, file, file)
+            return option, file or "''"
     return None
+
+
+def _suffix(command: Any) -> str:
+    """Return what fairseq-train adds to the names of the checkpoints that it writes and resumes."""
+    distributed = command.distributed_training
+    is_sharded = distributed.ddp_backend == "fully_sharded" and distributed.use_sharded_state
+    shard = f"-shard{distributed.distributed_rank}" if is_sharded else ""
+    return f"{command.checkpoint.checkpoint_suffix}{shard}"
+
+
+def _reject_other_parts(option: str, whole: str, wanted: str) -> None:
+    """Raise ValueError if a checkpoint exists, but not in the form that a training starts at.
+
+    Args:
+        whole: the checkpoint in one file.
+        wanted: the file that fairseq-train opens, and without which it trains from scratch.
+    """
+    if "://" in whole or os.path.lexists(wanted):
+        return
+    found = [whole] if os.path.lexists(whole) else _parts(whole)
+    if found:
+        raise ValueError(
+            f"{option} {wanted} is missing, and {found[0]} beside it is not read. Resume from "
+            "parts with --ddp-backend fully_sharded --use-sharded-state and as many processes as "
+            "wrote them, and otherwise from a whole file"
+        )
 
 
 def reject_misfit_of_checkpoints(
@@ -165,8 +216,7 @@ def reject_misfit_of_checkpoints(
         if arguments is None or not resolved(cfg.path):
             continue
         reject_shallow_reference(cfg, arguments)
-        if policy is not None:
-            reject_misfit_arguments(cfg, policy, arguments)
+        reject_misfit_arguments(cfg, policy, arguments)
 
 
 def reference_layers(cfg: Any) -> Optional[tuple[int, int]]:

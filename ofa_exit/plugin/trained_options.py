@@ -12,7 +12,6 @@ from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import (
     SavedCheckpoint,
     command_of,
-    parse_overrides,
     reject_large_images,
     resolved,
     values_of,
@@ -45,8 +44,9 @@ def trained_option(fallback: Any, help: str, any_task: bool = False) -> Any:
     )
 
 
-def _declared(kind: type) -> list[Any]:
-    return [one for one in dataclasses.fields(kind) if "fallback" in one.metadata]
+def _declared(cfg: Any) -> list[Any]:
+    fields = dataclasses.fields(OmegaConf.get_type(cfg) or type(cfg))
+    return [one for one in fields if "fallback" in one.metadata]
 
 
 def kind_of_task(name: Any) -> Optional[str]:
@@ -82,31 +82,26 @@ def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]
     """
     command = command_of(cfg)
     taken = []
-    for option in _declared(OmegaConf.get_type(cfg) or type(cfg)):
+    for option in _declared(cfg):
         name = option.name
         for checkpoint in checkpoints:
             trained = _trained(option, checkpoint.task_options, kind)
             if getattr(cfg, name) is None and trained is not None:
                 setattr(cfg, name, trained)
                 taken.append(f"{flag(name)} {trained}")
-            elif resolved(cfg.path):  # training may start at a checkpoint of other options
-                _reject_difference(checkpoint.path, name, getattr(cfg, name), trained)
         if getattr(cfg, name) is None:
             setattr(cfg, name, option.metadata["fallback"])
         if command is not None and command.get("task") is not None:
             command.task[name] = getattr(cfg, name)
-    for checkpoint in checkpoints if resolved(cfg.path) else ():
-        reject_large_images(cfg, checkpoint.model_arguments)
-    if taken:
-        logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(taken))
-
-
-def _reject_difference(path: str, name: str, given: Any, trained: Any) -> None:
-    if trained is not None and given is not None and given != trained:
-        raise ValueError(
-            f"{flag(name)} is {given}, but {path} was trained with {trained}. Leave the option "
-            f"out, or override the checkpoint's: --model-overrides \"{{'{name}': {given!r}}}\""
-        )
+    if resolved(cfg.path):  # training may start at a checkpoint of other options
+        for checkpoint in checkpoints:
+            reject_other_training(cfg, kind, checkpoint.task_options, checkpoint.path)
+            reject_large_images(cfg, checkpoint.model_arguments)
+    # One checkpoint may serve several tasks, as with ofa_exit.load.
+    new = [one for one in taken if one not in checkpoints[0].logged]
+    if new:
+        checkpoints[0].logged.update(new)
+        logger.info("as in the training of %s: %s", checkpoints[0].path, ", ".join(new))
 
 
 def reject_other_training(cfg: Any, kind: str, trained: Any, path: str = "the checkpoint") -> None:
@@ -117,19 +112,21 @@ def reject_other_training(cfg: Any, kind: str, trained: Any, path: str = "the ch
     Args:
         trained: options of the checkpoint's task, as fairseq loads them.
     """
-    saved = values_of(trained)
-    saved.setdefault("_name", saved.get("task"))
-    for difference in differences(cfg, kind, saved):
-        _reject_difference(path, *difference)
+    for name, given, value in differences(cfg, kind, values_of(trained)):
+        raise ValueError(
+            f"{flag(name)} is {given}, but {path} was trained with {value}. Leave the option "
+            f"out, or override the checkpoint's: --model-overrides \"{{'{name}': {given!r}}}\""
+        )
 
 
 def differences(cfg: Any, kind: str, saved: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield the options that differ from a training's: the name, the task's value, the training's.
 
     Args:
-        saved: options of the training's task, and its name as ``_name``.
+        saved: options of the training's task, and its name as ``_name`` or ``task``.
     """
-    for option in _declared(OmegaConf.get_type(cfg) or type(cfg)):
+    saved = {"_name": saved.get("task"), **saved}
+    for option in _declared(cfg):
         given, trained = getattr(cfg, option.name), _trained(option, saved, kind)
         if trained is not None and given is not None and given != trained:
             yield option.name, given, trained
@@ -144,12 +141,13 @@ def reject_given_differences(checkpoint: SavedCheckpoint, given: dict[str, Any])
         given: options of the command line, with ``model_overrides`` put in.
     """
     saved = checkpoint.task_options
-    kind = TASK_DATACLASS_REGISTRY.get(saved.get("_name"))
-    meant = parse_overrides(given.get("model_overrides", "{}"))
-    for option in _declared(kind) if kind else []:
-        if option.name in given and option.name not in meant:
-            name = option.name
-            _reject_difference(checkpoint.path, name, given[name], saved.get(name))
+    declared = TASK_DATACLASS_REGISTRY.get(saved.get("_name"))
+    kind = kind_of_task(saved.get("_name"))
+    if declared is not None and kind is not None:
+        cfg = declared()
+        for option in _declared(cfg):
+            setattr(cfg, option.name, given.get(option.name))
+        reject_other_training(cfg, kind, saved, checkpoint.path)
 
 
 def reject_other_vocabulary(

@@ -110,6 +110,8 @@ def option(
     parse: Optional[Callable[[Any], Any]] = None,
     flag: Optional[str] = None,
     metavar: Optional[str] = None,
+    doubts: Optional[Callable[[Any], Optional[str]]] = None,
+    tries: Sequence[Any] = (),
 ) -> Any:
     """Declare a field of a policy, which is also the command-line flag ``--exit-NAME``.
 
@@ -121,6 +123,9 @@ def option(
         parse: turns a text of the command line into the value. ValueError says what is wrong.
         flag: name of the flag, if not the field's.
         metavar: what stands for the value in messages, as IMAGE,TEXT,DECODER.
+        doubts: says why a valid value is likely a mistake; None if it is not. Commands warn of it.
+        tries: values that ``ofa-exit calibrate`` tries, the most careful first. With a later value
+            no gate may answer False where it answers True with an earlier one.
     """
     metadata = {
         "help": help,
@@ -130,6 +135,8 @@ def option(
         "parse": parse,
         "flag": flag,
         "metavar": metavar,
+        "doubts": doubts,
+        "tries": tries,
     }
     return field(default=default, metadata=metadata)
 
@@ -139,6 +146,7 @@ class ExitPolicy:
 
     Override the gates of the parts whose rows may exit. A gate that is not overridden costs
     nothing. Gates see each row by itself: an answer must not depend on other rows of the batch.
+    The text gate is asked once for equal texts, and again when the policy's fields change.
     """
 
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}

@@ -31,7 +31,9 @@ class CalmExit(HeadThresholdPolicy):
 
     threshold_field = "threshold"
     threshold: PerLayer = threshold_option(
-        0.9, "exit once the confidence reaches this threshold (1 or more: never)"
+        0.9,
+        "exit once the confidence reaches this threshold (1 or more: never)",
+        tries=(0.99, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8, 0.7, 0.5, 0.3),
     )
     schedule: str = schedule_option("calm")
     beta: float = beta_option(0.9)

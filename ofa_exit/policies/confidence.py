@@ -22,7 +22,9 @@ class ConfidenceExit(HeadThresholdPolicy):
 
     threshold_field = "alpha"
     alpha: PerLayer = threshold_option(
-        0.8, "exit if a head's top-1 probability exceeds alpha (1 or more: never)"
+        0.8,
+        "exit if a head's top-1 probability exceeds alpha (1 or more: never)",
+        tries=(0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
     )
     layers: Optional[Sequence[int]] = layers_option()
 

@@ -29,6 +29,8 @@ class EntropyExit(HeadThresholdPolicy):
         0.5,
         "exit at the first head whose entropy in nats is below this (0: never)",
         "captioning 0.5, answers 0.1",
+        is_share=False,
+        tries=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
     )
     normalized: bool = option(
         False,

@@ -27,7 +27,10 @@ class PatienceExit(HeadPolicy):
     """
 
     patience: int = option(
-        2, "heads in a row that must agree with the one before (default: 2)", at_least=1
+        2,
+        "heads in a row that must agree with the one before (default: 2)",
+        at_least=1,
+        tries=tuple(range(12, 0, -1)),
     )
     layers: Optional[Sequence[int]] = layers_option()
 

@@ -27,7 +27,9 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 }
 """Where several policies take the options of a sweep's setting, the first of them is meant."""
 
-RESERVED = ("policy", "preset", "options", "late_options", "kv", "trace", "layers", "head")
+RESERVED = (
+    *("policy", "preset", "options", "late_options", "config", "kv", "trace", "layers", "head"),
+)
 """Options ``--exit-…`` of the runtime and the model, which no policy's field can have."""
 
 

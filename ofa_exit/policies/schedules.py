@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ofa_exit.policies.base import GateInput, option, per_row
-
-NEVER = 2.0
-"""A threshold no cosine reaches."""
+from ofa_exit.policies.thresholds import NEVER
 
 ThresholdSchedule = Callable[[float, Tensor, Tensor, float, float], Tensor]
 """(θ, step [P], step_limit [N, 1], β, τ) -> thresholds, broadcastable to [N, P], float32."""

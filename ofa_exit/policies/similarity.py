@@ -13,7 +13,6 @@ from ofa_exit.policies.measures import (
     token_mean_saturation,
 )
 from ofa_exit.policies.schedules import (
-    NEVER,
     beta_option,
     reject_unused_parameters,
     schedule_option,
@@ -21,6 +20,7 @@ from ofa_exit.policies.schedules import (
     threshold_of_step,
 )
 from ofa_exit.policies.thresholds import (
+    NEVER,
     PerLayer,
     at_layer,
     numbers_of,
@@ -28,6 +28,8 @@ from ofa_exit.policies.thresholds import (
     threshold_option,
 )
 
+ENCODER_TRIES = (NEVER, 0.95, 0.9, 0.85)
+DECODER_TRIES = (NEVER, 0.97, 0.93, 0.9, 0.85)
 ENCODER_SIMILARITIES = {"sample": sample_saturation, "token_mean": token_mean_saturation}
 
 
@@ -43,15 +45,22 @@ class SimilarityExit(ExitPolicy):
         0.9,
         "exit the image pass of a --split-modalities model once the cosine similarity of "
         "consecutive layers exceeds this threshold (1 or more: never)",
+        tries=ENCODER_TRIES,
     )
     text_threshold: PerLayer = threshold_option(
-        0.95, "the same for the text pass of a --split-modalities model"
+        0.95, "the same for the text pass of a --split-modalities model", tries=ENCODER_TRIES
     )
     encoder_threshold: PerLayer = threshold_option(
-        NEVER, "the same for the one pass of a model without --split-modalities", "never"
+        NEVER,
+        "the same for the one pass of a model without --split-modalities",
+        "never",
+        tries=ENCODER_TRIES,
     )
     decoder_threshold: PerLayer = threshold_option(
-        0.99, "the same for each word in the decoder", "captioning 0.99, answers 0.95"
+        0.99,
+        "the same for each word in the decoder",
+        "captioning 0.99, answers 0.95",
+        tries=DECODER_TRIES,
     )
     schedule: str = schedule_option("decay")
     beta: float = beta_option(0.95)

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 from ofa_exit.policies.base import option
 
 PerLayer = Union[float, tuple[float, ...]]
 """A threshold of all layers, or one after each layer but the last, from layer 1."""
+NEVER = 2.0
+"""A threshold no cosine or probability reaches."""
 
 
-def threshold_option(default: float, help: str, shown: Optional[str] = None) -> Any:
+def threshold_option(
+    default: float,
+    help: str,
+    shown: Optional[str] = None,
+    is_share: bool = True,
+    tries: Sequence[float] = (),
+) -> Any:
     """Declare a field of type ``PerLayer``, whose numbers are 0 or more.
 
     Args:
-        default, help: see ``option``.
+        default, help, tries: see ``option``.
         shown: the default in the help text, if not the number.
+        is_share: 1 or more means never, so that a number above ``NEVER`` is likely percent.
     """
     help += "; one number, or one after each layer but the last, as 0.9,0.8 "
     return option(
-        default, f"{help}(default: {shown or default})", at_least=0, parse=parse_thresholds
+        default,
+        f"{help}(default: {shown or default})",
+        at_least=0,
+        parse=parse_thresholds,
+        doubts=doubt_percent if is_share else None,
+        tries=tries,
     )
+
+
+def doubt_percent(thresholds: PerLayer) -> Optional[str]:
+    """Return why thresholds look like percent; None if they do not."""
+    large = [one for one in numbers_of(thresholds) if one > NEVER]
+    if not large:
+        return None
+    example = f"such as {large[0] / 100:g}" if large[0] <= 100 else "such as 0.9"
+    return f"nothing exits at a threshold of 1 or more. Give a fraction, not percent, {example}"
 
 
 def parse_thresholds(value: Any) -> PerLayer:

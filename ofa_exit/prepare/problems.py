@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ofa_exit.data.files import atomic_write
+from ofa_exit.data.files import atomic_write, remove_leftovers
 
 from .records import PrepareError, Problem
 
@@ -52,6 +52,7 @@ class Problems:
         return "".join([*lines, f"\nAll are listed in {self.path}"])
 
     def __enter__(self) -> Problems:
+        remove_leftovers(self.path)
         return self
 
     def __exit__(

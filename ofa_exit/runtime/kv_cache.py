@@ -96,12 +96,14 @@ class KVCache:
 
     # ------------------------------------------------------------------ self-attention
 
-    def reserve(self, rows: int, heads: int, head_dim: int, like: Tensor) -> None:
-        """Make room for one more position; capacity doubles when it runs out."""
-        capacity = self.capacity
-        if self.length < capacity:
+    def reserve(
+        self, rows: int, heads: int, head_dim: int, like: Tensor, positions: int = 1
+    ) -> None:
+        """Make room for more positions; capacity doubles when it runs out."""
+        capacity, needed = self.capacity, self.length + positions
+        if needed <= capacity:
             return
-        room = min(max(16, 2 * capacity), self.max_length)
+        room = min(max(16, 2 * capacity, needed), self.max_length)
         self.cross_bias = None  # made for the old capacity
         grown = like.new_zeros(self.slots, 2, rows, heads, room, head_dim)
         if self.kv is not None:

@@ -28,6 +28,8 @@ class DecoderStep:
         work, full_work: what was done, by sentence, and what full depth would have done.
         heads_run: Long [N], heads that the row really went through, P positions each.
         head_kv_backfilled: Long [N], as kv_backfilled, of heads that were not reached.
+        drafted, accepted: Long [N], with drafts: how many were verified, and whether the newest
+            token was one of an earlier call's. Then layers_run counts a layer for each position.
     """
 
     tokens: Tensor
@@ -40,6 +42,8 @@ class DecoderStep:
     full_work: list[Work]
     heads_run: Optional[Tensor] = None
     head_kv_backfilled: Optional[Tensor] = None
+    drafted: Optional[Tensor] = None
+    accepted: Optional[Tensor] = None
 
     def score_words(
         self,
@@ -76,8 +80,11 @@ class ExitTrace:
             encoder that runs both modalities together reports the same number in both.
         source_tokens: Long [S], of image and text together, without padding.
         work, full_work: what the encoder did, and what full depth would have done. An image that
-            several sentences share is there once.
+            several sentences share is there once. A text that they share is there for each, as if
+            its pass had run for each: no exit saved it.
         steps: one entry per decoder call.
+        text_layers_run: Long [U], layers that each of the U distinct texts really went through.
+            They are 0 where the pass was kept from an earlier batch.
     """
 
     image_layers: Tensor
@@ -86,6 +93,7 @@ class ExitTrace:
     work: list[Work] = field(default_factory=list)
     full_work: list[Work] = field(default_factory=list)
     steps: list[DecoderStep] = field(default_factory=list)
+    text_layers_run: Optional[Tensor] = None
 
     def depths(self, hypotheses: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
         """Return the decoder layers that every token of every sentence's hypotheses used.

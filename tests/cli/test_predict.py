@@ -254,6 +254,22 @@ def test_wrong_arguments(arguments, capsys):
     assert end.value.code == 2 and "ofa-exit predict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--exit-decoder-treshold 0.9", "--exit-decoder-treshold: did you mean --exit-decoder-thr"),
+        ("--bpe-dri folder", "--bpe-dri: did you mean --bpe-dir?"),
+        ("--question a", "--question: ofa-exit predict caption --help lists all options"),
+    ],
+)
+def test_unknown_options_take_a_line(given, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "caption", "x.png", "--checkpoint", "x.pt", *given.split()])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith("ofa-exit predict: error: unknown option ")
+    assert message in line
+
+
 def test_the_bar_goes_to_the_terminal_of_stderr(captions, photos):
     main_end, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # its size

@@ -107,6 +107,7 @@ def test_settings_are_rejected_by_number_before_weights_are_read(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--exit-decoder-treshold=1"], "-treshold: did you mean --exit-decoder-threshold"),
         (["--exit-trace", "trace"], "--exit-trace"),
         (["--score-reference"], "--score-reference"),
         (["--path", "/no/checkpoint.pt"], r"/no/checkpoint\.pt"),
@@ -196,14 +197,72 @@ def test_an_interrupted_sweep_keeps_what_it_has(trained, tmp_path, monkeypatch, 
         else:
             with pytest.raises(error, match="stopped"):
                 command(tmp_path, GRID, arguments(*trained))
-    (partial,) = results.iterdir()
+    partial, state = sorted(results.iterdir())
     assert partial.name == "sweep.partial.csv" and str(partial) in capsys.readouterr().err
+    assert state.name == "sweep.partial.jsonl"
     before = rows_of(partial)
     assert [row["run"] for row in before] == ["full depth", "sweep", "fixed"]
     assert sorted(row["sentences"] for row in before) == ["11", "11", "8"]
     assert command(tmp_path, GRID, arguments(*trained)) == 0
     (out,) = results.iterdir()
     assert out.name == "sweep.csv" and rows_of(out)[0].keys() == before[0].keys()
+
+
+TIMES = ("milliseconds_per_sentence", "measured_time_reduction")
+
+
+def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def test_a_killed_sweep_resumes(trained, tmp_path, monkeypatch, capsys):
+    """Killed between two settings of the second batch, within a line of the third."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        folder.mkdir()
+    assert command(whole, GRID, arguments(*trained)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1 * 3 + 2, KeyboardInterrupt)
+        assert command(resumed, GRID, arguments(*trained)) == 130
+    state = resumed / "results" / "sweep.partial.jsonl"
+    assert state.read_bytes().count(b"\n") == 2  # which sweep, and the first batch
+    with state.open("a") as file:
+        file.write('{"batch": 1, "settin')
+    (resumed / "results" / "sweep.partial.csv").unlink()  # which only people read
+    calls = []
+    original = sweep.Setting.add_batch
+    monkeypatch.setattr(
+        sweep.Setting, "add_batch", lambda self, s: calls.append(1) or original(self, s)
+    )
+    capsys.readouterr()
+    assert command(resumed, GRID, arguments(*trained)) == 0
+    assert len(calls) == 2 * 3
+    assert f"resumes after 1 batches of {state}" in capsys.readouterr().err
+    rows = [rows_of(folder / "results" / "sweep.csv") for folder in (whole, resumed)]
+    assert without_times(rows[0]) == without_times(rows[1])
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "differs"),
+    [
+        (GRID[:2], [], "(settings)"),
+        (
+            [*GRID[:2], {"run": "fixed", "exit_policy": "static", "exit_depths": "2,3,2"}],
+            [],
+            "sett",
+        ),
+        (GRID, ["--batch-size", "2"], "(batches)"),
+        (GRID, ["--beam", "2"], "(--beam)"),
+    ],
+)
+def test_another_sweep_does_not_resume(trained, tmp_path, monkeypatch, grid, more, differs):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt)
+        assert command(tmp_path, GRID, arguments(*trained)) == 130
+    with pytest.raises(UsageError, match=r"sweep\.partial\.jsonl belongs to") as found:
+        command(tmp_path, grid, [*arguments(*trained), *more])
+    assert differs in str(found.value)
 
 
 def test_the_lines_so_far_are_written_from_time_to_time(trained, tmp_path, monkeypatch, caplog):

@@ -139,8 +139,14 @@ def test_examples_share_images_by_id():
     assert "image_rows" not in net_input and not net_input["padded"]
     assert set(net_input) == {
         *("src_tokens", "src_lengths", "patch_images", "patch_masks", "padded"),
-        "prev_output_tokens",
+        *("prev_output_tokens", "text_keys"),
     }
+
+
+def test_equal_sources_have_equal_keys():
+    other = replace(example(2), source=torch.tensor([0, 55]))
+    keys = collate([example(0), example(1), other], PAD, SIZE)["net_input"]["text_keys"]
+    assert keys == ["0 5", "0 5", "0 55"]
 
 
 def test_skipped_rows_are_dropped_from_a_batch():

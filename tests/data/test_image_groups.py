@@ -46,7 +46,7 @@ def test_numbers_follow_runs_of_equal_fields(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("".join(f"{row}\t{image}\n" for row, image in enumerate(fields)) + "no column")
     file = TsvFile(path, None, ("uniq_id", "image"))
-    assert image_groups(file, range(7)).tolist() == [0, 0, 1, 2, 3, 4, 5]
+    assert image_groups(file).tolist() == [0, 0, 1, 2, 3, 4, 5]
 
 
 def test_rows_of_an_image_stay_together(data):

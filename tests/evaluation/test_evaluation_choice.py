@@ -31,6 +31,8 @@ def test_the_largest_saving_with_enough_quality(tmp_path, capsys):
     assert lines[0].startswith("b: at least 96.0 CIDEr")
     assert lines[2].split("\t") == [valid, "MuE", "96.5", "96.5 %", "0.4"]
     assert lines[3].split("\t") == [test, "MuE", "45.0", "90.0 %", "0.4"]
+    (note,) = lines[4:]
+    assert note.startswith("of no exits: ") and "its own full depth" in note
 
 
 def test_no_exits_where_nothing_keeps_enough(tmp_path, capsys):
@@ -39,6 +41,7 @@ def test_no_exits_where_nothing_keeps_enough(tmp_path, capsys):
     assert main([valid, "--baseline", baseline]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("full: at least 192.0") and "no setting" in printed
+    assert printed.endswith(f"{valid}: 50.0 % of the first line of {baseline}\n")
 
 
 def test_the_line_of_a_reference_is_no_setting(tmp_path, capsys):

@@ -8,6 +8,7 @@ from ofa_exit.evaluation.efficiency.depth import (
     expected_time_reduction,
     mean_layers,
     parameters_used,
+    without_text,
 )
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.runtime.flops import PARTS
@@ -47,9 +48,15 @@ def test_the_reduction_follows_from_the_means():
     assert expected_time_reduction(samples, 6, 6) == pytest.approx(expected)
 
 
+def test_equation_14_without_the_text():
+    assert without_text(SampleDepth(2, 4, (1,))) == SampleDepth(2, 0, (1,))
+    no_image = SampleDepth(0, 3, (6,))
+    assert without_text(no_image) == no_image
+
+
 def totals(samples, exits=(), head_depth=0, **given):
     none = dict.fromkeys(PARTS, 0)
-    rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={})
+    rest = dict(seconds=1.0, counted=0, executed=none, full=none, biases={}, prompt=None)
     return RunTotals.of(samples, 6, 6, exits, head_depth, **{**rest, **given})
 
 
@@ -152,3 +159,25 @@ def test_no_samples_are_rejected():
         expected_time_reduction([], 6, 6)
     with pytest.raises(ValueError, match="no samples"):
         mean_layers([])
+
+
+PROMPTED = [SampleDepth(6, 1, (6,)), SampleDepth(0, 3, (6,))]
+WITHOUT = "expected_time_reduction_without_prompt"
+
+
+def test_what_a_constant_prompt_contributes():
+    """The prompt saves 5 of 12 encoder layers of the first sample; the second has no image."""
+    constant = totals(PROMPTED, prompt="0 5 2")
+    summary = constant.summary()
+    assert summary["expected_time_reduction"] == pytest.approx((2.5 / 6 + 3 / 6) / 2 / 2)
+    assert summary[WITHOUT] == pytest.approx((0 + 3 / 6) / 2 / 2)
+    assert "without the constant prompt   12.5 %" in constant.table()
+    assert WITHOUT not in totals(PROMPTED).summary()
+    assert "prompt" not in totals(PROMPTED).table()
+
+
+def test_shards_agree_on_the_prompt():
+    one, other = totals(PROMPTED, prompt="0 5 2"), totals(PROMPTED, prompt="0 6 2")
+    assert RunTotals.merged([one, totals([]), one]).summary()[WITHOUT] == one.summary()[WITHOUT]
+    assert WITHOUT not in RunTotals.merged([one, other]).summary()
+    assert WITHOUT not in RunTotals.merged([one, totals(PROMPTED)]).summary()

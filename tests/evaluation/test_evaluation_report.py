@@ -138,6 +138,20 @@ def test_batches_add_up(model):
     )
 
 
+def test_a_text_is_a_prompt_where_all_sentences_have_it(model):
+    def has_prompt(*batches, of=model):
+        report = GenerationReport(of)
+        for keys in batches:
+            add(report, text_keys=keys)
+        return "expected_time_reduction_without_prompt" in report.summary()
+
+    assert has_prompt(["a", "a"]) and has_prompt(["a", "a"], ["a", "a"])
+    assert not has_prompt(["a", "b"]) and not has_prompt(["a", "a"], ["b", "b"])
+    assert not has_prompt(None) and not has_prompt(["a", "a"], None)
+    # A joint encoder runs the text with the image.
+    assert not has_prompt(["a", "a"], of=nano(split=False, decoder_layers=4))
+
+
 def test_without_a_trace_everything_ran(model):
     report = GenerationReport(model)
     add(report, trace=None)

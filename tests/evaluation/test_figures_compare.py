@@ -112,6 +112,10 @@ def test_eq_14_with_the_layers_of_another_model():
     other = {"encoder_layers_full": 6, "decoder_layers_full": 12}
     expected = 1 - (3 / 6 + 2 / 12) / 2
     assert expected_time_reduction(values, other) == pytest.approx(expected)
+    without = "expected_time_reduction_without_prompt"
+    values[without] = 1 - (4 / 4 + 2 / 4) / 2
+    expected = 1 - (4 / 6 + 2 / 12) / 2
+    assert expected_time_reduction(values, other, without) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

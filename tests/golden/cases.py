@@ -325,7 +325,7 @@ def sentence(line: dict[str, Any], hypotheses: list[dict[str, Any]]) -> list[Any
 
 def summary(values: dict[str, Any], has_exits: bool) -> dict[str, Any]:
     """The report's numbers without times; MuE's expected one is not for models with exits."""
-    left_out = {"seconds", "seconds_per_sentence"}
+    left_out = {"seconds", "seconds_per_sentence", "expected_time_reduction_without_prompt"}
     if has_exits:
         left_out.add("expected_time_reduction")
     return {name: value for name, value in values.items() if name not in left_out}

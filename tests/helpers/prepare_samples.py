@@ -84,6 +84,26 @@ def coco(root: Path) -> Path:
     return write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
+def many_coco_images(root: Path, count: int = 30) -> Path:
+    """``count`` training images with two captions each."""
+    source = coco(root)
+    content = json.loads(source.read_text())
+    first = content["images"][0]
+    for at in range(count):
+        image = 100 + at
+        coco_image(root, "train2014", image)
+        sentences = [
+            {"tokens": [], "raw": f"picture {at} {of}", "imgid": image, "sentid": 10 * image + of}
+            for of in range(2)
+        ]
+        name = f"COCO_train2014_{image:012d}.jpg"
+        content["images"].append(
+            {**first, "filename": name, "cocoid": image, "sentences": sentences}
+        )
+    source.write_text(json.dumps(content))
+    return source
+
+
 def nocaps(root: Path) -> Path:
     domains = ("in-domain", "near-domain", "out-domain", "near-domain")
     images, annotations = [], []

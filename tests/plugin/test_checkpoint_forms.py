@@ -203,3 +203,45 @@ def test_old_arguments_with_only_a_name_load(data, checkpoint, captions, tmp_pat
     args = Namespace(**{**vars(state["cfg"]["model"]), "task": "caption", "arch": "ofa_nano"})
     torch.save({**state, "args": args}, tmp_path / "model.pt")
     assert files.generate(TASK, data, tmp_path / "model.pt")["H"] == captions
+
+
+SHARDED = ["--ddp-backend", "fully_sharded", "--use-sharded-state"]
+
+
+@pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model", "--save-dir"])
+@pytest.mark.parametrize(
+    ("part", "more"),
+    [
+        ("checkpoint_last-shard0.pt", []),
+        ("checkpoint_last_part0.pt", []),
+        ("checkpoint_last-shard1.pt", SHARDED),  # of another process
+        ("checkpoint_last.pt", SHARDED),  # the whole
+    ],
+)
+def test_a_checkpoint_that_is_not_read_is_rejected(data, checkpoint, tmp_path, option, part, more):
+    """fairseq opens a file of another name, finds none, and trains from scratch."""
+    if option == "--finetune-from-model" and part == "checkpoint_last.pt":
+        pytest.skip("fairseq reads the whole")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / part).write_bytes(checkpoint.read_bytes())
+    start = [] if option == "--save-dir" else [option, str(run / "checkpoint_last.pt")]
+    if option == "--restore-file":  # this name is fairseq's default
+        (run / part).rename(run / part.replace("checkpoint_last", "ck"))
+        start, part = [option, str(run / "ck.pt")], part.replace("checkpoint_last", "ck")
+    save_dir = run if option == "--save-dir" else tmp_path / "other"
+    with pytest.raises(UsageError, match=rf"{option}:? .* is missing, and .*{part} beside it"):
+        files.train(TASK, data, save_dir, *start, *more)
+
+
+def test_a_shard_is_read_where_fairseq_reads_it(data, checkpoint, tmp_path):
+    (tmp_path / "checkpoint_last-shard0.pt").write_bytes(b"torn")
+    with pytest.raises(UsageError, match=r"--save-dir: .*checkpoint_last-shard0.pt is not a check"):
+        files.train(TASK, data, tmp_path, *SHARDED)
+
+
+@pytest.mark.parametrize("option", ["--finetune-from-model", "--restore-file"])
+def test_a_remote_start_that_is_missing_is_rejected(data, tmp_path, option, monkeypatch):
+    monkeypatch.setattr("fairseq.checkpoint_utils.PathManager.exists", lambda path: "://" in path)
+    with pytest.raises(UsageError, match=r"store://no/w\.pt: no such checkpoint"):
+        files.train(TASK, data, tmp_path, option, "store://no/w.pt")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import fairseq_cli.interactive
 import pytest
 from helpers import task_files as files
 
-from ofa_exit.plugin.command_options import OFFICIAL_OPTIONS
+from ofa_exit.plugin.command_options import OFFICIAL_OPTIONS, check_precision
 from ofa_exit.plugin.errors import UsageError
 
 TASK = "mue_caption"
@@ -166,3 +167,25 @@ def test_a_larger_image_can_be_allowed(data, checkpoint, tmp_path):
     with pytest.raises(UsageError, match=r"20x20 pixels, more than 399.*--max-image-pixels"):
         files.generate(TASK, path, checkpoint, *more, "399")
     assert len(files.generate(TASK, path, checkpoint, *more, "400")["H"]) == 1
+
+
+def test_training_in_half_precision_on_a_cpu_is_rejected(data, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"--fp16 trains on CUDA only\. .* --memory-efficient-fp16"
+    ):
+        files.train(TASK, data, tmp_path, "--fp16")
+
+
+@pytest.mark.parametrize("has_cuda", [True, False])
+@pytest.mark.parametrize(
+    "given", [{}, {"memory_efficient_fp16": True}, {"fp16_no_flatten_grads": True}, {"cpu": True}]
+)
+def test_half_precision_trains_on_cuda_or_with_separate_weights(monkeypatch, has_cuda, given):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+    common = {"fp16": True, "cpu": False, "memory_efficient_fp16": False}
+    common = Namespace(**{**common, "fp16_no_flatten_grads": False, **given})
+    if (not has_cuda or "cpu" in given) and not given.keys() - {"cpu"}:
+        with pytest.raises(ValueError, match="--fp16 trains on CUDA only"):
+            check_precision(common)
+    else:
+        check_precision(common)

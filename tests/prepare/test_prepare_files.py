@@ -30,26 +30,6 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def large_coco(root: Path, count: int = 30) -> Path:
-    """``count`` training images with two captions each."""
-    source = samples.coco(root)
-    content = json.loads(source.read_text())
-    first = content["images"][0]
-    for at in range(count):
-        image = 100 + at
-        samples.coco_image(root, "train2014", image)
-        sentences = [
-            {"tokens": [], "raw": f"picture {at} {of}", "imgid": image, "sentid": 10 * image + of}
-            for of in range(2)
-        ]
-        name = f"COCO_train2014_{image:012d}.jpg"
-        content["images"].append(
-            {**first, "filename": name, "cocoid": image, "sentences": sentences}
-        )
-    source.write_text(json.dumps(content))
-    return source
-
-
 TRAIN = ("--splits", "train")
 
 # Kills the process at the given image, as nothing can be tidied up then.
@@ -69,7 +49,7 @@ main(sys.argv[1:])
 
 
 def test_a_killed_run_leaves_no_file_and_resumes(root, out, capsys, monkeypatch):
-    large_coco(root, 60)
+    samples.many_coco_images(root, 60)
     # Larger than what Python holds back before it writes.
     samples.jpeg(root / "train2014" / "COCO_train2014_000000000110.jpg", side=900)
     done = subprocess.run(
@@ -120,7 +100,7 @@ def interrupted(root, out, monkeypatch, after: int = 30, *options: str) -> Path:
 
 @pytest.mark.parametrize("damage", ["torn", "zeros", "other row", "too long", "nothing"])
 def test_lost_rows_of_the_partial_file_are_written_again(root, out, monkeypatch, capsys, damage):
-    large_coco(root)
+    samples.many_coco_images(root)
     partial = interrupted(root, out, monkeypatch)
     assert "interrupted" in capsys.readouterr().err
     lines = partial.read_bytes().splitlines(keepends=True)
@@ -147,7 +127,7 @@ def test_lost_rows_of_the_partial_file_are_written_again(root, out, monkeypatch,
 
 
 def test_other_inputs_start_over(root, out, monkeypatch, capsys):
-    source = large_coco(root)
+    source = samples.many_coco_images(root)
     interrupted(root, out, monkeypatch)
     source.write_text(source.read_text().replace("picture 0 0", "portrait 0 0"))
     assert prepare("coco", root, out, *TRAIN) == 0
@@ -158,7 +138,7 @@ def test_other_inputs_start_over(root, out, monkeypatch, capsys):
 
 
 def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys):
-    source = large_coco(root)
+    source = samples.many_coco_images(root)
     assert prepare("coco", root, out, *TRAIN) == 0
     stamp = (out / "train.tsv").stat().st_mtime_ns
     assert prepare("coco", root, out, *TRAIN) == 0
@@ -175,7 +155,7 @@ def test_a_finished_file_is_kept_while_its_inputs_are_the_same(root, out, capsys
 
 
 def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
-    large_coco(root)
+    samples.many_coco_images(root)
 
     def killed(path, written):
         raise KeyboardInterrupt
@@ -189,7 +169,7 @@ def test_killed_between_manifest_and_rename(root, out, monkeypatch, capsys):
 
 
 def test_concurrent_runs_raise(root, out, capsys):
-    large_coco(root)
+    samples.many_coco_images(root)
     out.mkdir()
     with FileLock(out / "train.tsv.partial.lock"):
         assert prepare("coco", root, out, *TRAIN) == 2
@@ -197,7 +177,7 @@ def test_concurrent_runs_raise(root, out, capsys):
 
 
 def test_missing_and_broken_images(root, out, capsys):
-    large_coco(root)
+    samples.many_coco_images(root)
     folder = root / "train2014"
     (folder / "COCO_train2014_000000000103.jpg").unlink()
     assert prepare("coco", root, out, *TRAIN) == 2
@@ -233,7 +213,7 @@ def test_missing_and_broken_images(root, out, capsys):
 
 
 def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
-    large_coco(root)
+    samples.many_coco_images(root)
     (root / "train2014" / "COCO_train2014_000000000105.jpg").write_bytes(b"")
     interrupted(root, out, monkeypatch, 40, "--skip-missing")
     assert prepare("coco", root, out, *TRAIN, "--skip-missing") == 0
@@ -244,7 +224,7 @@ def test_resuming_past_a_broken_image(root, out, monkeypatch, capsys):
 
 def test_one_run_reports_all_broken_images(root, out, capsys):
     """Also those after the first one, although no row is written after it."""
-    large_coco(root)
+    samples.many_coco_images(root)
     for image in (105, 120):
         path = root / "train2014" / f"COCO_train2014_000000000{image}.jpg"
         path.write_bytes(path.read_bytes()[:-200])
@@ -263,7 +243,7 @@ def test_one_run_reports_all_broken_images(root, out, capsys):
 
 
 def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
-    large_coco(root, 8)
+    samples.many_coco_images(root, 8)
     for path in (root / "train2014").glob("*0001*.jpg"):
         path.unlink()
     assert prepare("coco", root, out, *TRAIN) == 2
@@ -275,7 +255,7 @@ def test_all_problems_are_listed_and_ten_shown(root, out, capsys, monkeypatch):
 
 
 def test_an_interrupted_run_keeps_the_list_of_the_last_complete_one(root, out, monkeypatch):
-    large_coco(root)
+    samples.many_coco_images(root)
     image = root / "train2014" / "COCO_train2014_000000000103.jpg"
     image.unlink()
     assert prepare("coco", root, out, *TRAIN) == 2
@@ -288,7 +268,7 @@ def test_an_interrupted_run_keeps_the_list_of_the_last_complete_one(root, out, m
 
 
 def test_the_index_is_written_with_the_file(root, out, monkeypatch):
-    large_coco(root)
+    samples.many_coco_images(root)
     interrupted(root, out, monkeypatch)
     assert prepare("coco", root, out, *TRAIN) == 0
     path = out / "train.tsv"

@@ -131,7 +131,8 @@ def test_a_method_of_other_settings_is_rejected(calls, data, tmp_path):
     arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out")
     run(*arguments, "self_distil", BIN=commands)
     error = failing(*arguments, "self_distil", BIN=commands, SELF_DISTIL="0.7")
-    assert "self_distil@1 holds a training of other settings" in error and "0.7" in error
+    assert "self_distil@1 holds a training of other settings: --" in error
+    assert " 0.7 (there: 0.5). Choose" in error
 
 
 def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
@@ -144,8 +145,18 @@ def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
         tmp_path / "out",
         "plain",
     )
+    printed = run(*arguments, BIN=commands)
+    own = tmp_path / "out" / "plain@1"
+    assert [line for line in printed.splitlines() if line.startswith("== ")] == [
+        f"== method 1 of 1, step 1 of 3: training plain in {own}/training",
+        f"== method 1 of 1, step 2 of 3: sweeping plain over valid to {own}/valid.csv",
+        f"== method 1 of 1, step 3 of 3: sweeping plain over test_artist to {own}/test_artist.csv",
+    ]
     run(*arguments, BIN=commands)
-    run(*arguments, BIN=commands)
-    error = failing(*arguments, BIN=commands, EPOCHS="7")
-    assert "holds a comparison of other settings" in error and "epochs 7" in error
+    error = failing(*arguments, BIN=commands, EPOCHS="7", LR="1e-4")
+    assert "holds a comparison of other settings: epochs 7 (there: 2), lr 1e-4 (there: " in error
     assert error.count("\n") == 1
+    with (data / "caption_valid.tsv").open("a") as rows:
+        rows.write("x\n")
+    error = failing(*arguments, BIN=commands)
+    assert f": {data}/caption_valid.tsv (another size or date). Choose" in error

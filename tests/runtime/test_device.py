@@ -141,6 +141,19 @@ def test_compaction_stays_on_the_device(fake, kv, monkeypatch):
     assert len(reads) - encoder_reads == 3 * 3  # one a layer, never after the last
 
 
+@pytest.mark.parametrize("keys", ["aba", "aaa"])
+@torch.no_grad()
+def test_equal_texts_are_found_without_a_read(fake, keys):
+    model, inputs = fake_model(True).eval(), fake_batch("cuda")
+    model.configure_exits(None, trace=True)
+    del inputs["prev_output_tokens"]
+    for _ in range(2):
+        out = model.encoder(**inputs, text_keys=list(keys))
+        assert out.states.device.type == "cuda" and len(out.states) == 3
+    ran = model.last_trace.text_layers_run
+    assert ran.device.type == "cuda" and len(ran) == len(set(keys))
+
+
 def test_mixed_devices_would_be_noticed(fake):
     """The net these tests hang on: a CPU tensor among CUDA ones is an error under fake mode."""
     with pytest.raises(Exception, match="device"):

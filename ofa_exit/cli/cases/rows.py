@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_exit.cli.cases.png import png
 from ofa_exit.cli.cases.words import measure_words
 from ofa_exit.cli.generation import Generation
 from ofa_exit.data.images import decode_image
 from ofa_exit.data.row_examples import IMAGE_FIELD
+from ofa_exit.data.thumbnails import png
 from ofa_exit.evaluation.figures.cases import Answer, Case, Trace, Word, without_free_end
 from ofa_exit.plugin.errors import UsageError
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ofa_exit.cli.parsing import new_parser, print_error
+from ofa_exit.cli.parsing import new_parser, print_error, reject_unknown_option
 from ofa_exit.data.formats import MAX_PIXELS
 
 TASKS = {
@@ -143,11 +143,9 @@ def _add_options_of_task(parser: argparse.ArgumentParser, task: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    args, unknown = parser.parse_known_args(given)
-    # Values of exit options are unknown here, too.
-    foreign = [one for one in unknown if one.startswith("--") and not one.startswith("--exit-")]
-    if foreign:
-        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    # Exit options, and so their values, are unknown before torch is imported.
+    reject_unknown_option(parser, [one for one in given if not one.startswith("--exit-")])
+    args, _ = parser.parse_known_args(given)
     if args.html is not None and args.html.suffix not in (".html", ".htm"):
         parser.error(f"--html {args.html}: name a file that ends in .html")
     # Slow, so after the first parse.

@@ -6,7 +6,7 @@ import logging
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,14 +15,12 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from PIL import Image
 from tqdm import tqdm
 
-from ofa_exit.cli.cases.png import png
 from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.own_images import find_images
-from ofa_exit.evaluation.figures.case_page import case_page
-from ofa_exit.evaluation.figures.cases import Case
+from ofa_exit.data.thumbnails import png
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import PREFIX, ExitFlags, add_late_options
-from ofa_exit.plugin.predict import Prediction
+from ofa_exit.plugin.predict import Prediction, write_page
 from ofa_exit.plugin.predict.checkpoint import ALIASES, TASK_OPTIONS
 from ofa_exit.plugin.predict.exits import open_checked
 from ofa_exit.plugin.predict.predictor import Predictor, load_opened
@@ -113,8 +111,7 @@ def predict(args: Namespace) -> int:
         tqdm.write(line_of(result, args.json, len(texts) > 1), file=sys.stdout)
         found.append(result)
     if args.html is not None:
-        method = "full depth" if exits == "none" else exits
-        write_page(args.html, found, thumbnails, model.depth, method)
+        write_page(args.html, found, [thumbnails[one.image] for one in found])
     if exits != "none" and found and not _any_exit(found, model):
         print(
             f"ofa-exit predict: --exit-policy {exits}: nothing exited early. Give options that "
@@ -143,7 +140,7 @@ def line_of(result: Prediction, as_json: bool, with_source: bool) -> str:
     if as_json:
         return json.dumps(result.as_dict(), ensure_ascii=False)
     source = [result.source] if with_source else []
-    layers, time = result.answer("").layers, f"{1000 * result.seconds:.1f} ms"
+    layers, time = result.answer().layers, f"{1000 * result.seconds:.1f} ms"
     return "\t".join([result.image, *source, result.text, layers, time])
 
 
@@ -155,32 +152,6 @@ def check_page(path: Path) -> None:
         if path.exists():
             path.open("ab").close()
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def write_page(
-    path: Path,
-    results: Iterable[Prediction],
-    thumbnails: Mapping[str, bytes],
-    depth: int,
-    method: str,
-) -> None:
-    """Write the page of words in the colours of their exit layers, with the images inside.
-
-    Args:
-        thumbnails: PNG file of each image, by its name.
-    """
-    cases = [
-        Case(one.image, thumbnails[one.image], one.source, [], [one.answer(method)])
-        for one in results
-    ]
-    try:
-        path.write_text(case_page(cases, depth), encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> PredictionError:
-    return PredictionError(
-        f"--html {path}: cannot be written ({error.strerror}). Choose another file"
-    )
+        raise PredictionError(
+            f"--html {path}: cannot be written ({error.strerror}). Choose another file"
+        ) from error

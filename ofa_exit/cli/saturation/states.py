@@ -26,7 +26,8 @@ def layer_states(model: Any, net_input: dict[str, Any]) -> dict[str, States]:
         record_states(model.encoder.layers) as encoder_passes,
         record_states(model.decoder.layers) as decoder_passes,
     ):
-        model(**net_input)
+        # Without text_keys: a text pass that was kept would not meet the hooks.
+        model(**{name: value for name, value in net_input.items() if name != "text_keys"})
     # A split encoder runs all layers over the image, then over the text.
     parts = ("image", "text") if len(encoder_passes) > 1 else ("joint",)
     return {**dict(zip(parts, encoder_passes)), "decoder": decoder_passes[0]}

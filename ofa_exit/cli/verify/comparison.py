@@ -67,9 +67,9 @@ def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> floa
     Args:
         padding: Bool [B, T]; True where the official numbers are undefined.
     """
-    mine, valid = ours.float().numpy(), np.ones(tuple(ours.shape), dtype=bool)
+    mine, valid = ours.float().cpu().numpy(), np.ones(tuple(ours.shape), dtype=bool)
     if padding is not None:
-        valid = np.broadcast_to(~padding.numpy()[:, :, None], mine.shape)
+        valid = np.broadcast_to(~padding.cpu().numpy()[:, :, None], mine.shape)
     mine, valid = _as_stored(mine), _as_stored(np.ascontiguousarray(valid))
     if mine.shape != stored.shape:
         return float("inf")
@@ -79,15 +79,21 @@ def _deviation(ours: Tensor, stored: np.ndarray, padding: Tensor | None) -> floa
 
 @torch.no_grad()
 def compare_arrays(
-    fixture: dict[str, Any], arrays: dict[str, np.ndarray], split: bool
+    fixture: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    split: bool,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[str, float]]:
     """Yield name and largest relative deviation of every array, joint or split encoder."""
     prefix = "split_" if split else ""
-    model = build(fixture, split)
+    model = build(fixture, split).to(device, dtype)
     net_input = inputs(fixture, arrays["prev_output_tokens"].shape[1])
     for name in ("src_tokens", "prev_output_tokens", "patch_masks"):
         if not np.array_equal(net_input[name].numpy(), arrays[name]):
             raise ValueError(f"rebuilt {name} differ from the fixture's")
+    net_input = {name: value.to(device) for name, value in net_input.items()}
+    net_input["patch_images"] = net_input["patch_images"].to(dtype)
     with (
         record_states(model.encoder.layers) as encoder_passes,
         record_states(model.decoder.layers) as decoder_passes,

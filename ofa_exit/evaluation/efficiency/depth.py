@@ -1,7 +1,7 @@
 """How deep a generation went: mean layers, and MuE's expected time reduction rate (Eq. 14)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -11,6 +11,11 @@ class SampleDepth:
     image_layers: int
     text_layers: int
     word_layers: tuple[int, ...]  # one per token of its best hypothesis, eos included; 0 = not run
+
+
+def without_text(sample: SampleDepth) -> SampleDepth:
+    """Return a sample with the layers of its image alone; one without an image stays as it is."""
+    return replace(sample, text_layers=0) if sample.image_layers else sample
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ def expected_time_reduction(
     prompt fewer than ten. The text layers that captioning drops (Table 2) could then not save the
     19 points that Table 4 attributes to the decomposition. ``flops.flop_reduction`` is the
     reduction in real FLOPs, tokens included.
+
+    A text that several samples share counts for each, with the layers that it needs by itself. So
+    does a constant prompt, whose pass is made once for all. Its part is the difference to the same
+    of ``without_text``.
 
     Args:
         encoder_layers, decoder_layers: N_E and N_D.

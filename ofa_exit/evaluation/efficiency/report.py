@@ -85,6 +85,8 @@ class GenerationReport:
         self._executed = dict.fromkeys(PARTS, 0)
         self._full = dict.fromkeys(PARTS, 0)
         self._counted = 0  # sentences whose FLOPs are counted
+        self._texts: set[str | None] = set()  # keys of texts, no more than two
+        self._drafts = {"drafted": 0, "accepted": 0, "rounds": 0}
         self._trace_file = TraceFile(trace_file) if trace_file else None
 
     @property
@@ -101,6 +103,7 @@ class GenerationReport:
         image_size: tuple[int, int] | None,
         seconds: float,
         has_image: Sequence[bool] | None = None,
+        text_keys: Sequence[str] | None = None,
     ) -> None:
         """Take in one batch.
 
@@ -114,6 +117,7 @@ class GenerationReport:
             seconds: wall time that generating this batch took.
             has_image: which sentences have an image, used only without a trace; None = all, if the
                 batch has images.
+            text_keys: one per sentence, equal where texts are; None = unknown.
 
         Raises:
             ValueError: these do not belong together.
@@ -160,6 +164,8 @@ class GenerationReport:
                     }
                 )
         self._seconds += seconds
+        if len(self._texts) < 2:
+            self._texts.update(text_keys or [None])
 
     def totals(self) -> RunTotals:
         """Return the sums of the run so far, which those of other shards may be added to."""
@@ -176,7 +182,18 @@ class GenerationReport:
             executed=dict(self._executed),
             full=dict(self._full),
             biases=dict(self._biases),
+            prompt=self._prompt,
+            **self._drafts,
         )
+
+    @property
+    def _prompt(self) -> str | None:
+        """Return the key of the text that a text pass had for all sentences; None if they differ.
+
+        A joint encoder has no text pass.
+        """
+        is_constant = self.model.cfg.split_modalities and len(self._texts) == 1
+        return next(iter(self._texts)) if is_constant else None
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers of the whole run, see ``RunTotals.summary``."""
@@ -208,6 +225,11 @@ class GenerationReport:
             for name, value in part.items():
                 total[name] += value
         self._counted += len(text_tokens)
+        for step in trace.steps:
+            if step.drafted is not None:
+                self._drafts["drafted"] += int(step.drafted.sum())
+                self._drafts["accepted"] += int(step.accepted.sum())
+                self._drafts["rounds"] += int(step.layers_run.count_nonzero())
 
     def _detail(self, tokens: Sequence[int], layers: Sequence[int]) -> dict[str, list]:
         detail: dict[str, list] = {"tokens": list(tokens), "layers": list(layers)}

@@ -63,8 +63,8 @@ class Row:
     def text(self, kind: str) -> str:
         """Return the text of the first T- line (references) or D- line (best hypothesis).
 
-        A row without references has an empty T- line or none: its text is empty. Raises
-        ValueError if there is no D- line.
+        A row without references has no T- line, or in files of earlier releases an empty one: its
+        text is empty. Raises ValueError if there is no D- line.
         """
         for line in self.lines:
             if line.startswith(f"{kind}-"):

@@ -12,6 +12,7 @@ from ofa_exit.evaluation.efficiency.depth import (
     expected_time_reduction,
     mean_layers,
     parameters_used,
+    without_text,
 )
 from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
@@ -42,6 +43,7 @@ class RunTotals:
     text_layers: int
     decoder_depth: float  # of each sentence's mean over its words
     expected_time_reduction: float
+    expected_time_without_text: float  # the same without the layers of texts
     words_run: int  # words that a layer ran for
     parameters: int  # BLIPEE's i + k, summed over these words
     words_by_head: int  # of these, words that exited through a head
@@ -50,6 +52,10 @@ class RunTotals:
     executed: dict[str, int]
     full: dict[str, int]
     biases: dict[str, int]
+    prompt: str | None = None  # the key of the text, if a text pass had one for all sentences
+    drafted: int = 0  # tokens that were drafted and verified, with --exit-lossless
+    accepted: int = 0  # of these, tokens that the search chose
+    rounds: int = 0  # passes over a row that verified drafts
 
     @classmethod
     def of(
@@ -71,7 +77,7 @@ class RunTotals:
             head_layers: weights per head divided by the weights of a decoder layer; 0 if the head
                 is made of decoder layers.
             reference_layers: N_E and N_D of Eq. 14; None: the model's.
-            rest: seconds, counted, executed, full, biases.
+            rest: seconds, counted, executed, full, biases, prompt, and those of drafts.
 
         Raises:
             ValueError: samples that cannot be, see ``expected_time_reduction``.
@@ -93,6 +99,10 @@ class RunTotals:
             decoder_depth=sum(mean_layers([sample]).decoder for sample in samples),
             expected_time_reduction=sum(
                 expected_time_reduction([sample], *layers, exits, head_depth) for sample in samples
+            ),
+            expected_time_without_text=sum(
+                expected_time_reduction([without_text(sample)], *layers, exits, head_depth)
+                for sample in samples
             ),
             words_run=sum(map(len, used)),
             parameters=sum(map(sum, used)),
@@ -126,7 +136,9 @@ class RunTotals:
             for shape, cost in part.biases.items():
                 if biases.setdefault(shape, cost) != cost:
                     raise ValueError("position biases differ: the shards' models differ")
-        values: dict[str, Any] = {"biases": biases}
+        prompts = {part.prompt for part in parts if part.sentences}
+        prompt = prompts.pop() if len(prompts) == 1 else None
+        values: dict[str, Any] = {"biases": biases, "prompt": prompt}
         for name in _OF_THE_MODEL:
             values[name] = getattr(first, name)
         for field in dataclasses.fields(cls):
@@ -143,9 +155,13 @@ class RunTotals:
         """Return the numbers of the whole run; None where there is nothing to count.
 
         Layers and expected_time_reduction are those of ``depth``; reference_layers is there if they
-        are another model's. flop_reduction is 1 - executed /
-        full FLOPs, each summed over the run (0 without a trace). seconds_per_sentence is measured
-        and depends on the machine and the batch size.
+        are another model's. expected_time_reduction_without_prompt is there if a text pass had the
+        same text for all sentences: Eq. 14 over the layers of the images alone. flop_reduction is
+        1 - executed / full FLOPs, each summed over the run (0 without a trace).
+        seconds_per_sentence is measured and depends on the machine and the batch size.
+
+        With drafts there are drafted, accepted and accepted_share, the share of the drafted tokens
+        that the search chose, and words_per_round, the mean number of words per full-depth pass.
 
         parameter_speedup is BLIPEE's N / mean(i + k), without heads k = 0. A head that is no
         transformer layer has k = 0 there, however many weights it has. For such heads
@@ -165,10 +181,12 @@ class RunTotals:
             "encoder_layers_full": self.encoder_layers,
             "decoder_layers_full": self.decoder_layers,
             "expected_time_reduction": self.expected_time_reduction / count if count else None,
+            **self._without_prompt(),
             **({"reference_layers": self._reference} if self.reference_layers else {}),
             "flop_reduction": reduction if count else None,
             "parameter_speedup": self._parameter_speedup(0),
             **self._speedup_with_heads(),
+            **self._drafts(),
             "gflops_per_sentence": executed / per_sentence if self.counted else None,
             "gflops_full_per_sentence": full / per_sentence if self.counted else None,
             "seconds_per_sentence": self.seconds / count if count else None,
@@ -185,10 +203,26 @@ class RunTotals:
         used = self.parameters + head_layers * self.words_by_head
         return self.decoder_layers * self.words_run / used if used else None
 
+    def _drafts(self) -> dict[str, Any]:
+        if not self.rounds:
+            return {}
+        return {
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accepted_share": self.accepted / self.drafted if self.drafted else None,
+            "words_per_round": (self.accepted + self.rounds) / self.rounds,
+        }
+
     def _speedup_with_heads(self) -> dict[str, float | None]:
         if not (self.exits and self.head_layers):
             return {}
         return {"parameter_speedup_with_heads": self._parameter_speedup(self.head_layers)}
+
+    def _without_prompt(self) -> dict[str, float]:
+        if self.prompt is None or not self.sentences:
+            return {}
+        value = self.expected_time_without_text / self.sentences
+        return {"expected_time_reduction_without_prompt": value}
 
     def table(self) -> str:
         """Return the summary as a table."""
@@ -208,6 +242,9 @@ class RunTotals:
         if self.reference_layers:
             name += f" against {self._reference} layers"
         rows.append((name, f"{100 * (values['expected_time_reduction'] or 0):.1f} %"))
+        if "expected_time_reduction_without_prompt" in values:
+            shown = f"{100 * values['expected_time_reduction_without_prompt']:.1f} %"
+            rows.append(("without the constant prompt", shown))
         reduction = f"{100 * (values['flop_reduction'] or 0):.1f} %"
         if values["gflops_per_sentence"] is not None:
             reduction += (
@@ -225,5 +262,10 @@ class RunTotals:
                 f"(a head has the weights of {self.head_layers:.1f} decoder layers)"
             )
             rows.append(("parameter_speedup_with_heads", shown))
+        if self.rounds:
+            share = f"{100 * (values['accepted_share'] or 0):.1f} % of {self.drafted}"
+            rows.append(("drafts accepted", share))
+            shown = f"{values['words_per_round']:.2f} ({self.rounds} rounds)"
+            rows.append(("words per round of drafts", shown))
         rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
         return tabulate(rows, tablefmt="plain", disable_numparse=True)

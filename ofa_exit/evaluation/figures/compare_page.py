@@ -185,6 +185,7 @@ Show = Callable[[float], str]
 LAYERS = {part: f"{part}_layers" for part in ("image", "text", "decoder")}
 SAVINGS: dict[str, tuple[str, Show]] = {
     "expected time": ("expected_time_reduction", _reduction),
+    "without prompt": ("expected_time_reduction_without_prompt", _reduction),
     "FLOPs": ("flop_reduction", _reduction),
     "measured time": ("measured_time_reduction", _reduction),
     "speed-up": ("parameter_speedup", _speed_up),
@@ -195,7 +196,7 @@ PAPER_TITLES = {column: title for title, (column, _) in SAVINGS.items()}
 
 
 def _savings(comparison: Comparison) -> dict[str, tuple[str, Show]]:
-    """Return the columns of savings that a sweep has; few sweeps have that with heads."""
+    """Return the columns of savings that a sweep has: few have those with heads or a prompt."""
     sweeps = [sweep for method in comparison.methods for sweep in method.sweeps]
     found = {name for sweep in sweeps for values in sweep.settings.values() for name in values}
     return {title: (name, show) for title, (name, show) in SAVINGS.items() if name in found}

@@ -13,6 +13,7 @@ NUMBERS = (
     *("image_layers", "text_layers", "decoder_layers"),
     *("encoder_layers_full", "decoder_layers_full"),
     *("expected_time_reduction", "flop_reduction", "measured_time_reduction"),
+    "expected_time_reduction_without_prompt",
     *("parameter_speedup", "parameter_speedup_with_heads"),
     *("gflops_per_sentence", "gflops_full_per_sentence"),
 )

@@ -4,6 +4,12 @@ from dataclasses import replace
 
 from ofa_exit.evaluation.figures.methods import Method, Sweep, Values
 
+EXPECTED = {
+    "expected_time_reduction": ("image_layers", "text_layers"),
+    "expected_time_reduction_without_prompt": ("image_layers",),
+}
+"""Columns of Eq. 14, each with those that n_E is the mean of."""
+
 
 def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
     """Return the methods with expected time and FLOPs saved against the baseline at full depth.
@@ -31,25 +37,28 @@ def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
     ]
 
 
-def expected_time_reduction(values: Values, reference: Values) -> float:
+def expected_time_reduction(
+    values: Values, reference: Values, column: str = "expected_time_reduction"
+) -> float:
     """Return MuE's Eq. 14 with N_E and N_D of another model.
 
         1 - (n_E / N_E + n_D / N_D) / 2
 
-    n_E is the mean of image and text layers. n_D follows from n_E and the sweep's own value of the
-    equation, so that it includes layers of heads.
+    n_E is the mean of image and text layers, or without a constant prompt those of the image. n_D
+    follows from n_E and the sweep's own value of the equation, so that it includes layers of heads.
 
     Args:
         values: of a setting, with the layers and expected_time_reduction of its own model.
         reference: of the other model, with its encoder_layers_full and decoder_layers_full.
+        column: one of ``EXPECTED``.
     """
     own = values["encoder_layers_full"], values["decoder_layers_full"]
     other = reference["encoder_layers_full"], reference["decoder_layers_full"]
     if own == other:
-        return values["expected_time_reduction"]
-    parts = [values[name] for name in ("image_layers", "text_layers") if name in values]
+        return values[column]
+    parts = [values[name] for name in EXPECTED[column] if name in values]
     encoder = sum(parts) / len(parts)  # n_E
-    decoder = (2 * (1 - values["expected_time_reduction"]) - encoder / own[0]) * own[1]  # n_D
+    decoder = (2 * (1 - values[column]) - encoder / own[0]) * own[1]  # n_D
     return 1 - (encoder / other[0] + decoder / other[1]) / 2
 
 
@@ -59,10 +68,11 @@ def _against(sweep: Sweep, reference: Values) -> Sweep:
 
 
 def _relative(values: Values, reference: Values) -> Values:
-    layers = ("encoder_layers_full", "decoder_layers_full", "expected_time_reduction")
+    layers = ("encoder_layers_full", "decoder_layers_full")
     changed: Values = {}
     if all(name in one for name in layers for one in (values, reference)):
-        changed["expected_time_reduction"] = expected_time_reduction(values, reference)
+        for column in EXPECTED.keys() & values.keys():
+            changed[column] = expected_time_reduction(values, reference, column)
     if "gflops_per_sentence" in values and "gflops_per_sentence" in reference:
         ratio = values["gflops_per_sentence"] / reference["gflops_per_sentence"]
         changed["flop_reduction"] = 1 - ratio

@@ -2,7 +2,8 @@
 
 from ofa_exit.plugin.errors import PredictionError
 
+from .page import write_page
 from .predictor import Predictor, load
 from .result import Prediction
 
-__all__ = ["Prediction", "PredictionError", "Predictor", "load"]
+__all__ = ["Prediction", "PredictionError", "Predictor", "load", "write_page"]

@@ -1,12 +1,12 @@
 """Exit rules given by name and fields, as in ``exits="similarity", decoder_threshold=0.9``."""
 
-import difflib
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Optional
 
 from fairseq.tasks import TASK_REGISTRY
 
+from ofa_exit.plugin.exit_config import read_exit_config, reject_foreign
 from ofa_exit.plugin.options import (
     PREFIX,
     build_exit_policy,
@@ -18,9 +18,11 @@ from ofa_exit.plugin.predict.checkpoint import TASKS, open_checkpoint
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
+from ofa_exit.spelling import nearest
 
-# Options of the runtime, which go with any policy.
-RUNTIME_OPTIONS = ("kv", "preset", "options")
+# Options of the runtime. "lossless" goes without a policy, "config" in place of all options, the
+# others with any policy.
+RUNTIME_OPTIONS = ("kv", "preset", "options", "lossless", "lossless_layer", "config")
 
 
 def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
@@ -36,17 +38,19 @@ def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
         option = fields.get(name, PREFIX + name)
         if option not in known:
             names = [one.removeprefix(PREFIX) for one in known]
-            near = difflib.get_close_matches(name, names, n=1)
+            near = nearest(name, names)
             hint = f"{exits!r} takes {', '.join(fields) or 'none'}"
             if near:
-                hint = f"did you mean {near[0]!r}?"
+                hint = f"did you mean {near!r}?"
             raise ValueError(f"unknown exit option {name!r}: {hint}")
         flags[option] = value
     return Namespace(exit_policy=exits, **flags)
 
 
-def exit_policy_of(exits: str, options: Mapping[str, Any], task: str) -> Optional[ExitPolicy]:
-    """Return the policy; None for "none".
+def exits_of(
+    exits: str, options: Mapping[str, Any], task: str
+) -> tuple[Optional[ExitPolicy], Namespace]:
+    """Return the policy, None for "none", and its options.
 
     Args:
         task: kind of task, "caption" or "answer", whose defaults hold.
@@ -54,7 +58,8 @@ def exit_policy_of(exits: str, options: Mapping[str, Any], task: str) -> Optiona
     Raises:
         ValueError: options make no sense, alone or together.
     """
-    return build_exit_policy(exit_flags(exits, options), task)
+    flags = exit_flags(exits, options)
+    return build_exit_policy(flags, task), flags
 
 
 def open_checked(
@@ -68,9 +73,14 @@ def open_checked(
     Raises:
         ValueError: the policy makes no sense, which is checked first, or the checkpoint is none.
     """
-    policy = exit_policy_of(exits, options, TASK_REGISTRY[TASKS[kind]].exit_defaults)
+    task = TASK_REGISTRY[TASKS[kind]]
+    policy, flags = exits_of(exits, options, task.exit_defaults)
     saved = open_checkpoint(checkpoint)
+    if flags.exit_config is not None:  # the task's options are checked once they are known
+        config = read_exit_config(flags.exit_config)
+        same = {**config.task, "kind": task.prefix}
+        reject_foreign(flags.exit_config, config, [checkpoint], same)
     arguments = saved.model_arguments
-    if policy is not None and arguments is not None:
-        reject_misfit_arguments(exit_flags(exits, options), policy, arguments)
+    if arguments is not None:
+        reject_misfit_arguments(flags, policy, arguments)
     return saved

@@ -20,6 +20,8 @@ from ofa_exit.data.own_images import OnRead
 from ofa_exit.data.text import TextEncoder, load_codec
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
 from ofa_exit.plugin.average import require_average
+from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_data
+from ofa_exit.plugin.drafts import build_drafting, is_lossless, reject_lossless_scoring
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
@@ -31,7 +33,7 @@ from ofa_exit.plugin.predict.checkpoint import (
     open_checkpoint,
     task_config,
 )
-from ofa_exit.plugin.predict.exits import exit_policy_of
+from ofa_exit.plugin.predict.exits import exits_of
 from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
@@ -149,14 +151,17 @@ class Predictor:
             premises: see ``entail``.
             objects: see ``answer``.
             exits: name of an exit policy, as --exit-policy.
-            beam, max_length: of the search (default: beam 5; captions of at most 16 tokens, answers
-                of at most the training's --max-tgt-length). Not for closed sets of answers.
+            beam, max_length: of the search (default: beam 5, with ``lossless`` 1; captions of at
+                most 16 tokens, answers of at most the training's --max-tgt-length). Not for closed
+                sets of answers.
             batch_size: images that pass the model together.
             skip_unreadable: an image that cannot be read gives a result with ``error``. Without it
                 the first one raises.
             on_read: is called with the name and the image, in RGB, once it has been read.
             exit_options: options of the policy without their prefix exit_, as
-                ``decoder_threshold=0.9``; also ``kv`` and ``preset``.
+                ``decoder_threshold=0.9``; also ``kv`` and ``preset``. ``lossless`` drafts so many
+                tokens at a time, for a beam of 1, and ``lossless_layer`` is the layer that drafts.
+                ``config``, a file of ``ofa-exit calibrate``, stands in place of all options.
 
         Raises:
             PredictionError: invalid options, or an image that cannot be read.
@@ -168,9 +173,13 @@ class Predictor:
             task = ALIASES.get(task, task)
             prepared = self._task(task)
             self._warn_of_other_training(task)
-            prepared.exit_policy = exit_policy_of(exits, exit_options, prepared.exit_defaults)
-            prepared.cfg.exit_policy = exits
-            prepared.cfg.exit_kv = exit_options.get("kv")
+            policy, flags = exits_of(exits, exit_options, prepared.exit_defaults)
+            reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
+            warn_of_data(flags, None)
+            prepared.exit_policy = policy
+            for name in ("policy", "kv", "lossless", "lossless_layer"):
+                setattr(prepared.cfg, f"exit_{name}", getattr(flags, f"exit_{name}"))
+            reject_lossless_scoring(prepared.cfg, prepared.searches(prepared.cfg))
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)
             generator = prepared.build_generator(
                 [self.model], _search_options(task, prepared, beam, max_length)
@@ -231,7 +240,8 @@ class Predictor:
         del sample["references"]  # there are none to print
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), sample)
         # At full depth, too, the trace says which layers ran.
-        self.model.configure_exits(task.exit_policy, task.cfg.exit_kv or "propagate", trace=True)
+        kv, drafting = task.cfg.exit_kv or "propagate", build_drafting(task.cfg, self.depth)
+        self.model.configure_exits(task.exit_policy, kv, trace=True, drafting=drafting)
         start = time.perf_counter()
         hyps = task.inference_step(generator, [self.model], sample)
         best = [sentence_hyps[0] for sentence_hyps in hyps]
@@ -251,6 +261,8 @@ class Predictor:
                 "image_layers": image_layers,
                 "text_layers": text_layers,
                 "seconds": seconds,
+                "exits": task.cfg.exit_policy,
+                "depth": self.depth,
             }
 
 
@@ -341,13 +353,14 @@ def _search_options(
 ) -> Namespace:
     """Return fairseq's generation options, only the given ones if all answers are scored."""
     given = {"beam": beam, "max_len_b": max_length}
+    usual_beam = 1 if is_lossless(task.cfg) else 5
     options = {name: value for name, value in given.items() if value is not None}
     if getattr(task, "trie", None) is not None:
         # A search among candidates ends with the longest one.
         scored = getattr(task, "scores_candidates", True)
-        usual = {} if scored else {"beam": 5, "unnormalized": True}
+        usual = {} if scored else {"beam": usual_beam, "unnormalized": True}
         return Namespace(**{**usual, **options})
     if kind == "caption":
-        return Namespace(**{"beam": 5, "max_len_b": CAPTION_LENGTH, **options})
-    usual = {"beam": 5, "max_len_b": task.cfg.max_tgt_length, "unnormalized": True}
+        return Namespace(**{"beam": usual_beam, "max_len_b": CAPTION_LENGTH, **options})
+    usual = {"beam": usual_beam, "max_len_b": task.cfg.max_tgt_length, "unnormalized": True}
     return Namespace(**{**usual, **options})

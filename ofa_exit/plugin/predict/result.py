@@ -23,6 +23,8 @@ class Prediction:
             the same number twice.
         seconds: the image's share of the time that its batch took to generate.
         error: why the image could not be read; all else is empty then.
+        exits: name of the exit policy, "none" without one.
+        depth: decoder layers of the model.
     """
 
     image: str
@@ -34,14 +36,17 @@ class Prediction:
     text_layers: int = 0
     seconds: float = 0.0
     error: Optional[str] = None
+    exits: str = "none"
+    depth: int = 0
 
     @property
     def layers(self) -> list[int]:
         """Return the decoder layers that each token used, the end of the sentence included."""
         return [word.layer for word in self.words]
 
-    def answer(self, method: str) -> Answer:
+    def answer(self) -> Answer:
         """Return the prediction as a row of the page of cases."""
+        method = "full depth" if self.exits == "none" else self.exits
         return Answer(method, self.words, self.image_layers, self.text_layers)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Scorer for ``--scoring coco_caption``. References are one text, ``first && second && …``."""
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -12,6 +13,8 @@ from ofa_exit.evaluation.metrics.captions import TOKENIZERS, score_captions
 from ofa_exit.evaluation.metrics.results import Scores
 from ofa_exit.evaluation.metrics.spice import find_models
 from ofa_exit.plugin.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # fairseq prints a reference's unknown word as UNKNOWN. No prediction may equal it.
 UNKNOWN, NO_WORD = "<<unk>>", "outofvocabularyreference"
@@ -69,6 +72,7 @@ class CocoCaptionScorer(BaseScorer):
         super().__init__(cfg)
         self._tokenizer = str(cfg.coco_tokenizer)
         self._scores: Scores | None = None
+        self._logged: set[str] = set()
         # Raise before the generation, not after it.
         if self._tokenizer == "ptb":
             java.find_java()
@@ -87,7 +91,16 @@ class CocoCaptionScorer(BaseScorer):
         return self._computed().values["CIDEr"]
 
     def result_string(self) -> str:
-        return self._computed().line() if self.pred else NOTHING
+        """Return the metrics and the tokenizer on one line; log once why others are missing."""
+        if not self.pred:
+            return NOTHING
+        scores = self._computed()
+        tokenizer, *missing = scores.notes
+        for note in missing:
+            if note not in self._logged:
+                logger.warning(note)
+        self._logged.update(missing)
+        return replace(scores, notes=[tokenizer]).line()
 
     def values(self) -> dict[str, float]:
         """Return every available metric by its usual name."""

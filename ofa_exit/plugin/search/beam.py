@@ -7,15 +7,18 @@ from typing import Any, Optional
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from ofa_exit.plugin.drafts import allowed_words, drafts_within, is_lossless
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble, reject_broken
 from ofa_exit.plugin.search.options import (
     UNSUPPORTED,
+    check_greedy,
     check_search,
     generation_options,
     reject_options,
 )
-from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.tasks.generation import Hyps
 from ofa_exit.plugin.tasks.references import reject_without_references
 
 # Both reveal words of the reference.
@@ -33,24 +36,36 @@ class BeamSearchTask(OFATask):
     @classmethod
     def check_options(cls, cfg: Any) -> None:
         super().check_options(cfg)
-        reject_options(eval_args(cfg), {**UNSUPPORTED, **_NOT_IN_VALIDATION})
+        args = eval_args(cfg)
+        reject_options(args, {**UNSUPPORTED, **_NOT_IN_VALIDATION})
+        if is_lossless(cfg) and any(getattr(cfg, option) for option in cls.eval_options):
+            check_greedy(args, lambda name: f"--eval-args: {name}")
+
+    @classmethod
+    def searches(cls, cfg: Any) -> bool:
+        answers = getattr(cfg, "answers", None) or getattr(cfg, "ans2label_file", None)
+        among = getattr(cfg, "val_inference_type", None) == "beamsearch"
+        return not answers or among or getattr(cfg, "beam_search_vqa_eval", False)
 
     @classmethod
     def check_generation(cls, cfg: Any, args: Any) -> None:
         super().check_generation(cfg, args)
-        answers = getattr(cfg, "answers", None) or getattr(cfg, "ans2label_file", None)
-        scores_all = answers and not getattr(cfg, "beam_search_vqa_eval", False)
-        if not (scores_all or args.score_reference):
+        if cls.searches(cfg) and not args.score_reference:
             check_search(args)
+            if is_lossless(cfg):
+                check_greedy(args)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         reject_options(args, {"diverse_beam_groups": "fairseq's search fails with it"})
         if not getattr(args, "score_reference", False):
             with usage_errors():
                 check_search(args)
+            if is_lossless(self.cfg):
+                check_greedy(args)
             return FairseqTask.build_generator(self, self.ensemble(models), args, **options)
-        if self.exit_policy is not None:
-            raise UsageError("--score-reference scores at full depth: leave --exit-policy out")
+        if self.exit_policy is not None or is_lossless(self.cfg):
+            option = "--exit-lossless" if self.exit_policy is None else "--exit-policy"
+            raise UsageError(f"--score-reference scores at full depth: leave {option} out")
         return FairseqTask.build_generator(self, models, args)
 
     def generate(
@@ -62,8 +77,16 @@ class BeamSearchTask(OFATask):
     ) -> Hyps:
         if not hasattr(generator, "max_len_a"):
             reject_without_references(sample, "--score-reference")
+        ensemble, pad = getattr(generator, "model", None), self.dictionary.pad()
+        allowed = allowed_words(
+            forced.get("prefix_tokens"),
+            pad,
+            getattr(ensemble, "trie", None),
+            getattr(ensemble, "prompt_lengths", None),
+        )
         try:
-            hyps = super().generate(generator, models, sample, **forced)
+            with drafts_within(models, allowed):
+                hyps = super().generate(generator, models, sample, **forced)
         except (AssertionError, RuntimeError):
             # With NaN scores the search may have no word to continue with.
             _reject_broken(generator, sample)

@@ -122,6 +122,27 @@ def reject_options(args: Any, reasons: dict[str, str]) -> None:
             raise UsageError(f"{flag(option)} is not supported: {reason}")
 
 
+_NOT_GREEDY = dict.fromkeys(
+    ("sampling", "diversity_rate", "diverse_beam_groups"),
+    "--exit-lossless verifies drafts of greedy search, which takes the most probable word",
+)
+
+
+def check_greedy(args: Any, named: Callable[[str], str] = flag) -> None:
+    """Raise UsageError for options that ``--exit-lossless`` does not go with.
+
+    Arguments are those of ``check_numbers``.
+    """
+    for option in ("beam", "nbest"):
+        value = getattr(args, option, DEFAULTS[option])
+        if value != 1:
+            raise UsageError(
+                f"{named(option)} is {value}, but --exit-lossless verifies drafts of one greedy "
+                f"hypothesis per sentence: give {named(option)} 1"
+            )
+    reject_options(args, _NOT_GREEDY)
+
+
 def generation_options(option: str, text: str, **defaults: Any) -> Namespace:
     """Return the generation options that ``option`` gives as a JSON object, over ``defaults``.
 

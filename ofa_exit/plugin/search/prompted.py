@@ -14,7 +14,7 @@ from torch import Tensor
 from ofa_exit.plugin.search.beam import BeamSearchTask
 from ofa_exit.plugin.search.ensemble import WatchedEnsemble
 from ofa_exit.plugin.search.options import reject_options
-from ofa_exit.plugin.tasks.base import Hyps
+from ofa_exit.plugin.tasks.generation import Hyps
 from ofa_exit.runtime.trace import ExitTrace
 
 

@@ -1,31 +1,28 @@
-"""Base of all tasks: models with exits, training, generation with reports, validation."""
+"""Base of all tasks: options, models with exits, training and validation."""
 
-import atexit
 import logging
-import time
 from argparse import Namespace
-from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from fairseq.logging import metrics
 from fairseq.tasks import TASK_REGISTRY
-from torch import Tensor
 
-from ofa_exit.data.example import source_prompt
 from ofa_exit.data.text import TextEncoder, load_codec
-from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.average import check_average_of_training, reject_missing_averages
+from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.command_options import (
     add_official_options,
     check_command,
+    check_precision,
     reject_interactive,
     take_overrides,
 )
+from ofa_exit.plugin.drafts import reject_exits_of_loss, reject_lossless_scoring
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
-from ofa_exit.plugin.reporting import log_heads, log_rows, print_reports, run_record
+from ofa_exit.plugin.reporting import log_heads, log_rows
 from ofa_exit.plugin.saved_arguments import (
     command_of,
     reference_layers,
@@ -34,30 +31,20 @@ from ofa_exit.plugin.saved_arguments import (
     resolved,
     saved_checkpoints,
 )
-from ofa_exit.plugin.search.candidates import CandidateScorer
-from ofa_exit.plugin.search.options import UNSUPPORTED, check_numbers, reject_options
-from ofa_exit.plugin.tasks.config import OFATaskConfig
-from ofa_exit.plugin.tasks.data import DataTask
+from ofa_exit.plugin.search.options import check_numbers
+from ofa_exit.plugin.tasks.config import GENERATION_ONLY, OFATaskConfig
 from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.tasks.generation import GenerationTask
 from ofa_exit.plugin.tasks.metrics import check_best_metric
-from ofa_exit.plugin.tasks.references import ShownReferences, reject_without_references
-from ofa_exit.plugin.tasks.samples import complete_sample
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
-from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
 
-Hyps = list[list[dict[str, Tensor]]]
-"""For each sentence its hypotheses, the best first, in fairseq's form."""
 
-
-class OFATask(DataTask):
+class OFATask(GenerationTask):
     """Base of the tasks, which add examples, a generator and validation metrics.
-
-    After ``build_generator``, ``exit_reports`` holds one report per model on all that
-    ``inference_step`` generates. They are printed after the last batch.
 
     A criterion may have two methods that are called here. ``prepare_training(model)`` says what is
     trained, before the optimizer is built; by default everything is.
@@ -78,12 +65,8 @@ class OFATask(DataTask):
         dictionary: OFADictionary,
         encoder: TextEncoder,
     ) -> None:
-        super().__init__(cfg, dictionary, encoder)
-        self.exit_policy = policy
+        super().__init__(cfg, policy, dictionary, encoder)
         self.model_to_train: Any = None
-        self.exit_reports: list[GenerationReport] = []
-        self.references = ShownReferences(dictionary, encoder.codec)
-        self.run_record: dict[str, Any] = {}
         self.eval_generator: Any = None
         self.average_generator: Any = None  # of the moving average of the weights
 
@@ -114,13 +97,16 @@ class OFATask(DataTask):
         checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
+        reject_foreign_config(cfg, cls.prefix)
         cls.check_options(cfg)
+        reject_lossless_scoring(cfg, cls.searches(cfg))
         command = command_of(cfg)
         if command is not None:
             check_command(command)
+            if not resolved(cfg.path):
+                check_precision(command.common)
             cls.check_generation(cfg, command.generation)
-        if not from_checkpoint:
-            reject_missing_averages(cfg)
+        reject_missing_averages(cfg, checkpoints)
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         reject_other_vocabulary(cfg, dictionary, folder, checkpoints)
@@ -159,18 +145,14 @@ class OFATask(DataTask):
         """
         if self.model_to_train is not None:
             check_average_of_training(self.cfg, self.eval_options)
-        for option, made in (("exit_trace", "writes a trace"), ("reference_layers", "reports")):
+        for option, made in GENERATION_ONLY.items():
             if value := getattr(self.cfg, option, None):
                 raise ValueError(
                     f"{flag(option)} {value!r}: only fairseq-generate {made}; "
                     "leave it out of training and validation"
                 )
-        if self.exit_policy is not None and not self.validates_generation():
-            raise ValueError(
-                f"--exit-policy {self.cfg.exit_policy}: the loss is computed at full depth. Add "
-                f"{' or '.join(map(flag, self.eval_options))} to generate in validation, or leave "
-                "it out"
-            )
+        if not self.validates_generation():
+            reject_exits_of_loss(self.cfg, self.exit_policy, self.eval_options)
         metric = resolved(getattr(self.cfg, "best_checkpoint_metric", None))
         if self.model_to_train is not None and metric is not None:
             tasks = (cls for cls in TASK_REGISTRY.values() if issubclass(cls, OFATask))
@@ -195,143 +177,6 @@ class OFATask(DataTask):
             self.criterion.optimizer_step(optimizer, update_num)
         else:
             super().optimizer_step(optimizer, model, update_num)
-
-    def set_exits(self, models: Sequence[Any], on: bool) -> None:
-        """Set the models' exit policy, or remove it."""
-        for model in models:
-            if on:
-                model.configure_exits(self.exit_policy, self.cfg.exit_kv or "propagate")
-            else:
-                model.configure_exits(None)
-
-    # ------------------------------------------------------------------ generation
-
-    def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        """Return the generator of the task, for the arguments of ``build_generator``."""
-        raise NotImplementedError
-
-    def build_generator(
-        self,
-        models: Sequence[Any],
-        args: Any,
-        seq_gen_cls: Any = None,
-        extra_gen_cls_kwargs: Optional[dict[str, Any]] = None,
-        prefix_allowed_tokens_fn: Any = None,
-    ) -> Any:
-        """Return the generator for ``models``, set their exits and begin new reports."""
-        reject_options(args, UNSUPPORTED)
-        generator = self.make_generator(
-            models,
-            args,
-            seq_gen_cls=seq_gen_cls,
-            extra_gen_cls_kwargs=extra_gen_cls_kwargs,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-        )
-        self.set_exits(models, on=True)
-        self.exit_reports = []
-        reference, symbol = reference_layers(self.cfg), self.dictionary.__getitem__
-        for number, model in enumerate(models, start=1):
-            trace_file = self.cfg.exit_trace
-            if trace_file and number > 1:
-                trace_file += f".{number}"
-            self.exit_reports.append(GenerationReport(model, trace_file, symbol, reference))
-        self.references = ShownReferences(self.dictionary, self.encoder.codec)
-        self.run_record = {}
-        if self.progress.shard:
-            self.run_record = run_record(self, args, models, self.progress.iterator.dataset)
-        if self.progress.iterator is not None:
-            # For a generation that fails, or whose last batch holds no usable row.
-            atexit.register(self.end_generation)
-        return generator
-
-    def end_generation(self) -> None:
-        """Print the reports, and log which rows were skipped."""
-        atexit.unregister(self.end_generation)
-        print_reports(self.exit_reports, self.progress, self.run_record)
-        log_rows(self.progress.iterator.dataset.rows)
-
-    def inference_step(
-        self,
-        generator: Any,
-        models: Sequence[Any],
-        sample: dict[str, Any],
-        **forced: Optional[Tensor],
-    ) -> Hyps:
-        """Generate for a batch and add it to the reports, which the last batch prints.
-
-        Sets ``sample["target"]`` to all references of each sentence, joined by ``&&``, or to None
-        if there are none. fairseq-generate prints it and passes it to the scorer. A sample without
-        "references" is left as it is.
-
-        Args:
-            sample: a batch of the data set, or one made by hand, see ``complete_sample``.
-            forced: fairseq's ``prefix_tokens`` and ``constraints``.
-        """
-        if forced.get("prefix_tokens") is not None:
-            reject_without_references(sample, "--prefix-size")
-        self.progress.in_batch = True
-        batch = complete_sample(sample, self.prompt, self.dictionary.pad())
-        start = time.perf_counter()
-        hyps = self.generate(generator, models, batch, **forced)
-        # Converted to lists before the clock is read, which waits for the device.
-        tokens = [[hyp["tokens"].tolist() for hyp in sentence_hyps] for sentence_hyps in hyps]
-        seconds = time.perf_counter() - start
-        net_input = batch["net_input"]
-        height, width = net_input["patch_images"].shape[-2:]
-        for report, trace in zip(self.exit_reports, self.traces(generator, models)):
-            report.add(
-                ids=batch["uniq_ids"],
-                trace=trace,
-                hypotheses=tokens,
-                text_tokens=net_input["src_lengths"].tolist(),
-                image_size=(height, width),
-                seconds=seconds,
-                has_image=net_input["patch_masks"].tolist(),
-            )
-        self.progress.in_batch = False
-        if "references" in sample:
-            target = self.references.target(sample["references"], self.progress.has_ended)
-            sample["target"] = target
-        if self.progress.has_ended:
-            self.end_generation()
-        return hyps
-
-    def prompt(self, source: Tensor) -> Tensor:
-        """Return what the decoder is fed before the answer to ``source``, Long [P], bos first."""
-        return source_prompt(source, getattr(self.cfg, "prompt_type", "none"))
-
-    def generate(
-        self,
-        generator: Any,
-        models: Sequence[Any],
-        sample: dict[str, Any],
-        **forced: Optional[Tensor],
-    ) -> Hyps:
-        """Return the hypotheses of a batch. Does not change ``sample``."""
-        net_input = dict(sample["net_input"])
-        limits = self.step_limits(generator, sample)
-        if limits is not None:
-            net_input["step_limit"] = limits
-        # fairseq-generate --fp16 converts the models but not the batches.
-        dtype = next(iter(models[0].parameters())).dtype
-        net_input["patch_images"] = net_input["patch_images"].to(dtype)
-        with torch.no_grad():
-            return generator.generate(
-                models,
-                {**sample, "net_input": net_input},
-                bos_token=self.dictionary.bos(),
-                **forced,
-            )
-
-    def step_limits(self, generator: Any, sample: dict[str, Any]) -> Optional[Tensor]:
-        """Return the largest number of decoder steps, Long [B]; None if none are generated."""
-        raise NotImplementedError
-
-    def traces(self, generator: Any, models: Sequence[Any]) -> list[Optional[ExitTrace]]:
-        """Return the trace of each model's last batch."""
-        if isinstance(generator, CandidateScorer):
-            return generator.traces()
-        return [model.last_trace for model in models]
 
     # ------------------------------------------------------------------ validation
 

@@ -9,6 +9,13 @@ from ofa_exit.data.formats import MAX_PIXELS
 from ofa_exit.plugin.options import ExitFlags
 from ofa_exit.plugin.trained_options import trained_option
 
+GENERATION_ONLY = {
+    "exit_trace": "writes a trace",
+    "exit_config": "applies one",
+    "reference_layers": "reports",
+}
+"""Options that training and validation reject, and what only fairseq-generate does with them."""
+
 
 @dataclass
 class OFATaskConfig(ExitFlags):

@@ -9,7 +9,6 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
-from tqdm import tqdm
 
 from ofa_exit.data.augment import Augmentation, augmentation_kinds
 from ofa_exit.data.dataset import OFADataset
@@ -18,6 +17,7 @@ from ofa_exit.data.image_groups import image_groups
 from ofa_exit.data.images import ImageLoader
 from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextCodec, TextEncoder, check_prompt_words
+from ofa_exit.plugin.calibrated import fingerprint_of_task, warn_of_data
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
@@ -61,10 +61,9 @@ class DataTask(FairseqTask):
         for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
-        if (cfg.patch_image_size or 0) < 16:
-            raise ValueError(
-                f"--patch-image-size {cfg.patch_image_size}: give at least 16, the pixels of a cell"
-            )
+        size = cfg.patch_image_size
+        if size is not None and size < 16:
+            raise ValueError(f"--patch-image-size {size}: give at least 16, the pixels of a cell")
         for option in ("code_dict_size", "num_bins"):
             if not 0 <= getattr(cfg, option) <= MOST_SYMBOLS:
                 raise ValueError(
@@ -75,6 +74,11 @@ class DataTask(FairseqTask):
         prompt = getattr(cfg, "prompt_type", "none")
         if prompt not in PROMPT_TYPES:
             raise ValueError(f"--prompt-type {prompt!r}: choose from {', '.join(PROMPT_TYPES)}")
+
+    @classmethod
+    def searches(cls, cfg: OFATaskConfig) -> bool:
+        """Return whether words are searched. Otherwise given answers are scored."""
+        return False
 
     def examples(
         self, path: Any, split: str, load_image: ImageLoader, **options: Any
@@ -123,8 +127,7 @@ class DataTask(FairseqTask):
             options["augment"] = Augmentation(augmentation_kinds(augment), self.cfg.seed)
         examples = self.examples(path, split, load_image, **options)
         if getattr(self.cfg, "group_images", False) and is_training(split):
-            numbers = tqdm(range(len(examples)), f"{path.name}: images", delay=2, leave=False)
-            examples.groups = image_groups(examples.file, numbers)
+            examples.groups = image_groups(examples.file)
             logger.info("%s: %d images", split, int(examples.groups[-1]) + 1)
         rows = OFADataset(
             examples,
@@ -133,6 +136,8 @@ class DataTask(FairseqTask):
             self.cfg.skip_bad_rows,
         )
         logger.info("%s: %d rows of %s", split, len(rows), path)
+        if self.reads_checkpoint:
+            warn_of_data(self.cfg, path)
         validates = self.criterion is not None and not is_training(split)
         self.datasets[split] = RowDataset(rows, split, is_training(split), validates)
         self.datasets[split].set_epoch(epoch)
@@ -146,6 +151,10 @@ class DataTask(FairseqTask):
                     f"the splits {other!r} and {split!r} are both read from {path}: give "
                     "train.tsv,valid.tsv,test.tsv, a folder of all splits, or one split"
                 )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides what a model reads and may answer, as JSON."""
+        return fingerprint_of_task(self.cfg, self.prefix)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator, over one shard with --num-shards and --shard-id.

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class ShownReferences:
     """The references of each batch as the target that fairseq-generate prints and scores.
 
-    fairseq prints neither T- lines nor scores for a batch without a target, and a T- line for every
-    row of a batch with one.
+    fairseq prints neither T- lines nor scores for a batch without a target. In a batch with one,
+    ``compat`` leaves out the T- lines of rows without references.
     """
 
     def __init__(self, dictionary: OFADictionary, codec: TextCodec) -> None:
@@ -40,7 +40,7 @@ class ShownReferences:
         self.found = self.found or any(references)
         if not all(references) and not self._said:
             self._said = True
-            logger.info("rows without references: their T- lines are empty or missing, not scored")
+            logger.info("rows without references have no T- lines and are not scored")
         if not any(references) and not (is_last and self.found):
             return None
         rows = [self.dictionary.shown_references(self.codec, texts) for texts in references]

@@ -14,9 +14,10 @@ from ofa_exit.data.visdial import DialogExamples
 from ofa_exit.evaluation.metrics.submission import ranks_of_order
 from ofa_exit.evaluation.metrics.visdial import ndcg
 from ofa_exit.plugin.search.candidates import AnswerTrace, CandidateScorer, reject_search_options
-from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
+from ofa_exit.plugin.tasks.generation import Hyps
 from ofa_exit.plugin.tasks.metrics import log_mean
 
 SUMS = {

@@ -30,9 +30,10 @@ from ofa_exit.plugin.search.beam import eval_args
 from ofa_exit.plugin.search.candidate_search import CandidateEnsemble, check_candidate_search
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator, reject_search_options
 from ofa_exit.plugin.search.prompted import PromptedSearchTask
-from ofa_exit.plugin.tasks.base import Hyps, OFATask
+from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.files import is_training
+from ofa_exit.plugin.tasks.generation import Hyps
 from ofa_exit.plugin.tasks.metrics import log_mean
 from ofa_exit.plugin.trained_options import trained_option
 

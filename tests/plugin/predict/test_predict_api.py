@@ -219,3 +219,32 @@ def test_the_example_of_the_docs(photos, tmp_path, monkeypatch, capsys):
     exec(code, {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["a.jpg", "b.jpg"]
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 and "<th>similarity</th>" in page
+
+
+def test_a_page_of_images_without_a_file(captioner, photos, tmp_path):
+    images = [Image.open(photo).resize((640, 480)) for photo in photos[:2]]  # without a name
+    found = captioner.caption(images, exits="static", depths="2,3,4")
+    out = tmp_path / "page.html"
+    ofa_exit.write_page(out, found, images)
+    assert [image.size for image in images] == [(640, 480)] * 2
+    page = out.read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count("<th>static</th>") == 2 and "layers: image 2, text 3, decoder 4.0" in page
+    for given, message in (
+        ((out, found), "image 1: the file cannot be read"),
+        ((out, found, images[:1]), "1 images for 2 predictions"),
+        ((tmp_path / "none" / "page.html", found, images), "page.html: the page cannot be written"),
+    ):
+        with pytest.raises(ofa_exit.PredictionError, match=message):
+            ofa_exit.write_page(*given)
+
+
+def test_a_page_leaves_out_what_could_not_be_read(captioner, photos, tmp_path):
+    images = [photos[0], tmp_path / "missing.png"]
+    found = captioner.caption(images, skip_unreadable=True)
+    ofa_exit.write_page(tmp_path / "page.html", found)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<section>") == 1 and "missing.png" not in page
+    assert "<th>full depth</th>" in page

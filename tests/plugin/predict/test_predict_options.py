@@ -192,6 +192,15 @@ def test_checkpoints_of_other_tasks_are_logged(trained, photos, tmp_path, task, 
     assert caplog.text.count(message) == 1
 
 
+def test_options_of_the_training_are_logged_once(trained, photos, caplog):
+    caplog.set_level(logging.INFO)
+    model = ofa_exit.load(trained[1], device="cpu")
+    model.caption(photos)
+    model.answer(photos, "what colour is it?")
+    assert caplog.text.count("as in the training of") == 1
+    assert caplog.text.count("--patch-image-size 32") == 1
+
+
 def test_chinese_checkpoints(trained, tmp_path):
     path = official(trained[1], tmp_path / "zh.pt", "caption", bpe="bert")
     with pytest.raises(ofa_exit.PredictionError, match=r"zh\.pt was trained with BERT's words"):

@@ -1,0 +1,132 @@
+"""One pass over model and data: every setting's answer to every row."""
+
+from typing import Any
+
+from fairseq import utils
+from fairseq.logging import progress_bar
+from torch.utils.data import DataLoader
+
+from ofa_exit.cli.calibrate.candidates import Candidates
+from ofa_exit.cli.calibrate.outcomes import (
+    Outcome,
+    Place,
+    fill_grid,
+    outcomes_of,
+    select_rows,
+)
+from ofa_exit.cli.generation import batches, is_cuda
+from ofa_exit.cli.sweep_setting import Setting, load
+from ofa_exit.evaluation.calibration.losses import COSTS, Sentence, SentenceFile
+from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
+
+WARM_UP_BATCHES = 2  # generated once before the clock counts
+
+
+def generate(
+    cfg: Any,
+    task: Any,
+    saved: SavedCheckpoint,
+    found: Candidates,
+    store: SentenceFile,
+) -> None:
+    """Generate the rows that the file lacks with every setting, and append them batch by batch.
+
+    For a file of times, every setting runs on every batch, in an order that rotates, so that times
+    can be compared. Otherwise outcomes that follow from others are not generated.
+
+    Raises:
+        UsageError: no row could be used.
+    """
+    done = store.rows
+    if len(done) >= len(task.dataset(cfg.dataset.gen_subset)):
+        return
+    overrides = parse_overrides(cfg.common_eval.model_overrides)
+    loaded = load(saved.path, overrides, task, cfg)
+    settings = [Setting(one, loaded, None) for one in found.settings]
+    batches(task, cfg, [loaded.model])  # plans them; the loader reads only those that are missing
+    planned = [part for part in task.progress.batches if not done.issuperset(map(int, part))]
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=planned,
+        collate_fn=dataset.collater,
+        num_workers=cfg.dataset.num_workers,
+    )
+    for number, sample in enumerate(
+        progress_bar.progress_bar(_Sized(loader, len(planned)), default_log_format="tqdm")
+    ):
+        if not sample:
+            continue
+        sample = utils.move_to_cuda(sample) if is_cuda(cfg) else sample
+        if store.is_timed or not found.shape:
+            rows = _all_settings(settings, sample, number)
+        else:
+            rows = _derived(settings, found, sample)
+        store.append(
+            Sentence(
+                int(row),
+                list(references),
+                [one.text for one in outcomes],
+                {name: [one.costs[name] for one in outcomes] for name in COSTS},
+            )
+            for row, references, outcomes in zip(sample["id"], sample["references"], rows)
+        )
+    if not store.sentences:
+        raise UsageError("no row could be used: nothing was generated")
+
+
+class _Sized:
+    """A loader with the attributes that fairseq's progress bar asks for."""
+
+    def __init__(self, loader: Any, size: int) -> None:
+        self.loader, self.size, self.n = loader, size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Any:
+        for sample in self.loader:
+            self.n += 1
+            yield sample
+
+
+def _all_settings(
+    settings: list[Setting], sample: dict[str, Any], number: int
+) -> list[list[Outcome]]:
+    """Run every setting on the batch; return the outcomes of each row."""
+    turn = number % len(settings)
+    order = [*range(len(settings))][turn:] + [*range(len(settings))][:turn]
+    found: dict[int, list[Outcome]] = {}
+    for place in order:
+        if number < WARM_UP_BATCHES:
+            settings[place].generate(sample)
+        found[place] = outcomes_of(settings[place], sample, with_paths=False)
+    return [[found[place][row] for place in range(len(settings))] for row in _rows(sample)]
+
+
+def _derived(
+    settings: list[Setting], found: Candidates, sample: dict[str, Any]
+) -> list[list[Outcome]]:
+    """Run what does not follow from other settings; return the outcomes of each row."""
+    full, *grid = settings
+    strides = [1]
+    for size in reversed(found.shape[1:]):
+        strides.insert(0, strides[0] * size)
+
+    def number_of(place: Place) -> int:
+        return sum(step * value for step, value in zip(strides, place))
+
+    def run(place: Place, rows: list[int]) -> list[Outcome]:
+        return outcomes_of(grid[number_of(place)], select_rows(sample, rows), with_paths=True)
+
+    outcomes = fill_grid(found.shape, _rows(sample), run)
+    places = sorted(outcomes[0], key=number_of)
+    at_full_depth = outcomes_of(full, sample, with_paths=False)
+    return [
+        [at_full_depth[row], *(outcomes[row][place] for place in places)] for row in _rows(sample)
+    ]
+
+
+def _rows(sample: dict[str, Any]) -> list[int]:
+    return [*range(sample["nsentences"])]

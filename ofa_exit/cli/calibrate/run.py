@@ -1,0 +1,256 @@
+"""The steps of ``ofa-exit calibrate``: check, generate, test, write."""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq import options, tasks, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks import TASK_REGISTRY
+
+import ofa_exit.plugin  # noqa: F401  registers the tasks
+from ofa_exit.cli.calibrate.candidates import Candidates, candidates
+from ofa_exit.cli.calibrate.generation import generate
+from ofa_exit.cli.calibrate.metrics import CONSISTENCY, check_metric, losses_of
+from ofa_exit.data.tsv import TsvError
+from ofa_exit.evaluation.calibration import statistics as ltt
+from ofa_exit.evaluation.calibration.losses import SentenceFile, costs_of
+from ofa_exit.models.checkpoint_file import read_checkpoint
+from ofa_exit.plugin.errors import UsageError, usage_errors
+from ofa_exit.plugin.exit_config import ExitConfig, checkpoint_fingerprint, data_fingerprint
+from ofa_exit.plugin.options import COMMON, policy_flags
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.trained_options import kind_of_task
+
+DEFAULT_POLICY = "similarity"
+DEFAULT_BATCH = "16"
+
+
+@dataclass
+class Job:
+    """What is calibrated, checked.
+
+    Attributes:
+        cfg: of fairseq-generate.
+        saved: the checkpoint, without its weights.
+        file: the rows.
+    """
+
+    cfg: Any
+    task: Any
+    saved: SavedCheckpoint
+    found: Candidates
+
+    @property
+    def kind(self) -> str:
+        return self.task.prefix
+
+    @property
+    def dataset(self) -> Any:
+        return self.task.dataset(self.cfg.dataset.gen_subset)
+
+    @property
+    def file(self) -> Path:
+        return self.dataset.rows.examples.file.path
+
+
+def run(args: argparse.Namespace, arguments: list[str], prog: str) -> int:
+    """Calibrate, write the file and print what was found; return the exit status."""
+    job = prepare(args, arguments, prog)
+    rows = len(job.dataset)
+    reject_too_few(rows, args.keep, args.confidence, args.metric)
+    record = run_record(job)
+    is_timed = args.save == "time"
+    with usage_errors():
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        store = SentenceFile(args.out.with_suffix(".rows.jsonl"), record, is_timed)
+    generate(job.cfg, job.task, job.saved, job.found, store)
+    sentences = sorted(store.sentences, key=lambda one: one.row)
+    reject_too_few(len(sentences), args.keep, args.confidence, args.metric)
+    losses, scores = losses_of(sentences, args.metric, job.kind)
+    costs = costs_of(sentences, args.save)
+    result = ltt.calibrate(losses, costs, args.keep, args.confidence, scores)
+    config = exit_config(job, args, record, result)
+    config.write(args.out)
+    for line in report(job, args, result):
+        print(line)
+    return 0
+
+
+# ------------------------------------------------------------------ before weights are read
+
+
+def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
+    """Check all options against the checkpoint's arguments, and open the data.
+
+    Raises:
+        UsageError: options, files or rows that do not fit.
+    """
+    with usage_errors():
+        saved = SavedCheckpoint(
+            args.checkpoint, read_checkpoint(args.checkpoint, weights=False), {}
+        )
+    own = [] if any(_names(one, "--task") for one in arguments) else ["--task", _task_of(saved)]
+    policy = any(_names(one, "--exit-policy", "--exit-preset") for one in arguments)
+    given = [
+        *[args.data, "--path", args.checkpoint, "--batch-size", DEFAULT_BATCH, *own],
+        *([] if policy else ["--exit-policy", DEFAULT_POLICY]),
+        *arguments,
+    ]
+    for option in ("--path", "--exit-config", "--exit-trace"):
+        if any(_names(one, option) for one in arguments):
+            raise UsageError(f"{option}: calibrate names its checkpoint and its exits itself")
+    sys.argv = [prog, *given]  # fairseq's parser looks for --user-dir there
+    parser = options.get_generation_parser()
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, given))
+    utils.import_user_module(cfg.common)
+    task_class = TASK_REGISTRY[cfg.task._name]
+    if not issubclass(task_class, OFATask):
+        raise UsageError(f"--task {cfg.task._name} has no exits: give one of this package's tasks")
+    check_metric(args.metric, task_class.prefix)
+    found = candidates(cfg.task, task_class.exit_defaults, saved.model_arguments)
+    for name in (*COMMON, *policy_flags(), "exit_late_options"):  # the settings have them
+        if name in cfg.task:
+            cfg.task[name] = "none" if name == "exit_policy" else None
+    task = tasks.setup_task(cfg.task)
+    subset = cfg.dataset.gen_subset
+    task.load_dataset(subset, task_cfg=saved.task_options)
+    job = Job(cfg, task, saved, found)
+    if args.metric != CONSISTENCY:
+        reject_without_references(job.dataset.rows.examples, args.metric)
+    return job
+
+
+def _names(argument: str, *options: str) -> bool:
+    return argument.partition("=")[0] in options
+
+
+def _task_of(saved: SavedCheckpoint) -> str:
+    """Return the name of our task of a checkpoint's kind. Raises UsageError if it has none."""
+    kind = kind_of_task(saved.task_options.get("_name"))
+    for name, cls in TASK_REGISTRY.items():
+        if issubclass(cls, OFATask) and cls.prefix == kind and name.startswith("mue_"):
+            return name
+    raise UsageError(f"{saved.path} does not say what task it was trained for: give --task")
+
+
+def reject_without_references(examples: Any, metric: str) -> None:
+    """Raise UsageError for the first row without a reference. Images are not read."""
+    field = next(name for name in ("caption", "label", "answers") if name in examples.file.columns)
+    for index in range(len(examples)):
+        try:
+            text = examples.file.row(index)[field]
+        except TsvError:  # raised, or skipped by flag, when the batch is read
+            continue
+        if not text.strip():
+            raise UsageError(
+                f"{examples.file.path}, line {index + 1}: column {field!r} is empty, and --metric "
+                f"{metric} needs references. Fill it in, or choose --metric {CONSISTENCY}"
+            )
+
+
+def reject_too_few(rows: int, keep: float, confidence: float, metric: str) -> None:
+    """Raise UsageError if no number of faultless answers among the rows could pass."""
+    if keep == 1:
+        raise UsageError(
+            "--keep 1: no number of rows guarantees that nothing is ever lost. Give less, as in "
+            "0.99, or run without exits"
+        )
+    level = ltt.error_level(confidence, metric != CONSISTENCY)
+    needed = ltt.rows_in_file(ltt.rows_needed(1 - keep, level))
+    if rows < needed:
+        raise UsageError(
+            f"{rows} rows are too few to promise {keep:g} with confidence {confidence:g}: at least "
+            f"{needed:g} are needed, more if exits change answers. Give more rows, or a smaller "
+            "--keep or --confidence"
+        )
+
+
+# ------------------------------------------------------------------ files and report
+
+
+def run_record(job: Job) -> dict[str, Any]:
+    """Return what decides the generated sentences, as JSON."""
+    cfg = job.cfg
+    search = {name: cfg.generation[name] for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
+    return {
+        "checkpoint": checkpoint_fingerprint(job.saved.path),
+        "task": job.task.fingerprint(),
+        "data": data_fingerprint(job.file),
+        "search": search,
+        "settings": [one.given for one in job.found.settings],
+        "fixed": fixed_options(job),
+    }
+
+
+def fixed_options(job: Job) -> dict[str, Any]:
+    """Return the exit options of the command line, which all settings share."""
+    setting = job.found.settings[-1]
+    names = (*COMMON, *policy_flags())
+    late = json.loads(setting.options.exit_late_options or "{}")
+    values = {name: getattr(setting.options, name, None) for name in names}
+    values = {**late, **{name: value for name, value in values.items() if value is not None}}
+    return {name: value for name, value in values.items() if name not in setting.given}
+
+
+def exit_config(
+    job: Job, args: argparse.Namespace, record: dict[str, Any], result: ltt.Calibration
+) -> ExitConfig:
+    """Return the file to write; full depth if nothing passed, whose loss is 0."""
+    chosen = result.chosen
+    exits: dict[str, Any] = {"exit_policy": "none"}
+    if chosen is not None:
+        exits = {**job.found.settings[chosen.setting].given, **record["fixed"]}
+    certificate = {
+        "metric": args.metric,
+        "keep": args.keep,
+        "confidence": args.confidence,
+        "rows": result.rows,
+        "path_rows": result.path_rows,
+        "bound": result.bound,
+        "level": result.level,
+        "mean_loss": chosen.mean_loss if chosen else 0.0,
+        "p_value": chosen.p_value if chosen else 0.0,
+        "full_mean": result.full_mean,
+        "full_lower": result.full_lower,
+        "save": args.save,
+        "saved": chosen.saved if chosen else 0.0,
+        "tested": min(result.passed + 1, len(result.path)),
+        "search": record["search"],
+    }
+    return ExitConfig(exits, certificate, record["checkpoint"], record["task"], record["data"])
+
+
+def report(job: Job, args: argparse.Namespace, result: ltt.Calibration) -> list[str]:
+    """Return the lines to print: what was tested, what passed, and what it would take."""
+    lines = [
+        f"{result.path_rows} rows found a path of {len(result.path)} settings, {result.rows} test "
+        f"it: {args.metric} loss at most {result.bound:.4g}, p at most {result.level:.3g}"
+    ]
+    if result.full_mean is not None:
+        lines.append(
+            f"full model: mean score {result.full_mean:.4f}, at least {result.full_lower:.4f}"
+        )
+    for number, one in enumerate(result.path[: result.passed + 1]):
+        given = job.found.settings[one.setting].given
+        shown = " ".join(f"{k.removeprefix('exit_')}={v}" for k, v in given.items())
+        mark = "passes" if number < result.passed else "fails "
+        lines.append(
+            f"{mark}  loss {one.mean_loss:.4f}  p {one.p_value:.2g}  {args.save} "
+            f"{-100 * one.saved:+.1f} %  {shown}"
+        )
+    if result.chosen is not None:
+        lines.append(f"{args.out}: the last one that passes")
+        return lines
+    lines.append(f"{args.out}: full depth, because no setting passes")
+    if result.path:
+        best = result.path[0]
+        needed = ltt.rows_in_file(ltt.rows_needed(result.bound, result.level, best.mean_loss))
+        if math.isfinite(needed):
+            lines.append(f"with its loss of {best.mean_loss:.4f}, it takes {needed:g} rows")
+    return lines

@@ -1,0 +1,1 @@
+"""Exit settings with a guarantee: Learn-then-Test over losses per sentence."""

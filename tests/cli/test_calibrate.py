@@ -1,0 +1,234 @@
+"""Calibration end to end: thresholds with a certificate, and the commands that apply them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+import pytest
+from helpers import task_files as files
+from helpers.photos import write_photos
+from helpers.task_files import SMALL, entailment_row, write_tsv
+
+import ofa_exit
+from ofa_exit.cli import generation, sweep
+from ofa_exit.cli.calibrate import main
+from ofa_exit.cli.calibrate import run as steps
+from ofa_exit.evaluation.calibration.losses import read_sentences
+from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.exit_config import read_exit_config
+
+TASK = "mue_snli_ve"
+EASY = ["--keep", "0.5", "--confidence", "0.6"]
+DECODER = ["--exit-image-threshold", "2", "--exit-text-threshold", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrate")
+    data = files.entailment_folder(folder / "data")
+    write_tsv(data / "rows.tsv", [entailment_row(n) for n in range(24)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        checkpoint = files.train(TASK, data, folder / "run", "--disable-validation", updates=8)
+    return data, checkpoint
+
+
+def calibrate(trained, out, *more: str, data="rows.tsv") -> int:
+    folder, checkpoint = trained
+    return main(
+        [
+            *[str(folder / data), "--checkpoint", str(checkpoint), "--out", str(out), "--cpu"],
+            *["--num-workers", "0", "--batch-size", "8", *SMALL, *more],
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def exits(trained, tmp_path_factory):
+    """A file of decoder thresholds."""
+    out = tmp_path_factory.mktemp("exits") / "exits.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        assert calibrate(trained, out, *EASY, *DECODER) == 0
+    return out
+
+
+def test_the_certificate(trained, exits):
+    config = read_exit_config(str(exits))
+    assert config.exits["exit_policy"] == "similarity"
+    assert config.exits["exit_image_threshold"] in ("2", 2.0)
+    certificate = config.certificate
+    assert (certificate["rows"], certificate["path_rows"]) == (16, 8)
+    assert certificate["bound"] == 0.5 and certificate["p_value"] <= certificate["level"] == 0.4
+    assert config.task["kind"] == "snli_ve" and config.data["file"] == "rows.tsv"
+
+
+def test_what_follows_from_other_settings_equals_what_is_generated(trained, exits, tmp_path):
+    """--save time runs every setting."""
+    assert calibrate(trained, tmp_path / "all.json", *EASY, *DECODER, "--save", "time") == 0
+    derived = read_sentences(exits.with_suffix(".rows.jsonl"))[1]
+    generated = read_sentences(tmp_path / "all.rows.jsonl")[1]
+    assert len(derived) == len(generated) == 24
+    for one, other in zip(derived, generated):
+        assert (one.row, one.texts, one.references) == (other.row, other.texts, other.references)
+        assert one.costs["layers"] == other.costs["layers"]
+    assert len(set(derived[0].costs["layers"])) > 2  # the settings differ
+
+
+def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_path, monkeypatch):
+    out = tmp_path / "exits.json"
+    saved = exits.with_suffix(".rows.jsonl").read_text().splitlines(keepends=True)
+    rows = tmp_path / "exits.rows.jsonl"
+    rows.write_text("".join(saved))
+    with monkeypatch.context() as patch:
+        patch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+        given = ["--keep", "0.6", "--confidence", "0.7", "--metric", "accuracy", *DECODER]
+        assert calibrate(trained, out, *given) == 0
+    assert json.loads(out.read_text())["certificate"]["full_lower"] is not None
+    rows.write_text("".join(saved[:9]) + '{"row": 9')
+    assert calibrate(trained, out, *EASY, *DECODER) == 0
+    assert [one.texts for one in read_sentences(rows)[1]] == [
+        one.texts for one in read_sentences(exits.with_suffix(".rows.jsonl"))[1]
+    ]
+    with pytest.raises(UsageError, match="another run"):
+        calibrate(trained, out, *EASY, *DECODER, "--exit-schedule", "decay")
+
+
+def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog):
+    data, checkpoint = trained
+    config = read_exit_config(str(exits))
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in config.exits.items()]
+    plain = files.generate(TASK, data, checkpoint, *options)
+    with caplog.at_level(logging.WARNING):
+        applied = files.generate(TASK, data, checkpoint, "--exit-config", str(exits))
+    assert "exits calibrated on rows.tsv" in caplog.text
+    assert applied["D"] == plain["D"]
+    layers = [line for line in plain["report"] if line.startswith("mean decoder")]
+    assert layers and [one for one in applied["report"] if one in layers] == layers
+
+    caplog.clear()
+    arguments = files.generate_arguments(TASK, data / "rows.tsv", checkpoint)
+    grid = [{}, {"exit_config": str(exits)}, config.exits]
+    rows = sweep.sweep(grid, [*arguments, "--scoring", "accuracy"])
+    assert rows[1]["decoder_layers"] == rows[2]["decoder_layers"] <= rows[0]["decoder_layers"]
+
+    write_photos(tmp_path, 2)
+    model = ofa_exit.load(checkpoint, bpe_dir=data, device="cpu")
+    hypotheses = "a red square"
+    found = model.entail(sorted(tmp_path.glob("*.*")), hypotheses, config=str(exits))
+    fields = {k.removeprefix("exit_"): v for k, v in config.exits.items() if k != "exit_policy"}
+    same = model.entail(sorted(tmp_path.glob("*.*")), hypotheses, exits="similarity", **fields)
+    assert [one.layers for one in found] == [one.layers for one in same]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: "{", r"is not JSON"),
+        (lambda saved: [], "no file of ofa-exit calibrate"),
+        (lambda saved: {**saved, "format": 7}, "of another version"),
+        (lambda saved: {**saved, "exits": 3}, "exits is missing, or no object"),
+        (lambda saved: {**saved, "exits": {}}, "exits names no exit_policy"),
+        (
+            lambda saved: {**saved, "certificate": {**saved["certificate"], "p_value": 2}},
+            "p_value of the certificate is 2, above 1",
+        ),
+        (
+            lambda saved: {**saved, "certificate": {**saved["certificate"], "rows": "many"}},
+            "rows of the certificate is 'many'",
+        ),
+        (
+            lambda saved: {**saved, "exits": {**saved["exits"], "exit_decoder_threshold": 0.1}},
+            "was edited",
+        ),
+    ],
+)
+def test_edited_files_are_rejected_before_weights_are_read(
+    trained, exits, tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+    path = tmp_path / "edited.json"
+    changed = change(json.loads(exits.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(UsageError, match=message):
+        files.generate(TASK, *trained, "--exit-config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("checkpoint", {"file": "other.pt", "sha256": "0"}, r"another checkpoint \(other\.pt\)"),
+        ("task", {"kind": "vqa"}, "another task: kind vqa, not snli_ve"),
+    ],
+)
+def test_other_checkpoints_and_tasks_are_rejected(
+    trained, exits, tmp_path, monkeypatch, part, value, message
+):
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+    path = tmp_path / "foreign.json"
+    dataclasses.replace(read_exit_config(str(exits)), **{part: value}).write(path)
+    with pytest.raises(UsageError, match=message):
+        files.generate(TASK, *trained, "--exit-config", str(path))
+
+
+def test_other_exit_options_beside_it_are_rejected(trained, exits):
+    given = ["--exit-config", str(exits), "--exit-decoder-threshold", "0.3"]
+    with pytest.raises(UsageError, match=r"names all exit options: leave --exit-decoder-threshold"):
+        files.generate(TASK, *trained, *given)
+    with pytest.raises(UsageError, match=r"no/file\.json cannot be read"):
+        files.generate(TASK, *trained, "--exit-config", "no/file.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--metric", "cider"], "--metric cider: snli_ve has consistency, accuracy"),
+        (["--exit-policy", "static", "--exit-depths", "2,2,2"], "no numeric option to calibrate"),
+        (["--exit-policy", "static"], "--exit-policy static has no numeric option"),
+        (["--exit-policy", "similar"], "--exit-policy 'similar' cannot be calibrated"),
+        (["--exit-config", "x.json"], "--exit-config: calibrate names"),
+        ([], "24 rows are too few to promise 0.96 with confidence 0.95: at least 111 are needed"),
+        (["--keep", "1"], "--keep 1: no number of rows"),
+        (["--exit-image-threshold", "0.9,0.8"], "gives 2 numbers"),
+    ],
+)
+def test_bad_options_are_rejected_before_weights_are_read(
+    trained, tmp_path, monkeypatch, given, message
+):
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+    with pytest.raises(UsageError, match=message):
+        calibrate(trained, tmp_path / "exits.json", *given)
+
+
+def test_rows_without_references_are_rejected(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+    rows = [entailment_row(n) for n in range(4)]
+    rows[2][-1] = ""
+    write_tsv(trained[0] / "hidden.tsv", rows)
+    with pytest.raises(UsageError, match=r"hidden\.tsv, line 3: column 'label' is empty"):
+        calibrate(trained, tmp_path / "x.json", *EASY, "--metric", "accuracy", data="hidden.tsv")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--keep", "0"], ["--keep", "96"], ["--confidence", "0.5"], ["--confidence", "1"],
+     ["--metric", "bleu"], ["--save", "money"], ["--out", "exits.txt"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_shares_out_of_range_are_rejected(given, capsys):
+    with pytest.raises(SystemExit):
+        main(["x.tsv", "--checkpoint", "x.pt", "--out", "x.json", *given])
+    assert given[0] in capsys.readouterr().err
+
+
+def test_nothing_passes_and_the_report_says_what_it_takes(trained, exits, tmp_path, capsys):
+    """24 rows and a loss above 0 for a strict promise: full depth."""
+    out = tmp_path / "exits.json"
+    (tmp_path / "exits.rows.jsonl").write_text(exits.with_suffix(".rows.jsonl").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps.ltt, "fixed_sequence", lambda p_values, level: 0)
+        assert calibrate(trained, out, *EASY, *DECODER) == 0
+    assert read_exit_config(str(out)).exits == {"exit_policy": "none"}
+    assert "full depth, because no setting passes" in capsys.readouterr().out
