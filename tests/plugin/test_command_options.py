@@ -123,7 +123,7 @@ def test_a_file_that_is_no_trace_is_not_overwritten(data, checkpoint, tmp_path, 
     path.write_bytes(checkpoint.read_bytes())
     for victim in (path, data / "test.tsv", data / "dict.txt"):
         before = victim.read_bytes()
-        with pytest.raises(UsageError, match="exists and is no exit trace"):
+        with pytest.raises(UsageError, match="is also an input, which would be overwritten"):
             files.generate(TASK, data / "test.tsv", path, "--exit-trace", str(victim))
         assert victim.read_bytes() == before
 
