@@ -1,7 +1,8 @@
 """Host reads, device synchronisations and peak memory of generating one batch, by variant.
 
 A host read stops the CPU until the device has computed the value. torch's profiler counts reads
-(``aten::_local_scalar_dense``) and, on CUDA, the runtime's synchronisations and copies to the host.
+of single values (``aten::_local_scalar_dense``) and, on CUDA, the runtime's synchronisations and
+copies to the host, which include ``tolist()``. On the CPU, reads of whole tensors are not seen.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ def run(
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(writer, 2)
+        # Those of pytest write elsewhere.
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
         atexit._clear()  # those of this process, such as the removal of temporary folders
         sys.addaudithook(_watch(str(folder), counter, before_operation, limit))
         _run_and_exit(step)
