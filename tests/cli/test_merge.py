@@ -267,12 +267,6 @@ def other_data(data, checkpoint, folder):
     return copied, checkpoint
 
 
-def other_words(data, checkpoint, folder):
-    """The same data read by a dictionary in another order, as long as the model's."""
-    words = files.write_dictionary(folder / "words", files.WORDS[::-1])
-    return data, checkpoint, "--bpe-dir", str(words)
-
-
 def with_options(*given):
     return lambda data, checkpoint, folder: (data, checkpoint, *given)
 
@@ -280,7 +274,6 @@ def with_options(*given):
 DIFFERENT = {
     "checkpoints: ": other_checkpoint,
     "data: ": other_data,
-    "vocabulary: ": other_words,
     r"--model-overrides.*\{\}.*\{'attn_scale_factor': 3\.0\}": with_options(
         "--model-overrides", "{'attn_scale_factor': 3.0}"
     ),

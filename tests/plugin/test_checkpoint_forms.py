@@ -236,7 +236,7 @@ def test_a_checkpoint_that_is_not_read_is_rejected(data, checkpoint, tmp_path, o
 
 def test_a_shard_is_read_where_fairseq_reads_it(data, checkpoint, tmp_path):
     (tmp_path / "checkpoint_last-shard0.pt").write_bytes(b"torn")
-    with pytest.raises(UsageError, match=r"--save-dir: .*checkpoint_last-shard0.pt is not a check"):
+    with pytest.raises(UsageError, match=r"checkpoint_last-shard0.pt is not a check"):
         files.train(TASK, data, tmp_path, *SHARDED)
 
 

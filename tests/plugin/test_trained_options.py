@@ -159,7 +159,7 @@ def test_another_vocabulary_is_rejected_where_nothing_is_trained(data, checkpoin
         files.validate(data, checkpoint, "--task", TASK, *more)
     torch.save(torch.load(checkpoint)["model"], tmp_path / "bare.pt")
     with pytest.raises(UsageError, match="Give --code-dict-size 0 --num-bins 0"):
-        files.generate(TASK, data, tmp_path / "bare.pt")
+        files.generate(TASK, data, tmp_path / "bare.pt", "--patch-image-size", "32")
 
 
 @pytest.mark.parametrize("task", ["mue_caption", "mue_snli_ve", "mue_vqa"])
