@@ -245,7 +245,10 @@ def test_metrics_weigh_workers_by_their_captions():
         ({"scst_args": "[]"}, "--scst-args '\\[\\]'.* JSON object"),
         ({"scst_args": '{"beams": 5}'}, "--scst-args: .*beams"),
         ({"scst_args": '{"prefix_size": 2}'}, "--prefix-size is not supported"),
-        ({"scst_args": '{"match_source_len": true}'}, "--match-source-len is not supported"),
+        (
+            {"scst_args": '{"match_source_len": true, "sampling": false}'},
+            "--match-source-len is not supported",
+        ),
         ({"scst_args": '{"beam": 0}'}, "--scst-args: beam is 0: give at least 1"),
         (
             {"scst_args": '{"beam": 1}', "scst_baseline": "mean"},
