@@ -14,6 +14,7 @@ from ofa_exit.plugin.search.options import (
     UNSUPPORTED,
     check_greedy,
     check_search,
+    check_strategy,
     generation_options,
     reject_options,
 )
@@ -52,6 +53,7 @@ class BeamSearchTask(OFATask):
         super().check_generation(cfg, args)
         if cls.searches(cfg) and not args.score_reference:
             check_search(args)
+            check_strategy(args)
             if is_lossless(cfg):
                 check_greedy(args)
 
@@ -60,6 +62,7 @@ class BeamSearchTask(OFATask):
         if not getattr(args, "score_reference", False):
             with usage_errors():
                 check_search(args)
+                check_strategy(args)
             if is_lossless(self.cfg):
                 check_greedy(args)
             return FairseqTask.build_generator(self, self.ensemble(models), args, **options)

@@ -76,18 +76,13 @@ def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
         raise ValueError(f"{named('sampling_topp')} is {top_p}: give more than 0, at most 1")
 
 
-def check_strategy(args: Any, named: Callable[[str], str] = flag) -> None:
+def check_strategy(args: Any) -> None:
     """Raise ValueError for searches that contradict each other; see ``check_numbers``."""
-    sampling = getattr(args, "sampling", False)
-    for option in ("sampling_topk", "sampling_topp"):
-        value = getattr(args, option, DEFAULTS[option])
-        if value > 0 and not sampling:
-            raise ValueError(f"{named(option)} is {value}: add {named('sampling')}")
     chosen = [name for name in ("sampling", "match_source_len") if getattr(args, name, False)]
     if getattr(args, "diversity_rate", -1) > 0:
         chosen.append("diversity_rate")
     if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(map(named, chosen))} exclude each other: give one")
+        raise ValueError(f"{' and '.join(map(flag, chosen))} exclude each other: give one")
 
 
 def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
@@ -103,7 +98,10 @@ def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
             f"{named('nbest')} is {nbest}, but a beam of {beam} finds {beam} hypotheses: raise "
             f"{named('beam')}"
         )
-    check_strategy(args, named)
+    for option in ("sampling_topk", "sampling_topp"):
+        value = getattr(args, option, DEFAULTS[option])
+        if value > 0 and not getattr(args, "sampling", False):
+            raise ValueError(f"{named(option)} is {value}: add {named('sampling')}")
     if values["max_len_a"] or getattr(args, "match_source_len", False):
         return  # the length depends on the source
     if values["max_len_b"] < 1:
