@@ -8,20 +8,18 @@ copies to the host, which include ``tolist()``. On the CPU, reads of whole tenso
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.generate import DEPTHS, numbers
+from benchmarks.generate import DEPTHS
+from benchmarks.options import device_parser, write_lines
 from benchmarks.setting import Setting
 from benchmarks.variants import KINDS, Bench, Models
-from ofa_exit.models.archs import ARCHS
 
 COLUMNS = ("variant", "batch", "host_reads", "synchronisations", "copies_to_host", "peak_mib")
 READ = "aten::_local_scalar_dense"
@@ -68,26 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, run in bench.runs(options.only, DEPTHS).items():
             rows.append({"variant": name, "batch": size, **device_use(run, options.device)})
             print(*(f"{key} {value}" for key, value in rows[-1].items() if value != ""), sep=", ")
-    with options.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_lines(options.csv, COLUMNS, rows)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    built = argparse.ArgumentParser(prog="python -m benchmarks.device_use", description=__doc__)
-    add = built.add_argument
-    shown = "(default %(default)s)"
-    add("--arch", default="ofa_base", choices=list(ARCHS), help=shown)
-    add("--image-size", type=int, default=480, metavar="PIXELS", help=shown)
-    add("--batch-size", type=numbers, default=[1, 8, 32], metavar="N,…", help="(default 1,8,32)")
-    add("--steps", type=int, default=17, help=f"decoder calls {shown}")
-    add("--vocabulary", type=int, default=59457, help=shown)
-    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float16", help=shown)
-    add("--device", choices=["cpu", "cuda"], default="cuda", help=shown)
-    add("--csv", type=Path, required=True, metavar="FILE", help="file to write")
-    add(
+    built = device_parser("benchmarks.device_use", __doc__, 17, "decoder calls")
+    built.add_argument(
         "--only",
         nargs="+",
         choices=list(KINDS),

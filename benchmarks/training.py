@@ -7,22 +7,19 @@ Other types compute under autocast. Data loading is not part of it.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.generate import numbers
+from benchmarks.options import device_parser, write_lines
 from benchmarks.setting import Setting, build, sample
 from benchmarks.timing import synchronise
-from ofa_exit.models.archs import ARCHS
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.testing import random_tokens
 
@@ -92,26 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except torch.cuda.OutOfMemoryError:
             rows.append({"batch": size, "dtype": options.dtype, "peak_mib": "out of memory"})
         print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
-    with options.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_lines(options.csv, COLUMNS, rows)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    built = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    add = built.add_argument
-    shown = "(default %(default)s)"
-    add("--arch", default="ofa_base", choices=list(ARCHS), help=shown)
-    add("--image-size", type=int, default=480, metavar="PIXELS", help=shown)
-    add("--batch-size", type=numbers, default=[1, 8, 32], metavar="N,…", help="(default 1,8,32)")
-    add("--steps", type=int, default=5, help=f"timed steps {shown}")
-    add("--vocabulary", type=int, default=59457, help=shown)
-    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float16", help=shown)
-    add("--device", choices=["cpu", "cuda"], default="cuda", help=shown)
-    add("--csv", type=Path, required=True, metavar="FILE", help="file to write")
-    return built
+    return device_parser("benchmarks.training", __doc__, 5, "timed steps")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #   ARCH    model of the measurements; default ofa_base, on the CPU ofa_nano
 #   PYTHON  a Python that has the packages; default: .venv, then python3
 # Writes device.txt, tests.txt, generate.csv, device_use.csv, training.csv and README.md, which sums
-# them up. A step that fails or takes too long does not stop the others. Exit status 1 tells of it.
+# them up. A step that fails or takes too long does not stop the others. The exit status is then 1.
 set -uo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1:-} in

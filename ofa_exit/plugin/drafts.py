@@ -1,4 +1,4 @@
-"""The options of lossless mode, and what drafts are told of the search that verifies them."""
+"""The options of lossless mode, and the words that the search allows its drafts."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,6 @@
 """Options on when to exit: the policies that they build, and what is rejected."""
 
 import json
-import re
 from argparse import ArgumentParser
 
 import pytest
@@ -11,7 +10,6 @@ from helpers.small_models import nano
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import (
     ExitFlags,
-    _warn_once,
     build_exit_policy,
     policy_flags,
     reject_misfit,
@@ -50,37 +48,6 @@ def test_defaults_are_the_papers():
     assert (answers.image_threshold, answers.text_threshold) == (0.9, 0.95)
     given = policy_of(policy="similarity", decoder_threshold=0.5, beta=0.1)
     assert (given.decoder_threshold, given.beta, given.schedule) == (0.5, 0.1, "decay")
-
-
-@pytest.mark.parametrize(
-    ("options", "warning"),
-    [
-        ({"decoder_threshold": "90"}, "--exit-decoder-threshold 90: nothing exits .* such as 0.9"),
-        ({"image_threshold": "0.9,0.9,97,0.9,0.9"}, "--exit-image-threshold 0.9,0.9,97.*0.97"),
-        ({"policy": "confidence", "alpha": 250.0}, "--exit-alpha 250.*not percent, such as 0.9"),
-        ({"policy": "softmax", "options": '{"threshold": 80}'}, "--exit-threshold 80.*as 0.8"),
-    ],
-)
-def test_percent_for_a_fraction_is_warned_of_once(options, warning, caplog):
-    _warn_once.cache_clear()
-    for _ in range(2):
-        policy_of(**{"policy": "similarity", **options})
-    (message,) = caplog.messages
-    assert re.match(warning, message)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"policy": "similarity", "decoder_threshold": "2"},  # never, as in the grids
-        {"policy": "similarity"},
-        {"policy": "entropy", "entropy": "5"},  # in nats
-    ],
-)
-def test_thresholds_that_mean_what_they_say(options, caplog):
-    _warn_once.cache_clear()
-    policy_of(**options)
-    assert caplog.messages == []
 
 
 def test_depths_and_json():
