@@ -203,7 +203,7 @@ def sweep(
             turn = number % len(on_model)
             for setting in on_model[turn:] + on_model[:turn]:
                 if number - finished.last <= WARM_UP_BATCHES:
-                    setting.generate(sample)
+                    setting.warm_up(sample)
                 setting.add_batch(sample)
             finished.add(number, [setting.batch() for setting in on_model])
             partial_csv.write_when_due()

@@ -56,7 +56,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     }
     if len(images) < len(kept):
         batch["net_input"]["image_rows"] = torch.tensor(image_rows)
-        sources = {(row, *example.source.tolist()) for row, example in zip(image_rows, kept)}
+        sources = set(zip(image_rows, batch["net_input"]["text_keys"]))
         batch["net_input"]["shared_source"] = len(sources) == len(images)
     masks = [example.constraint_mask for example in kept if example.constraint_mask is not None]
     if masks:

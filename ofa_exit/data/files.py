@@ -35,11 +35,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
-        if path.is_file() and filecmp.cmp(name, path, shallow=False):
-            os.unlink(name)
-            return
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+            stream.flush()
+            # Still locked: what another writer takes for a leftover, it removes.
+            if path.is_file() and filecmp.cmp(name, path, shallow=False):
+                os.unlink(name)
+                return
+            os.chmod(name, 0o644)
+            os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -49,7 +51,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 def _locked_temporary_file(path: Path) -> tuple[int, str]:
     """Create a temporary file next to ``path``. Its lock shows that its writer is alive."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
@@ -63,7 +65,7 @@ def remove_leftovers(path: Path) -> None:
     The operating system releases the lock of a process that dies. Where there are no locks, or the
     folder is read-only, the files stay.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
         with contextlib.suppress(OSError), leftover.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if the writer is alive
             leftover.unlink()

@@ -150,6 +150,7 @@ class RowExamples:
         self.trie = trie
         self.augment = augment
         self.groups = groups
+        self._decoded: Any = None  # the shared image that was decoded last
         self.references_optional = references_optional
         self.max_source_positions = max_source_positions
         self.max_target_positions = max_target_positions
@@ -182,10 +183,16 @@ class RowExamples:
 
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Return the image and its ``image_id``."""
-        image = row.image(self.load_image)
-        image_id = None if self.groups is None else int(self.groups[row.index])
+        view, image_id = row.index, None
+        if self.groups is None:
+            image = row.image(self.load_image)
+        else:
+            view = image_id = int(self.groups[row.index])
+            if self._decoded is None or self._decoded[0] != image_id:
+                self._decoded = image_id, row.image(self.load_image)
+            image = self._decoded[1]
         if image is not None and self.augment is not None:
-            image = self.augment(image, row.index if image_id is None else image_id)
+            image = self.augment(image, view)
         return image, image_id
 
     def mask(self, target: Tensor, prompt_length: int, answer: Tensor) -> Tensor | None:

@@ -57,7 +57,8 @@ class DialogExamples(RowExamples):
     def image(self, row: Row) -> tuple[Tensor | None, int | None]:
         """Decode the image of consecutive rounds once; their ``image_id`` is the first's index.
 
-        Training rows come in any order, and batch norm counts each of them: none is shared.
+        Training rows come in any order, and batch norm counts each of them: they share none, unless
+        ``groups`` says so.
         """
         if self.train:
             return super().image(row)

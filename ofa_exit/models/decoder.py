@@ -67,7 +67,9 @@ class Decoder(DecoderStack):
                 f"{length} target tokens are more than --max-target-positions "
                 f"{self.cfg.max_target_positions}: lower --max-len-b or --max-tgt-length"
             )
-        if self.drafting is not None and incremental_state is not None and not self.training:
+        is_asked_more = features_only or all_layers or return_layers
+        drafts = self.drafting is not None and not self.training and not is_asked_more
+        if drafts and incremental_state is not None:
             return self._lossless_step(prev_output_tokens, encoder_out, incremental_state)
         cache, tokens = None, prev_output_tokens
         if incremental_state is not None:

@@ -297,15 +297,16 @@ class Encoder(ShapeCache):
             image_rows: Long [S], the image of each sentence, if sentences share images. A shared
                 image passes the stem once, and with ``split_modalities`` the layers too.
             shared_source: sentences that share an image have the same text, too. Then each image is
-                encoded once with its text.
+                encoded once with its text, unless a trace is recorded.
             text_keys: one per sentence, equal where texts are. In inference with
                 ``split_modalities`` equal texts share a text pass. That of a batch with a single
                 text is kept for later batches.
         """
         if patch_images is not None and patch_masks is None:
             patch_masks = src_tokens.new_ones(len(src_tokens), dtype=torch.bool)
+        is_traced = not self.training and (self.exit_policy is not None or self.always_traced)
         repeated = None  # Long [S], the encoded row of each sentence
-        if patch_images is not None and patch_masks is not None and shared_source:
+        if patch_images is not None and patch_masks is not None and shared_source and not is_traced:
             repeated, image_rows, text_keys = image_rows, None, None
             src_tokens = per_image(src_tokens, len(patch_images), repeated)
             patch_masks = per_image(patch_masks, len(patch_images), repeated)
@@ -340,9 +341,8 @@ class Encoder(ShapeCache):
                 self._run(text_pass, "text")
                 text_layers_run = text_pass.layers_used
             else:
-                text_pass, text_layers_run = run_prompt(
-                    text_pass, texts.only, self._gate("text"), self.exit_policy, self
-                )
+                gate, policy = self._gate("text"), self.exit_policy
+                text_layers_run = run_prompt(text_pass, texts.only, gate, policy, self)
             x = torch.cat([image, per_sentence(text_pass.output, texts.rows)], dim=1)  # [S, T, C]
             image_layers = per_sentence(image_pass.layers_used, image_rows)
             text_layers = per_sentence(text_pass.layers_used, texts.rows)
@@ -360,12 +360,12 @@ class Encoder(ShapeCache):
             image_layers = text_layers * has_image
 
         self.last_trace = None
-        if not self.training and (self.exit_policy is not None or self.always_traced):
+        if is_traced:
             stem = [] if present is None else [self._stem_work(patch_images, present)]
             self.last_trace = ExitTrace(
-                per_sentence(image_layers, repeated),
-                per_sentence(text_layers, repeated),
-                source_tokens=per_sentence((~padding).sum(dim=1), repeated),
+                image_layers,
+                text_layers,
+                source_tokens=(~padding).sum(dim=1),
                 work=[*stem, *(one.work(rows) for one, rows in passes)],
                 full_work=[*stem, *(one.full_work(rows) for one, rows in passes)],
                 text_layers_run=text_layers_run,

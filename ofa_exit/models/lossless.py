@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Optional
 
@@ -69,7 +70,7 @@ class LosslessDecoding:
         prefixes: list[list[int]] = to_host(tokens)
         missing = self.buffer.missing(position, [prefix[-1] for prefix in prefixes])
         first = self.cache.kv is None
-        counts = _Counts(len(tokens))
+        counts = _Counts.of(len(tokens))
         for row in set(range(len(tokens))) - set(missing):
             counts.accepted[row] = 1
         if missing:
@@ -95,15 +96,18 @@ class LosslessDecoding:
         decoder = self.decoder
         features, weight = decoder.layer_norm(hidden), decoder.output_projection.weight
         drafts: list[int] = [words[0] if words else 0 for words in choices]
-        if not all(choices):
-            scores = linear(features, weight[:MAX_DRAFT_WORDS])  # [R, words]
-            for row, word in enumerate(to_host(scores.argmax(dim=1))):
-                if not choices[row]:
-                    drafts[row] = word
-        for row, words in enumerate(choices):
-            if len(words) > 1:
-                index = from_host(list(words), hidden.device)
-                drafts[row] = words[int(linear(features[row], weight[index]).argmax())]
+        free = [row for row, words in enumerate(choices) if not words]
+        limited = [row for row, words in enumerate(choices) if len(words) > 1]
+        best = []
+        if free:
+            states = features if len(free) == len(choices) else features[free]
+            best.append(linear(states, weight[:MAX_DRAFT_WORDS]).argmax(dim=1))  # [rows]
+        for row in limited:
+            index = from_host(list(choices[row]), hidden.device)
+            best.append(linear(features[row], weight[index]).argmax(dim=0, keepdim=True))
+        places: list[int] = to_host(torch.cat(best)) if best else []  # one read for all rows
+        for row, place in zip([*free, *limited], places, strict=True):
+            drafts[row] = choices[row][place] if choices[row] else place
         return drafts
 
     def _begin(self, rows: int, encoder_out: EncoderOut) -> None:
@@ -122,9 +126,10 @@ class LosslessDecoding:
     ) -> DecoderStep:
         decoder, keys, depth = self.decoder, self.cache.capacity, len(self.decoder.layers)
         rows, layer = len(tokens), decoder.layer(1)
+        layers = [positions * depth for positions in counts.positions]
         draft_words = min(MAX_DRAFT_WORDS, decoder.output_projection.weight.size(0))
         work = [
-            Work("decoder", partial(layer.flops, keys), counts.layers_run),
+            Work("decoder", partial(layer.flops, keys), layers),
             Work("exits", lambda source: decoder.word_flops(draft_words), counts.scored),
             Work("exits", lambda source: decoder.word_flops(1), counts.words_scored),
             Work("vocabulary", lambda source: decoder.word_flops(), counts.positions),
@@ -134,7 +139,7 @@ class LosslessDecoding:
         full = full_work(decoder, rows, 1, keys, first)
         full.append(Work("vocabulary", lambda source: decoder.word_flops(), [1] * rows))
         device = tokens.device
-        layers_run = torch.tensor(counts.layers_run)
+        layers_run = torch.tensor(layers)
         return DecoderStep(
             tokens=tokens.clone(),
             sentence=encoder_out.sentences,
@@ -149,27 +154,27 @@ class LosslessDecoding:
         )
 
 
+@dataclass
 class _Counts:
-    """What each of N rows went through in a call.
+    """What each of N rows went through in a call, a number per row.
 
     Attributes:
         positions: positions that ran all layers.
-        layers_run: layers that ran, one for each position.
         drafted: drafts that were verified; accepted: whether the newest token was such a draft.
         scored: tokens for which any word was scored to draft the next one.
         words_scored: words scored where only some were allowed.
     """
 
-    def __init__(self, rows: int) -> None:
-        for name in ("positions", "layers_run", "drafted", "accepted", "scored", "words_scored"):
-            setattr(self, name, [0] * rows)
-
     positions: list[int]
-    layers_run: list[int]
     drafted: list[int]
     accepted: list[int]
     scored: list[int]
     words_scored: list[int]
+
+    @classmethod
+    def of(cls, rows: int) -> _Counts:
+        """Return zeros."""
+        return cls(*([0] * rows for _ in fields(cls)))
 
 
 class _Round:
@@ -204,7 +209,7 @@ class _Round:
             them. A row whose draft is the end of the sentence has fewer tokens than P.
         """
         decoder, drafting = self.decoder, self.decoding.drafting
-        room = MAX_SCORES_AT_ONCE // decoder.output_projection.weight.size(0) // len(self.rows)
+        room = MAX_SCORES_AT_ONCE // decoder.output_projection.weight.size(0) // len(tokens)
         longest = max(0, min(drafting.tokens, self.decoding.last_position - self.start, room - 1))
         self._reserve(longest + 1)
         newest = tokens[:, -1:] if self.index is None else tokens[self.index, -1:]  # Long [R, 1]
@@ -217,7 +222,7 @@ class _Round:
             hidden.append(x)
             if number == longest:
                 break
-            drafts = self._draft(x[:, 0], known)
+            drafts = self._draft(x[:, 0], known, ended)
             for row, draft in enumerate(drafts):
                 ended[row] = ended[row] or draft in (EOS, decoder.padding_idx)
                 if not ended[row]:
@@ -229,19 +234,23 @@ class _Round:
         x = self._run(range(drafting.layer, len(decoder.layers)), x, self.start)
         for row, row_tokens in zip(self.rows, known):
             self.counts.positions[row] = x.size(1)
-            self.counts.layers_run[row] = x.size(1) * len(decoder.layers)
             self.counts.drafted[row] = len(row_tokens) - length
         scores = decoder.output_layer(decoder.layer_norm(x))  # [R, P, V]
         return [row_tokens[length - 1 :] for row_tokens in known], scores
 
-    def _draft(self, hidden: Tensor, known: list[list[int]]) -> list[int]:
-        """Return a draft per row from its states [R, C], and count what was scored."""
+    def _draft(self, hidden: Tensor, known: list[list[int]], ended: list[bool]) -> list[int]:
+        """Return a draft per row from its states [R, C], padding for a row that has ended.
+
+        Counts what was scored.
+        """
         choices: list[Sequence[int]] = [()] * len(known)
-        if self.decoding.allowed is not None:
-            numbers = (self.sentences[row] for row in self.rows)
-            choices = [self.decoding.allowed(*pair) or () for pair in zip(numbers, known)]
-        for row, words in zip(self.rows, choices):
-            self.counts.scored[row] += not all(choices)
+        for number, (row, prefix) in enumerate(zip(self.rows, known)):
+            if ended[number]:
+                choices[number] = (self.decoder.padding_idx,)
+            elif self.decoding.allowed is not None:
+                choices[number] = self.decoding.allowed(self.sentences[row], prefix) or ()
+            words = choices[number]
+            self.counts.scored[row] += not words
             self.counts.words_scored[row] += len(words) if len(words) > 1 else 0
         return self.decoding.guess(hidden, known, choices)
 

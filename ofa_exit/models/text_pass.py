@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofa_exit.models.encoder_pass import EncoderPass
 from ofa_exit.models.positions import ShapeCache
@@ -65,23 +65,34 @@ def run_prompt(
     gate: Optional[Gate],
     policy: Optional[ExitPolicy],
     cache: ShapeCache,
-) -> tuple[EncoderPass, Tensor]:
-    """Run the pass of a text, unless ``cache`` has one of the same text, gate and policy.
+) -> Tensor:
+    """Run the pass of a text, unless ``cache`` has one of the same text, gate, policy and weights.
 
     Args:
         text_pass: of one row, not run yet.
         prompt: the text's key.
         gate: the policy's, which keeps the policy alive in the cache; None: full depth.
 
-    Returns: the pass that was run, and the layers that were run now, Long [1].
+    Returns: the layers that were run now, Long [1].
     """
     ran = []
 
-    def run() -> EncoderPass:
+    def run() -> tuple[Tensor, Tensor]:
         ran.append(text_pass.run(gate))
-        return text_pass
+        return text_pass.output, text_pass.layers_used
 
-    # The fields of a policy may change, thresholds for example.
-    fields = "" if gate is None else repr((policy, vars(policy)))
-    kept = cache.once_per_shape("prompt", (prompt, text_pass.x.size(1), gate, fields), run)
-    return kept, kept.layers_used if ran else torch.zeros_like(kept.layers_used)
+    # Fields of a policy may change, thresholds for example, and so may weights: of any layer, and
+    # by loading them into a part of the model, which does not clear the cache.
+    fields = "" if gate is None else repr(vars(policy))
+    shape = (prompt, text_pass.x.size(1), gate, fields, versions(cache))
+    text_pass.output, text_pass.layers_used = cache.once_per_shape("prompt", shape, run)
+    used = text_pass.layers_used
+    return used if ran else torch.zeros_like(used)
+
+
+def versions(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return what changes whenever the weights of a module do."""
+    return tuple(
+        (id(weight), 0 if weight.is_inference() else weight._version)
+        for weight in module.parameters()
+    )

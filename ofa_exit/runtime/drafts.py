@@ -89,7 +89,8 @@ class DraftBuffer:
     ) -> None:
         """Keep the scores [R, P, V] after ``tokens``, at most P per row, from ``start`` on."""
         for row, row_tokens, row_scores in zip(rows, tokens, scores, strict=True):
-            self._rounds[row] = _Round(start, row_tokens, row_scores)
+            # A copy: a view would keep the scores of all rows of the round.
+            self._rounds[row] = _Round(start, row_tokens, row_scores[: len(row_tokens)].clone())
 
     def scores(self, position: int) -> Tensor:
         """Return the scores [N, 1, V] after the tokens at ``position``; no row may miss them."""

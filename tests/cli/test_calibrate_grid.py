@@ -48,6 +48,7 @@ def batch(shared: bool):
         "patch_images": torch.arange(2 if shared else 4).view(-1, 1),
         "patch_masks": torch.tensor([True, False, True, True]),
         "padded": True,
+        "text_keys": [*"wxyz"],
     }
     if shared:
         net_input["image_rows"] = torch.tensor([0, 1, 1, 0])
@@ -66,6 +67,7 @@ def test_rows_of_a_batch():
     assert chosen["nsentences"] == 2 and chosen["subset"] == "test"
     assert chosen["net_input"]["patch_images"].flatten().tolist() == [1, 3]
     assert chosen["net_input"]["patch_masks"].tolist() == [False, True]
+    assert chosen["net_input"]["text_keys"] == ["x", "z"] and chosen["net_input"]["padded"] is True
 
 
 def test_rows_that_share_an_image():

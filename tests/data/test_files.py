@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ofa_exit.data.files import atomic_write, hold_lock, write_bytes
+from ofa_exit.data.files import atomic_write, hold_lock, remove_leftovers, write_bytes
 from ofa_exit.data.row_index import Stamp, index_path, write_index
 from ofa_exit.prepare.problems import Problems
 
@@ -83,3 +83,15 @@ def test_an_error_leaves_no_temporary_file(tmp_path):
         stream.write(b"half")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_locked_until_it_has_its_name(tmp_path, monkeypatch):
+    path, rename = tmp_path / "a.tsv", os.replace
+
+    def late(source, target):
+        remove_leftovers(path)  # as another writer does
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_bytes(path, b"ours")
+    assert path.read_bytes() == b"ours" and len(os.listdir(tmp_path)) == 1

@@ -78,6 +78,15 @@ def test_an_image_has_one_view_in_an_epoch(data):
     assert len(views) > 2
 
 
+def test_an_image_is_decoded_once(data):
+    rows, decoded = training_rows(data, group_images=True), []
+    load = rows.rows.examples.load_image
+    rows.rows.examples.load_image = lambda *field: decoded.append(field) or load(*field)
+    images = [rows[row].image for row in range(len(IMAGE_OF_ROW))]
+    assert len(decoded) == len(CAPTIONS)
+    assert [image.sum() == images[0].sum() for image in images] == [i == 0 for i in IMAGE_OF_ROW]
+
+
 def test_other_questions_about_an_image_share_the_image_alone(data):
     rows = training_rows(data, group_images=True)
     examples = [rows[row] for row in range(4)]

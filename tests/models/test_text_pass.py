@@ -115,12 +115,28 @@ def load_other_weights(model):
     model.load_state_dict(state)
 
 
+def load_layers_alone(model):
+    """Through a submodule, whose loading the encoder does not see."""
+    layers = model.encoder.layers
+    layers.load_state_dict({name: value * 0.9 for name, value in layers.state_dict().items()})
+
+
+def load_words_alone(model):
+    """The decoder has the same embedding."""
+    state = model.decoder.state_dict()
+    model.decoder.load_state_dict(
+        {**state, "embed_tokens.weight": state["embed_tokens.weight"] * 2}
+    )
+
+
 def lower_threshold(model):
     model.encoder.exit_policy.text_threshold = 0.1
 
 
 CHANGES = {
     "weights": load_other_weights,
+    "layers": load_layers_alone,
+    "words": load_words_alone,
     "training": lambda model: model.train().eval(),
     "dtype": lambda model: model.double(),
     "threshold": lower_threshold,

@@ -8,6 +8,7 @@ from helpers.flop_counts import CPU_CAPACITY, counted
 from helpers.small_models import VOCAB, batch, generate, nano
 
 from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs
+from ofa_exit.models import lossless
 from ofa_exit.models.lossless import LosslessDecoding
 from ofa_exit.plugin.drafts import allowed_words
 from ofa_exit.plugin.search.prompted import BoundedEnsemble
@@ -244,3 +245,39 @@ def test_the_buffer_forgets_what_was_not_chosen():
     buffer.reorder(torch.tensor([1]))
     assert buffer.scores(2).flatten().tolist() == [20]
     assert buffer.missing(3, [4]) == [0]
+
+
+def test_drafts_of_all_rows_are_read_at_once(monkeypatch):
+    model, reads = nano(), []
+    decoding = LosslessDecoding(model.decoder, Drafting(4, 1), None)
+    hidden = torch.randn(5, model.cfg.decoder_embed_dim, generator=torch.manual_seed(0))
+    choices = [(), (7, 9, 11), (5,), (8, 6), ()]
+    features = model.decoder.layer_norm(hidden)
+    scores = features @ model.decoder.output_projection.weight.T  # [5, V]
+    expected = [max(words or range(VOCAB), key=scores[row].__getitem__)
+                for row, words in enumerate(choices)]  # fmt: skip
+    read = lossless.to_host
+    monkeypatch.setattr(lossless, "to_host", lambda values: reads.append(1) or read(values))
+    with torch.no_grad():
+        assert decoding.guess(hidden, [[0]] * 5, choices) == expected
+    assert len(reads) == 1
+
+
+def test_kept_scores_are_those_of_a_row_alone():
+    buffer, scores = DraftBuffer(4), torch.randn(4, 5, VOCAB)
+    buffer.add([0, 1, 2, 3], 0, [[0], [0, 6], [0, 6, 7], [0]], scores)
+    held = [one.scores for one in buffer._rounds]
+    assert [one.untyped_storage().nbytes() // 4 for one in held] == [
+        VOCAB * n for n in (1, 2, 3, 1)
+    ]
+    assert all(torch.equal(one, scores[row, : len(one)]) for row, one in enumerate(held))
+
+
+def test_what_else_is_asked_of_the_decoder_is_given():
+    model, net_input = nano(), batch(2)
+    model.configure_exits(None, drafting=Drafting(2, 1))
+    with torch.no_grad():
+        out = model.encoder.forward_torchscript(net_input)
+        tokens = torch.zeros(2, 1, dtype=torch.long)
+        found, _ = model.decoder(tokens, out, incremental_state={}, features_only=True)
+    assert found.shape == (2, 1, model.cfg.decoder_embed_dim)

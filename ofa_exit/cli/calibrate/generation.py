@@ -100,7 +100,7 @@ def _all_settings(
     found: dict[int, list[Outcome]] = {}
     for place in order:
         if number < WARM_UP_BATCHES:
-            settings[place].generate(sample)
+            settings[place].warm_up(sample)
         found[place] = outcomes_of(settings[place], sample, with_paths=False)
     return [[found[place][row] for place in range(len(settings))] for row in _rows(sample)]
 

@@ -120,10 +120,7 @@ def select_rows(sample: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     size = sample["nsentences"]
     if rows == [*range(size)]:
         return sample
-    net_input = {
-        name: value[rows] if _is_per_row(name, value, size) else value
-        for name, value in sample["net_input"].items()
-    }
+    net_input = {name: _select(value, rows, size) for name, value in sample["net_input"].items()}
     images = sample["net_input"].get("image_rows")
     if images is not None:  # sentences share images
         kept, own = images[rows].unique(return_inverse=True)
@@ -133,15 +130,13 @@ def select_rows(sample: dict[str, Any], rows: list[int]) -> dict[str, Any]:
             net_input["patch_images"] = net_input["patch_images"][own]
             del net_input["image_rows"]
     chosen: dict[str, Any] = {"net_input": net_input, "nsentences": len(rows)}
-    for name, value in sample.items():
-        if name in chosen:
-            continue
-        if isinstance(value, list):
-            chosen[name] = [value[row] for row in rows]
-        else:
-            chosen[name] = value[rows] if _is_per_row(name, value, size) else value
-    return chosen
+    rest = {name: _select(value, rows, size) for name, value in sample.items()}
+    return {**rest, **chosen}
 
 
-def _is_per_row(name: str, value: Any, rows: int) -> bool:
-    return torch.is_tensor(value) and value.dim() > 0 and len(value) == rows
+def _select(value: Any, rows: list[int], size: int) -> Any:
+    """Return ``rows`` of a list or tensor of ``size`` rows; all of anything else."""
+    if isinstance(value, list):
+        return [value[row] for row in rows]
+    is_per_row = torch.is_tensor(value) and value.dim() > 0 and len(value) == size
+    return value[rows] if is_per_row else value

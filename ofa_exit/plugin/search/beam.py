@@ -80,13 +80,15 @@ class BeamSearchTask(OFATask):
     ) -> Hyps:
         if not hasattr(generator, "max_len_a"):
             reject_without_references(sample, "--score-reference")
-        ensemble, pad = getattr(generator, "model", None), self.dictionary.pad()
-        allowed = allowed_words(
-            forced.get("prefix_tokens"),
-            pad,
-            getattr(ensemble, "trie", None),
-            getattr(ensemble, "prompt_lengths", None),
-        )
+        allowed = None
+        if is_lossless(self.cfg):
+            ensemble = getattr(generator, "model", None)
+            allowed = allowed_words(
+                forced.get("prefix_tokens"),
+                self.dictionary.pad(),
+                getattr(ensemble, "trie", None),
+                getattr(ensemble, "prompt_lengths", None),
+            )
         try:
             with drafts_within(models, allowed):
                 hyps = super().generate(generator, models, sample, **forced)
