@@ -58,7 +58,7 @@ class Setting:
         return hyps, tokens, time.perf_counter() - start
 
     def warm_up(self, sample: dict[str, Any]) -> None:
-        """Generate a batch that is timed next. Kept texts would be free then, so they are unnamed."""
+        """Generate a batch that is timed next, without keeping its texts, which cost time, too."""
         known = sample["net_input"].items()
         net_input = {name: value for name, value in known if name != "text_keys"}
         self.generate({**sample, "net_input": net_input})

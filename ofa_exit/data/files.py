@@ -82,7 +82,7 @@ def hold_lock(path: Path) -> bool:
     path = path.resolve()
     if path in _held:
         return True
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

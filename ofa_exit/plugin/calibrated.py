@@ -1,6 +1,7 @@
 """``--exit-config`` against the checkpoint, task and data that it is used for."""
 
 import dataclasses
+import logging
 from typing import Any, Optional
 
 from fairseq import utils
@@ -12,7 +13,11 @@ from ofa_exit.plugin.exit_config import (
     task_fingerprint,
     warn_of_other_data,
 )
+from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import resolved
+from ofa_exit.plugin.search.options import DEFAULTS
+
+logger = logging.getLogger(__name__)
 
 # Besides the options that a training fixes.
 _DECISIVE = ("ema_eval", "beam_search_vqa_eval")
@@ -31,6 +36,16 @@ def fingerprint_of_task(cfg: Any, kind: str) -> dict[str, Any]:
     return task_fingerprint(kind, {name: getattr(cfg, name) for name in names}, answers)
 
 
+def search_of(options: Any) -> dict[str, Any]:
+    """Return the options of a search that are not fairseq's defaults.
+
+    Args:
+        options: of generation; those that are missing have the defaults.
+    """
+    given = {name: getattr(options, name, default) for name, default in DEFAULTS.items()}
+    return {name: value for name, value in given.items() if value != DEFAULTS[name]}
+
+
 def reject_foreign_config(cfg: Any, kind: str, path: Optional[str] = None) -> None:
     """Raise ValueError if ``--exit-config`` is of another checkpoint or task.
 
@@ -42,6 +57,22 @@ def reject_foreign_config(cfg: Any, kind: str, path: Optional[str] = None) -> No
     if path is not None and evaluated:
         checkpoints = utils.split_paths(evaluated)
         reject_foreign(path, read_exit_config(path), checkpoints, fingerprint_of_task(cfg, kind))
+
+
+def warn_of_search(cfg: Any, options: Any) -> None:
+    """Log where a search differs from that of ``--exit-config``: other steps exit elsewhere."""
+    path = getattr(cfg, "exit_config", None)
+    if path is None:
+        return
+    wanted, found = read_exit_config(path).certificate.get("search", {}), search_of(options)
+    different = [
+        f"{flag(name)} {found.get(name, DEFAULTS[name])}, calibrated with "
+        f"{wanted.get(name, DEFAULTS[name])}"
+        for name in DEFAULTS
+        if found.get(name, DEFAULTS[name]) != wanted.get(name, DEFAULTS[name])
+    ]
+    if different:
+        logger.warning("--exit-config %s is of another search: %s", path, "; ".join(different))
 
 
 def warn_of_data(cfg: Any, file: Any) -> None:

@@ -147,12 +147,6 @@ def reject_foreign(
         raise ValueError(
             f"--exit-config {path} is of one checkpoint, and {len(checkpoints)} are given"
         )
-    found, wanted = checkpoint_fingerprint(checkpoints[0]), config.checkpoint
-    if found["sha256"] != wanted["sha256"]:
-        raise ValueError(
-            f"--exit-config {path} was calibrated for another checkpoint ({wanted.get('file')}) "
-            f"than {checkpoints[0]}. Calibrate this one: ofa-exit calibrate"
-        )
     for name in dict.fromkeys([*config.task, *task]):
         if config.task.get(name) != task.get(name):
             raise ValueError(
@@ -160,6 +154,13 @@ def reject_foreign(
                 f"{config.task.get(name)}, not {task.get(name)}. Calibrate this one: ofa-exit "
                 "calibrate"
             )
+    # Last: it reads the whole checkpoint.
+    found, wanted = checkpoint_fingerprint(checkpoints[0]), config.checkpoint
+    if found["sha256"] != wanted["sha256"]:
+        raise ValueError(
+            f"--exit-config {path} was calibrated for another checkpoint ({wanted.get('file')}) "
+            f"than {checkpoints[0]}. Calibrate this one: ofa-exit calibrate"
+        )
 
 
 def warn_of_other_data(config: ExitConfig, path: str | os.PathLike[str] | None) -> None:

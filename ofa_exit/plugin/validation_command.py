@@ -36,7 +36,7 @@ OFA_CRITERION = "adjust_label_smoothed_cross_entropy"
 @patch(options, "parse_args_and_arch")
 def size_batches(parse: Callable, parser: ArgumentParser, *args: Any, **kwargs: Any) -> Any:
     parsed = parse(parser, *args, **kwargs)
-    # The parser of fairseq-validate is the only one that has both options.
+    # fairseq-train has no --path. fairseq-generate has both, and takes the same default itself.
     if {"--path", "--valid-subset"} <= parser._option_string_actions.keys():
         # In a second parse fairseq leaves out the options that are not given.
         sizes = [vars(parsed).get(name, 0) for name in ("max_tokens", "batch_size")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from helpers import task_files as files
@@ -16,6 +17,7 @@ from ofa_exit.cli import generation, sweep
 from ofa_exit.cli.calibrate import main
 from ofa_exit.cli.calibrate import run as steps
 from ofa_exit.evaluation.calibration.losses import read_sentences
+from ofa_exit.plugin.calibrated import warn_of_search
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.exit_config import read_exit_config
 
@@ -66,7 +68,7 @@ def test_the_certificate(trained, exits):
 
 
 def test_what_follows_from_other_settings_equals_what_is_generated(trained, exits, tmp_path):
-    """--save time runs every setting."""
+    """--save flops and time run every setting."""
     assert calibrate(trained, tmp_path / "all.json", *EASY, *DECODER, "--save", "time") == 0
     derived = read_sentences(exits.with_suffix(".rows.jsonl"))[1]
     generated = read_sentences(tmp_path / "all.rows.jsonl")[1]
@@ -92,8 +94,40 @@ def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_p
     assert [one.texts for one in read_sentences(rows)[1]] == [
         one.texts for one in read_sentences(exits.with_suffix(".rows.jsonl"))[1]
     ]
-    with pytest.raises(UsageError, match="another run"):
-        calibrate(trained, out, *EASY, *DECODER, "--exit-schedule", "decay")
+    for other in (["--exit-schedule", "decay"], ["--lenpen", "2"]):
+        with pytest.raises(UsageError, match="another run"):
+            calibrate(trained, out, *EASY, *DECODER, *other)
+
+
+def test_a_batch_is_resumed_in_its_middle(trained, exits, tmp_path):
+    out, rows = tmp_path / "exits.json", tmp_path / "exits.rows.jsonl"
+    whole = read_sentences(exits.with_suffix(".rows.jsonl"))[1]
+    head, *lines = exits.with_suffix(".rows.jsonl").read_text().splitlines(keepends=True)
+    rows.write_text(head + "".join(lines[:3]))
+    assert calibrate(trained, out, *EASY, *DECODER) == 0
+    assert len(rows.read_text().splitlines()) == 1 + len(lines)
+    assert [one.texts for one in read_sentences(rows)[1]] == [one.texts for one in whole]
+
+
+def test_another_search_is_warned_of(exits, caplog):
+    cfg = SimpleNamespace(exit_config=str(exits))
+    with caplog.at_level(logging.WARNING):
+        warn_of_search(cfg, SimpleNamespace(beam=5))
+        assert not caplog.text
+        warn_of_search(cfg, SimpleNamespace(lenpen=0.5))
+    assert "another search: --lenpen 0.5, calibrated with 1" in caplog.text
+
+
+def test_other_files_are_not_overwritten(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UsageError, match="is a folder: name a file in it"):
+        calibrate(trained, tmp_path / "folder.json", *EASY)
+    grid = tmp_path / "grid.json"
+    grid.write_text("[{}]")
+    with pytest.raises(UsageError, match="--out would overwrite a file"):
+        calibrate(trained, grid, *EASY)
+    assert grid.read_text() == "[{}]"
 
 
 def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog):
@@ -192,6 +226,7 @@ def test_other_exit_options_beside_it_are_rejected(trained, exits):
         ([], "24 rows are too few to promise 0.96 with confidence 0.95: at least 111 are needed"),
         (["--keep", "1"], "--keep 1: no number of rows"),
         (["--exit-image-threshold", "0.9,0.8"], "gives 2 numbers"),
+        (["--sampling", "--beam", "1"], "answers would differ without exits, too"),
     ],
 )
 def test_bad_options_are_rejected_before_weights_are_read(

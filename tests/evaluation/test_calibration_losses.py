@@ -12,6 +12,7 @@ from ofa_exit.cli.calibrate.metrics import losses_of
 from ofa_exit.evaluation.calibration import losses as per_sentence
 from ofa_exit.evaluation.calibration.coverage import coverage
 from ofa_exit.evaluation.calibration.losses import Sentence, SentenceFile, read_sentences
+from ofa_exit.evaluation.calibration.statistics import split_rows
 from ofa_exit.plugin.errors import UsageError
 
 RUN = {"settings": [{}, {"exit_alpha": 0.9}], "task": {"kind": "snli_ve"}}
@@ -45,10 +46,23 @@ def test_accuracy_counts_what_exits_spoil_and_no_gain():
 def test_cider_is_clipped_to_one():
     references = [["a red dog runs"], ["the sky is blue today"], ["a cat on a mat"]]
     texts = [["a red dog runs", "a red cat"], ["sky", "sky"], ["x", "a cat on a mat"]]
-    rows = [sentence(n, text, own) for n, (text, own) in enumerate(zip(texts, references))]
+    # Ten times each: a third of the rows, whose n-grams are counted, has all of them.
+    pairs = list(zip(texts, references)) * 10
+    rows = [sentence(n, text, own) for n, (text, own) in enumerate(pairs)]
     losses, scores = losses_of(rows, "cider", "caption")
     assert 0.5 < scores[0] <= 1 and scores[2] == 0
     assert 0 < losses[1, 0] <= scores[0] and losses[1, 2] == 0
+
+
+def test_cider_counts_no_ngrams_of_the_rows_that_test():
+    """Otherwise the losses of these rows would depend on each other."""
+    finding, testing = split_rows(30)
+    rows = [sentence(n, ["a red dog", "a red cat"], [f"a red dog {n % 4}"]) for n in range(30)]
+    before = losses_of(rows, "cider", "caption")[0][1, testing[0]]
+    rows[testing[1]] = sentence(testing[1], ["sky", "sky"], ["all of the sky is blue"])
+    assert losses_of(rows, "cider", "caption")[0][1, testing[0]] == before
+    rows[finding[0]] = sentence(finding[0], ["sky", "sky"], ["all of the sky is blue"])
+    assert losses_of(rows, "cider", "caption")[0][1, testing[0]] != before
 
 
 def test_vqa_takes_the_measure_that_fits():
@@ -71,6 +85,8 @@ def test_a_file_resumes_without_its_broken_line(tmp_path):
     assert read_sentences(path)[1] == again.sentences
     again.append([sentence(7, ["b", "b"])])
     assert SentenceFile(path, RUN).rows == {1, 3, 7}
+    again.append([sentence(7, ["c", "c"]), sentence(8, ["d", "d"])])
+    assert [one.texts[0] for one in read_sentences(path)[1]] == ["a", "yes", "b", "d"]
 
 
 def test_files_of_another_run_are_rejected(tmp_path):
@@ -78,15 +94,15 @@ def test_files_of_another_run_are_rejected(tmp_path):
     SentenceFile(path, RUN).append([sentence(0, ["a", "a"])])
     with pytest.raises(ValueError, match=r"another run \(task\).*another --out"):
         SentenceFile(path, {**RUN, "task": {"kind": "vqa"}})
-    with pytest.raises(ValueError, match="no times"):
-        SentenceFile(path, RUN, is_timed=True)
+    with pytest.raises(ValueError, match="no times and FLOPs"):
+        SentenceFile(path, RUN, is_complete=True)
     for text in ("{}\n", "nonsense\n", json.dumps(RUN) + '\n{"row": 1}\n'):
         path.write_text(text)
         with pytest.raises(ValueError, match="holds no sentences"):
             SentenceFile(path, RUN)
     timed = tmp_path / "timed.rows.jsonl"
-    SentenceFile(timed, RUN, is_timed=True)
-    assert SentenceFile(timed, RUN).is_timed
+    SentenceFile(timed, RUN, is_complete=True)
+    assert SentenceFile(timed, RUN).is_complete
 
 
 def simulated(rows: int):

@@ -6,7 +6,8 @@
 A third of the rows finds the settings that save most for their loss, over all numeric options of
 --exit-policy (default: similarity) at once. The other rows test them from the most careful to the
 cheapest one. With the given confidence, the expected loss of the setting in exits.json is at most
-1 - keep. Exit options that you give, such as --exit-schedule static, are the same in all settings.
+1 - keep, for metrics with references times the full model's mean. Exit options that you give, such
+as --exit-schedule static, are the same in all settings.
 
 The loss of a row is in [0, 1]:
   consistency  how far the answer is from the full model's: 0 or 1, for captions 1 - ROUGE-L. Needs
@@ -15,7 +16,8 @@ The loss of a row is in [0, 1]:
   vqa          drop of the VQA accuracy, relative to the full model's mean
   cider        drop of CIDEr-D / 10, relative to the full model's mean
 
---save says what is to be saved: time (measured), flops (default) or layers (MuE Eq. 14).
+--save says what is to be saved: layers (MuE Eq. 14, default), flops or time (measured). For flops
+and time every setting runs on every row; for layers, only those that do not follow from others.
 
 What was generated is kept beside OUT in OUT.rows.jsonl. A command that was interrupted resumes
 there, and another --keep, --confidence, --metric or --save needs no model.
@@ -31,7 +33,7 @@ from pathlib import Path
 from ofa_exit.cli.parsing import new_parser, prints_errors
 
 METRICS = ("consistency", "accuracy", "vqa", "cider")
-SAVINGS = ("flops", "time", "layers")
+SAVINGS = ("layers", "flops", "time")
 
 
 def build_parser() -> argparse.ArgumentParser:

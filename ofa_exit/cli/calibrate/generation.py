@@ -32,8 +32,8 @@ def generate(
 ) -> None:
     """Generate the rows that the file lacks with every setting, and append them batch by batch.
 
-    For a file of times, every setting runs on every batch, in an order that rotates, so that times
-    can be compared. Otherwise outcomes that follow from others are not generated.
+    For a complete file, every setting runs on every batch, in an order that rotates, so that times
+    and FLOPs can be compared. Otherwise outcomes that follow from others are not generated.
 
     Raises:
         UsageError: no row could be used.
@@ -45,7 +45,8 @@ def generate(
     loaded = load(saved.path, overrides, task, cfg)
     settings = [Setting(one, loaded, None) for one in found.settings]
     batches(task, cfg, [loaded.model])  # plans them; the loader reads only those that are missing
-    planned = [part for part in task.progress.batches if not done.issuperset(map(int, part))]
+    parts = ([row for row in part if int(row) not in done] for part in task.progress.batches)
+    planned = [part for part in parts if part]
     dataset = task.dataset(cfg.dataset.gen_subset)
     loader = DataLoader(
         dataset,
@@ -59,7 +60,7 @@ def generate(
         if not sample:
             continue
         sample = utils.move_to_cuda(sample) if is_cuda(cfg) else sample
-        if store.is_timed or not found.shape:
+        if store.is_complete or not found.shape:
             rows = _all_settings(settings, sample, number)
         else:
             rows = _derived(settings, found, sample)

@@ -14,6 +14,7 @@ from ofa_exit.evaluation.calibration.losses import (
     rouge_l,
     same_text,
 )
+from ofa_exit.evaluation.calibration.statistics import split_rows
 from ofa_exit.evaluation.metrics.accuracy import is_correct
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.scorers.measures import MEASURES, choose_measure
@@ -41,6 +42,9 @@ def losses_of(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return losses [S, N], and the full model's scores [N]; None for consistency.
 
+    CIDEr counts n-grams in the references of the rows that find the path. With those of the test
+    rows, the losses of these would depend on each other.
+
     Raises:
         UsageError: the answers of the rows fit no one measure.
     """
@@ -48,7 +52,8 @@ def losses_of(
         similarity = rouge_l if kind == "caption" else same_text
         return consistency_losses(sentences, similarity), None
     if metric == "cider":
-        score = cider_score([one.references for one in sentences])
+        finding, _ = split_rows(len(sentences))
+        score = cider_score([sentences[row].references for row in finding])
     elif metric == "vqa":
         score = _vqa_score(sentences)
     else:

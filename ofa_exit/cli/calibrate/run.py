@@ -16,19 +16,33 @@ import ofa_exit.plugin  # noqa: F401  registers the tasks
 from ofa_exit.cli.calibrate.candidates import Candidates, candidates
 from ofa_exit.cli.calibrate.generation import generate
 from ofa_exit.cli.calibrate.metrics import CONSISTENCY, check_metric, losses_of
+from ofa_exit.cli.generation import is_cuda
+from ofa_exit.cli.parsing import check_outputs
+from ofa_exit.data.files import hold_lock
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.calibration import statistics as ltt
 from ofa_exit.evaluation.calibration.losses import SentenceFile, costs_of
 from ofa_exit.models.checkpoint_file import read_checkpoint
+from ofa_exit.plugin.calibrated import search_of
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.exit_config import ExitConfig, checkpoint_fingerprint, data_fingerprint
+from ofa_exit.plugin.exit_config import (
+    ExitConfig,
+    checkpoint_fingerprint,
+    data_fingerprint,
+    read_exit_config,
+)
 from ofa_exit.plugin.options import COMMON, policy_flags
-from ofa_exit.plugin.saved_arguments import SavedCheckpoint
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
+from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.trained_options import kind_of_task
 
 DEFAULT_POLICY = "similarity"
 DEFAULT_BATCH = "16"
+_NOT_COMPARABLE = {
+    "sampling": "answers would differ without exits, too",
+    "score_reference": "there are no answers to compare",
+}
 
 
 @dataclass
@@ -38,7 +52,8 @@ class Job:
     Attributes:
         cfg: of fairseq-generate.
         saved: the checkpoint, without its weights.
-        file: the rows.
+        task: with the data of ``cfg.dataset.gen_subset``.
+        found: the settings to try.
     """
 
     cfg: Any
@@ -64,16 +79,21 @@ def run(args: argparse.Namespace, arguments: list[str], prog: str) -> int:
     job = prepare(args, arguments, prog)
     rows = len(job.dataset)
     reject_too_few(rows, args.keep, args.confidence, args.metric)
-    record = run_record(job)
-    is_timed = args.save == "time"
+    record = run_record(job, args)
+    rows_file = args.out.with_suffix(".rows.jsonl")
     with usage_errors():
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        store = SentenceFile(args.out.with_suffix(".rows.jsonl"), record, is_timed)
+        if not hold_lock(rows_file.with_suffix(".lock")):
+            raise ValueError(f"{rows_file}: another process writes it. Choose another --out")
+        store = SentenceFile(rows_file, record, is_complete=args.save != "layers")
     generate(job.cfg, job.task, job.saved, job.found, store)
     sentences = sorted(store.sentences, key=lambda one: one.row)
     reject_too_few(len(sentences), args.keep, args.confidence, args.metric)
     losses, scores = losses_of(sentences, args.metric, job.kind)
     costs = costs_of(sentences, args.save)
+    # A setting that never exits saves nothing, whatever the clock says.
+    idle = costs_of(sentences, "layers").mean(axis=1) >= 1
+    costs[idle] = costs[0]
     result = ltt.calibrate(losses, costs, args.keep, args.confidence, scores)
     config = exit_config(job, args, record, result)
     config.write(args.out)
@@ -91,12 +111,14 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     Raises:
         UsageError: options, files or rows that do not fit.
     """
+    reject_other_file(args.out)
     with usage_errors():
+        check_outputs(args, "out", inputs=arguments)
         saved = SavedCheckpoint(
             args.checkpoint, read_checkpoint(args.checkpoint, weights=False), {}
         )
     own = [] if any(_names(one, "--task") for one in arguments) else ["--task", _task_of(saved)]
-    policy = any(_names(one, "--exit-policy", "--exit-preset") for one in arguments)
+    policy = any(_names(one, "--exit-policy") for one in arguments)
     given = [
         *[args.data, "--path", args.checkpoint, "--batch-size", DEFAULT_BATCH, *own],
         *([] if policy else ["--exit-policy", DEFAULT_POLICY]),
@@ -109,6 +131,9 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     parser = options.get_generation_parser()
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, given))
     utils.import_user_module(cfg.common)
+    with usage_errors():
+        saved.overrides = parse_overrides(cfg.common_eval.model_overrides)
+        reject_options(cfg.generation, {**UNSUPPORTED, **_NOT_COMPARABLE})
     task_class = TASK_REGISTRY[cfg.task._name]
     if not issubclass(task_class, OFATask):
         raise UsageError(f"--task {cfg.task._name} has no exits: give one of this package's tasks")
@@ -124,6 +149,17 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     if args.metric != CONSISTENCY:
         reject_without_references(job.dataset.rows.examples, args.metric)
     return job
+
+
+def reject_other_file(out: Path) -> None:
+    """Raise UsageError if ``out`` is a folder, or a file that no calibration wrote."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file in it")
+    if out.exists():
+        try:
+            read_exit_config(str(out))
+        except ValueError as error:
+            raise UsageError(f"--out would overwrite a file. {error}") from error
 
 
 def _names(argument: str, *options: str) -> bool:
@@ -174,18 +210,21 @@ def reject_too_few(rows: int, keep: float, confidence: float, metric: str) -> No
 # ------------------------------------------------------------------ files and report
 
 
-def run_record(job: Job) -> dict[str, Any]:
+def run_record(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Return what decides the generated sentences, as JSON."""
     cfg = job.cfg
-    search = {name: cfg.generation[name] for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
-    return {
+    record = {
         "checkpoint": checkpoint_fingerprint(job.saved.path),
         "task": job.task.fingerprint(),
         "data": data_fingerprint(job.file),
-        "search": search,
+        "search": search_of(cfg.generation),
+        "model": [job.saved.overrides, cfg.common.fp16],
         "settings": [one.given for one in job.found.settings],
         "fixed": fixed_options(job),
     }
+    if args.save == "time":
+        record["clock"] = [cfg.dataset.batch_size, cfg.dataset.max_tokens, is_cuda(cfg)]
+    return record
 
 
 def fixed_options(job: Job) -> dict[str, Any]:

@@ -72,8 +72,6 @@ def _short(value: float) -> float:
 def read_sentences(path: Path) -> tuple[dict[str, Any], list[Sentence]]:
     """Return what was run, and the sentences so far, by row.
 
-    A last line that was cut off, by a run that was killed, is left out.
-
     Raises:
         ValueError: the file is none of ``ofa-exit calibrate``.
     """
@@ -95,38 +93,48 @@ def read_sentences(path: Path) -> tuple[dict[str, Any], list[Sentence]]:
     return run, [by_row[row] for row in sorted(by_row)]
 
 
+def drop_torn_line(path: Path) -> int:
+    """Cut off what a killed process left of a last line. Return the size, 0 for a missing file."""
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        size = file.read().rfind(b"\n") + 1
+        file.truncate(size)
+    return size
+
+
 class SentenceFile:
     """Appends sentences, so that an interrupted run can resume.
 
     Args:
         path: file that exists already, or is begun.
         run: what is run, as JSON; a file of another run is rejected.
-        is_timed: the costs have to include times that can be compared.
+        is_complete: every setting has to run on every batch, so that times and FLOPs can be
+            compared.
 
     Raises:
-        ValueError: the file is of another run, or lacks times.
+        ValueError: the file is of another run, or of one that was not complete.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any], is_timed: bool = False) -> None:
-        self.path, self.is_timed = path, is_timed
+    def __init__(self, path: Path, run: dict[str, Any], is_complete: bool = False) -> None:
+        self.path, self.is_complete = path, is_complete
         self.sentences: list[Sentence] = []
-        head = json.dumps({**run, "timed": is_timed}, ensure_ascii=False)
-        if path.exists() and path.stat().st_size:
+        head = json.dumps({**run, "complete": is_complete}, ensure_ascii=False)
+        if drop_torn_line(path):
             saved, self.sentences = read_sentences(path)
             if different := [name for name in run if saved.get(name) != json.loads(head)[name]]:
                 raise ValueError(
                     f"{path} is of another run ({', '.join(different)}). Delete it, or choose "
                     "another --out"
                 )
-            if is_timed and not saved.get("timed"):
+            if is_complete and not saved.get("complete"):
                 raise ValueError(
-                    f"{path} has no times that can be compared. Delete it, or save flops or layers"
+                    f"{path} has no times and FLOPs that can be compared. Delete it, or --save "
+                    "layers"
                 )
-            self.is_timed = bool(saved.get("timed"))
-            head = json.dumps({**run, "timed": self.is_timed}, ensure_ascii=False)
-        # Written anew: the last line may have been cut off.
-        lines = [head, *(one.line() for one in self.sentences)]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            self.is_complete = bool(saved.get("complete"))
+        else:
+            path.write_text(f"{head}\n", encoding="utf-8")
 
     @property
     def rows(self) -> set[int]:
@@ -134,8 +142,9 @@ class SentenceFile:
         return {one.row for one in self.sentences}
 
     def append(self, sentences: Iterable[Sentence]) -> None:
-        """Add the sentences of a batch."""
-        added = list(sentences)
+        """Add the sentences of a batch; rows that are there already are left out."""
+        done = self.rows
+        added = [one for one in sentences if one.row not in done]
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write("".join(f"{one.line()}\n" for one in added))
         self.sentences += added

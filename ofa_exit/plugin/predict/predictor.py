@@ -177,7 +177,7 @@ class Predictor:
             reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
             warn_of_data(flags, None)
             prepared.exit_policy = policy
-            for name in ("policy", "kv", "lossless", "lossless_layer"):
+            for name in ("policy", "kv", "lossless", "lossless_layer", "config"):
                 setattr(prepared.cfg, f"exit_{name}", getattr(flags, f"exit_{name}"))
             reject_lossless_scoring(prepared.cfg, prepared.searches(prepared.cfg))
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)

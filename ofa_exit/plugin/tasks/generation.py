@@ -11,6 +11,7 @@ from torch import Tensor
 from ofa_exit.data.example import source_prompt
 from ofa_exit.data.text import TextEncoder
 from ofa_exit.evaluation.efficiency.report import GenerationReport
+from ofa_exit.plugin.calibrated import warn_of_search
 from ofa_exit.plugin.drafts import build_drafting
 from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import reference_layers
@@ -69,6 +70,7 @@ class GenerationTask(DataTask):
     ) -> Any:
         """Return the generator for ``models``, set their exits and begin new reports."""
         reject_options(args, UNSUPPORTED)
+        warn_of_search(self.cfg, args)
         generator = self.make_generator(
             models,
             args,
