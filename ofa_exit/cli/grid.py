@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from ofa_exit.plugin.drafts import is_lossless
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.options import (
     COMMON,
     build_exit_policy,
@@ -20,6 +21,7 @@ from ofa_exit.plugin.options import (
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 from ofa_exit.regular_files import regular_file
+from ofa_exit.runtime.token_exits import TokenExits
 from ofa_exit.spelling import nearest
 
 Grid = list[dict[str, Any]]
@@ -49,9 +51,14 @@ class ExitSetting:
         """Return how the K/V cache of skipped layers is filled."""
         return self.options.exit_kv or "propagate"
 
+    @property
+    def token_exits(self) -> Optional[TokenExits]:
+        """Return how image tokens exit one by one."""
+        return build_token_exits(self.options)
+
     def check_arguments(self, arguments: Any) -> None:
         """Raise UsageError if an OFA model of these arguments cannot follow the setting."""
-        if self.policy is not None:
+        if self.policy is not None or self.token_exits is not None:
             with errors_name(self.where):
                 reject_misfit_arguments(self.options, self.policy, arguments)
 
@@ -105,7 +112,7 @@ def exit_settings(
         late = getattr(cfg, "exit_late_options", None)
         options = Namespace(**{**usual, **exits}, exit_late_options=late, exit_trace=None)
         is_named = options.exit_policy != "none" or exits.keys() & {"exit_policy", "exit_config"}
-        if exits and not is_named:
+        if exits.keys() - {"exit_image_tokens"} and not is_named:
             options.exit_policy = _policy_of(exits)
         with errors_name(name):
             policy = build_exit_policy(options, task)
@@ -129,7 +136,8 @@ def check_setting(given: Any, where: str) -> None:
                 f"{where}: {option!r} is not an exit option of fairseq-generate: {hint} are run, "
                 f"{', '.join(known)}"
             )
-        if option == "exit_policy" or (option in COMMON and value is not None):
+        is_number = option == "exit_image_tokens"  # or a list, or a text
+        if option == "exit_policy" or (option in COMMON and value is not None and not is_number):
             _check_text(option, value, where)
 
 

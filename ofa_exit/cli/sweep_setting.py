@@ -46,7 +46,8 @@ class Setting:
 
     def configure(self) -> None:
         # All settings are traced, full depth too: FLOPs are counted and bookkeeping costs the same.
-        self.model.configure_exits(self.setting.policy, self.setting.kv, trace=True)
+        kv, tokens = self.setting.kv, self.setting.token_exits
+        self.model.configure_exits(self.setting.policy, kv, trace=True, token_exits=tokens)
 
     def generate(self, sample: dict[str, Any]) -> tuple[Any, list[list[list[int]]], float]:
         """Return the hypotheses of a batch, their tokens, and the seconds they took."""

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa_exit.models.archs import RESNET_STAGES
 from ofa_exit.models.attention import split_heads
 from ofa_exit.models.encoder_out import EncoderOut
-from ofa_exit.models.encoder_pass import Biases, EncoderPass
+from ofa_exit.models.encoder_pass import Biases, EncoderPass, ImageTokens
 from ofa_exit.models.layers import EncoderLayer
 from ofa_exit.models.positions import (
     ShapeCache,
+    grid_embeddings,
     grid_ids,
     image_buckets,
     relative_bias,
@@ -29,6 +29,7 @@ from ofa_exit.models.stem import ResNetStem, rising_rates
 from ofa_exit.models.text_pass import distinct_texts, run_prompt
 from ofa_exit.policies.base import ExitPolicy, Gate
 from ofa_exit.runtime.flops import Work, linear_flops
+from ofa_exit.runtime.token_exits import TokenExits
 from ofa_exit.runtime.trace import ExitTrace
 
 
@@ -53,6 +54,7 @@ class Encoder(ShapeCache):
         self.padding_idx = int(embed_tokens.padding_idx or 0)
         self.exit_policy: Optional[ExitPolicy] = None
         self.last_trace: Optional[ExitTrace] = None
+        self.token_exits: Optional[TokenExits] = None
         self.always_traced = False  # without a policy, too
         self.pos_scaling = (dim // heads * cfg.attn_scale_factor) ** -0.5
         self.register_buffer("version", torch.tensor([3.0]))
@@ -134,25 +136,15 @@ class Encoder(ShapeCache):
         x = self.embed_tokens(src_tokens) + self.type_embedding.weight[0]
         return self.dropout(self.layernorm_embedding(x))
 
-    def image_positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the normed position embeddings [1, h·w, C] of the grid's cells.
+    def image_positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return the normed position embeddings [1, h·w, C] of the cells of a grid (h, w).
 
-        With ``interpolate_position``, a grid finer than the one of ``orig_patch_image_size`` gets
-        the original grid's embeddings, resized bilinearly.
-
-        Args:
-            grid: (h, w), the size of the feature map.
+        ``interpolate_position`` resizes those of ``orig_patch_image_size``, if the grid is finer.
         """
-        height, width = grid
-        side = self.cfg.orig_patch_image_size // 16
-        if self.cfg.interpolate_position and height * width > side * side:
-            ids = grid_ids(side, side, self.cfg.image_bucket_size, device)
-            cells = self.embed_image_positions(ids).T.reshape(1, -1, side, side)
-            resized = F.interpolate(cells, size=grid, mode="bilinear")
-            embedded = resized.flatten(2).transpose(1, 2)
-        else:
-            ids = grid_ids(height, width, self.cfg.image_bucket_size, device)
-            embedded = self.embed_image_positions(ids).unsqueeze(0)
+        side = self.cfg.orig_patch_image_size // 16 if self.cfg.interpolate_position else None
+        embedded = grid_embeddings(
+            self.embed_image_positions, grid, self.cfg.image_bucket_size, side
+        )
         return self.image_pos_ln(embedded)
 
     def text_positions(self, length: int) -> Tensor:
@@ -198,7 +190,7 @@ class Encoder(ShapeCache):
 
         def image_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
-            positions = self.image_positions(grid, self.image_rp_bucket.device)  # [1, h·w, C]
+            positions = self.image_positions(grid)  # [1, h·w, C]
             absolute = self.absolute_bias(positions)  # [1, heads, h·w, h·w]
             if self.cfg.no_image_relative_bias:
                 return positions, [absolute for _ in layers]
@@ -217,7 +209,7 @@ class Encoder(ShapeCache):
 
         def joint_terms() -> tuple[Tensor, list[Tensor]]:
             assert grid is not None
-            image = self.image_positions(grid, self.image_rp_bucket.device)
+            image = self.image_positions(grid)
             positions = torch.cat([image, self.text_positions(made_length)], dim=1)  # [1, T, C]
             absolute, cells = self.absolute_bias(positions), image.size(1)  # [1, heads, T, T]
             biases = []  # image and text have a relative bias within themselves only
@@ -304,7 +296,8 @@ class Encoder(ShapeCache):
         """
         if patch_images is not None and patch_masks is None:
             patch_masks = src_tokens.new_ones(len(src_tokens), dtype=torch.bool)
-        is_traced = not self.training and (self.exit_policy is not None or self.always_traced)
+        has_exits = self.exit_policy is not None or self.token_exits is not None
+        is_traced = not self.training and (has_exits or self.always_traced)
         repeated = None  # Long [S], the encoded row of each sentence
         if patch_images is not None and patch_masks is not None and shared_source and not is_traced:
             repeated, image_rows, text_keys = image_rows, None, None
@@ -334,7 +327,8 @@ class Encoder(ShapeCache):
             assert biases.image is not None and biases.text is not None
             # Without padding every row has an image, and no row is masked or left out.
             shown, masked = (present, unused) if padded else (None, None)
-            image_pass = EncoderPass(self.layers, biases.image, image, present=shown)
+            exits = self._token_exits(image)
+            image_pass = EncoderPass(self.layers, biases.image, image, None, shown, exits)
             text_pass = EncoderPass(self.layers, biases.text, text, padding=masked)
             image = per_sentence(self._run(image_pass, "image"), image_rows)
             if texts.only is None:
@@ -352,7 +346,8 @@ class Encoder(ShapeCache):
             both = biases.joint if grid is not None else biases.text
             assert both is not None
             x = torch.cat([image, text], dim=1)
-            joint_pass = EncoderPass(self.layers, both, x, padding=padding if padded else None)
+            masked, exits = padding if padded else None, self._token_exits(image)
+            joint_pass = EncoderPass(self.layers, both, x, masked, token_exits=exits)
             x = self._run(joint_pass, "text" if split else "joint")
             passes, text_layers = [(joint_pass, None)], joint_pass.layers_used
             text_layers_run = text_layers
@@ -366,7 +361,7 @@ class Encoder(ShapeCache):
                 image_layers,
                 text_layers,
                 source_tokens=(~padding).sum(dim=1),
-                work=[*stem, *(one.work(rows) for one, rows in passes)],
+                work=[*stem, *(part for one, rows in passes for part in one.work(rows))],
                 full_work=[*stem, *(one.full_work(rows) for one, rows in passes)],
                 text_layers_run=text_layers_run,
             )
@@ -384,6 +379,12 @@ class Encoder(ShapeCache):
         """Return the policy's gate of ``part``: "image", "text" or "joint"."""
         policy = None if self.training else self.exit_policy
         return None if policy is None else policy.gate(part)
+
+    def _token_exits(self, image: Tensor) -> Optional[ImageTokens]:
+        """Return how the tokens of images [S, h·w, C] exit one by one; None if they do not."""
+        if self.token_exits is None or self.training or not image.size(1):
+            return None
+        return ImageTokens(image.size(1), self.token_exits)
 
     def _run(self, layers: EncoderPass, part: str) -> Tensor:
         return layers.run(self._gate(part), self.training and self.cfg.checkpoint_activations)

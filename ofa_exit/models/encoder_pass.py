@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from functools import partial
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from ofa_exit.policies.base import Gate, GateInput
 from ofa_exit.runtime.active_rows import ActiveRows
 from ofa_exit.runtime.exit_loop import ExitState, LayerPass, exit_loop, exit_rows
 from ofa_exit.runtime.flops import Work
+from ofa_exit.runtime.token_exits import TokenExits, least_saturated
+
+RUNNING = "tokens that run"  # in the rows' memory, Long [R, Q]: positions of x, increasing
 
 
 @dataclass
@@ -23,6 +27,17 @@ class Biases:
     image: Optional[list[Tensor]]
     text: Optional[list[Tensor]]
     joint: Optional[list[Tensor]]
+
+
+class ImageTokens(NamedTuple):
+    """The tokens of images at the start of a pass, and how they exit one by one."""
+
+    cells: int
+    exits: TokenExits
+
+    def running(self, layer: int) -> int:
+        """Return how many of them run in a layer, from 1."""
+        return self.exits.count(layer, self.cells)
 
 
 class EncoderPass(LayerPass):
@@ -42,6 +57,7 @@ class EncoderPass(LayerPass):
         x: Tensor,
         padding: Optional[Tensor] = None,
         present: Optional[Tensor] = None,
+        token_exits: Optional[ImageTokens] = None,
     ) -> None:
         """Prepare a pass over x [S, T, C].
 
@@ -49,10 +65,13 @@ class EncoderPass(LayerPass):
             biases: of every layer, [1, heads, T, T] each.
             padding: Bool [S, T], True on padding; None if there is none.
             present: Bool [S], False for rows that have nothing to run (no image); None if all have.
+            token_exits: the first positions of x, which exit one by one; None: with their row.
         """
         self.layers, self.biases, self.x = layers, biases, x
         self.padding, self.present = padding, present
         self.depth = len(layers)
+        self.token_exits = token_exits
+        self._exited: Optional[Tensor] = None  # Bool [R, T], tokens that the last layer left out
         self.rows = ActiveRows(x.size(0), 1, x.device)
 
     def run(self, gate: Optional[Gate], checkpoint: bool = False) -> Tensor:
@@ -64,8 +83,11 @@ class EncoderPass(LayerPass):
         """
         x, present = self.x, self.present
         if gate is None:
-            for layer, bias in zip(self.layers, self.biases):
-                x = _run_layer(layer, x, mask_keys(bias, self.padding), checkpoint)
+            for number, (layer, bias) in enumerate(zip(self.layers, self.biases), start=1):
+                if self.token_exits is None:
+                    x = _run_layer(layer, x, mask_keys(bias, self.padding), checkpoint)
+                else:
+                    x = self.run_layer(number, x)
             self.output, self.layers_used = x, self._full_depth()
             return x
         absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
@@ -78,26 +100,42 @@ class EncoderPass(LayerPass):
         self.output, self.layers_used = state.output, state.layers_used.squeeze(1)
         return self.output
 
-    def work(self, sentence_rows: Optional[Tensor] = None) -> Work:
+    def work(self, sentence_rows: Optional[Tensor] = None) -> list[Work]:
         """Return what the pass did, by row. Padding costs nothing.
 
         Args:
             sentence_rows: Long [S], the row of each sentence, where sentences that share a row
                 count as if each had run. None: by row.
         """
-        rows, length = self.x.shape[:2]
-        if self.padding is not None:
-            tokens = (~self.padding).sum(dim=1)  # Long [S]
-        else:
-            tokens = torch.full((rows,), length, device=self.x.device)
+        units, tokens = (
+            per_sentence(one, sentence_rows) for one in (self.layers_used, self._sizes())
+        )
         layer: Any = self.layers[0]
-        units, tokens = (per_sentence(one, sentence_rows) for one in (self.layers_used, tokens))
-        return Work("encoder", layer.flops, units, tokens)
+        if self.token_exits is None:
+            return [Work("encoder", layer.flops, units, tokens)]
+        has_image = torch.ones_like(units)
+        if self.padding is not None:
+            has_image = per_sentence((~self.padding[:, 0]).long(), sentence_rows)
+        work = [Work("encoder", layer.flops, units * (1 - has_image), tokens)]
+        for number in range(1, self.depth + 1):
+            gone = self.token_exits.cells - self.token_exits.running(number)
+            ran = (units >= number).long() * has_image
+            work.append(Work("encoder", partial(_price, layer, gone), ran, tokens))
+        return work
 
     def full_work(self, sentence_rows: Optional[Tensor] = None) -> Work:
         """Return what the pass would have done at full depth; see ``work``."""
-        units = per_sentence(self._full_depth(), sentence_rows)
-        return self.work(sentence_rows)._replace(units=units)
+        layer: Any = self.layers[0]
+        units, tokens = self._full_depth(), self._sizes()
+        units, tokens = (per_sentence(one, sentence_rows) for one in (units, tokens))
+        return Work("encoder", layer.flops, units, tokens)
+
+    def _sizes(self) -> Tensor:
+        """Return the tokens of every row without padding, Long [S]."""
+        rows, length = self.x.shape[:2]
+        if self.padding is not None:
+            return (~self.padding).sum(dim=1)
+        return torch.full((rows,), length, device=self.x.device)
 
     def _full_depth(self) -> Tensor:
         """Return the layers of every row without exits, Long [S]."""
@@ -108,14 +146,46 @@ class EncoderPass(LayerPass):
 
     def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Run an encoder layer over hidden states [R, T, C]."""
-        bias = mask_keys(self.biases[layer - 1], self._row_padding())
-        return self.layers[layer - 1](hidden, bias)
+        bias, padding = self.biases[layer - 1], self._row_padding()
+        if self.token_exits is None:
+            return self.layers[layer - 1](hidden, mask_keys(bias, padding))
+        running = self.rows.memory.get(RUNNING)  # Long [R, Q]
+        if running is not None:
+            # [1, heads, T, T] to [R, heads, Q, T]. Whole lines are copied, as they lie in memory.
+            lines = bias[0].index_select(1, running.flatten())
+            bias = lines.unflatten(1, running.shape).transpose(0, 1)
+        current = self.layers[layer - 1](hidden, mask_keys(bias, padding), running)
+        self._exited = None
+        if running is not None:
+            self._exited = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+            self._exited.scatter_(1, running, False)
+        self._let_exit(layer, hidden, current, running)
+        return current
+
+    def _let_exit(
+        self, layer: int, previous: Tensor, current: Tensor, running: Optional[Tensor]
+    ) -> None:
+        """Choose the tokens of the next layer, if fewer image tokens run there."""
+        assert self.token_exits is not None
+        if layer == self.depth:
+            return
+        count, staying = self.token_exits.running(layer), self.token_exits.running(layer + 1)
+        if staying == count:
+            return
+        rows, length = previous.shape[:2]
+        if running is None:
+            running = torch.arange(length, device=previous.device).expand(rows, -1)
+        image, text = running[:, :count], running[:, count:]
+        image = least_saturated(previous, current, image, staying)
+        self.rows.memory[RUNNING] = torch.cat([image, text], dim=1)
 
     def gate_input(
         self, layer: int, previous: Tensor, current: Tensor, features: Optional[Tensor]
     ) -> GateInput:
-        """Return what the gate may look at after a layer."""
+        """Return what the gate may look at after a layer. Tokens that had exited are masked."""
         mask, memory = self._row_padding(), self.rows.memory
+        if self._exited is not None:
+            mask = self._exited if mask is None else mask | self._exited
         return GateInput(previous, current, layer, padding_mask=mask, memory=memory)
 
     def _row_padding(self) -> Optional[Tensor]:
@@ -128,8 +198,13 @@ def _run_layer(layer: nn.Module, x: Tensor, bias: Tensor, checkpoint: bool) -> T
     return layer(x, bias)
 
 
+def _price(layer: Any, gone: int, tokens: int) -> int:
+    """Return the FLOPs of a layer over T tokens, where ``gone`` of them have exited."""
+    return layer.flops(tokens, tokens - gone)
+
+
 def mask_keys(bias: Tensor, padding: Optional[Tensor]) -> Tensor:
-    """Return the bias [1, heads, T, T] with -inf on padded keys, [B, heads, T, T]."""
+    """Return the bias [1 or B, heads, Q, T] with -inf on padded keys, [B, heads, Q, T]."""
     if padding is None:
         return bias
     return bias.masked_fill(padding[:, None, None, :], float("-inf"))

@@ -67,27 +67,39 @@ class EncoderLayer(FeedForward):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def forward(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Optional[Tensor], running: Optional[Tensor] = None
+    ) -> Tensor:
         """Run the layer.
 
         Args:
             x: [B, T, C].
-            bias: broadcastable to [B, heads, T, T], -inf on padded keys.
+            bias: broadcastable to [B, heads, Q, T], -inf on padded keys.
+            running: Long [B, Q], the tokens to run; the others only give keys and values and keep
+                their state. None: all, Q = T.
 
         Returns: [B, T, C].
         """
         h = self.self_attn_layer_norm(x)
-        h = self.attn_ln(self.self_attn(h, *self.self_attn.project_kv(h), bias))
+        key, value = self.self_attn.project_kv(h)  # [B, heads, T, d], d = C / heads
+        states = x
+        if running is not None:
+            running = running.unsqueeze(-1).expand(-1, -1, x.size(-1))  # [B, Q, C]
+            h, x = h.gather(1, running), x.gather(1, running)
+        h = self.attn_ln(self.self_attn(h, key, value, bias))
         x = x + self.drop_path(self.dropout(h))
-        return x + self.drop_path(self.dropout(self.feed_forward(x)))
+        x = x + self.drop_path(self.dropout(self.feed_forward(x)))
+        return x if running is None else states.scatter(1, running, x)
 
-    def flops(self, tokens: int) -> int:
-        """Return the FLOPs of the layer for one sample of T tokens.
+    def flops(self, tokens: int, running: Optional[int] = None) -> int:
+        """Return the FLOPs of the layer for one sample of T tokens, Q of which run (None: all).
 
-        8·T·C² (q, k, v and output projections) + 4·T²·C (attention) + 4·T·C·F (feed-forward).
+        4·T·C² (k and v projections) + 4·Q·C² (q and output projections) + 4·Q·T·C (attention) +
+        4·Q·C·F (feed-forward).
         """
-        attention = self.self_attn.kv_flops(tokens) + self.self_attn.flops(tokens, tokens)
-        return attention + self.feed_forward_flops(tokens)
+        running = tokens if running is None else running
+        attention = self.self_attn.kv_flops(tokens) + self.self_attn.flops(running, tokens)
+        return attention + self.feed_forward_flops(running)
 
 
 class DecoderLayer(FeedForward):

@@ -28,6 +28,7 @@ from ofa_exit.models.stem import load_resnet_weights
 from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.runtime.drafts import Drafting
 from ofa_exit.runtime.kv_cache import check_kv_mode
+from ofa_exit.runtime.token_exits import TokenExits
 from ofa_exit.runtime.trace import ExitTrace
 
 logger = logging.getLogger(__name__)
@@ -237,6 +238,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         kv: str = "propagate",
         trace: bool = False,
         drafting: Optional[Drafting] = None,
+        token_exits: Optional[TokenExits] = None,
     ) -> None:
         """Set the exit policy for eval mode; None runs the plain stack.
 
@@ -245,6 +247,8 @@ class OFAModel(FairseqEncoderDecoderModel):
             trace: record a trace without a policy, too.
             drafting: how the decoder drafts tokens and verifies them at full depth, for searches
                 of one hypothesis; always traced, and only without a policy.
+            token_exits: which image tokens exit one by one in the encoder, with or without a
+                policy.
 
         Raises:
             ValueError: ``kv`` is unknown, or cannot serve the heads that the policy uses. Or the
@@ -258,6 +262,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         decoder.drafting, decoder.allowed_words = drafting, None
         check_kv_mode(kv, decoder.exit_heads.caches_kv and bool(decoder.active_heads(policy)))
         self.encoder.exit_policy = self.decoder.exit_policy = policy
+        self.encoder.token_exits = token_exits
         self.encoder.always_traced = trace or drafting is not None
         self.decoder.kv_mode = kv
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -63,6 +64,25 @@ def grid_ids(height: int, width: int, bucket_size: int, device: torch.device) ->
         )
     rows = torch.arange(height, device=device)[:, None] * bucket_size
     return (rows + torch.arange(width, device=device)[None, :] + 1).flatten()
+
+
+def grid_embeddings(
+    table: nn.Embedding, grid: tuple[int, int], bucket_size: int, side: Optional[int] = None
+) -> Tensor:
+    """Return the embeddings [1, h·w, C] of the cells of a grid.
+
+    Args:
+        table: embeddings of the image position ids.
+        grid: (h, w), the size of the feature map.
+        side: a grid of more cells than side x side gets the embeddings of side x side, resized
+            bilinearly. None: never.
+    """
+    height, width = grid
+    device = table.weight.device
+    if side is None or height * width <= side * side:
+        return table(grid_ids(height, width, bucket_size, device)).unsqueeze(0)
+    cells = table(grid_ids(side, side, bucket_size, device)).T.reshape(1, -1, side, side)
+    return F.interpolate(cells, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
 
 
 def code_position_ids(code_image_size: int, bucket_size: int) -> Tensor:

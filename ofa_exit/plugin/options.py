@@ -13,9 +13,10 @@ from fairseq.dataclass import FairseqDataclass
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, HEADS
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.drafts import build_drafting, check_lossless, is_lossless
+from ofa_exit.plugin.drafts import build_drafting, check_lossless
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.exit_config import read_exit_config
+from ofa_exit.plugin.image_tokens import build_token_exits, reject_token_misfit
 from ofa_exit.plugin.outputs import check_trace
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
@@ -24,7 +25,14 @@ from ofa_exit.runtime.kv_cache import check_kv_mode
 logger = logging.getLogger(__name__)
 PREFIX = "exit_"
 # Options of every policy. A trace belongs to a single generation.
-COMMON = ("exit_policy", "exit_preset", "exit_kv", "exit_options", "exit_config")
+COMMON = (
+    "exit_policy",
+    "exit_preset",
+    "exit_kv",
+    "exit_image_tokens",
+    "exit_options",
+    "exit_config",
+)
 
 
 def flag(name: str) -> str:
@@ -105,6 +113,14 @@ class ExitFlags(FairseqDataclass):
             "help": "how to fill the K/V cache of skipped layers: propagate the exit state "
             "(cheap), recompute the layers (exact), or copy the exit layer's cache (MuE's "
             "released code; worse) (default: propagate)"
+        },
+    )
+    exit_image_tokens: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "share of an image's tokens that run after encoder layer 1, as 0.5: those that "
+            "a layer changes least exit; or one share after each layer but the last, as "
+            "0.8,0.6,0.4. With any --exit-policy, or without one (default: all tokens run)"
         },
     )
     exit_options: Optional[str] = field(
@@ -203,6 +219,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
         check_kv_mode(cfg.exit_kv, heads_cache_kv=False)
     check_trace(cfg)
     check_lossless(cfg)
+    build_token_exits(cfg)
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
     if preset is not None:
@@ -284,10 +301,13 @@ def take_exit_config(cfg: Any) -> None:
 @usage_errors()
 def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
     """Raise ValueError for options that a model cannot follow."""
-    if policy is None and not is_lossless(cfg):
+    given = [] if policy is None else ["exit_policy"]
+    without_policy = ("exit_lossless", "exit_image_tokens")
+    given += [name for name in without_policy if getattr(cfg, name, None) is not None]
+    if not given:
         return
     if not isinstance(model, OFAModel):
-        option = "--exit-lossless" if policy is None else "--exit-policy"
+        option = flag(given[0])
         raise ValueError(f"{option} needs an OFA model, {type(model).__name__} has no exits")
     reject_misfit_arguments(cfg, policy, model.cfg)
 
@@ -296,6 +316,7 @@ def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
 def reject_misfit_arguments(cfg: Any, policy: Optional[ExitPolicy], arguments: Any) -> None:
     """Raise ValueError for options that a model of these arguments cannot follow."""
     build_drafting(cfg, arguments.decoder_layers)
+    reject_token_misfit(build_token_exits(cfg), arguments.encoder_layers)
     if policy is None:
         return
     policy.check(arguments)

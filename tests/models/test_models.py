@@ -159,10 +159,10 @@ def test_padding_changes_no_similarity(similarity):
 @torch.no_grad()
 def test_interpolated_positions():
     model = nano(interpolate_position=True, orig_patch_image_size=32)
-    positions = model.encoder.image_positions((2, 2), torch.device("cpu"))
-    plain = nano(orig_patch_image_size=32).encoder.image_positions((2, 2), torch.device("cpu"))
+    positions = model.encoder.image_positions((2, 2))
+    plain = nano(orig_patch_image_size=32).encoder.image_positions((2, 2))
     assert torch.equal(positions, plain)
-    fine = model.encoder.image_positions((4, 4), torch.device("cpu"))
+    fine = model.encoder.image_positions((4, 4))
     # Corners of a bilinear resize by two are the corner cells themselves.
     torch.testing.assert_close(fine[0, 0], positions[0, 0])
     torch.testing.assert_close(fine[0, -1], positions[0, -1])

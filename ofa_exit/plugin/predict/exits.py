@@ -20,9 +20,11 @@ from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.registry import POLICIES
 from ofa_exit.spelling import nearest
 
-# Options of the runtime. "lossless" goes without a policy, "config" in place of all options, the
-# others with any policy.
-RUNTIME_OPTIONS = ("kv", "preset", "options", "lossless", "lossless_layer", "config")
+# Options of the runtime. "lossless" goes without a policy, "image_tokens" with or without one,
+# "config" in place of all options, the others with any policy.
+RUNTIME_OPTIONS = (
+    *("kv", "preset", "image_tokens", "options", "lossless", "lossless_layer", "config"),
+)
 
 
 def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:

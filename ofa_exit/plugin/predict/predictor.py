@@ -23,6 +23,7 @@ from ofa_exit.plugin.average import require_average
 from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_data
 from ofa_exit.plugin.drafts import build_drafting, is_lossless, reject_lossless_scoring
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
+from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
     ALIASES,
@@ -159,7 +160,8 @@ class Predictor:
                 the first one raises.
             on_read: is called with the name and the image, in RGB, once it has been read.
             exit_options: options of the policy without their prefix exit_, as
-                ``decoder_threshold=0.9``; also ``kv`` and ``preset``. ``lossless`` drafts so many
+                ``decoder_threshold=0.9``; also ``kv`` and ``preset``. ``image_tokens`` is the share
+                of an image's tokens that run after encoder layer 1. ``lossless`` drafts so many
                 tokens at a time, for a beam of 1, and ``lossless_layer`` is the layer that drafts.
                 ``config``, a file of ``ofa-exit calibrate``, stands in place of all options.
 
@@ -177,7 +179,7 @@ class Predictor:
             reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
             warn_of_data(flags, None)
             prepared.exit_policy = policy
-            for name in ("policy", "kv", "lossless", "lossless_layer", "config"):
+            for name in ("policy", "kv", "image_tokens", "lossless", "lossless_layer", "config"):
                 setattr(prepared.cfg, f"exit_{name}", getattr(flags, f"exit_{name}"))
             reject_lossless_scoring(prepared.cfg, prepared.searches(prepared.cfg))
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)
@@ -241,7 +243,13 @@ class Predictor:
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), sample)
         # At full depth, too, the trace says which layers ran.
         kv, drafting = task.cfg.exit_kv or "propagate", build_drafting(task.cfg, self.depth)
-        self.model.configure_exits(task.exit_policy, kv, trace=True, drafting=drafting)
+        self.model.configure_exits(
+            task.exit_policy,
+            kv,
+            trace=True,
+            drafting=drafting,
+            token_exits=build_token_exits(task.cfg),
+        )
         start = time.perf_counter()
         hyps = task.inference_step(generator, [self.model], sample)
         best = [sentence_hyps[0] for sentence_hyps in hyps]

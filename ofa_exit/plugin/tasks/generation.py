@@ -13,6 +13,7 @@ from ofa_exit.data.text import TextEncoder
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.calibrated import warn_of_search
 from ofa_exit.plugin.drafts import build_drafting
+from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import reference_layers
 from ofa_exit.plugin.search.candidates import CandidateScorer
@@ -52,9 +53,15 @@ class GenerationTask(DataTask):
     def set_exits(self, models: Sequence[Any], on: bool) -> None:
         """Set the models' exit policy, or remove it."""
         for model in models:
-            drafting = build_drafting(self.cfg, len(model.decoder.layers))
-            options = self.exit_policy, self.cfg.exit_kv or "propagate", False, drafting
-            model.configure_exits(*options if on else (None,))
+            if not on:
+                model.configure_exits(None)
+                continue
+            model.configure_exits(
+                self.exit_policy,
+                self.cfg.exit_kv or "propagate",
+                drafting=build_drafting(self.cfg, len(model.decoder.layers)),
+                token_exits=build_token_exits(self.cfg),
+            )
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
         """Return the generator of the task, for the arguments of ``build_generator``."""
