@@ -23,7 +23,15 @@ from benchmarks.plot import GROWING, draw
 from benchmarks.report import Result, heading, parts_table, table, verdict_table, write_csv
 from benchmarks.setting import Setting
 from benchmarks.timing import CLOCKS, interleaved
-from benchmarks.variants import KINDS, Bench, Depths, Models, deviation, variant_name
+from benchmarks.variants import (
+    HALF_OF_THE_TOKENS,
+    KINDS,
+    Bench,
+    Depths,
+    Models,
+    deviation,
+    variant_name,
+)
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAConfig
 from ofa_exit.policies.static import StaticExit
@@ -91,6 +99,9 @@ def measure(models: Models, setting: Setting, options: argparse.Namespace) -> li
     results = {name: Result(name, setting, seconds[name]) for name in runs}
     for pattern in patterns:
         results[variant_name(pattern)].flop_reduction = bench.flop_reduction(StaticExit(pattern))
+    if "tokens" in results:
+        saved = bench.flop_reduction(None, HALF_OF_THE_TOKENS)
+        results["tokens"].flop_reduction = saved
     if "mixed" in results:
         results["mixed"].flop_reduction = bench.flop_reduction(bench.mixed())
     if options.profile_rounds:

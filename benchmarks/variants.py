@@ -16,11 +16,13 @@ from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.policies.base import ExitPolicy, GateInput
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
+from ofa_exit.runtime.token_exits import TokenExits
 
 KINDS = {
     "reference": "plain OFA, as the official code computes it",
     "full": "this package, every layer",
     "exits": "this package, the first layers of each part (--depths)",
+    "tokens": "this package, every layer, half of the image's tokens after encoder layer 1",
     "mixed": "this package, sentence i exits the decoder after layer 1 + i % layers",
     "gated": "this package, every layer, with similarity gates that never exit",
     "floor": "the convolutions and matrix products of full, each computed once",
@@ -29,6 +31,7 @@ Depths = tuple[int, int, int]
 
 # A cosine across a layer stays below this threshold. A threshold of 1 would disable the gates.
 NEVER_EXCEEDED = 1 - 1e-7
+HALF_OF_THE_TOKENS = TokenExits(0.5)
 
 
 def variant_name(depths: Depths) -> str:
@@ -72,9 +75,11 @@ class Bench:
         self.search = generator(models.ours, setting)
         self.reference_search = models.reference and generator(models.reference, setting)
 
-    def ours(self, policy: Optional[ExitPolicy]) -> Callable[[], Hypotheses]:
+    def ours(
+        self, policy: Optional[ExitPolicy], token_exits: Optional[TokenExits] = None
+    ) -> Callable[[], Hypotheses]:
         def run() -> Hypotheses:
-            self.models.ours.configure_exits(policy)
+            self.models.ours.configure_exits(policy, token_exits=token_exits)
             return generate(self.search, self.batch)
 
         return run
@@ -122,6 +127,8 @@ class Bench:
             runs.update(
                 {variant_name(depths): self.ours(StaticExit(depths)) for depths in patterns}
             )
+        if "tokens" in kinds:
+            runs["tokens"] = self.ours(None, HALF_OF_THE_TOKENS)
         if "mixed" in kinds:
             runs["mixed"] = self.ours(self.mixed())
         if "gated" in kinds:
@@ -147,8 +154,10 @@ class Bench:
             del decoder.forward
         return calls
 
-    def flop_reduction(self, policy: ExitPolicy) -> float:
-        """Return the share of full depth's FLOPs that a policy saves.
+    def flop_reduction(
+        self, policy: Optional[ExitPolicy], token_exits: Optional[TokenExits] = None
+    ) -> float:
+        """Return the share of full depth's FLOPs that a policy, or token exits, save.
 
         It is taken from the second of two equal batches. The encoder's position biases are cached
         by then, as in all timed runs.
@@ -156,7 +165,7 @@ class Bench:
         report = GenerationReport(self.models.ours)
         executed, full = [], []
         for _ in range(2):
-            hypotheses = self.ours(policy)()
+            hypotheses = self.ours(policy, token_exits)()
             report.add(
                 ids=self.batch["id"].tolist(),
                 trace=self.models.ours.last_trace,

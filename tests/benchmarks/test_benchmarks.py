@@ -20,7 +20,7 @@ from benchmarks.reference import Reference
 from benchmarks.report import COLUMNS, Result, rows, table, verdict
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio
-from benchmarks.variants import KINDS, Bench, Models, deviation
+from benchmarks.variants import HALF_OF_THE_TOKENS, KINDS, Bench, Models, deviation
 from ofa_exit.cli.verify import comparison
 from ofa_exit.policies.static import StaticExit
 
@@ -91,7 +91,7 @@ def test_deviation_compares_tokens_and_scores(bench):
 def test_every_variant_generates_as_many_tokens(bench):
     runs = bench.runs(list(KINDS), PATTERNS)
     assert list(runs) == [
-        "reference", "full", "exits 2,1,3", "exits 6,6,6", "mixed", "gated", "floor",
+        "reference", "full", "exits 2,1,3", "exits 6,6,6", "tokens", "mixed", "gated", "floor",
     ]  # fmt: skip
     for name, run in runs.items():
         found = run()
@@ -110,6 +110,7 @@ def test_every_variant_runs_with_a_joint_encoder():
     for run in runs.values():
         run()
     assert 0 < bench.flop_reduction(StaticExit((2, 2, 3))) < 1
+    assert 0 < bench.flop_reduction(None, HALF_OF_THE_TOKENS) < 1
 
 
 def test_mixed_exits_differ_between_sentences(bench):
