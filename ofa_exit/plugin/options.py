@@ -223,7 +223,7 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     preset = getattr(cfg, "exit_preset", None)
     name = cfg.exit_policy
     if preset is not None:
-        name = _policy_of_preset(preset, name)
+        name = cfg.exit_policy = _policy_of_preset(preset, name)
     if name == "none":
         _reject_without_policy(cfg, given)
         return None

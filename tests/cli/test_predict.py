@@ -89,6 +89,9 @@ def test_exits_that_never_happen_are_said(predict, photos):
     )
     assert status == 0 and all("image 6, text 6, decoder 6.0" in line for line in lines)
     assert "--exit-policy static: nothing exited early" in note
+    never = [f"--exit-{part}-threshold=1" for part in ("image", "text", "decoder")]
+    status, _, (note,) = predict("caption", photos, "--exit-preset", "mue-paper", *never)
+    assert "--exit-policy similarity: nothing exited early" in note
 
 
 def test_a_user_dir_that_is_missing(predict, photos, tmp_path):

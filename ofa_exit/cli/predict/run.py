@@ -110,12 +110,12 @@ def predict(args: Namespace) -> int:
             continue
         tqdm.write(line_of(result, args.json, len(texts) > 1), file=sys.stdout)
         found.append(result)
-    if args.html is not None:
+    if args.html is not None and found:
         write_page(args.html, found, [thumbnails[one.image] for one in found])
-    if exits != "none" and found and not _any_exit(found, model):
+    if found and found[0].exits != "none" and not _any_exit(found, model):
         print(
-            f"ofa-exit predict: --exit-policy {exits}: nothing exited early. Give options that "
-            "exit sooner, such as a lower threshold",
+            f"ofa-exit predict: --exit-policy {found[0].exits}: nothing exited early. Give options "
+            "that exit sooner, such as a lower threshold",
             file=sys.stderr,
         )
     if unread:

@@ -84,7 +84,8 @@ def image_rows(
             ]
     # Rows often share a source, whose unknown words are to be logged once.
     keys = list(zip(sources, additions))
-    encoded = {key: _encoded(encoder, *key, text) for key, text in zip(keys, given)}
+    texts_of = dict(zip(keys, given))
+    encoded = {key: _encoded(encoder, *key, text) for key, text in texts_of.items()}
     return [
         ImageRow(image, name, text, encoded[key])
         for (image, name), text, key in zip(several, given, keys)
