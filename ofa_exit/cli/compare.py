@@ -21,8 +21,9 @@ Writes to FOLDER (or --out):
   table.csv    the same numbers, one line per method, rule and split
   options.txt  the setting of the main rule for every training, as options of fairseq-generate
   curves.png   quality against savings of all methods, also as .svg (MuE Figures 1 and 4, BLIPEE
-               Figure 4b); with several test splits curves_SPLIT.png; of a further score (--scores,
-               MuE Figure 6) curves_SCORE.png
+               Figure 4b). Lines join the settings that no other beats on validation; the others are
+               faint. With several test splits curves_SPLIT.png; of a further score (--scores, MuE
+               Figure 6) curves_SCORE.png
 
 A folder without all splits, of a seed that is not finished, is left out with a warning.
 

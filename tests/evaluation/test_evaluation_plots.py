@@ -3,8 +3,9 @@
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
-from helpers.sweep_files import write_methods
+from helpers.sweep_files import mue_rows, write_methods, write_sweep
 
 from ofa_exit.cli.plot import main
 from ofa_exit.evaluation.figures.methods import read_methods
@@ -56,8 +57,22 @@ def test_points_without_reduction_are_not_drawn(sweep):
 
 
 def test_only_undominated_settings_are_joined():
-    points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
-    assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
+    places = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
+    points = [CurvePoint("m", quality, {"flop_reduction": saved}) for saved, quality in places]
+    assert best(points, "flop_reduction") == [points[2], points[3]]
+
+
+def test_lines_join_what_is_best_on_validation(tmp_path):
+    """On the test TEXT beats full depth, and IMAGE beats TEXT: validation knows neither."""
+    write_methods(tmp_path)
+    for seed in ("1", "2"):
+        rows = mue_rows(-50)
+        rows[2]["CIDEr"], rows[3]["CIDEr"] = 90, 80
+        write_sweep(tmp_path / f"mue@{seed}" / "test.csv", rows)
+    points = method_points(read_methods(tmp_path, ["mue"]), "test", "CIDEr", ["flop_reduction"])
+    line, faint = (line.get_xydata() for line in _figure(points, "CIDEr").axes[0].lines)
+    assert line == pytest.approx(np.array([[0, 48], [10, 80], [50, 41]]))
+    assert faint[:, 1].tolist() == [48, 80, 90, 10, 41]
 
 
 def test_other_axes(tmp_path, capsys):

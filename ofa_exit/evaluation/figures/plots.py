@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.figures.csv_rows import number, read_rows
-from ofa_exit.evaluation.figures.methods import Method
+from ofa_exit.evaluation.figures.methods import VALID, Method
 
 REDUCTIONS = {
     "expected_time_reduction": "expected time (MuE Eq. 14)",
@@ -27,11 +27,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "H")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One row of the CSV."""
+    """A setting: one row of the CSV, or a mean over seeds.
+
+    Attributes:
+        savings: per axis, reductions in percent; None if not measured.
+        lines: axes on which the run's line joins the point; None if the line joins the best of the
+            drawn points themselves.
+    """
 
     run: str
     quality: float
-    savings: dict[str, float | None]  # per axis, reductions in percent; None: not measured
+    savings: dict[str, float | None]
+    lines: frozenset[str] | None = None
 
 
 def read_points(
@@ -56,23 +63,38 @@ def read_points(
 def method_points(
     methods: Sequence[Method], split: str, quality: str, axes: Sequence[str] = tuple(REDUCTIONS)
 ) -> list[CurvePoint]:
-    """Return a point for every method and setting: means over seeds."""
+    """Return a point for every method and setting: means over seeds.
+
+    Lines join the settings that are best on validation, so that ``split`` chooses none.
+    """
     points = []
     for method in methods:
-        for setting in method.seeds[0][split].settings:
-            rows = [seed[split].values(setting) for seed in method.seeds]
+        valid = _setting_points(method, VALID, quality, axes)
+        named = [replace(point, run=setting) for setting, point in valid.items()]
+        kept = {axis: {point.run for point in best(named, axis)} for axis in axes}
+        for setting, point in _setting_points(method, split, quality, axes).items():
+            lines = frozenset(axis for axis in axes if setting in kept[axis])
+            points.append(replace(point, lines=lines))
+    return points
 
-            def mean(name: str, rows: list[dict[str, float]] = rows) -> float | None:
-                values = [row[name] for row in rows if name in row]
-                return sum(values) / len(values) if len(values) == len(rows) else None
 
-            savings = {
-                name: None if (value := mean(name)) is None else value * _scale(name)
-                for name in axes
-            }
-            score = mean(quality)
-            assert score is not None  # checked when the methods were read
-            points.append(CurvePoint(method.name, score, savings))
+def _setting_points(
+    method: Method, split: str, quality: str, axes: Sequence[str]
+) -> dict[str, CurvePoint]:
+    points = {}
+    for setting in method.seeds[0][split].settings:
+        rows = [seed[split].values(setting) for seed in method.seeds]
+
+        def mean(name: str, rows: list[dict[str, float]] = rows) -> float | None:
+            values = [row[name] for row in rows if name in row]
+            return sum(values) / len(values) if len(values) == len(rows) else None
+
+        savings = {
+            name: None if (value := mean(name)) is None else value * _scale(name) for name in axes
+        }
+        score = mean(quality)
+        assert score is not None  # checked when the methods were read
+        points[setting] = CurvePoint(method.name, score, savings)
     return points
 
 
@@ -130,14 +152,11 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
     styles = {run: run_style(number) for number, run in enumerate(runs)}
     for axis, name in zip(axes, names, strict=True):
         for run, style in styles.items():
-            drawn = sorted(
-                (saving, point.quality)
-                for point in points
-                if point.run == run and (saving := point.savings[name]) is not None
-            )
-            if not drawn:
+            own = [point for point in points if point.run == run]
+            if not (drawn := _placed(own, name)):
                 continue
-            axis.plot(*zip(*best(drawn)), label=run, markersize=5, **style)
+            line = _placed(_on_line(own, name), name)
+            axis.plot(*zip(*line), label=run, markersize=5, **style)
             axis.plot(*zip(*drawn), **{**style, "linestyle": ""}, alpha=0.25, markersize=4)
         axis.set_xlabel(AXES[name])
         axis.grid(True, alpha=0.3)
@@ -149,15 +168,29 @@ def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
     return figure
 
 
-def best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the (saving, quality) points that no other beats in both, by increasing saving.
+def _placed(points: Sequence[CurvePoint], axis: str) -> list[tuple[float, float]]:
+    """Return (saving, quality) of the points that have the saving, by increasing saving."""
+    placed = ((point.savings[axis], point.quality) for point in points)
+    return sorted((saving, quality) for saving, quality in placed if saving is not None)
+
+
+def _on_line(points: Sequence[CurvePoint], axis: str) -> list[CurvePoint]:
+    """Return the points of a run that its line joins."""
+    if any(point.lines is None for point in points):
+        return best(points, axis)
+    return [point for point in points if point.lines and axis in point.lines]
+
+
+def best(points: Sequence[CurvePoint], axis: str) -> list[CurvePoint]:
+    """Return the points that no other beats in saving and quality, by increasing saving.
 
     The settings of a sweep vary several thresholds at once: these are the ones to choose from.
     """
-    kept: list[tuple[float, float]] = []
-    for saving, quality in sorted(points, reverse=True):
-        if not kept or quality > kept[-1][1]:
-            kept.append((saving, quality))
+    measured = [(saving, p.quality, p) for p in points if (saving := p.savings[axis]) is not None]
+    kept: list[CurvePoint] = []
+    for _, quality, point in sorted(measured, key=lambda one: one[:2], reverse=True):
+        if not kept or quality > kept[-1].quality:
+            kept.append(point)
     return kept[::-1]
 
 
