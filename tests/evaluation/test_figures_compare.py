@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers.paths import ROOT
 from helpers.sweep_files import (
@@ -213,10 +215,14 @@ def test_partial_files_are_ignored(tmp_path):
         ("mue_coco", "deecap", "5", "test", {"ROUGE-L": 57.2}),
         ("mue_coco", "no_layer_loss", "4", "test", {"CIDEr": 117.9}),
         ("mue_snli_ve", "deebert", "1", "valid", {"accuracy": 78.9}),
-        # A split that is not printed gets the last one, here the whole data set.
-        ("blipee_nocaps", "blipee", "1", "test", {"CIDEr": 122.7, "parameter_speedup": 1.51}),
-        ("blipee_nocaps", "blipee_distill", "5", "test", {"parameter_speedup": 1.45}),
-        ("blipee_nocaps", "blipee_capfilt", "5", "in-domain", {"CIDEr": 123.5}),
+        ("blipee_nocaps", "blipee", "1", "test_valid", {"CIDEr": 122.7, "SPICE": 16.1}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_in_domain", {"CIDEr": 124.3}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_near_domain", {"CIDEr": 120.0}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_out_domain", {"CIDEr": 125.5}),
+        ("blipee_nocaps", "blipee_distill", "5", "test_valid", {"parameter_speedup": 1.45}),
+        ("blipee_nocaps", "blipee_capfilt", "5", "test_valid_in_domain", {"CIDEr": 123.5}),
+        ("blipee_gqa", "blipee", "3", "testdev", {"accuracy": 44.0}),
+        ("mue_snli_ve", "mue", "1", "test_valid", {"accuracy": 88.7}),
         ("blipee_vqa", "pabee", "2", "test", {"accuracy": 77.1}),
         ("blipee_visdial", "mue", "3", "test", {"MRR": 36.6}),
         ("blipee_coco", "leeblip", "4", "test", {"METEOR": 27.6}),
@@ -239,7 +245,7 @@ def test_data_sets_of_the_papers():
 
 
 def test_rows_of_two_papers():
-    """COCO is in both. A paper without the split gives its last one, whatever the other prints."""
+    """COCO is in both. A paper without the split gives nothing, whatever the other prints."""
     both = paper_rows(["mue_coco", "blipee_coco", "mue_coco"])
     sources = [row.source for row in main_rows(both, "mue", "test")]
     assert sources == ["MuE, Table 1", "MuE, Table 5", "BLIPEE, Table 4"]
@@ -248,9 +254,17 @@ def test_rows_of_two_papers():
     ]
     other = paper_rows(["mue_snli_ve", "blipee_nocaps"])
     found = main_rows(other, "mue", "valid")
-    assert [(row.paper, row.split) for row in found] == [
-        ("mue", "valid"), ("blipee", "full-dataset"),
-    ]  # fmt: skip
+    assert [(row.paper, row.split) for row in found] == [("mue", "valid")]
+    assert not main_rows(other, "mue", "test_artist")
+
+
+def test_every_domain_of_nocaps_is_printed():
+    """compare.sh calls the splits test_NAME."""
+    options = (ROOT / "run_scripts" / "nocaps" / "options.sh").read_text()
+    (names,) = re.findall(r"\$\{TEST:-([a-z_ ]+)\}", options)
+    rows = paper_rows(["blipee_nocaps"])
+    shown = [row.split for n in names.split() for row in main_rows(rows, "mue", f"test_{n}")]
+    assert shown == ["full-dataset", "in-domain", "near-domain", "out-domain"]
 
 
 @pytest.mark.parametrize("method", ["deebert", "leebert"])
