@@ -96,6 +96,10 @@ for file in "${start[@]}" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
 done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
+if [ ! -e "$out/settings.txt" ] && compgen -G "$out/*@*/*.csv" > /dev/null; then
+  echo "$out holds sweeps without settings.txt, so nothing can be added: choose another folder, or make tables of it by ofa-exit compare" >&2
+  exit 2
+fi
 mkdir -p "$out/rows"
 settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
 $SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}${SIZES[*]:+ ${SIZES[*]}}"

@@ -160,3 +160,15 @@ def test_a_folder_of_other_settings_is_rejected(calls, data, tmp_path):
         rows.write("x\n")
     error = failing(*arguments, BIN=commands)
     assert f": {data}/caption_valid.tsv (another size or date). Choose" in error
+
+
+def test_sweeps_of_unknown_settings_are_rejected(calls, data, tmp_path):
+    """As those of results/compare, which has no settings.txt."""
+    commands, _ = calls
+    out = tmp_path / "out"
+    (out / "mue@1").mkdir(parents=True)
+    (out / "mue@1" / "valid.csv").write_text("setting\n")
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "plain")
+    error = failing(*arguments, BIN=commands)
+    assert error.startswith(f"{out} holds sweeps without settings.txt")
+    assert error.count("\n") == 1 and [path.name for path in out.iterdir()] == ["mue@1"]
