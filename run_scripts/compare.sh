@@ -101,8 +101,10 @@ if [ ! -e "$out/settings.txt" ] && compgen -G "$out/*@*/*.csv" > /dev/null; then
   exit 2
 fi
 mkdir -p "$out/rows"
-settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
-$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}${SIZES[*]:+ ${SIZES[*]}}"
+dictionary=${BPE_DIR:-$DATA}/dict.txt
+settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:$dictionary:${test_rows[*]}")")
+$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} sweep batch ${SWEEP_BATCH:-32} device $DEVICE
+${TASK[*]} ${SEARCH[*]} --scoring $SCORING ${SCORER[*]:-}"
 # differing FILE TEXT: prints the words of TEXT that differ from those of FILE, each after the word before it, its name.
 differing() {
   awk 'NR == FNR { old[FNR] = $0; next }
@@ -163,7 +165,8 @@ prepare() {
     init=$(place "$FROM")/training/checkpoint_last.pt
   fi
   local epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
-  same "$own/training.txt" "$init ${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
+  same "$own/training.txt" "$(identity "$init")
+${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
   [ ! -e "$own/training.done" ] || return 0
   echo "== $progress: training $name in $own/training"
   fit "$train_rows" "$valid_rows" "$init" "$own/training" "${MODEL[@]}" "${LOSS[@]}" \

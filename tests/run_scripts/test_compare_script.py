@@ -126,6 +126,40 @@ def test_missing_rows_and_splits_without_answers_are_rejected_first(data, tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"BPE_DIR": "other"}, "other/dict.txt (there: "),
+        ({"SWEEP_BATCH": "8"}, "batch 8 (there: 32)"),
+        ({"DEVICE": "cuda"}, "device cuda (there: cpu)"),
+        ({"IMAGE_SIZE": "64"}, "--patch-image-size 64 (there: 128)"),
+        ({"LENGTH": "7"}, "--max-len-b 7 (there: 20)"),
+    ],
+)
+def test_sweeps_with_other_options_are_rejected(variables, message, calls, data, tmp_path):
+    """What a sweep is given besides its rows: words, batch, device, task and search."""
+    commands, _ = calls
+    out = tmp_path / "out"
+    for file in data.iterdir():
+        file.rename(data / file.name.removeprefix("caption_"))
+    arguments = ("compare.sh", "rsicd", data, tmp_path / "init.pt", out, "plain")
+    run(*arguments, BIN=commands, TEST="test_artist")
+    error = failing(*arguments, BIN=commands, TEST="test_artist", **variables)
+    assert f"{out} holds a comparison of other settings: " in error and message in error
+
+
+def test_a_smaller_model_of_another_checkpoint_is_rejected(calls, data, tmp_path):
+    """A file of the same path and another content."""
+    commands, _ = calls
+    tiny = tmp_path / "tiny.pt"
+    tiny.write_text("x")
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out")
+    run(*arguments, "tiny", BIN=commands, TINY=str(tiny))
+    tiny.write_text("other")
+    error = failing(*arguments, "tiny", BIN=commands, TINY=str(tiny))
+    assert f"a training of other settings: {tiny} (another size or date)." in error
+
+
 def test_a_method_of_other_settings_is_rejected(calls, data, tmp_path):
     commands, _ = calls
     arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out")
