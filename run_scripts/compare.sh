@@ -243,8 +243,14 @@ for name in "${methods[@]}"; do
     break
   done
 done
-if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "${drawn[*]}" ]; then exit; fi
-ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
+[ ${#drawn[@]} -gt 0 ] || exit 0
+# figures.txt: what they were made of; first the methods, which are all that saturation depends on.
+figures="${drawn[*]}
+rows ${ROWS_CASES:-50}
+$(for one in "${drawn[@]}"; do sed -n "/^$one\( \|$\)/p" "$out/options.txt"; done)"
+made=$(cat "$out/figures.txt" 2>/dev/null || true)
+[ "$made" != "$figures" ] || exit 0
+[ "${made%%$'\n'*}" = "${drawn[*]}" ] || ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
 
 # What the chosen settings generate for the first rows, every word in the colour of its layer.
 mkdir -p "$out/cases"
@@ -260,4 +266,4 @@ for one in "${drawn[@]}"; do
   traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$model")
 done
 ofa_exit cases "${checkpoints[@]}" "$out/cases.html" "${traces[@]}" "${generation[@]}"
-echo "${drawn[*]}" > "$out/figures.txt"
+echo "$figures" > "$out/figures.txt"

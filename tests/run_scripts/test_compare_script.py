@@ -206,3 +206,29 @@ def test_sweeps_of_unknown_settings_are_rejected(calls, data, tmp_path):
     error = failing(*arguments, BIN=commands)
     assert error.startswith(f"{out} holds sweeps without settings.txt")
     assert error.count("\n") == 1 and [path.name for path in out.iterdir()] == ["mue@1"]
+
+
+def test_cases_are_made_anew_with_other_settings(calls, data, tmp_path):
+    """By the rows and by what the table chose. Saturation depends on neither."""
+    commands, read = calls
+    out = tmp_path / "out"
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "plain")
+    run(*arguments, BIN=commands)
+    for split in ("valid", "test_artist"):
+        (out / "plain@1" / f"{split}.csv").write_text("setting\n")
+    (out / "options.txt").write_text("plain@1\nplain@2 --exit-alpha=0.9\n")
+    read()
+
+    def made(**variables: str) -> list[str]:
+        run(*arguments, BIN=commands, **variables)
+        called = read()
+        kinds = {"saturation": "saturation", "cases": "cases", "--exit-trace": "generation"}
+        return [kind for word, kind in kinds.items() if any(word in call for call in called)]
+
+    assert made() == ["saturation", "cases", "generation"]
+    assert made() == []
+    assert made(ROWS_CASES="20") == ["cases", "generation"]
+    (out / "options.txt").write_text("plain@1 --exit-alpha=0.8\nplain@2 --exit-alpha=0.7\n")
+    assert made(ROWS_CASES="20") == ["cases", "generation"]
+    (out / "options.txt").write_text("plain@1 --exit-alpha=0.8\nplain@2 --exit-alpha=0.6\n")
+    assert made(ROWS_CASES="20") == []
