@@ -183,18 +183,28 @@ trained() {
   (method "$1" && echo "$(place "${TRAINED:-$1}")/training/checkpoint_last.pt")
 }
 
+# layers CSV: prints encoder and decoder layers of the model that was swept.
+layers() {
+  awk -F, 'NR == 1 { for (n = 1; n <= NF; n++) column[$n] = n; next }
+    { print $column["encoder_layers_full"] "," $column["decoder_layers_full"]; exit }' "$1"
+}
+
 # curve NAME SPLIT: sweeps a method's grid over rows of a split.
 curve() {
-  local name=$1 split=$2 csv settings
-  csv=$(place "$name")/$split.csv
+  local name=$1 split=$2 csv settings plain reference=()
+  csv=$(place "$name")/$split.csv plain=$(place plain)/$split.csv
   method "$name"
   settings=$(grid "$RULE")
   same "$(place "$name")/sweep.txt" "$(cat "$settings")" "sweeps"
   [ ! -e "$csv" ] || return 0
+  # A smaller model is timed beside plain.
+  if [ -n "$START" ] && [ -e "$plain" ]; then
+    reference=(--reference "$(trained plain)" --reference-layers "$(layers "$plain")")
+  fi
   echo "== $progress: sweeping $name over $split to $csv"
   ofa_exit sweep "$settings" "$csv" "$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" \
     --path "$(trained "$name")" --gen-subset "$split" --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}" "${SEARCH[@]}" \
-    --scoring "$SCORING" "${SCORER[@]}" --run "$name"
+    --scoring "$SCORING" "${SCORER[@]}" --run "$name" "${reference[@]}"
 }
 
 cpu=()

@@ -120,6 +120,29 @@ def test_eq_14_with_the_layers_of_another_model():
     assert expected_time_reduction(values, other, without) == pytest.approx(expected)
 
 
+def test_a_smaller_model_that_was_swept_against_the_baseline(methods, tmp_path):
+    """Its expected time counts the reference's layers, and its time is that against the other."""
+    rows = [
+        setting(FULL, 70, (4, 4, 4), (6, 6), 6, measured_time_reduction=0.2),
+        setting("exit_decoder_threshold=0.9", 60, (4, 4, 2), (6, 6), 5),
+    ]
+    for row in rows:
+        row.update(encoder_layers_full=4, decoder_layers_full=4, reference_layers="6+6")
+    for split in ("valid", "test"):
+        write_sweep(tmp_path / "tiny" / f"{split}.csv", rows)
+    (tiny,) = read_methods(tmp_path, ["tiny"])
+    _, seen = against_baseline([methods[0], tiny], methods[0])
+    full, exits = seen.seeds[0]["test"].settings.values()
+    assert full["expected_time_reduction"] == pytest.approx(1 / 3)
+    assert exits["expected_time_reduction"] == pytest.approx(1 - (4 / 6 + 2 / 6) / 2)
+    assert full["measured_time_reduction"] == 0.2
+    other = {"encoder_layers_full": 4, "decoder_layers_full": 8}
+    assert expected_time_reduction(exits, other) == pytest.approx(1 - (4 / 4 + 2 / 8) / 2)
+    write_sweep(tmp_path / "tiny" / "test.csv", rows[::-1])
+    with pytest.raises(ValueError, match="line 2: the first setting saves time"):
+        read_methods(tmp_path, ["tiny"])
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

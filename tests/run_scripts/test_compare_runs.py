@@ -46,5 +46,6 @@ def test_methods_seeds_and_a_smaller_model(tmp_path):
     assert set(full) == {"mue", "plain", "deeblip", "tiny"}
     assert full["mue"]["seeds"] == "1 | 2"
     assert float(full["tiny"]["expected_time_reduction"]) == pytest.approx(1 / 3)
+    assert float(full["tiny"]["measured_time_reduction"]) != 0  # against plain's
     trained = {name: int(float(row["trained_parameters"])) for name, row in full.items()}
     assert trained["deeblip"] > 0 and 0 < trained["tiny"] < trained["plain"]

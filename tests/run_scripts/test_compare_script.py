@@ -160,6 +160,22 @@ def test_a_smaller_model_of_another_checkpoint_is_rejected(calls, data, tmp_path
     assert f"a training of other settings: {tiny} (another size or date)." in error
 
 
+def test_a_smaller_model_is_timed_beside_plain(calls, data, tmp_path):
+    commands, read = calls
+    out, tiny = tmp_path / "out", tmp_path / "init.pt"
+    arguments = ("compare.sh", "emoji/caption", data, tiny, out)
+    run(*arguments, "plain", "tiny", BIN=commands, TINY=str(tiny))
+    assert not any("--reference" in call for call in read())
+    (out / "plain@1" / "valid.csv").write_text(
+        "run,setting,encoder_layers_full,decoder_layers_full\nplain,full depth,6,12\n"
+    )
+    run(*arguments, "tiny", BIN=commands, TINY=str(tiny))
+    sweeps = [call for call in read() if call[0] == "sweep"]
+    (beside,) = [call[call.index("--reference") :] for call in sweeps if "--reference" in call]
+    plain = out / "plain@1" / "training" / "checkpoint_last.pt"
+    assert beside == ["--reference", str(plain), "--reference-layers", "6,12"]
+
+
 def test_a_method_of_other_settings_is_rejected(calls, data, tmp_path):
     commands, _ = calls
     arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out")

@@ -18,6 +18,8 @@ NUMBERS = (
     *("gflops_per_sentence", "gflops_full_per_sentence"),
 )
 """Columns of a sweep that may be empty. The scores are those between `setting` and `sentences`."""
+REFERENCE_LAYERS = "reference_layers"
+"""Column of a sweep with --reference-layers, such as 6+6: those that its expected time counts."""
 PARAMETERS = "trained_parameters.txt"
 PREFERRED_QUALITY = "CIDEr"
 
@@ -92,19 +94,40 @@ def read_sweep(path: Path) -> Sweep:
         )
     scores = columns[columns.index("setting") + 1 : columns.index("sentences")]
     wanted = [name for name in (*scores, *NUMBERS) if name in columns]
-    settings = {
-        setting: {
-            name: number(row[name], name, f"{path}, {setting}") for name in wanted if row[name]
-        }
-        for setting, row in rows.items()
-    }
+    settings = {name: _values(row, wanted, f"{path}, {name}") for name, row in rows.items()}
     first = next(iter(settings))
-    if abs(settings[first].get("expected_time_reduction", 0.0)) > 1e-6:
+    saved = settings[first].get("expected_time_reduction", 0.0)
+    if abs(saved - _saved_at_full_depth(settings[first])) > 1e-6:
         raise ValueError(
             f"{path}, line 2: the first setting saves time ({first}). Begin the grid with {{}}, "
             "full depth"
         )
     return Sweep(path, scores, settings)
+
+
+def layers_counted(values: Values) -> tuple[float, float]:
+    """Return N_E and N_D of a sweep's expected time: the model's, or those of its reference."""
+    kind = "reference" if "encoder_layers_reference" in values else "full"
+    return values[f"encoder_layers_{kind}"], values[f"decoder_layers_{kind}"]
+
+
+def _values(row: dict[str, str], columns: Sequence[str], where: str) -> Values:
+    values = {name: number(row[name], name, where) for name in columns if row[name]}
+    parts = (row.get(REFERENCE_LAYERS) or "").split("+")
+    if len(parts) == 2:
+        for name, part in zip(("encoder", "decoder"), parts):
+            values[f"{name}_layers_reference"] = number(part, REFERENCE_LAYERS, where)
+    return values
+
+
+def _saved_at_full_depth(values: Values) -> float:
+    """Return the expected time saved without exits: a smaller model saves against its reference."""
+    if "encoder_layers_reference" not in values:
+        return 0.0
+    encoder, decoder = layers_counted(values)
+    return (
+        1 - (values["encoder_layers_full"] / encoder + values["decoder_layers_full"] / decoder) / 2
+    )
 
 
 def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
