@@ -14,7 +14,7 @@ saves most (--by) among those that keep the first share of --keep of the baselin
 quality at full depth. --by parameter_speedup chooses by BLIPEE's measure.
 
 Writes to FOLDER (or --out):
-  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 5), trade-off over all of --keep
+  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 4), trade-off over all of --keep
                and --save (MuE Table 3), ablation if mue and no_split or no_layer_loss are there
                (MuE Table 4), image against text layers if a sweep exits them separately with the
                decoder in full (MuE Table 2)
