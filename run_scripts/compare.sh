@@ -45,7 +45,8 @@ train_rows=${TRAIN:-$DATA/${PREFIX:-}train.tsv} valid_rows=${VALID:-$DATA/${PREF
 
 # method NAME: reads run_scripts/methods/NAME.sh.
 #   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
-#   RULE     the grid of its exits: RULE.json of the data set, of the kind of task (caption_, answer_), or of run_scripts/grids
+#   RULE     the grid of its exits: RULE.json of the data set, or of run_scripts/grids: of ARCH (ofa_tiny_), of the kind of task
+#            (caption_, answer_), or of all
 #   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
 #   TRAINED  the method whose training it is: only the rule differs
 method() {
@@ -57,7 +58,7 @@ method() {
 grid() {
   local grids=$ROOT/run_scripts/grids kind=caption one
   [ "${TASK[1]}" = mue_caption ] || kind=answer
-  for one in "$folder/grids/$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
+  for one in "$folder/grids/$1.json" "$grids/${ARCH:-ofa_base}_$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
     [ ! -e "$one" ] || { echo "$one"; return; }
   done
   [ "$1" = split ] || { echo "no grid for the rule $1: add run_scripts/grids/$1.json" >&2; return 2; }

@@ -105,6 +105,31 @@ def test_every_method_has_a_grid_of_settings(method, kind, tmp_path):
         check_setting(setting, "grid")
 
 
+@pytest.mark.parametrize(
+    ("arch", "grid"), [("ofa_base", "patience.json"), ("ofa_tiny", "ofa_tiny_patience.json")]
+)
+def test_small_decoders_have_grids_of_their_own(arch, grid, calls, data, tmp_path):
+    commands, read = calls
+    for file in data.iterdir():
+        file.rename(data / file.name.removeprefix("caption_"))
+    arguments = ("compare.sh", "coco", data, tmp_path / "init.pt", tmp_path / "out", "pabee")
+    run(*arguments, BIN=commands, ARCH=arch, TEST="test_artist")
+    sweeps = [call for call in read() if call[0] == "sweep"]
+    assert {call[1] for call in sweeps} == {str(ROOT / "run_scripts" / "grids" / grid)}
+
+
+def test_calm_has_all_three_confidences():
+    """Of one training: softmax difference, largest probability, saturation."""
+    folder = ROOT / "run_scripts" / "methods"
+    texts = [(folder / f"{n}.sh").read_text() for n in ("calm", "calm_softmax", "calm_saturation")]
+    assert all("TRAINED=pabee_shared\n" in text for text in texts)
+    assert [text.split("RULE=")[1] for text in texts] == [
+        "softmax_diff\n",
+        "softmax\n",
+        "saturation\n",
+    ]
+
+
 def test_unknown_methods_and_data_sets_are_rejected(data, tmp_path):
     out = tmp_path / "out"
     error = failing("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "berxit")
