@@ -298,6 +298,17 @@ def test_methods_of_mue_are_not_those_of_blipee(method):
     assert not [row for row in paper_rows(names) if row.method == method]
 
 
+@pytest.mark.parametrize("name", [n for n in paper_names() if n.startswith("blipee_")])
+def test_plain_is_the_backbone_of_blipee(name):
+    """V-O is OPT, and V-F is FlanT5."""
+
+    def decoders(method: str) -> set[str]:
+        rows = [row for row in paper_rows([name]) if row.method == method]
+        return {"OPT" if row.row.endswith("V-O") or "OPT" in row.row else "FlanT5" for row in rows}
+
+    assert decoders("plain") == decoders("blipee") == {"OPT" if name == "blipee_coco" else "FlanT5"}
+
+
 def test_every_printed_method_has_a_script():
     """BLIPEE with CapFilt is of train_blipee.sh, so the page claims Tables 1 to 4 of BLIPEE."""
     scripts = {path.stem for path in (ROOT / "run_scripts" / "methods").glob("*.sh")}

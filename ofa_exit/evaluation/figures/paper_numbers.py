@@ -4,6 +4,10 @@
 printed and the name that this package gives the method (empty: it has none). Reductions are
 fractions: the "-40.2%" of MuE's Table 1 is 0.402, and its "1" is 0. MuE's Table 2 lacks the first
 number of its first line of visual entailment; the others give 6.
+
+Plain is the backbone of the printed BLIPEE: FlanT5 (V-F), but OPT (V-O) in BLIPEE's Table 4, which
+has no BLIPEE-V-F. All speed-ups there are against BLIP-2-V-F. DeeBLIP, PABEE-BLIP, LeeBLIP and MuE
+use "the better-performing BLIP-2 variant", which the table does not name.
 """
 
 import csv
