@@ -118,6 +118,19 @@ def test_small_decoders_have_grids_of_their_own(arch, grid, calls, data, tmp_pat
     assert {call[1] for call in sweeps} == {str(ROOT / "run_scripts" / "grids" / grid)}
 
 
+def test_a_stopped_sweep_is_started_by_the_same_command(calls, data, tmp_path):
+    """So it resumes from its partial file, as the page says."""
+    commands, read = calls
+    arguments = ("compare.sh", "emoji/caption", data, tmp_path / "init.pt", tmp_path / "out", "mue")
+    sweeps = []
+    for _ in range(2):
+        run(*arguments, BIN=commands)
+        sweeps.append([call for call in read() if call[0] == "sweep"])
+    assert sweeps[0] == sweeps[1] and len(sweeps[0]) == 2
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert "nothing is kept" not in page and "`SPLIT.partial.jsonl`" in page
+
+
 def test_calm_has_all_three_confidences():
     """Of one training: softmax difference, largest probability, saturation."""
     folder = ROOT / "run_scripts" / "methods"
