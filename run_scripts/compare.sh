@@ -8,8 +8,8 @@
 # OUT        has a folder METHOD@SEED with the training and its sweeps, valid.csv and one CSV per test split. table.md, table.csv,
 #            curves.png, saturation.png (one line per training) and cases.html cover every finished method: see docs/compare.md.
 #            A stopped run resumes, and finished steps are not repeated. A folder made with other settings is rejected
-# METHOD     files of run_scripts/methods, in the order of the table; default: all but tiny and medium. A method that starts from
-#            another training (DeeBERT: plain) trains that first
+# METHOD     files of run_scripts/methods, in the order of the table; default: all, with tiny and medium if TINY and MEDIUM are set.
+#            A method that starts from another training (DeeBERT: plain) trains that first
 #   SEED (1)       seed of training; run the script with other seeds, too: the table then has their mean and range
 #   TRAIN, VALID   files to train and to validate on, if not DATA/train.tsv and DATA/valid.tsv
 #   TEST           names of the test splits, as "test" or "test_artist test_combinations" (default: the data set's)
@@ -31,14 +31,6 @@ folder=$ROOT/run_scripts/$SET
 [ -e "$folder/options.sh" ] || { echo "unknown data set $SET: $folder/options.sh is missing" >&2; exit 2; }
 options "$2" "$folder"
 shift 4
-methods=("$@")
-if [ $# -eq 0 ]; then # the baseline first; tiny and medium need checkpoints of their own
-  methods=(plain)
-  for file in "$ROOT"/run_scripts/methods/*.sh; do
-    name=$(basename "$file" .sh)
-    [[ " plain tiny medium " == *" $name "* ]] || methods+=("$name")
-  done
-fi
 seed=${SEED:-1} fit_options=("${FIT[@]}")
 read -ra tests <<< "${TEST:-test}"
 train_rows=${TRAIN:-$DATA/${PREFIX:-}train.tsv} valid_rows=${VALID:-$DATA/${PREFIX:-}valid.tsv}
@@ -47,10 +39,11 @@ train_rows=${TRAIN:-$DATA/${PREFIX:-}train.tsv} valid_rows=${VALID:-$DATA/${PREF
 #   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
 #   RULE     the grid of its exits: RULE.json of the data set, or of run_scripts/grids: of ARCH (ofa_tiny_), of the kind of task
 #            (caption_, answer_), or of all
+#   NEEDS    the variable that must name its checkpoint
 #   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
 #   TRAINED  the method whose training it is: only the rule differs
 method() {
-  FROM='' START='' TRAINED='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
+  FROM='' START='' NEEDS='' TRAINED='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
   source "$ROOT/run_scripts/methods/$1.sh"
 }
 
@@ -65,12 +58,29 @@ grid() {
   echo "$SETTINGS"
 }
 
+# In the order of the table; further methods follow by name.
+known=(plain tiny medium mue self_distil no_split no_layer_loss deebert pabee pabee_shared leebert leebert_patience deecap calm
+  calm_softmax calm_meta calm_saturation deed deeblip leeblip blipee blipee_distill)
+for file in "$ROOT"/run_scripts/methods/*.sh; do
+  name=$(basename "$file" .sh)
+  [[ " ${known[*]} " == *" $name "* ]] || known+=("$name")
+done
+methods=("$@")
+if [ $# -eq 0 ]; then
+  for name in "${known[@]}"; do
+    needs=$(method "$name" && echo "$NEEDS")
+    [ -n "$needs" ] && [ -z "${!needs:-}" ] || methods+=("$name")
+  done
+fi
+
 # What cannot work is rejected before anything is trained or written.
 for name in "${methods[@]}"; do
   [ -e "$ROOT/run_scripts/methods/$name.sh" ] || {
-    echo "unknown method $name: choose from $(cd "$ROOT/run_scripts/methods" && echo *.sh | sed 's/\.sh//g')" >&2
+    echo "unknown method $name: choose from ${known[*]}" >&2
     exit 2
   }
+  needs=$(method "$name" && echo "$NEEDS")
+  [ -z "$needs" ] || [ -n "${!needs:-}" ] || { echo "method $name needs $needs=…, the pretrained checkpoint of its model" >&2; exit 2; }
   (method "$name" && grid "$RULE" > /dev/null) || exit 2
   start=$(method "$name" && echo "$START")
   [ -z "$start" ] || [ -e "$start" ] || { echo "$start, which method $name starts from, is missing" >&2; exit 2; }
@@ -224,15 +234,16 @@ done
 
 exec 9>&-
 
-# Every finished method is in the table, in the order of METHOD and then by name.
+# Every finished method is in the table: those of METHOD first.
 finished() {
   local split
   for split in "${splits[@]}"; do [ -e "$1/$split.csv" ] || return 1; done
 }
 others=()
-for place in "$out"/*@*; do
-  name=$(basename "${place%@*}")
-  [[ " ${methods[*]} ${others[*]:-} " == *" $name "* ]] || ! finished "$place" || others+=("$name")
+for name in "${known[@]}"; do
+  for place in "$out/$name"@*; do
+    [[ " ${methods[*]} ${others[*]:-} " == *" $name "* ]] || ! finished "$place" || others+=("$name")
+  done
 done
 methods+=("${others[@]}")
 baseline=plain

@@ -60,7 +60,7 @@ def compare(
     Args:
         folder: see the module's text.
         out: folder to write to.
-        names: methods, in the order of the tables; none = all, the baseline first.
+        names: methods, in the order of the tables; none = all, by family, the baseline first.
         paper: data sets of the papers, see ``paper_names``.
         scores: further scores to draw curves of; ``all`` = those that every sweep has.
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=[],
         metavar="METHOD",
-        help="those to compare, in this order (default: all)",
+        help="those to compare, in this order (default: all, by family)",
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default: FOLDER)")
     parser.add_argument(

@@ -38,6 +38,15 @@ def methods(tmp_path):
     return read_methods(write_methods(tmp_path), ["plain", "mue", "tiny"])
 
 
+def test_methods_are_in_the_order_of_families(tmp_path):
+    folder = write_methods(tmp_path)
+    for name in ("blipee", "berxit", "pabee"):
+        for split in ("valid", "test"):
+            write_sweep(folder / name / f"{split}.csv", mue_rows())
+    names = [method.name for method in read_methods(folder)]
+    assert names == ["plain", "tiny", "mue", "pabee", "blipee", "berxit"]
+
+
 def test_a_folder_per_method_and_seed(methods):
     assert [(method.name, len(method.seeds)) for method in methods] == [
         ("plain", 1), ("mue", 2), ("tiny", 1),
@@ -190,7 +199,7 @@ def test_unfinished_seeds_are_left_out(lacking, tmp_path, caplog):
     for path in tmp_path.iterdir():
         write_sweep(path / "test_b.csv", mue_rows())
     (tmp_path / "mue@1" / f"{lacking}.csv").unlink()
-    (mue, plain, _) = read_methods(tmp_path)
+    (plain, _, mue) = read_methods(tmp_path)
     assert mue.seed_names == ["2"] and plain.splits == ["valid", "test", "test_b"]
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}/mue@1 lacks {lacking}.csv and is left out")
@@ -199,7 +208,7 @@ def test_unfinished_seeds_are_left_out(lacking, tmp_path, caplog):
 def test_methods_of_which_nothing_is_left(tmp_path, caplog):
     write_methods(tmp_path)
     (tmp_path / "tiny" / "test.csv").unlink()
-    assert [method.name for method in read_methods(tmp_path)] == ["mue", "plain"]
+    assert [method.name for method in read_methods(tmp_path)] == ["plain", "mue"]
     assert "tiny lacks test.csv" in caplog.text
     caplog.clear()
     read_methods(tmp_path, ["plain", "mue"])  # tiny is not asked for

@@ -13,6 +13,7 @@ from helpers.paths import ROOT
 from helpers.script_runs import failing, run
 
 from ofa_exit.cli.grid import check_setting
+from ofa_exit.evaluation.figures.families import ORDER
 
 calls = script_runs.calls
 METHODS = sorted(path.stem for path in (ROOT / "run_scripts" / "methods").glob("*.sh"))
@@ -118,6 +119,15 @@ def test_small_decoders_have_grids_of_their_own(arch, grid, calls, data, tmp_pat
     assert {call[1] for call in sweeps} == {str(ROOT / "run_scripts" / "grids" / grid)}
 
 
+def test_all_methods_by_family_and_those_with_a_checkpoint(calls, data, tmp_path):
+    commands, read = calls
+    tiny = tmp_path / "init.pt"
+    arguments = ("compare.sh", "emoji/caption", data, tiny, tmp_path / "out")
+    run(*arguments, BIN=commands, TINY=str(tiny))
+    swept = [call[call.index("--run") + 1] for call in read() if "valid" in call]
+    assert swept == [name for name in ORDER if name != "medium"]
+
+
 def test_a_stopped_sweep_is_started_by_the_same_command(calls, data, tmp_path):
     """So it resumes from its partial file, as the page says."""
     commands, read = calls
@@ -146,7 +156,8 @@ def test_calm_has_all_three_confidences():
 def test_unknown_methods_and_data_sets_are_rejected(data, tmp_path):
     out = tmp_path / "out"
     error = failing("compare.sh", "emoji/caption", data, tmp_path / "init.pt", out, "berxit")
-    assert error.startswith("unknown method berxit: choose from blipee ")
+    assert error == f"unknown method berxit: choose from {' '.join(ORDER)}\n"
+    assert set(ORDER) == set(METHODS)
     error = failing("compare.sh", "coco2", data, tmp_path / "init.pt", out)
     assert "unknown data set coco2" in error and not out.exists()
 
@@ -160,7 +171,7 @@ def test_missing_rows_and_splits_without_answers_are_rejected_first(data, tmp_pa
     error = failing("compare.sh", "vqa", data, init, out, "plain")
     assert error.startswith("vqa has no published answers for test")
     error = failing("compare.sh", "emoji/caption", data, init, out, "plain", "tiny")
-    assert "method tiny needs TINY=" in error
+    assert error == "method tiny needs TINY=…, the pretrained checkpoint of its model\n"
     assert not out.exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ofa_exit.evaluation.figures.choice import read_settings
 from ofa_exit.evaluation.figures.csv_rows import number
+from ofa_exit.evaluation.figures.families import in_order
 
 VALID, TEST = "valid", "test"
 NUMBERS = (
@@ -136,7 +137,7 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     Folders that lack a split are left out with a warning: their sweeps are not finished.
 
     Args:
-        names: those to read, in this order; none = all that have CSV files, by name.
+        names: those to read, in this order; none = all that have CSV files, by family.
 
     Raises:
         ValueError: a folder is missing, nothing is left of a method of ``names`` or of all, or the
@@ -148,7 +149,7 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and _csv_files(path):
             found.setdefault(path.name.partition("@")[0], []).append(path)
-    finished = _finished({name: found.get(name, []) for name in names or found})
+    finished = _finished({name: found.get(name, []) for name in names or in_order(list(found))})
     if seeds := [name for name in names if "@" in name]:
         raise ValueError(
             f"{seeds[0]}: name the method without its seed, {seeds[0].partition('@')[0]}"
