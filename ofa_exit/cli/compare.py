@@ -22,8 +22,9 @@ Writes to FOLDER (or --out):
   options.txt  the setting of the main rule for every training, as options of fairseq-generate
   curves.png   quality against savings of all methods, also as .svg (MuE Figures 1 and 4, BLIPEE
                Figure 4b). Lines join the settings that no other beats on validation; the others are
-               faint. With several test splits curves_SPLIT.png; of a further score (--scores, MuE
-               Figure 6) curves_SCORE.png
+               faint. More than seven methods have a row of panels for each family. With several
+               test splits curves_SPLIT.png; of a further score (--scores, MuE Figure 6)
+               curves_SCORE.png
 
 A folder without all splits, of a seed that is not finished, is left out with a warning.
 
@@ -36,6 +37,7 @@ from pathlib import Path
 from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, option_lines, write_csv
 from ofa_exit.evaluation.figures.compare_page import page
+from ofa_exit.evaluation.figures.families import panels
 from ofa_exit.evaluation.figures.methods import Method, check_quality, read_methods
 from ofa_exit.evaluation.figures.paper_numbers import paper_names, paper_rows
 from ofa_exit.evaluation.figures.plots import AXES, method_points, plot_curve
@@ -91,7 +93,8 @@ def compare(
         for score in drawn:
             points = method_points(methods, split, score, axes)
             file = name if score == quality else f"{name}_{score}"
-            written += plot_curve(points, score, out / file)
+            rows = panels([method.name for method in methods], baseline)
+            written += plot_curve(points, score, out / file, rows)
     return written
 
 

@@ -8,8 +8,10 @@ import pytest
 from helpers.sweep_files import mue_rows, write_methods, write_sweep
 
 from ofa_exit.cli.plot import main
+from ofa_exit.evaluation.figures.families import FAMILIES, ORDER, panels
 from ofa_exit.evaluation.figures.methods import read_methods
 from ofa_exit.evaluation.figures.plots import (
+    COLOURS,
     CurvePoint,
     _figure,
     best,
@@ -126,9 +128,29 @@ def test_twelve_methods_are_told_apart(tmp_path):
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 14
     saved = {"flop_reduction": 10.0}
     figure = _figure([CurvePoint(f"m{n}", 100 + n, saved) for n in range(12)], "cider")
-    (legend,) = figure.legends  # beside the panels, whatever they show
-    assert [text.get_text() for text in legend.get_texts()] == [f"m{n}" for n in range(12)]
-    assert all(axis.get_legend() is None for axis in figure.axes)
+    assert legends(figure) == [[f"m{n}" for n in range(12)]]
+
+
+def legends(figure) -> list[list[str]]:
+    """Each is beside the last panel of its row, whatever that shows."""
+    found = [legend for axis in figure.axes if (legend := axis.get_legend())]
+    return [[text.get_text() for text in legend.get_texts()] for legend in found]
+
+
+def test_many_methods_are_drawn_by_family():
+    """With the baseline in each row, and no colour twice in a panel."""
+    names = [*ORDER, "berxit"]
+    saved = {"flop_reduction": 10.0, "measured_time_reduction": None}
+    points = [CurvePoint(name, 100 + n, saved) for n, name in enumerate(names)]
+    rows = panels(names, "plain")
+    assert list(rows) == [*FAMILIES, "others"] and rows["others"] == ["plain", "berxit"]
+    figure = _figure(points, "CIDEr", rows)
+    assert legends(figure) == list(rows.values())
+    assert [axis.get_title(loc="left") for axis in figure.axes[::2]] == list(rows)
+    for axis in figure.axes:
+        colours = [line.get_color() for line in axis.lines if line.get_linestyle() != "None"]
+        assert len(colours) == len(set(colours)) <= len(COLOURS)
+    assert panels(names[:7], "plain") == {"": names[:7]}
 
 
 @pytest.mark.parametrize(("methods", "height"), [(3, 3.6), (18, 18 * 0.24)])

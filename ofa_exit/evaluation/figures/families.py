@@ -1,5 +1,7 @@
 """The methods of run_scripts in the order of tables, by family: one panel of curves each."""
 
+from collections.abc import Sequence
+
 BASELINE = "plain"
 FAMILIES = {
     "MuE": ("tiny", "medium", "mue", "self_distil", "no_split", "no_layer_loss"),
@@ -12,7 +14,23 @@ FAMILIES = {
 ORDER = (BASELINE, *(name for family in FAMILIES.values() for name in family))
 
 
-def in_order(names: list[str]) -> list[str]:
+RUNS_PER_PANEL = 7
+"""As many as there are colours: more methods are drawn by family."""
+
+
+def panels(names: Sequence[str], baseline: str) -> dict[str, list[str]]:
+    """Return titles and methods of the rows of panels; the baseline is in each."""
+    if len(names) <= RUNS_PER_PANEL:
+        return {"": list(names)}
+    family = {name: title for title, members in FAMILIES.items() for name in members}
+    rows: dict[str, list[str]] = {}
+    for name in names:
+        if name != baseline:
+            rows.setdefault(family.get(name, "others"), [baseline]).append(name)
+    return rows
+
+
+def in_order(names: Sequence[str]) -> list[str]:
     """Return the names in the order of tables, and then the others as given."""
     place = {name: number for number, name in enumerate(ORDER)}
     return sorted(names, key=lambda name: place.get(name, len(ORDER)))

@@ -1,7 +1,7 @@
 """The accuracy-time curve: quality against savings (MuE Figures 1, 4, 6; BLIPEE Figure 4b)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,22 @@ def run_style(number: int) -> dict[str, str]:
 
 
 def plot_curve(
-    points: Sequence[CurvePoint], quality: str, out: str | os.PathLike[str]
+    points: Sequence[CurvePoint],
+    quality: str,
+    out: str | os.PathLike[str],
+    rows: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Draw one panel per axis of the points to OUT.png and OUT.svg. Return these paths.
 
-    The files depend on the points alone: they hold no dates and no random names. Raises ImportError
-    if matplotlib is missing.
+    The files depend on the points alone: they hold no dates and no random names.
+
+    Args:
+        rows: titles and runs of the rows of panels; None = one row with all runs.
+
+    Raises:
+        ImportError: matplotlib is missing.
     """
-    return save_figure(_figure(points, quality), out)
+    return save_figure(_figure(points, quality, rows), out)
 
 
 def save_figure(figure: Any, out: str | os.PathLike[str]) -> list[Path]:
@@ -144,28 +152,46 @@ def new_figure(width: float, height: float) -> Any:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def _figure(points: Sequence[CurvePoint], quality: str) -> Any:
-    names, runs = list(points[0].savings), list(dict.fromkeys(point.run for point in points))
+def _figure(
+    points: Sequence[CurvePoint], quality: str, rows: Mapping[str, Sequence[str]] | None = None
+) -> Any:
+    """Draw a row of panels for each of ``rows``, one panel per saving."""
+    names = list(points[0].savings)
+    rows = rows or {"": list(dict.fromkeys(point.run for point in points))}
     # A line of the legend takes 0.24 inches.
-    figure = new_figure(3.5 * max(len(names), 1.6) + 1.8, max(3.6, 0.24 * len(runs)))
-    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    styles = {run: run_style(number) for number, run in enumerate(runs)}
-    for axis, name in zip(axes, names, strict=True):
-        for run, style in styles.items():
-            own = [point for point in points if point.run == run]
-            if not (drawn := _placed(own, name)):
-                continue
-            line = _placed(_on_line(own, name), name)
-            axis.plot(*zip(*line), label=run, markersize=5, **style)
-            axis.plot(*zip(*drawn), **{**style, "linestyle": ""}, alpha=0.25, markersize=4)
+    heights = [max(3.6 if len(rows) == 1 else 2.5, 0.24 * len(runs)) for runs in rows.values()]
+    figure = new_figure(3.5 * max(len(names), 1.6) + 1.8, sum(heights))
+    axes = figure.subplots(
+        len(rows), len(names), sharex="col", sharey=True, squeeze=False, height_ratios=heights
+    )
+    for row, (title, runs) in zip(axes, rows.items(), strict=True):
+        styles = {run: run_style(place) for place, run in enumerate(runs)}
+        entries: dict[str, Any] = {}
+        for axis, name in zip(row, names, strict=True):
+            for run in runs:
+                own = [point for point in points if point.run == run]
+                if line := _draw(axis, own, name, styles[run]):
+                    entries[run] = line
+            axis.grid(True, alpha=0.3)
+        row[0].set_title(title, loc="left")
+        row[0].set_ylabel(quality)
+        shown = [run for run in runs if run in entries]
+        row[-1].legend(
+            [entries[run] for run in shown], shown, loc="center left", bbox_to_anchor=(1.02, 0.5)
+        )
+    for axis, name in zip(axes[-1], names, strict=True):
         axis.set_xlabel(AXES[name])
-        axis.grid(True, alpha=0.3)
-    axes[0].set_ylabel(quality)
-    lines = [line for axis in axes for line in axis.get_legend_handles_labels()[0]]
-    entries = {line.get_label(): line for line in lines}  # every run once
-    shown = [run for run in styles if run in entries]
-    figure.legend([entries[run] for run in shown], shown, loc="outside right center")
     return figure
+
+
+def _draw(axis: Any, points: Sequence[CurvePoint], name: str, style: Mapping[str, str]) -> Any:
+    """Draw a run; return its line, or None if it has no such saving."""
+    if not (drawn := _placed(points, name)):
+        return None
+    joined = _placed(_on_line(points, name), name)
+    (line,) = axis.plot([x for x, _ in joined], [y for _, y in joined], markersize=5, **style)
+    axis.plot(*zip(*drawn), **{**style, "linestyle": ""}, alpha=0.25, markersize=4)
+    return line
 
 
 def _placed(points: Sequence[CurvePoint], axis: str) -> list[tuple[float, float]]:
