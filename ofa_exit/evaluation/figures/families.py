@@ -14,6 +14,8 @@ FAMILIES = {
 ORDER = (BASELINE, *(name for family in FAMILIES.values() for name in family))
 
 
+HEADLINES = ("plain", "mue", "deebert", "pabee", "deecap", "blipee")
+"""Those of MuE's Table 1, and BLIPEE: what a figure with few methods shows."""
 RUNS_PER_PANEL = 7
 """As many as there are colours: more methods are drawn by family."""
 

@@ -18,6 +18,7 @@ AXES = {
     **{name: f"{label} saved (%)" for name, label in REDUCTIONS.items()},
     "parameter_speedup": "parameter speed-up (BLIPEE)",
 }
+DOTS_PER_INCH = 150  # of PNG files
 # Okabe and Ito's colours for every kind of colour vision, without their yellow, which is pale on
 # white. Beyond seven runs the line changes. Markers differ between all runs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -139,7 +140,7 @@ def save_figure(figure: Any, out: str | os.PathLike[str]) -> list[Path]:
         (".svg", {"Date": None, "Creator": None}),
     ):
         path = Path(f"{os.fspath(out)}{suffix}")
-        figure.savefig(path, metadata=metadata, dpi=150)
+        figure.savefig(path, metadata=metadata, dpi=DOTS_PER_INCH)
         written.append(path)
     return written
 
@@ -149,7 +150,9 @@ def new_figure(width: float, height: float) -> Any:
     matplotlib = _matplotlib()
     matplotlib.rcParams["svg.hashsalt"] = "ofa_exit"
     # Without pyplot, no window system is needed, and no figure stays open in a global list.
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    return matplotlib.figure.Figure(
+        figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained"
+    )
 
 
 def _figure(
