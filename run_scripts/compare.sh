@@ -108,13 +108,14 @@ done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
 if [ ! -e "$out/settings.txt" ] && compgen -G "$out/*@*/*.csv" > /dev/null; then
-  echo "$out holds sweeps without settings.txt, so nothing can be added: choose another folder, or make tables of it by ofa-exit compare" >&2
+  echo "$out holds sweeps without settings.txt: choose another folder, or make tables of it by ofa-exit compare" >&2
   exit 2
 fi
 mkdir -p "$out/rows"
 dictionary=${BPE_DIR:-$DATA}/dict.txt
 settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:$dictionary:${test_rows[*]}")")
-$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} sweep batch ${SWEEP_BATCH:-32} device $DEVICE
+$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5}
+rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} sweep batch ${SWEEP_BATCH:-32} device $DEVICE
 ${TASK[*]} ${SEARCH[*]} --scoring $SCORING ${SCORER[*]:-}"
 # differing FILE TEXT: prints the words of TEXT that differ from those of FILE, each after the word before it, its name.
 differing() {

@@ -12,8 +12,6 @@ FAMILIES = {
     "BLIPEE": ("deeblip", "leeblip", "blipee", "blipee_distill"),
 }
 ORDER = (BASELINE, *(name for family in FAMILIES.values() for name in family))
-
-
 HEADLINES = ("plain", "mue", "deebert", "pabee", "deecap", "blipee")
 """Those of MuE's Table 1, and BLIPEE: what a figure with few methods shows."""
 RUNS_PER_PANEL = 7
