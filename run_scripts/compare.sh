@@ -8,8 +8,8 @@
 # OUT        has a folder METHOD@SEED with the training and its sweeps, valid.csv and one CSV per test split. table.md, table.csv,
 #            curves.png, saturation.png (one line per training) and cases.html cover every finished method: see docs/compare.md.
 #            A stopped run resumes, and finished steps are not repeated. A folder made with other settings is rejected
-# METHOD     files of run_scripts/methods, in the order of the table; default: all but tiny and medium. A method that starts from
-#            another training (DeeBERT: plain) trains that first
+# METHOD     files of run_scripts/methods, in the order of the table; default: all, with tiny and medium if TINY and MEDIUM are set.
+#            A method that starts from another training (DeeBERT: plain) trains that first
 #   SEED (1)       seed of training; run the script with other seeds, too: the table then has their mean and range
 #   TRAIN, VALID   files to train and to validate on, if not DATA/train.tsv and DATA/valid.tsv
 #   TEST           names of the test splits, as "test" or "test_artist test_combinations" (default: the data set's)
@@ -31,25 +31,19 @@ folder=$ROOT/run_scripts/$SET
 [ -e "$folder/options.sh" ] || { echo "unknown data set $SET: $folder/options.sh is missing" >&2; exit 2; }
 options "$2" "$folder"
 shift 4
-methods=("$@")
-if [ $# -eq 0 ]; then # the baseline first; tiny and medium need checkpoints of their own
-  methods=(plain)
-  for file in "$ROOT"/run_scripts/methods/*.sh; do
-    name=$(basename "$file" .sh)
-    [[ " plain tiny medium " == *" $name "* ]] || methods+=("$name")
-  done
-fi
 seed=${SEED:-1} fit_options=("${FIT[@]}")
 read -ra tests <<< "${TEST:-test}"
 train_rows=${TRAIN:-$DATA/${PREFIX:-}train.tsv} valid_rows=${VALID:-$DATA/${PREFIX:-}valid.tsv}
 
 # method NAME: reads run_scripts/methods/NAME.sh.
 #   LOSS     the criterion and its options; MODEL: the model's options; FIT: those of the data set's word loss
-#   RULE     the grid of its exits: RULE.json of the data set, of the kind of task (caption_, answer_), or of run_scripts/grids
+#   RULE     the grid of its exits: RULE.json of the data set, or of run_scripts/grids: of ARCH (ofa_tiny_), of the kind of task
+#            (caption_, answer_), or of all
+#   NEEDS    the variable that must name its checkpoint
 #   FROM     the method whose training it starts from (default: CHECKPOINT); START: another checkpoint to start from
 #   TRAINED  the method whose training it is: only the rule differs
 method() {
-  FROM='' START='' TRAINED='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
+  FROM='' START='' NEEDS='' TRAINED='' MODEL=() LOSS=() FIT=("${fit_options[@]}")
   source "$ROOT/run_scripts/methods/$1.sh"
 }
 
@@ -57,19 +51,36 @@ method() {
 grid() {
   local grids=$ROOT/run_scripts/grids kind=caption one
   [ "${TASK[1]}" = mue_caption ] || kind=answer
-  for one in "$folder/grids/$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
+  for one in "$folder/grids/$1.json" "$grids/${ARCH:-ofa_base}_$1.json" "$grids/${kind}_$1.json" "$grids/$1.json"; do
     [ ! -e "$one" ] || { echo "$one"; return; }
   done
   [ "$1" = split ] || { echo "no grid for the rule $1: add run_scripts/grids/$1.json" >&2; return 2; }
   echo "$SETTINGS"
 }
 
+# In the order of the table; further methods follow by name.
+known=(plain tiny medium mue self_distil no_split no_layer_loss deebert pabee pabee_shared leebert leebert_patience deecap calm
+  calm_softmax calm_meta calm_saturation deed deeblip leeblip blipee blipee_distill)
+for file in "$ROOT"/run_scripts/methods/*.sh; do
+  name=$(basename "$file" .sh)
+  [[ " ${known[*]} " == *" $name "* ]] || known+=("$name")
+done
+methods=("$@")
+if [ $# -eq 0 ]; then
+  for name in "${known[@]}"; do
+    needs=$(method "$name" && echo "$NEEDS")
+    [ -n "$needs" ] && [ -z "${!needs:-}" ] || methods+=("$name")
+  done
+fi
+
 # What cannot work is rejected before anything is trained or written.
 for name in "${methods[@]}"; do
   [ -e "$ROOT/run_scripts/methods/$name.sh" ] || {
-    echo "unknown method $name: choose from $(cd "$ROOT/run_scripts/methods" && echo *.sh | sed 's/\.sh//g')" >&2
+    echo "unknown method $name: choose from ${known[*]}" >&2
     exit 2
   }
+  needs=$(method "$name" && echo "$NEEDS")
+  [ -z "$needs" ] || [ -n "${!needs:-}" ] || { echo "method $name needs $needs=…, the pretrained checkpoint of its model" >&2; exit 2; }
   (method "$name" && grid "$RULE" > /dev/null) || exit 2
   start=$(method "$name" && echo "$START")
   [ -z "$start" ] || [ -e "$start" ] || { echo "$start, which method $name starts from, is missing" >&2; exit 2; }
@@ -96,9 +107,16 @@ for file in "${start[@]}" "$train_rows" "$valid_rows" "${test_rows[@]}"; do
 done
 
 # One folder, one comparison: the same rows, checkpoint and training for every method.
+if [ ! -e "$out/settings.txt" ] && compgen -G "$out/*@*/*.csv" > /dev/null; then
+  echo "$out holds sweeps without settings.txt: choose another folder, or make tables of it by ofa-exit compare" >&2
+  exit 2
+fi
 mkdir -p "$out/rows"
-settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:${test_rows[*]}")")
-$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5} rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} ${SCORER[*]:-}${SIZES[*]:+ ${SIZES[*]}}"
+dictionary=${BPE_DIR:-$DATA}/dict.txt
+settings="$(identity "$(IFS=:; echo "$train_rows:$valid_rows:$checkpoint:$dictionary:${test_rows[*]}")")
+$SET ${ARCH:-ofa_base} epochs ${EPOCHS:-5} batch ${BATCH:-64} lr ${LR:-3e-5}
+rows ${ROWS_VALID:-all} ${ROWS_TEST:-all} sweep batch ${SWEEP_BATCH:-32} device $DEVICE
+${TASK[*]} ${SEARCH[*]} --scoring $SCORING ${SCORER[*]:-}"
 # differing FILE TEXT: prints the words of TEXT that differ from those of FILE, each after the word before it, its name.
 differing() {
   awk 'NR == FNR { old[FNR] = $0; next }
@@ -159,7 +177,8 @@ prepare() {
     init=$(place "$FROM")/training/checkpoint_last.pt
   fi
   local epochs=${EPOCHS:-5} batch=${BATCH:-64} lr=${LR:-3e-5} schedule=decay
-  same "$own/training.txt" "$init ${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
+  same "$own/training.txt" "$(identity "$init")
+${MODEL[*]} ${LOSS[*]} ${FIT[*]}" "a training"
   [ ! -e "$own/training.done" ] || return 0
   echo "== $progress: training $name in $own/training"
   fit "$train_rows" "$valid_rows" "$init" "$own/training" "${MODEL[@]}" "${LOSS[@]}" \
@@ -176,18 +195,28 @@ trained() {
   (method "$1" && echo "$(place "${TRAINED:-$1}")/training/checkpoint_last.pt")
 }
 
+# layers CSV: prints encoder and decoder layers of the model that was swept.
+layers() {
+  awk -F, 'NR == 1 { for (n = 1; n <= NF; n++) column[$n] = n; next }
+    { print $column["encoder_layers_full"] "," $column["decoder_layers_full"]; exit }' "$1"
+}
+
 # curve NAME SPLIT: sweeps a method's grid over rows of a split.
 curve() {
-  local name=$1 split=$2 csv settings
-  csv=$(place "$name")/$split.csv
+  local name=$1 split=$2 csv settings plain reference=()
+  csv=$(place "$name")/$split.csv plain=$(place plain)/$split.csv
   method "$name"
   settings=$(grid "$RULE")
   same "$(place "$name")/sweep.txt" "$(cat "$settings")" "sweeps"
   [ ! -e "$csv" ] || return 0
+  # A smaller model is timed beside plain.
+  if [ -n "$START" ] && [ -e "$plain" ]; then
+    reference=(--reference "$(trained plain)" --reference-layers "$(layers "$plain")")
+  fi
   echo "== $progress: sweeping $name over $split to $csv"
   ofa_exit sweep "$settings" "$csv" "$out/rows/$split.tsv" --user-dir "$USER_DIR" "${TASK[@]}" --bpe-dir "${BPE_DIR:-$DATA}" \
     --path "$(trained "$name")" --gen-subset "$split" --batch-size "${SWEEP_BATCH:-32}" "${cpu[@]}" "${SEARCH[@]}" \
-    --scoring "$SCORING" "${SCORER[@]}" --run "$name"
+    --scoring "$SCORING" "${SCORER[@]}" --run "$name" "${reference[@]}"
 }
 
 cpu=()
@@ -206,15 +235,16 @@ done
 
 exec 9>&-
 
-# Every finished method is in the table, in the order of METHOD and then by name.
+# Every finished method is in the table: those of METHOD first.
 finished() {
   local split
   for split in "${splits[@]}"; do [ -e "$1/$split.csv" ] || return 1; done
 }
 others=()
-for place in "$out"/*@*; do
-  name=$(basename "${place%@*}")
-  [[ " ${methods[*]} ${others[*]:-} " == *" $name "* ]] || ! finished "$place" || others+=("$name")
+for name in "${known[@]}"; do
+  for place in "$out/$name"@*; do
+    [[ " ${methods[*]} ${others[*]:-} " == *" $name "* ]] || ! finished "$place" || others+=("$name")
+  done
 done
 methods+=("${others[@]}")
 baseline=plain
@@ -236,8 +266,14 @@ for name in "${methods[@]}"; do
     break
   done
 done
-if [ "$(cat "$out/figures.txt" 2>/dev/null)" = "${drawn[*]}" ]; then exit; fi
-ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
+[ ${#drawn[@]} -gt 0 ] || exit 0
+# figures.txt: what they were made of; first the methods, which are all that saturation depends on.
+figures="${drawn[*]}
+rows ${ROWS_CASES:-50}
+$(for one in "${drawn[@]}"; do sed -n "/^$one\( \|$\)/p" "$out/options.txt"; done)"
+made=$(cat "$out/figures.txt" 2>/dev/null || true)
+[ "$made" != "$figures" ] || exit 0
+[ "${made%%$'\n'*}" = "${drawn[*]}" ] || ofa_exit saturation --out "$out/saturation" "${checkpoints[@]}" "${generation[@]}"
 
 # What the chosen settings generate for the first rows, every word in the colour of its layer.
 mkdir -p "$out/cases"
@@ -253,4 +289,4 @@ for one in "${drawn[@]}"; do
   traces+=("$name=$out/cases/$name.jsonl") checkpoints+=(--checkpoint "$name=$model")
 done
 ofa_exit cases "${checkpoints[@]}" "$out/cases.html" "${traces[@]}" "${generation[@]}"
-echo "${drawn[*]}" > "$out/figures.txt"
+echo "$figures" > "$out/figures.txt"

@@ -14,15 +14,17 @@ saves most (--by) among those that keep the first share of --keep of the baselin
 quality at full depth. --by parameter_speedup chooses by BLIPEE's measure.
 
 Writes to FOLDER (or --out):
-  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 5), trade-off over all of --keep
+  table.md     main table (MuE Tables 1 and 5, BLIPEE Tables 1 to 4), trade-off over all of --keep
                and --save (MuE Table 3), ablation if mue and no_split or no_layer_loss are there
                (MuE Table 4), image against text layers if a sweep exits them separately with the
                decoder in full (MuE Table 2)
   table.csv    the same numbers, one line per method, rule and split
   options.txt  the setting of the main rule for every training, as options of fairseq-generate
   curves.png   quality against savings of all methods, also as .svg (MuE Figures 1 and 4, BLIPEE
-               Figure 4b); with several test splits curves_SPLIT.png; of a further score (--scores,
-               MuE Figure 6) curves_SCORE.png
+               Figure 4b). Lines join the settings that no other beats on validation; the others are
+               faint. More than seven methods have a row of panels for each family. With several
+               test splits curves_SPLIT.png; of a further score (--scores, MuE Figure 6)
+               curves_SCORE.png
 
 A folder without all splits, of a seed that is not finished, is left out with a warning.
 
@@ -35,6 +37,7 @@ from pathlib import Path
 from ofa_exit.cli.parsing import new_parser, prints_errors
 from ofa_exit.evaluation.figures.compare import Comparison, csv_lines, option_lines, write_csv
 from ofa_exit.evaluation.figures.compare_page import page
+from ofa_exit.evaluation.figures.families import panels
 from ofa_exit.evaluation.figures.methods import Method, check_quality, read_methods
 from ofa_exit.evaluation.figures.paper_numbers import paper_names, paper_rows
 from ofa_exit.evaluation.figures.plots import AXES, method_points, plot_curve
@@ -59,7 +62,7 @@ def compare(
     Args:
         folder: see the module's text.
         out: folder to write to.
-        names: methods, in the order of the tables; none = all, the baseline first.
+        names: methods, in the order of the tables; none = all, by family, the baseline first.
         paper: data sets of the papers, see ``paper_names``.
         scores: further scores to draw curves of; ``all`` = those that every sweep has.
 
@@ -90,7 +93,8 @@ def compare(
         for score in drawn:
             points = method_points(methods, split, score, axes)
             file = name if score == quality else f"{name}_{score}"
-            written += plot_curve(points, score, out / file)
+            rows = panels([method.name for method in methods], baseline)
+            written += plot_curve(points, score, out / file, rows)
     return written
 
 
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         default=[],
         metavar="METHOD",
-        help="those to compare, in this order (default: all)",
+        help="those to compare, in this order (default: all, by family)",
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default: FOLDER)")
     parser.add_argument(

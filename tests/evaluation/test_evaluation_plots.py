@@ -3,12 +3,15 @@
 import sys
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
-from helpers.sweep_files import write_methods
+from helpers.sweep_files import mue_rows, write_methods, write_sweep
 
 from ofa_exit.cli.plot import main
+from ofa_exit.evaluation.figures.families import FAMILIES, ORDER, panels
 from ofa_exit.evaluation.figures.methods import read_methods
 from ofa_exit.evaluation.figures.plots import (
+    COLOURS,
     CurvePoint,
     _figure,
     best,
@@ -56,8 +59,22 @@ def test_points_without_reduction_are_not_drawn(sweep):
 
 
 def test_only_undominated_settings_are_joined():
-    points = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
-    assert best(points) == [(30.0, 101.0), (40.0, 90.0)]
+    places = [(0.0, 100.0), (20.0, 80.0), (30.0, 101.0), (40.0, 90.0), (40.0, 85.0)]
+    points = [CurvePoint("m", quality, {"flop_reduction": saved}) for saved, quality in places]
+    assert best(points, "flop_reduction") == [points[2], points[3]]
+
+
+def test_lines_join_what_is_best_on_validation(tmp_path):
+    """On the test TEXT beats full depth, and IMAGE beats TEXT: validation knows neither."""
+    write_methods(tmp_path)
+    for seed in ("1", "2"):
+        rows = mue_rows(-50)
+        rows[2]["CIDEr"], rows[3]["CIDEr"] = 90, 80
+        write_sweep(tmp_path / f"mue@{seed}" / "test.csv", rows)
+    points = method_points(read_methods(tmp_path, ["mue"]), "test", "CIDEr", ["flop_reduction"])
+    line, faint = (line.get_xydata() for line in _figure(points, "CIDEr").axes[0].lines)
+    assert line == pytest.approx(np.array([[0, 48], [10, 80], [50, 41]]))
+    assert faint[:, 1].tolist() == [48, 80, 90, 10, 41]
 
 
 def test_other_axes(tmp_path, capsys):
@@ -111,9 +128,29 @@ def test_twelve_methods_are_told_apart(tmp_path):
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 14
     saved = {"flop_reduction": 10.0}
     figure = _figure([CurvePoint(f"m{n}", 100 + n, saved) for n in range(12)], "cider")
-    (legend,) = figure.legends  # beside the panels, whatever they show
-    assert [text.get_text() for text in legend.get_texts()] == [f"m{n}" for n in range(12)]
-    assert all(axis.get_legend() is None for axis in figure.axes)
+    assert legends(figure) == [[f"m{n}" for n in range(12)]]
+
+
+def legends(figure) -> list[list[str]]:
+    """Each is beside the last panel of its row, whatever that shows."""
+    found = [legend for axis in figure.axes if (legend := axis.get_legend())]
+    return [[text.get_text() for text in legend.get_texts()] for legend in found]
+
+
+def test_many_methods_are_drawn_by_family():
+    """With the baseline in each row, and no colour twice in a panel."""
+    names = [*ORDER, "berxit"]
+    saved = {"flop_reduction": 10.0, "measured_time_reduction": None}
+    points = [CurvePoint(name, 100 + n, saved) for n, name in enumerate(names)]
+    rows = panels(names, "plain")
+    assert list(rows) == [*FAMILIES, "others"] and rows["others"] == ["plain", "berxit"]
+    figure = _figure(points, "CIDEr", rows)
+    assert legends(figure) == list(rows.values())
+    assert [axis.get_title(loc="left") for axis in figure.axes[::2]] == list(rows)
+    for axis in figure.axes:
+        colours = [line.get_color() for line in axis.lines if line.get_linestyle() != "None"]
+        assert len(colours) == len(set(colours)) <= len(COLOURS)
+    assert panels(names[:7], "plain") == {"": names[:7]}
 
 
 @pytest.mark.parametrize(("methods", "height"), [(3, 3.6), (18, 18 * 0.24)])

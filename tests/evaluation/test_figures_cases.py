@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ofa_exit.evaluation.figures.case_figure import _wrapped, plot_cases
+from ofa_exit.evaluation.figures.case_figure import GAP_INCHES, _drawn, _wrapped, plot_cases
 from ofa_exit.evaluation.figures.case_page import case_page
 from ofa_exit.evaluation.figures.cases import (
     Answer,
@@ -23,6 +23,8 @@ from ofa_exit.evaluation.figures.cases import (
     layer_colours,
     read_trace,
 )
+from ofa_exit.evaluation.figures.families import HEADLINES, ORDER
+from ofa_exit.evaluation.figures.plots import DOTS_PER_INCH
 
 
 def png(colour: str = "red") -> bytes:
@@ -117,6 +119,25 @@ def test_the_figure(tmp_path):
 
 
 # ------------------------------------------------------------------ traces
+
+
+def test_no_blank_space_below_many_lines(tmp_path):
+    """Of 24 lines of text: what is white at the end is the gap to the next case."""
+    words = [Word(word, 1) for word in ["a", "b", "c"]]
+    references = ["a red square"] * 23
+    case = Case("c", None, "", references, [Answer("plain", words, 6, 2)])
+    png_file, _ = plot_cases([case], 6, tmp_path / "cases")
+    image = Image.open(png_file).convert("L")
+    below = image.height - ImageOps.invert(image).getbbox()[3]
+    assert 0 < below / DOTS_PER_INCH < GAP_INCHES + 0.1
+
+
+def test_a_figure_has_six_methods():
+    """First those of the papers' main tables; the order stays."""
+    answers = [Answer(name, [Word("no", 6)], 0, 6) for name in (*ORDER, "own")]
+    assert [answer.method for answer in _drawn(answers)] == list(HEADLINES)
+    some = [Answer(name, [], 0, 6) for name in (*"abcde", "blipee", "mue", "f")]
+    assert [answer.method for answer in _drawn(some)] == [*"abcd", "blipee", "mue"]
 
 
 def record(name, layers=(3, 2), image=6, text=2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers.paths import ROOT
 from helpers.sweep_files import (
@@ -16,6 +18,7 @@ from helpers.sweep_files import (
     write_sweep,
 )
 
+from ofa_exit.cli import compare
 from ofa_exit.evaluation.figures.methods import check_quality, read_methods, read_sweep
 from ofa_exit.evaluation.figures.paper_numbers import main_rows, paper_names, paper_rows, table_rows
 from ofa_exit.evaluation.figures.savings import against_baseline, expected_time_reduction
@@ -33,6 +36,15 @@ from ofa_exit.evaluation.figures.selection import (
 @pytest.fixture
 def methods(tmp_path):
     return read_methods(write_methods(tmp_path), ["plain", "mue", "tiny"])
+
+
+def test_methods_are_in_the_order_of_families(tmp_path):
+    folder = write_methods(tmp_path)
+    for name in ("blipee", "berxit", "pabee"):
+        for split in ("valid", "test"):
+            write_sweep(folder / name / f"{split}.csv", mue_rows())
+    names = [method.name for method in read_methods(folder)]
+    assert names == ["plain", "tiny", "mue", "pabee", "blipee", "berxit"]
 
 
 def test_a_folder_per_method_and_seed(methods):
@@ -118,6 +130,29 @@ def test_eq_14_with_the_layers_of_another_model():
     assert expected_time_reduction(values, other, without) == pytest.approx(expected)
 
 
+def test_a_smaller_model_that_was_swept_against_the_baseline(methods, tmp_path):
+    """Its expected time counts the reference's layers, and its time is that against the other."""
+    rows = [
+        setting(FULL, 70, (4, 4, 4), (6, 6), 6, measured_time_reduction=0.2),
+        setting("exit_decoder_threshold=0.9", 60, (4, 4, 2), (6, 6), 5),
+    ]
+    for row in rows:
+        row.update(encoder_layers_full=4, decoder_layers_full=4, reference_layers="6+6")
+    for split in ("valid", "test"):
+        write_sweep(tmp_path / "tiny" / f"{split}.csv", rows)
+    (tiny,) = read_methods(tmp_path, ["tiny"])
+    _, seen = against_baseline([methods[0], tiny], methods[0])
+    full, exits = seen.seeds[0]["test"].settings.values()
+    assert full["expected_time_reduction"] == pytest.approx(1 / 3)
+    assert exits["expected_time_reduction"] == pytest.approx(1 - (4 / 6 + 2 / 6) / 2)
+    assert full["measured_time_reduction"] == 0.2
+    other = {"encoder_layers_full": 4, "decoder_layers_full": 8}
+    assert expected_time_reduction(exits, other) == pytest.approx(1 - (4 / 4 + 2 / 8) / 2)
+    write_sweep(tmp_path / "tiny" / "test.csv", rows[::-1])
+    with pytest.raises(ValueError, match="line 2: the first setting saves time"):
+        read_methods(tmp_path, ["tiny"])
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -164,7 +199,7 @@ def test_unfinished_seeds_are_left_out(lacking, tmp_path, caplog):
     for path in tmp_path.iterdir():
         write_sweep(path / "test_b.csv", mue_rows())
     (tmp_path / "mue@1" / f"{lacking}.csv").unlink()
-    (mue, plain, _) = read_methods(tmp_path)
+    (plain, _, mue) = read_methods(tmp_path)
     assert mue.seed_names == ["2"] and plain.splits == ["valid", "test", "test_b"]
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}/mue@1 lacks {lacking}.csv and is left out")
@@ -173,7 +208,7 @@ def test_unfinished_seeds_are_left_out(lacking, tmp_path, caplog):
 def test_methods_of_which_nothing_is_left(tmp_path, caplog):
     write_methods(tmp_path)
     (tmp_path / "tiny" / "test.csv").unlink()
-    assert [method.name for method in read_methods(tmp_path)] == ["mue", "plain"]
+    assert [method.name for method in read_methods(tmp_path)] == ["plain", "mue"]
     assert "tiny lacks test.csv" in caplog.text
     caplog.clear()
     read_methods(tmp_path, ["plain", "mue"])  # tiny is not asked for
@@ -213,10 +248,14 @@ def test_partial_files_are_ignored(tmp_path):
         ("mue_coco", "deecap", "5", "test", {"ROUGE-L": 57.2}),
         ("mue_coco", "no_layer_loss", "4", "test", {"CIDEr": 117.9}),
         ("mue_snli_ve", "deebert", "1", "valid", {"accuracy": 78.9}),
-        # A split that is not printed gets the last one, here the whole data set.
-        ("blipee_nocaps", "blipee", "1", "test", {"CIDEr": 122.7, "parameter_speedup": 1.51}),
-        ("blipee_nocaps", "blipee_distill", "5", "test", {"parameter_speedup": 1.45}),
-        ("blipee_nocaps", "blipee_capfilt", "5", "in-domain", {"CIDEr": 123.5}),
+        ("blipee_nocaps", "blipee", "1", "test_valid", {"CIDEr": 122.7, "SPICE": 16.1}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_in_domain", {"CIDEr": 124.3}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_near_domain", {"CIDEr": 120.0}),
+        ("blipee_nocaps", "blipee", "1", "test_valid_out_domain", {"CIDEr": 125.5}),
+        ("blipee_nocaps", "blipee_distill", "5", "test_valid", {"parameter_speedup": 1.45}),
+        ("blipee_nocaps", "blipee_capfilt", "5", "test_valid_in_domain", {"CIDEr": 123.5}),
+        ("blipee_gqa", "blipee", "3", "testdev", {"accuracy": 44.0}),
+        ("mue_snli_ve", "mue", "1", "test_valid", {"accuracy": 88.7}),
         ("blipee_vqa", "pabee", "2", "test", {"accuracy": 77.1}),
         ("blipee_visdial", "mue", "3", "test", {"MRR": 36.6}),
         ("blipee_coco", "leeblip", "4", "test", {"METEOR": 27.6}),
@@ -239,7 +278,7 @@ def test_data_sets_of_the_papers():
 
 
 def test_rows_of_two_papers():
-    """COCO is in both. A paper without the split gives its last one, whatever the other prints."""
+    """COCO is in both. A paper without the split gives nothing, whatever the other prints."""
     both = paper_rows(["mue_coco", "blipee_coco", "mue_coco"])
     sources = [row.source for row in main_rows(both, "mue", "test")]
     assert sources == ["MuE, Table 1", "MuE, Table 5", "BLIPEE, Table 4"]
@@ -248,9 +287,17 @@ def test_rows_of_two_papers():
     ]
     other = paper_rows(["mue_snli_ve", "blipee_nocaps"])
     found = main_rows(other, "mue", "valid")
-    assert [(row.paper, row.split) for row in found] == [
-        ("mue", "valid"), ("blipee", "full-dataset"),
-    ]  # fmt: skip
+    assert [(row.paper, row.split) for row in found] == [("mue", "valid")]
+    assert not main_rows(other, "mue", "test_artist")
+
+
+def test_every_domain_of_nocaps_is_printed():
+    """compare.sh calls the splits test_NAME."""
+    options = (ROOT / "run_scripts" / "nocaps" / "options.sh").read_text()
+    (names,) = re.findall(r"\$\{TEST:-([a-z_ ]+)\}", options)
+    rows = paper_rows(["blipee_nocaps"])
+    shown = [row.split for n in names.split() for row in main_rows(rows, "mue", f"test_{n}")]
+    assert shown == ["full-dataset", "in-domain", "near-domain", "out-domain"]
 
 
 @pytest.mark.parametrize("method", ["deebert", "leebert"])
@@ -260,8 +307,23 @@ def test_methods_of_mue_are_not_those_of_blipee(method):
     assert not [row for row in paper_rows(names) if row.method == method]
 
 
+@pytest.mark.parametrize("name", [n for n in paper_names() if n.startswith("blipee_")])
+def test_plain_is_the_backbone_of_blipee(name):
+    """V-O is OPT, and V-F is FlanT5."""
+
+    def decoders(method: str) -> set[str]:
+        rows = [row for row in paper_rows([name]) if row.method == method]
+        return {"OPT" if row.row.endswith("V-O") or "OPT" in row.row else "FlanT5" for row in rows}
+
+    assert decoders("plain") == decoders("blipee") == {"OPT" if name == "blipee_coco" else "FlanT5"}
+
+
 def test_every_printed_method_has_a_script():
-    """BLIPEE with CapFilt is of train_blipee.sh; medium is of no table."""
-    found = {row.method for row in paper_rows(paper_names())} - {"", "blipee_capfilt"}
+    """BLIPEE with CapFilt is of train_blipee.sh, so the page claims Tables 1 to 4 of BLIPEE."""
     scripts = {path.stem for path in (ROOT / "run_scripts" / "methods").glob("*.sh")}
-    assert found <= scripts
+    rows = [row for row in paper_rows(paper_names()) if row.method]
+    lacking = [row for row in rows if row.method not in scripts]
+    assert {row.method for row in lacking} == {"blipee_capfilt"}
+    assert {row.source for row in lacking} == {"BLIPEE, Table 5"}
+    texts = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8"), compare.__doc__ or ""
+    assert all("BLIPEE Tables 1 to 4" in text for text in texts)

@@ -5,7 +5,8 @@
 
 Give the traces as NAME=FILE, then DATA; everything else goes to fairseq-generate's parser unchanged
 (--task, --gen-subset, --bpe-dir, …). Writes OUT.html, one file with its images inside that opens
-from the disk without a network (MuE Figure 5, BLIPEE Figure 3), and draws OUT.png and OUT.svg.
+from the disk without a network (MuE Figure 5, BLIPEE Figure 3), and draws OUT.png and OUT.svg with
+at most six methods.
 
 A row shows its image, its references and the best hypothesis of each method. A trace holds tokens
 and layers. With --checkpoint NAME=FILE, the checkpoint of that method, pointing at a word also

@@ -26,10 +26,11 @@ VARIANTS = {
 NOTES = """\
 Numbers of a test split belong to settings that were chosen on validation. −10 % saves a tenth.
 Expected time is MuE's Eq. 14. It and the FLOPs, counted per sentence, are against {baseline} at
-full depth. Measured time is against the method's own full depth, since only settings of one sweep
-meet the same machine. Speed-up is BLIPEE's: the decoder's parameters over those used. It counts
-no parameters for linear heads. Speed-up with heads does. Kept is the quality over that of
-{baseline} at full depth. Several seeds: mean (lowest to highest)."""
+full depth. Measured time is against the method's own full depth, or against the model of the
+sweep's --reference, since only what is swept together meets the same machine. Speed-up is
+BLIPEE's: the decoder's parameters over those used. It counts no parameters for linear heads.
+Speed-up with heads does. Kept is the quality over that of {baseline} at full depth. Several seeds:
+mean (lowest to highest)."""
 
 Rows = list[list[str]]
 

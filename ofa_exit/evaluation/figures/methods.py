@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ofa_exit.evaluation.figures.choice import read_settings
 from ofa_exit.evaluation.figures.csv_rows import number
+from ofa_exit.evaluation.figures.families import in_order
 
 VALID, TEST = "valid", "test"
 NUMBERS = (
@@ -18,6 +19,8 @@ NUMBERS = (
     *("gflops_per_sentence", "gflops_full_per_sentence"),
 )
 """Columns of a sweep that may be empty. The scores are those between `setting` and `sentences`."""
+REFERENCE_LAYERS = "reference_layers"
+"""Column of a sweep with --reference-layers, such as 6+6: those that its expected time counts."""
 PARAMETERS = "trained_parameters.txt"
 PREFERRED_QUALITY = "CIDEr"
 
@@ -92,19 +95,40 @@ def read_sweep(path: Path) -> Sweep:
         )
     scores = columns[columns.index("setting") + 1 : columns.index("sentences")]
     wanted = [name for name in (*scores, *NUMBERS) if name in columns]
-    settings = {
-        setting: {
-            name: number(row[name], name, f"{path}, {setting}") for name in wanted if row[name]
-        }
-        for setting, row in rows.items()
-    }
+    settings = {name: _values(row, wanted, f"{path}, {name}") for name, row in rows.items()}
     first = next(iter(settings))
-    if abs(settings[first].get("expected_time_reduction", 0.0)) > 1e-6:
+    saved = settings[first].get("expected_time_reduction", 0.0)
+    if abs(saved - _saved_at_full_depth(settings[first])) > 1e-6:
         raise ValueError(
             f"{path}, line 2: the first setting saves time ({first}). Begin the grid with {{}}, "
             "full depth"
         )
     return Sweep(path, scores, settings)
+
+
+def layers_counted(values: Values) -> tuple[float, float]:
+    """Return N_E and N_D of a sweep's expected time: the model's, or those of its reference."""
+    kind = "reference" if "encoder_layers_reference" in values else "full"
+    return values[f"encoder_layers_{kind}"], values[f"decoder_layers_{kind}"]
+
+
+def _values(row: dict[str, str], columns: Sequence[str], where: str) -> Values:
+    values = {name: number(row[name], name, where) for name in columns if row[name]}
+    parts = (row.get(REFERENCE_LAYERS) or "").split("+")
+    if len(parts) == 2:
+        for name, part in zip(("encoder", "decoder"), parts):
+            values[f"{name}_layers_reference"] = number(part, REFERENCE_LAYERS, where)
+    return values
+
+
+def _saved_at_full_depth(values: Values) -> float:
+    """Return the expected time saved without exits: a smaller model saves against its reference."""
+    if "encoder_layers_reference" not in values:
+        return 0.0
+    encoder, decoder = layers_counted(values)
+    return (
+        1 - (values["encoder_layers_full"] / encoder + values["decoder_layers_full"] / decoder) / 2
+    )
 
 
 def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
@@ -113,7 +137,7 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     Folders that lack a split are left out with a warning: their sweeps are not finished.
 
     Args:
-        names: those to read, in this order; none = all that have CSV files, by name.
+        names: those to read, in this order; none = all that have CSV files, by family.
 
     Raises:
         ValueError: a folder is missing, nothing is left of a method of ``names`` or of all, or the
@@ -125,7 +149,7 @@ def read_methods(folder: Path, names: Sequence[str] = ()) -> list[Method]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and _csv_files(path):
             found.setdefault(path.name.partition("@")[0], []).append(path)
-    finished = _finished({name: found.get(name, []) for name in names or found})
+    finished = _finished({name: found.get(name, []) for name in names or in_order(list(found))})
     if seeds := [name for name in names if "@" in name]:
         raise ValueError(
             f"{seeds[0]}: name the method without its seed, {seeds[0].partition('@')[0]}"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ofa_exit.evaluation.figures.methods import Method, Sweep, Values
+from ofa_exit.evaluation.figures.methods import Method, Sweep, Values, layers_counted
 
 EXPECTED = {
     "expected_time_reduction": ("image_layers", "text_layers"),
@@ -15,9 +15,9 @@ def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
     """Return the methods with expected time and FLOPs saved against the baseline at full depth.
 
     A sweep states the savings of a model against itself. A smaller model, such as OFA tiny, saves
-    before it exits: MuE's Table 1 counts its layers against those of OFA base. Measured time and
-    BLIPEE's speed-up stay those against the own full depth, since separate sweeps on a busy
-    machine are not comparable.
+    before it exits: MuE's Table 1 counts its layers against those of OFA base. Measured time stays
+    that of the sweep, against the own full depth or the model of --reference, since separate sweeps
+    on a busy machine are not comparable. BLIPEE's speed-up stays that against the own full depth.
 
     Args:
         baseline: one of ``methods``; its first seed is the reference.
@@ -48,11 +48,12 @@ def expected_time_reduction(
     follows from n_E and the sweep's own value of the equation, so that it includes layers of heads.
 
     Args:
-        values: of a setting, with the layers and expected_time_reduction of its own model.
+        values: of a setting, with its layers and expected_time_reduction against those of its own
+            model, or of the reference of its sweep.
         reference: of the other model, with its encoder_layers_full and decoder_layers_full.
         column: one of ``EXPECTED``.
     """
-    own = values["encoder_layers_full"], values["decoder_layers_full"]
+    own = layers_counted(values)
     other = reference["encoder_layers_full"], reference["decoder_layers_full"]
     if own == other:
         return values[column]

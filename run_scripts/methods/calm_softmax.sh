@@ -1,0 +1,3 @@
+# CALM by the largest probability.
+TRAINED=pabee_shared
+RULE=softmax
