@@ -25,7 +25,8 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     - padded, False where all sources have one length and all rows have an image.
 
     The other keys: target Long [B, L], prompt_lengths Long [B], references, uniq_ids, id Long [B]
-    (the row), nsentences, ntokens (targets that count). Where examples have them, also
+    (the row), image_keys Long [B] (equal where rows have the same image field), nsentences, ntokens
+    (targets that count). Where examples have them, also
     constraint_masks Bool [B, L, V] (padding is unconstrained), conf Float [B] (1 for an example
     without) and candidates, one list per example.
     """
@@ -38,6 +39,7 @@ def collate(examples: Sequence[Example | None], pad: int, image_size: int) -> di
     images, image_rows = _images(kept, image_size)
     batch: dict[str, Any] = {
         "id": torch.tensor([example.index for example in kept]),
+        "image_keys": torch.tensor([example.image_key for example in kept]),
         "uniq_ids": [example.uniq_id for example in kept],
         "nsentences": len(kept),
         "ntokens": int(target.ne(pad).sum()),

@@ -27,6 +27,7 @@ class Example:
         conf: weight of the row in the loss.
         candidates: tokens of the row's own answers to choose from, without eos.
         image_id: equal numbers stand for equal images. None: the image is not shared.
+        image_key: a hash of the row's image field, or of the row's number if that is empty.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Example:
     conf: float | None = None
     candidates: list[list[int]] | None = None
     image_id: int | None = None
+    image_key: int = 0
 
 
 def source_prompt(source: Tensor, prompt_type: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Base class of the data sets: rows of a TSV file as examples, and the checks that all share."""
 
 import os
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -245,6 +246,7 @@ class RowExamples:
             conf=tokens.conf,
             candidates=None if candidates is None else [each.tolist() for each in candidates],
             image_id=image_id,
+            image_key=zlib.crc32((row[IMAGE_FIELD] or str(index)).encode()),
         )
 
     def encode_source(self, text: str, unknown: list[str]) -> Tensor:

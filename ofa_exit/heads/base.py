@@ -57,6 +57,8 @@ class ExitHeads(nn.ModuleDict):
     def __init__(self, layers: Sequence[int], modules: Optional[dict[str, nn.Module]] = None):
         super().__init__(modules or {})
         self.layers = list(layers)
+        self.missing: list[int] = []
+        """Layers whose heads the checkpoint lacked, wholly or in part."""
 
     @property
     def trained(self) -> bool:
@@ -144,6 +146,8 @@ class ExitHeads(nn.ModuleDict):
     def init_from(self, own: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> None:
         """Add to a checkpoint, in place, the heads that it lacks (see ``starts_from``).
 
+        Their layers are in ``missing`` afterwards. Only training accepts such a checkpoint.
+
         Args:
             own, state: state dicts of the model and of the checkpoint.
             prefix: of the heads' names in both.
@@ -176,10 +180,12 @@ class ExitHeads(nn.ModuleDict):
             if layer is not None:
                 source = self.starts_from(layer, name.removeprefix(f"{prefix}{layer}."))
             state[name] = state[source].clone() if source in state else own[name]
+        # What all heads share has no layer: without it all are incomplete.
+        self.missing = (sorted(mine - saved) or self.layers) if missing else []
         if missing:
             logger.info(
                 "missing exit heads initialised: those after decoder layers %s",
-                ",".join(map(str, sorted(mine - saved))),
+                ",".join(map(str, self.missing)),
             )
 
 

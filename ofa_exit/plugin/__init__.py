@@ -2,7 +2,7 @@
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
 from . import compat_saving  # isort: skip
-from . import archs, average, schedules, validation_command
+from . import archs, average, missing_heads, schedules, validation_command
 from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
 from .scorers import vqa as vqa_scorers
@@ -19,6 +19,7 @@ __all__ = [
     "compat_saving",
     "deecap",
     "leebert",
+    "missing_heads",
     "mue",
     "multi_exit",
     "official",

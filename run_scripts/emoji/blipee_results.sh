@@ -50,6 +50,8 @@ PROCESSES=1 exits caption_short 400
 exits caption_no_adversarial 400 --adversarial-weight 0
 MODE=distill exits caption_distill 800
 exits caption_no_words 800 --word-weight 0
+# One update, which trains the feature classifiers alone: exits start as copies of the backbone's layers and stay so.
+PROCESSES=1 exits caption_untrained 1
 exits entailment_supervised 600
 MODE=distill exits entailment_distill 600
 MODE=distill exits caption_distill_usual 800 --kl-direction final_to_exit
@@ -62,7 +64,7 @@ cp $runs/capfilt/caption_synthetic.tsv $runs/synthetic/caption_train.tsv
 cp "$DATA"/{dict.txt,caption_valid.tsv} $runs/synthetic/
 DATA=$runs/synthetic exits caption_capfilt 800
 
-plain=runs/caption_ft_plain/checkpoint_last.pt supervised=$runs/caption_supervised/checkpoint_last.pt
+supervised=$runs/caption_supervised/checkpoint_last.pt
 trained() { curve "$1" "$2" "$3" blipee "$4" "$runs/$1_$2/checkpoint_last.pt"; }
 both="valid test_artist"
 trained caption supervised "$both" supervised
@@ -74,8 +76,7 @@ trained caption no_adversarial valid "without adversarial loss"
 trained caption no_words valid "without CE"
 trained entailment supervised "$both" supervised
 trained entailment distill "$both" distillation
-# Untrained exits are copies of the backbone's layers, made at loading.
-curve caption untrained valid blipee "without both (untrained)" $plain --model-overrides "{'exit_layers': '1,2,3,4'}"
+trained caption untrained valid "without both (untrained)"
 curve caption exits valid blipee_exits "supervised, fewer exits" $supervised
 curve caption exits test_artist blipee_exits_1_3 "supervised, fewer exits" $supervised
 # add_mue TASK VARIANT: copies MuE's exits from results.sh; k is 0 in their parameter_speedup.

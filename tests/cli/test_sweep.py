@@ -298,8 +298,10 @@ def test_a_sweep_over_exits_counts_them(trained, tmp_path):
         {"exit_policy": "confidence", "exit_alpha": 1},
         {"exit_policy": "confidence", "exit_alpha": 0, "exit_options": '{"layers": [2]}'},
     ]
-    overrides = ["--model-overrides", "{'exit_layers': '1,2'}"]
-    full, exits = sweep.sweep(grid, [*arguments(data, checkpoint), *overrides])
+    heads = ["--criterion", "exit_heads_loss", "--exit-layers", "1,2"]
+    start = ["--finetune-from-model", str(checkpoint)]
+    with_exits = train("mue_caption", data, tmp_path, *heads, *start, updates=1)
+    full, exits = sweep.sweep(grid, arguments(data, with_exits))
     assert (full["parameter_speedup"], full["flop_reduction"]) == (1, 0)
     assert (exits["parameter_speedup"], exits["decoder_layers"]) == (2, 2)
     assert exits["flop_reduction"] > 0

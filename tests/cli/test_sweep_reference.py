@@ -125,13 +125,16 @@ def test_references_that_do_not_fit_are_rejected(trained, tmp_path, monkeypatch)
         sweep.sweep(GRID, [*given, "--reference-layers", "4"])
 
 
-def test_weights_of_linear_heads_are_in_the_csv(trained, caplog):
+def test_weights_of_linear_heads_are_in_the_csv(trained, tmp_path, caplog):
     """All words exit after layer 2, through a norm and a vocabulary matrix."""
     data, _, many = trained
-    overrides = ["--model-overrides", "{'exit_layers': '2', 'exit_head': 'linear'}"]
+    heads = ["--criterion", "exit_heads_loss", "--exit-head", "linear", "--exit-layers", "2"]
+    start = ["--finetune-from-model", str(many)]
+    with_head = train("mue_caption", data, tmp_path, *heads, *start, updates=1)
+    caplog.clear()
     grid = [{"exit_policy": "confidence", "exit_alpha": alpha} for alpha in (1, 0)]
     with caplog.at_level("INFO"):
-        _, exits = sweep.sweep(grid, arguments(data, many, *overrides))
+        _, exits = sweep.sweep(grid, arguments(data, with_head))
     state = torch.load(many)["model"]
     channels = state["decoder.layer_norm.weight"].numel()
     head = state["decoder.output_projection.weight"].numel() + 2 * channels

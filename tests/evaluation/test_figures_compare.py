@@ -118,6 +118,21 @@ def test_a_smaller_model_saves_against_the_baseline(methods):
     assert plain.seeds[0]["test"].settings[FULL]["flop_reduction"] == 0
 
 
+def test_a_seed_saves_against_the_same_seed_of_the_baseline(tmp_path):
+    """Seed 3 has none, and takes the first."""
+    gflops = {"plain@1": 10, "plain@2": 20, "tiny@1": 5, "tiny@2": 5, "tiny@3": 5}
+    for name, value in gflops.items():
+        for split in ("valid", "test"):
+            write_sweep(tmp_path / name / f"{split}.csv", [setting(FULL, 40, gflops=value)])
+    methods = read_methods(tmp_path, ["plain", "tiny"])
+    plain, tiny = against_baseline(methods, methods[0])
+
+    def saved(method):
+        return [seed["test"].settings[FULL]["flop_reduction"] for seed in method.seeds]
+
+    assert saved(plain) == [0, 0] and saved(tiny) == [0.5, 0.75, 0.5]
+
+
 def test_eq_14_with_the_layers_of_another_model():
     values = {"encoder_layers_full": 4, "decoder_layers_full": 4, "image_layers": 4}
     values |= {"text_layers": 2, "expected_time_reduction": 1 - (3 / 4 + 2 / 4) / 2}

@@ -85,7 +85,6 @@ class SlowHeads:
 
     def __init__(self, built: OFAModel, kind: str) -> None:
         self.kind = kind
-        self.layers = [int(layer) for layer in built.cfg.exit_layers.split(",")]
         self.weights = {
             name.removeprefix("decoder."): value.detach()
             for name, value in built.state_dict().items()
@@ -133,64 +132,6 @@ class SlowHeads:
         if self.kind.startswith("imitation"):
             return self.shared(self.fused(states))
         return self.shared(state)
-
-
-@torch.no_grad()
-def slow_decode(
-    built: OFAModel,
-    kind: str,
-    net_input: dict[str, Tensor],
-    tokens: list[int],
-    kv: str,
-    alpha: float,
-    active: list[int] | None = None,
-    allowed: list[list[int]] | None = None,
-) -> tuple[list[Tensor], list[int]]:
-    """Feed one sequence after bos, token by token, without a cache.
-
-    The inputs of every layer are kept. A token leaves at the first head whose largest probability
-    is above ``alpha``.
-
-    Args:
-        active: layers whose heads are tried; None for all.
-        allowed: words that can follow each position; None for all.
-
-    Returns the log-probabilities [V] after each of ``[bos, *tokens[:-1]]`` and its layers.
-    """
-    decoder, heads = built.decoder, SlowHeads(built, kind)
-    out = built.encoder(**{k: v for k, v in net_input.items() if k != "prev_output_tokens"})
-    inputs: list[list[Tensor]] = [[] for _ in decoder.layers]
-    found, depths = [], []
-    for place, token in enumerate([0, *tokens[:-1]]):
-        state = decoder.layernorm_embedding(decoder.embed_tokens(torch.tensor([[token]])))
-        biases, cross_bias = decoder.biases(place + 1, out, None)
-        answer, depth, states = None, DEPTH, []
-        for number, layer in enumerate(decoder.layers, start=1):
-            inputs[number - 1].append(state)  # what later tokens attend to
-            if answer is not None and kv == "propagate":
-                continue
-            block = torch.cat(inputs[number - 1], dim=1)
-            cross = layer.encoder_attn.project_kv(out.states)
-            state = layer(block, biases[number - 1], cross, cross_bias)[:, -1:]
-            states.append(state[0, 0])
-            if answer is None and number in heads.layers and number in (active or heads.layers):
-                scores = only(heads.scores(states), allowed and allowed[place])
-                if float(scores.softmax(-1).max()) > alpha:
-                    answer, depth = scores, number
-        if answer is None:
-            answer = only(heads.shared(state[0, 0]), allowed and allowed[place])
-        found.append(answer.log_softmax(-1))
-        depths.append(depth)
-    return found, depths
-
-
-def only(scores: Tensor, words: list[int] | None) -> Tensor:
-    """Scores with -inf on words that are not allowed."""
-    if words is None:
-        return scores
-    kept = torch.full_like(scores, -torch.inf)
-    kept[words] = scores[words]
-    return kept
 
 
 @torch.no_grad()

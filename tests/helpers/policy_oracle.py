@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.candidate_samples import PAD, TRIE, sample
+from helpers.head_samples import SlowHeads, noisy
 from helpers.small_models import batch, generate, nano, select
 from ofa_exit.plugin.search.candidates import AllCandidateGenerator
 from ofa_exit.policies.base import ExitPolicy
@@ -22,12 +23,19 @@ HEADS = {  # kind of model -> (arguments, layers that a head follows)
     "transformer": ({"exit_layers": "1,2,4"}, [1, 2, 4]),
     "linear": ({"exit_layers": "1,2,3,5", "exit_head": "linear"}, [1, 2, 3, 5]),
     "meta": ({"exit_layers": "1,2,4,5", "exit_head": "meta"}, [1, 2, 4, 5]),
+    "adapter": ({"exit_layers": "1,2,3,5", "exit_head": "adapter"}, [1, 2, 3, 5]),
+    "imitation": ({"exit_layers": "1,2,3,4,5", "exit_head": "imitation"}, [1, 2, 3, 4, 5]),
 }
+WORD_HEADS = [kind for kind in HEADS if kind != "meta"]  # whose words differ
+KV_CASES = [(kind, kv) for kind in WORD_HEADS for kv in ("propagate", "recompute")]
+COPY_CASES = [("linear", "copy"), ("imitation", "copy")]  # which rejects heads with K/V
 
 
 @torch.no_grad()
 def model_of(kind: str) -> Any:
     """Return a small model; linear heads are the decoder's own with noise, so that some agree."""
+    if kind in ("adapter", "imitation"):
+        return noisy(kind, HEADS[kind][0]["exit_layers"])
     model = nano(**HEADS[kind][0])
     if kind == "linear":
         generator = torch.Generator().manual_seed(3)
@@ -61,7 +69,12 @@ Rule = Callable[[Layer], bool]
 
 
 class SlowDecoder:
-    """Decodes one sequence, token by token, without a cache: the inputs of every layer are kept."""
+    """Decodes one sequence, token by token, without a cache: the inputs of every layer are kept.
+
+    ``copy`` alone is about K/V. After a token exits at layer k, every deeper layer gets the
+    self-attention K/V of layer k, of all positions so far, and its cross-attention K/V. A layer
+    that a later token reaches attends to what it has been given, and to that token.
+    """
 
     def __init__(self, model: Any, net_input: dict[str, Tensor], kv: str, heads: list[int]) -> None:
         self.model, self.kv, self.heads = model, kv, heads
@@ -69,6 +82,9 @@ class SlowDecoder:
         inputs = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
         self.out = model.encoder(**inputs)
         self.inputs: dict[Any, list[Tensor]] = {}
+        self.words = SlowHeads(model, model.cfg.exit_head)
+        self.self_kv: dict[int, list[Tensor]] = {}  # keys, values [1, heads, positions, d]
+        self.cross_kv: dict[int, Any] = {}
 
     def run(self, name: Any, module: Any, place: int) -> Tensor:
         """Run a transformer layer for the newest token, over its kept inputs."""
@@ -77,22 +93,37 @@ class SlowDecoder:
         cross = module.encoder_attn.project_kv(self.out.states)
         return module(block, biases[place], cross, cross_bias)[:, -1:]
 
+    def run_on_copies(self, number: int, layer: Any) -> Tensor:
+        """Run a layer for the newest token, over the K/V that it was given and its own."""
+        state = self.inputs[number][-1]
+        own, earlier = layer.self_kv(state), self.self_kv.get(number)
+        kv = [torch.cat(pair, 2) for pair in zip(earlier, own)] if earlier else list(own)
+        assert kv[0].size(2) == len(self.inputs[1])
+        self.self_kv[number] = kv
+        if number not in self.cross_kv:
+            self.cross_kv[number] = layer.encoder_attn.project_kv(self.out.states)
+        biases, cross_bias = self.decoder.biases(kv[0].size(2), self.out, None)
+        newest = biases[number - 1][:, :, -1:], self.cross_kv[number], cross_bias[:, :, -1:]
+        return layer(state, *newest, lambda key, value: tuple(kv))
+
     def keep(self, name: Any, state: Tensor) -> None:
         self.inputs.setdefault(name, []).append(state)
 
-    def head(self, number: int, state: Tensor) -> tuple[Tensor, Optional[float]]:
-        """Return word scores [V] after a layer, and the learned confidence if there is one."""
+    def head(self, number: int, states: list[Tensor]) -> tuple[Tensor, Optional[float]]:
+        """Return word scores [V] after a layer, and the learned confidence if there is one.
+
+        Args:
+            states: of the token after layers 1 … ``number``, [C] each.
+        """
         heads, learned = self.decoder.exit_heads, None
         if heads.caches_kv:
             features = self.run(("head", number), heads[str(number)], number)
-        else:
-            features = heads.features(number, state, None)
+            return self.decoder.shared_scores(features)[0, 0], None
         if heads.has_confidence:
             classifier = heads["classifier"]
-            logits = classifier.weight @ state[0, 0] + classifier.bias
+            logits = classifier.weight @ states[-1] + classifier.bias
             learned = float(logits.double().softmax(-1)[1])
-        shared = self.decoder.shared_scores
-        return heads.scores(number, features, None, shared)[0, 0], learned
+        return self.words.scores(states), learned
 
     def feed(
         self, step: int, token: int, rule: Rule, allowed: Optional[Sequence[int]]
@@ -100,17 +131,20 @@ class SlowDecoder:
         """Return the log-probabilities of the allowed words after a token, and its layers."""
         words = slice(None) if allowed is None else list(allowed)
         state = self.decoder.layernorm_embedding(self.decoder.embed_tokens(torch.tensor([[token]])))
-        answer, depth = None, DEPTH
+        answer, depth, states = None, DEPTH, []
         for number, layer in enumerate(self.decoder.layers, start=1):
             previous = state
             self.keep(number, state)
-            if answer is None or self.kv == "recompute":
+            if answer is None and self.kv == "copy":
+                state = self.run_on_copies(number, layer)
+            elif answer is None or self.kv == "recompute":
                 state = self.run(number, layer, number - 1)
+            states.append(state[0, 0])
             if number not in self.heads:
                 continue
             self.keep(("head", number), state)
             if answer is None:
-                scores, learned = self.head(number, state)
+                scores, learned = self.head(number, states)
                 found = scores[words].log_softmax(-1)
                 seen = Layer(
                     number, step, previous[0, 0], state[0, 0], found.double().tolist(), learned
@@ -119,6 +153,8 @@ class SlowDecoder:
                     answer, depth = found, number
         if answer is None:
             answer = self.decoder.shared_scores(state)[0, 0][words].log_softmax(-1)
+        for deeper in range(depth + 1, DEPTH + 1) if self.kv == "copy" else ():
+            self.self_kv[deeper], self.cross_kv[deeper] = self.self_kv[depth], self.cross_kv[depth]
         return answer, depth
 
 
@@ -153,6 +189,8 @@ def check_captions(
 ) -> set[int]:
     """Compare beam search at batch 1 and 7 and beam 1 and 5 with the slow loop.
 
+    Beams of ``copy`` share the layer that the deepest reaches, which the loop of one does not know.
+
     Returns:
         The layers used by any word.
     """
@@ -168,15 +206,16 @@ def check_captions(
             (own,) = generate(model, alone, STEPS, beam_size=beam)
             assert [h["tokens"].tolist() for h in own] == tokens[row]
             assert model.last_trace.depths([tokens[row]]) == [depths[row]]
+            used.update(number for layers in depths[row] for number in layers)
             model.configure_exits(None)
-            for hyp, layers in list(zip(hyps, depths[row]))[::4]:  # the best and the worst
+            checked = list(zip(hyps, depths[row]))[::4]  # the best and the worst
+            for hyp, layers in checked if kv != "copy" or beam == 1 else ():
                 scores, wanted = slow_decode(
                     model, alone, hyp["tokens"].tolist(), new_rule, kv, heads
                 )
                 assert layers == wanted
                 found = hyp["positional_scores"]
                 torch.testing.assert_close(found, torch.tensor(scores), rtol=1e-4, atol=2e-4)
-                used.update(wanted)
     return used
 
 
@@ -206,7 +245,10 @@ def check_incremental(model: Any, policy: ExitPolicy, kv: str) -> set[int]:
 def check_answers(
     model: Any, policy: ExitPolicy, new_rule: Callable[[], Rule], kv: str, heads: list[int]
 ) -> set[int]:
-    """Compare the scores of a closed set of answers with the slow loop, and layers per choice."""
+    """Compare the scores of a closed set of answers with the slow loop, and layers per choice.
+
+    Not under ``copy``, where the answers of a question share the layer that the deepest reaches.
+    """
     chosen, used = sample(prompts=True, rows=3), set()
     generator = AllCandidateGenerator([model], TRIE, PAD)
     limits = generator.step_limits(chosen["prompt_lengths"])

@@ -71,6 +71,7 @@ def training_batch(rows: int = 3) -> dict[str, Any]:
         target[row, 2 + row :] = 1
     return {
         "id": torch.arange(rows),
+        "image_keys": torch.arange(rows),
         "net_input": net_input,
         "target": target,
         "ntokens": int(target.ne(1).sum()),

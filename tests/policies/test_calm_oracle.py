@@ -82,9 +82,12 @@ def limit_of(model, cls, part: float, layers=None) -> float:
 CASES = [
     (SoftmaxExit, "none", "calm", "propagate"),
     (SoftmaxExit, "linear", "static", "recompute"),
+    (SoftmaxExit, "imitation", "calm", "propagate"),
     (SoftmaxDiffExit, "none", "decay", "recompute"),
     (SoftmaxDiffExit, "transformer", "calm", "propagate"),
+    (SoftmaxDiffExit, "adapter", "static", "recompute"),
     (SaturationExit, "none", "calm", "propagate"),
+    (SaturationExit, "imitation", "static", "recompute"),
     (SaturationExit, "linear", "official", "recompute"),
     (MetaExit, "meta", "calm", "propagate"),
     (MetaExit, "meta", "static", "recompute"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.policy_oracle import slow_decode
 from helpers.small_models import VOCAB, batch, generate, nano, select
 
 from ofa_exit.policies.base import ExitPolicy
@@ -15,6 +16,7 @@ from ofa_exit.policies.static import StaticExit
 from ofa_exit.runtime.kv_cache import KV_MODES
 
 STEPS = 8
+LAYERS = [1, 2, 3, 4, 5]  # before the last
 DEPTHS = (2, 1, 5, 3, 6, 1, 1, 4, 6)  # down, up and to the last layer: copies of copies
 
 
@@ -45,56 +47,6 @@ def similarity(threshold: float) -> SimilarityExit:
     return SimilarityExit(2.0, 2.0, 2.0, threshold, schedule="static")
 
 
-def slow_decode(model, net_input, tokens, exits):
-    """Decode one hypothesis token by token, with keys and values of every layer as a dictionary.
-
-    After a token exits at layer k, every deeper layer gets the self-attention K/V of layer k, of
-    all positions so far, and its cross-attention K/V. A layer that a later token reaches attends
-    to what it has been given, and to that token.
-
-    Args:
-        exits: (step, layer, input, output) -> whether the token exits after this layer.
-
-    Returns:
-        Log-probabilities of ``tokens``, and the layers that each used.
-    """
-    out = model.encoder(**{k: v for k, v in net_input.items() if k != "prev_output_tokens"})
-    decoder = model.decoder
-    depth = len(decoder.layers)
-    self_kv: dict[int, list] = {}  # layer -> keys and values [1, heads, positions, d]
-    cross_kv: dict[int, tuple] = {}
-    prefix, scores, depths = [0], [], []
-    for step, token in enumerate(tokens):
-        state = decoder.layernorm_embedding(decoder.embed_tokens(torch.tensor([prefix[-1:]])))
-        self_biases, cross_bias = decoder.biases(step + 1, out, None)
-        for number, layer in enumerate(decoder.layers, start=1):
-            own = layer.self_kv(state)
-            earlier = self_kv.get(number)
-            kv = [torch.cat(pair, 2) for pair in zip(earlier, own)] if earlier else list(own)
-            assert kv[0].size(2) == step + 1
-            self_kv[number] = kv
-            if number not in cross_kv:
-                cross_kv[number] = layer.encoder_attn.project_kv(out.states)
-            new = layer(
-                state,
-                self_biases[number - 1][:, :, -1:],
-                cross_kv[number],
-                cross_bias[:, :, -1:],
-                lambda key, value, kv=kv: tuple(kv),
-            )
-            leaves = number == depth or exits(step, number, state, new)
-            state = new
-            if leaves:
-                break
-        for deeper in range(number + 1, depth + 1):
-            self_kv[deeper], cross_kv[deeper] = self_kv[number], cross_kv[number]
-        logits = decoder.output_layer(decoder.layer_norm(state))[0, 0]
-        scores.append(float(torch.log_softmax(logits, -1)[token]))
-        depths.append(number)
-        prefix.append(token)
-    return torch.tensor(scores), depths
-
-
 def decode(model, net_input):
     """Generate with beam 1: hypothesis and layers of its tokens, of each sentence."""
     found = generate(model, net_input, STEPS, beam_size=1, min_len=STEPS)
@@ -108,7 +60,7 @@ def decode(model, net_input):
 @pytest.mark.parametrize("quantile", [0.6, 0.75, 0.9])
 @torch.no_grad()
 def test_copy_equals_the_slow_loop(model, quantile):
-    threshold, seen = decoder_threshold(model, quantile), set()
+    threshold, used = decoder_threshold(model, quantile), set()
     for row in range(4):
         model.configure_exits(similarity(threshold), "copy")
         net_input = select(batch(4), row)
@@ -118,14 +70,14 @@ def test_copy_equals_the_slow_loop(model, quantile):
             model,
             net_input,
             found.tokens,
-            lambda step, layer, previous, current: (
-                float(hidden_saturation(previous, current)) > threshold
-            ),
+            lambda: lambda seen: hidden_saturation(seen.previous, seen.state) > threshold,
+            "copy",
+            LAYERS,
         )
         assert found.depths == depths and len(depths) == STEPS + 1
-        torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=2e-4)
-        seen |= set(depths)
-    assert len(seen) > 2, "exits should be mixed"
+        torch.testing.assert_close(found.scores, torch.tensor(scores), rtol=1e-4, atol=2e-4)
+        used |= set(depths)
+    assert len(used) > 2, "exits should be mixed"
 
 
 @torch.no_grad()
@@ -135,11 +87,10 @@ def test_copies_of_copies_equal_the_slow_loop(model):
         model.configure_exits(ByStep(), kv)
         (found[kv],) = decode(model, net_input)
         assert found[kv].depths == list(DEPTHS)
-    scores, depths = slow_decode(
-        model, net_input, found["copy"].tokens, lambda step, layer, *_: layer >= DEPTHS[step]
-    )
+    tokens, rule = found["copy"].tokens, lambda seen: seen.number >= DEPTHS[seen.step]
+    scores, depths = slow_decode(model, net_input, tokens, lambda: rule, "copy", LAYERS)
     assert depths == list(DEPTHS)
-    torch.testing.assert_close(found["copy"].scores, scores, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(found["copy"].scores, torch.tensor(scores), rtol=1e-4, atol=2e-4)
     # Only copy is what the loop computes: the modes do differ on these depths.
     for kv in ("propagate", "recompute"):
         assert (found[kv].scores - found["copy"].scores).abs().max() > 0.01

@@ -20,17 +20,15 @@ def against_baseline(methods: list[Method], baseline: Method) -> list[Method]:
     on a busy machine are not comparable. BLIPEE's speed-up stays that against the own full depth.
 
     Args:
-        baseline: one of ``methods``; its first seed is the reference.
+        baseline: one of ``methods``. A seed compares with its same seed, or else with its first.
     """
-    reference = {
-        split: sweep.values(sweep.full_depth) for split, sweep in baseline.seeds[0].items()
-    }
+    references = dict(zip(baseline.seed_names, baseline.seeds))
     return [
         replace(
             method,
             seeds=[
-                {split: _against(sweep, reference[split]) for split, sweep in seed.items()}
-                for seed in method.seeds
+                _seed_against(seed, references.get(name, baseline.seeds[0]))
+                for name, seed in zip(method.seed_names, method.seeds, strict=True)
             ],
         )
         for method in methods
@@ -61,6 +59,11 @@ def expected_time_reduction(
     encoder = sum(parts) / len(parts)  # n_E
     decoder = (2 * (1 - values[column]) - encoder / own[0]) * own[1]  # n_D
     return 1 - (encoder / other[0] + decoder / other[1]) / 2
+
+
+def _seed_against(seed: dict[str, Sweep], reference: dict[str, Sweep]) -> dict[str, Sweep]:
+    full = {split: sweep.values(sweep.full_depth) for split, sweep in reference.items()}
+    return {split: _against(sweep, full[split]) for split, sweep in seed.items()}
 
 
 def _against(sweep: Sweep, reference: Values) -> Sweep:

@@ -75,9 +75,13 @@ class Classifiers(nn.Module):
         return fn(*args)
 
 
-def first_half(ids: Tensor) -> Tensor:
-    """Return whether rows of the data, Long [B], are in its first half, by a hash: Bool [B]."""
-    return (ids * 2654435761 // 2**16) % 2 == 0
+def first_half(image_keys: Tensor) -> Tensor:
+    """Return whether rows are in the first half of the data, by their image: Bool [B].
+
+    Args:
+        image_keys: Long [B], equal for rows of one image, so that they share a half.
+    """
+    return (image_keys * 2654435761 // 2**16) % 2 == 0
 
 
 @register_criterion("leebert_loss", dataclass=LeeBertConfig)
@@ -100,8 +104,8 @@ class LeeBertLoss(MultiExitLoss):
     little, so the second part of ``cross`` is usually the larger one.
 
     L_in of bilevel and cross is on the rows of one half of the data, L_out on those of the other.
-    A hash of the row's number says which. Both halves of a batch train the model, at every update,
-    and they never swap roles. All target tokens count here, also those that drop-worst excludes.
+    A hash of the image says which, so that all captions of an image are in one half. All target
+    tokens count here, also those that drop-worst excludes.
     φ are the heads with the decoder's final norm and projection, over features that do not move.
     The step is plain gradient descent in float32, on means over tokens, and its effect is exact
     (``objectives.bilevel``). Every ``--weights-interval`` updates this takes two further passes
@@ -111,8 +115,10 @@ class LeeBertLoss(MultiExitLoss):
     exit learns from every other, that the weights of all terms are learned in a bi-level problem,
     and that the cross-level update of the weights takes gradients of both levels and both halves
     of the training data. The rest is filled in here: softmax and its scale, γ, the step over the
-    classifiers alone, halves by row, since batches do not name the image of a row, and that both
-    halves train the model at every update without swapping roles.
+    classifiers alone, and halves by image.
+
+    Differs from the paper: the halves do not alternate. Both halves of a batch train the model at
+    every update, so that no row is left out, and L_out is always on the same half.
 
     Logs as ``multi_exit_loss``, and the weights a_i as ``weight_layer_i``.
     """
@@ -266,7 +272,7 @@ def halves(batch: ExitBatch) -> list[tuple[TargetTokens, Tensor]]:
     """
     tokens, sample = batch.tokens, batch.sample
     rows = tokens.rows // sample["target"].size(1)  # of the batch, by token
-    is_first = first_half(sample["id"]).index_select(0, rows)  # [M]
+    is_first = first_half(sample["image_keys"]).index_select(0, rows)  # [M]
     found = []
     for mask in (is_first, ~is_first):
         confidence = mask.float()

@@ -2,11 +2,11 @@
 
 import json
 import logging
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from fairseq.checkpoint_utils import load_model_ensemble
 from helpers import task_files as files
 
 from ofa_exit.plugin.criterions.blipee import BlipeeAdversarial, BlipeeConfig
@@ -45,8 +45,9 @@ def parts(plain):
     data, checkpoint = plain
     task = files.setup(TASK, data)
     task._captions_optional = True
-    exits = {"exit_layers": "2,4", "dropout": 0.0}
-    (model,), _ = load_model_ensemble([str(checkpoint)], exits, task)
+    state, exits = torch.load(checkpoint), {"exit_layers": "2,4", "dropout": 0.0}
+    model = task.build_model(Namespace(**{**vars(state["cfg"]["model"]), **exits}))
+    model.load_state_dict(state["model"])
     config = BlipeeConfig(blipee_mode="distill", feature_classifier_dim=16, sentence_avg=False)
     criterion = BlipeeAdversarial.build_criterion(config, task).train()
     criterion.prepare_training(model)

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from fairseq.distributed import LegacyDistributedDataParallel, ModuleProxyWrapper
 from fairseq.logging import metrics
+from helpers import task_files as files
 from helpers.exit_samples import (
     DEPTH,
     criterion,
@@ -120,12 +121,12 @@ def slow_outer_loss(built, batch, alpha: torch.Tensor, step: float) -> tuple:
         return found
 
     halves = []
-    ids = batch["id"].tolist()
+    keys = batch["image_keys"].tolist()
     for wanted in (True, False):
         chosen = [
             m
             for m, n in enumerate(tokens["rows"])
-            if bool(first_half(torch.tensor(ids[n // columns]))) == wanted
+            if bool(first_half(torch.tensor(keys[n // columns]))) == wanted
         ]
         some = {
             key: None if value is None else [value[m] for m in chosen]
@@ -181,10 +182,28 @@ def test_the_gradient_of_the_weights_has_no_dropout():
 def test_tokens_without_a_half_cost_nothing():
     """All rows in one half: L_out is 0, and so is its gradient."""
     built, batch = model(), sample(2)
-    batch["id"] = torch.tensor([7, 7])
+    batch["image_keys"] = torch.tensor([7, 7])
     loss = prepared(built, learned_weights="bilevel")
     loss(built, batch)
     assert loss.loss_weights.alpha.grad.abs().max() == 0
+
+
+def test_captions_of_an_image_share_a_half(tmp_path):
+    """The same bytes, wherever their rows are; rows without an image have a half of their own."""
+    data, images = files.caption_folder(tmp_path), 8
+    fields = [files.image_field("red", side=10 + number) for number in range(images)]
+    rows = [files.caption_row(n, image=fields[n % images]) for n in range(4 * images)]
+    rows += [files.caption_row(n, image="") for n in range(100, 116)]
+    files.write_tsv(data / "train.tsv", rows)
+    for group in (False, True):
+        task = files.setup("mue_caption", data, seed=1, group_images=group)
+        task.load_dataset("train")
+        dataset = task.dataset("train")
+        sample = dataset.collater([dataset[number] for number in range(len(rows))])
+        half = first_half(sample["image_keys"])
+        by_image = half[: 4 * images].view(4, images)
+        assert (by_image == by_image[0]).all() and len(by_image[0].unique()) == 2
+        assert len(half[4 * images :].unique()) == 2
 
 
 def test_the_halves_are_halves_of_the_rows():
