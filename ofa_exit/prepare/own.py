@@ -12,6 +12,9 @@ from pathlib import Path
 from ofa_exit.data.answers import CONFIDENCE, join_answers
 from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_bytes, read_file
+from ofa_exit.data.own_images import is_image_name
+from ofa_exit.data.text import normalise_sentence, strip_punctuation
+from ofa_exit.data.vqa import question_text
 from ofa_exit.regular_files import regular_file
 
 from .records import MalformedError, PrepareError, clean
@@ -53,8 +56,10 @@ def folder_rows(folder: Path) -> list[OwnRow]:
     for parent, children, names in os.walk(folder):
         children[:] = sorted(name for name in children if not name.startswith("."))
         for name in sorted(names):
+    Images of unsupported formats have rows, too, which `image_field` rejects.
+
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
+            if is_image_name(name):
                 label = " ".join(path.relative_to(folder).as_posix().split())
                 rows.append(OwnRow(str(path), label, path, {}))
     if not rows:
@@ -146,7 +151,7 @@ def image_field(image: Path, out: Path | None, max_pixels: int = MAX_PIXELS) -> 
     """
     try:
         data = read_file(image.name, image.parent)
-        decode_bytes(data, max_pixels)
+        decode_bytes(data, max_pixels, image.name)
     except ImageError as error:
         raise MalformedError(str(error)) from error
     if out is None:

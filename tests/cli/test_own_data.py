@@ -83,6 +83,14 @@ def test_broken_images_are_listed_and_left_out(photos, tmp_path, capsys):
     assert len(rows(tmp_path / "test.tsv")) == 3
 
 
+def test_images_of_phones_are_listed(photos, tmp_path, capsys):
+    (photos / "trip" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert run("tsv", photos, tmp_path / "test.tsv") == 1
+    shown = capsys.readouterr().out
+    assert f"{photos}/trip/x.heic: HEIC images are unsupported. Convert it to JPEG" in shown
+    assert f"{tmp_path}/test.tsv: 3 rows, 1 left out" in shown
+
+
 def test_a_csv_of_captions(photos, tmp_path, capsys):
     table = photos / "captions.csv"
     table.write_text(
