@@ -139,6 +139,28 @@ def test_csv_files_of_questions_and_hypotheses(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("task", "columns", "bad", "message"),
+    [
+        ("caption", "caption", ".", "caption '.' has no words"),
+        ("caption", "caption", "a cat&&-", "caption '-' has no words"),
+        ("vqa", "question,answer", ",no", "question '' has no words"),
+        ("vqa", "question,answer", "?,no", "question '?' has no words"),
+        ("vqa", "question,answer", "why?,1.5|!+no", "confidence"),
+        ("vqa", "question,answer", "why?,x|!+no", "malformed"),
+        ("snli_ve", "hypothesis,premise", ",a cat", "hypothesis '' has no words"),
+        ("snli_ve", "hypothesis,premise", "it runs,!", "premise '!' has no words"),
+    ],
+)
+def test_texts_that_no_data_set_reads_are_left_out(photos, capsys, task, columns, bad, message):
+    table, good = photos / "t.csv", {"caption": "a cat"}.get(task, "it runs,")
+    table.write_text(f"image,{columns}\nb.png,{good}\nb.png,{bad}\n")
+    assert run("tsv", table, photos / "test.tsv", "--task", task) == 1
+    shown = capsys.readouterr()
+    assert f"{table}:3: the " in shown.out and message in shown.out and "it/s" not in shown.err
+    assert run("check", photos / "test.tsv", "--task", task, "--use", "generation") == 0
+
+
+@pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
         ("caption\na cat\n", (), "has no column image"),
