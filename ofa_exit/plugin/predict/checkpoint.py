@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
+from ofa_exit.data.text import OFFICIAL_FOLDER
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, reject_large_images
@@ -65,7 +66,7 @@ def dictionary_folder(
             return folder
     raise ValueError(
         f"{checkpoint}: there is no dict.txt beside the checkpoint. Give the folder of its "
-        "dictionary as bpe_dir (--bpe-dir)"
+        f"dictionary as bpe_dir (--bpe-dir). {OFFICIAL_FOLDER}"
     )
 
 
