@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,17 @@ def test_an_official_checkpoint_gives_its_task(trained, tmp_path, form, ours):
     assert isinstance(task.text(best["tokens"]), str) and best["score"].isfinite()
 
 
+def test_the_example_of_the_docs(trained, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
+    *_, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    official(trained[1], tmp_path / "caption_base_best.pt", "args", "caption")
+    (tmp_path / "BPE").symlink_to(trained[0])
+    monkeypatch.chdir(tmp_path)
+    _, task, _ = load("caption_base_best.pt", bpe_dir="BPE")
+    exec(code, {"sample": construct_sample(task)})
+    assert capsys.readouterr().out.endswith("\n")
+
+
 def test_the_missing_candidates_of_an_official_checkpoint_are_named(trained, tmp_path, caplog):
     data, checkpoint = trained
     path = official(
@@ -93,9 +106,14 @@ def test_the_missing_candidates_of_an_official_checkpoint_are_named(trained, tmp
 
 def test_our_checkpoints_need_no_data():
     shipped = ROOT / "examples" / "checkpoints" / "ofa_nano_caption.pt"
-    models, task, generator = load(shipped, bpe_dir=str(ROOT / "examples" / "emoji"), **SEARCH)
+    options = {"bpe_dir": str(ROOT / "examples" / "emoji"), **SEARCH}
+    models, task, generator = load(shipped, **options)
     ((best, *_),) = task.inference_step(generator, models, construct_sample(task))
     assert task.text(best["tokens"])
+    exits = {"exit_policy": "static", "exit_depths": "2,3,4"}
+    models, task, generator = load(shipped, **options, **exits)
+    task.inference_step(generator, models, construct_sample(task))
+    assert models[0].last_trace.image_layers.tolist() == [2]
 
 
 def test_another_official_task_is_rejected_with_what_to_do(trained, tmp_path):

@@ -114,7 +114,9 @@ def test_answers_of_the_training(tmp_path, caplog):
     [
         ({"exits": "similar"}, "unknown --exit-policy 'similar': choose from none, similarity"),
         ({"exits": "similarity", "decoder_treshold": 0.9}, "did you mean 'decoder_threshold'"),
-        ({"exits": "static", "nothing": 0.9}, r"unknown exit option 'nothing': 'static' takes"),
+        ({"exits": "static", "nothing": 0.9}, r"unknown option 'nothing': exits='static' takes"),
+        ({"beem": 3}, r"unknown option 'beem': did you mean 'beam'\?"),
+        ({"batchsize": 3}, r"unknown option 'batchsize': did you mean 'batch_size'\?"),
         ({"exits": "similarity", "alpha": 0.9}, "similarity does not take --exit-alpha"),
         ({"exits": "similarity", "decoder_threshold": -1}, "--exit-decoder-threshold must be"),
         ({"exits": "similarity", "encoder_threshold": 0.9}, "is for a joint encoder"),
