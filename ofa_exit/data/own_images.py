@@ -2,6 +2,7 @@
 
 import glob
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
@@ -12,6 +13,7 @@ from ofa_exit.regular_files import regular_file
 
 ImageLike = str | os.PathLike[str] | Image.Image
 OnRead = Callable[[str, Image.Image], None]
+_open_images = threading.Lock()  # two of a user's open images may read one file
 
 
 def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -22,7 +24,8 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises ImageError: no such file, not readable, or no usable image (see `decode_bytes`).
     """
     if isinstance(image, Image.Image):
-        return upright_rgb(image)
+        with _open_images:
+            return upright_rgb(image)
     if os.path.isdir(image):
         raise ImageError("it is a folder", "Give its files, as in glob.glob('photos/*.jpg')")
     try:

@@ -110,7 +110,7 @@ def test_our_checkpoints_need_no_data():
     models, task, generator = load(shipped, **options)
     ((best, *_),) = task.inference_step(generator, models, construct_sample(task))
     assert task.text(best["tokens"])
-    exits = {"exit_policy": "static", "exit_depths": "2,3,4"}
+    exits = {"exit_policy": "static", "exit_depths": "2,2,4"}
     models, task, generator = load(shipped, **options, **exits)
     task.inference_step(generator, models, construct_sample(task))
     assert models[0].last_trace.image_layers.tolist() == [2]

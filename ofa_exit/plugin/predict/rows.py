@@ -1,16 +1,13 @@
 """Images paired with texts, and the batches that they make."""
 
-import contextlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ofa_exit.data.caption import PROMPT
@@ -29,7 +26,6 @@ ReadImage = tuple[Optional[Tensor], str]
 """An image, Float [3, H, W], or None and what is wrong with it."""
 
 THREADS = min(4, os.cpu_count() or 1)
-_open_images = threading.Lock()  # a user's open images may read one file
 
 
 @dataclass(frozen=True)
@@ -187,10 +183,8 @@ def read_row(
     Args:
         on_read: see ``Predictor.predict``.
     """
-    is_open = isinstance(row.image, Image.Image)
     try:
-        with _open_images if is_open else contextlib.nullcontext():
-            whole = read_image(row.image, max_pixels)
+        whole = read_image(row.image, max_pixels)
         tensor = transform(whole)
         if on_read is not None:
             on_read(row.name, whole)
