@@ -81,6 +81,14 @@ def test_help_names_the_exit_policies(capsys):
         assert f"by one of {', '.join(BUILT_IN)}," in shown
 
 
+def test_images_of_phones_in_a_folder_are_reported(predict, photos, tmp_path):
+    write_photos(tmp_path, 1)
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    status, lines, errors = predict("caption", tmp_path)
+    assert status == 1 and len(lines) == 1
+    assert f"{tmp_path}/phone.HEIC: HEIC images are unsupported. Convert it to JPEG" in errors[0]
+
+
 def test_a_line_per_image(predict, captions, photos):
     status, lines, errors = predict("caption", photos, *STATIC)
     assert status == 0 and errors == []
