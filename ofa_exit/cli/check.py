@@ -170,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.task == "vqa" and use == "validation":
         check_answers(examples, args.vqa_metric or "auto")
     bad = unknown = 0
-    with tqdm(total=len(examples), desc=args.file.name, unit=" rows", delay=1, leave=False) as bar:
+    with tqdm(
+        total=len(examples), desc=args.file.name, unit=" rows", delay=1, leave=False, disable=None
+    ) as bar:
         for _, problem, has_unknown in check_rows(examples, range(len(examples))):
             bar.update()
             unknown += has_unknown

@@ -40,7 +40,9 @@ def write_dictionary(
     errors = []
     for path in files:
         examples = open_examples(path, args, encoder, references_optional=True)
-        rows = tqdm(range(len(examples)), desc=path.name, unit=" rows", delay=2, leave=False)
+        rows = tqdm(
+            range(len(examples)), desc=path.name, unit=" rows", delay=2, leave=False, disable=None
+        )
         errors += dictionary.count_rows(examples, rows)
     required = dictionary.required_symbols(args.labels)
     lines = dictionary.dictionary_lines(vocabulary.counts, required, first)

@@ -9,7 +9,7 @@ image (a path relative to the CSV file) and
   vqa       question, answer; several answers joined by &&, or OFA's 1.0|!+yes&&0.6|!+no
   snli_ve   hypothesis, label, and premise if there is one
 and id, if rows have names. A caption, answer or label may be empty in rows to generate for. Broken
-images and rows are listed and left out; the exit status is then 1.
+images, and rows whose texts have no words, are listed and left out; the exit status is then 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, left_out, args.add_caption = 0, 0, False
     with atomic_write(args.out) as out:
         for row in tqdm(
-            list(_rows(args)), desc=args.out.name, unit=" images", delay=1, leave=False
+            list(_rows(args)),
+            desc=args.out.name,
+            unit=" images",
+            delay=1,
+            leave=False,
+            disable=None,  # without a terminal
         ):
             try:
                 if row.problem:

@@ -39,8 +39,9 @@ class CaptionExamples(RowExamples):
     has one caption, cut to ``max_tgt_length`` words. Other rows have one or several captions joined
     by ``&&``, uncut: all are references, and the first is the target. With ``all_references``
     training rows may have several, too. With ``captions_optional`` or ``references_optional`` rows
-    may have none: they have no references, and only eos as target. With ``caption_prompt``, Long
-    [P], the decoder is fed these tokens before the caption.
+    may have none: they have no references, and only eos as target. With ``references_optional`` a
+    caption without words is no reference. With ``caption_prompt``, Long [P], the decoder is fed
+    these tokens before the caption.
     """
 
     COLUMNS = COLUMNS
@@ -81,9 +82,10 @@ class CaptionExamples(RowExamples):
         return torch.cat([source[:1], self.caption_prompt])
 
     def read(self, row: Row, unknown: list[str]) -> RowTokens:
-        if self.captions_optional and not row["caption"].strip():
+        is_empty = self.captions_optional and not row["caption"].strip()
+        references = [] if is_empty else self._references(row)
+        if not references:
             return RowTokens(self.source, torch.zeros(0, dtype=torch.long), [])
-        references = self._references(row)
         words = strip_punctuation(references[0]).split()
         if self.train:
             words = words[: self.max_tgt_length]
@@ -101,6 +103,8 @@ class CaptionExamples(RowExamples):
                 "Give each caption its own line (only --criterion mue_scst trains on such rows), "
                 "or check --selected-cols",
             )
+        if self.references_optional:
+            return list(filter(strip_punctuation, captions))
         for number, caption in enumerate(captions, start=1):
             if not strip_punctuation(caption):
                 raise row.error(

@@ -102,9 +102,13 @@ class OFADataset(Dataset):
         try:
             example = self.examples[index]
         except TsvError as error:
-            # An error about the whole file is not a bad row.
-            if not self.skip_bad_rows or error.line is None:
+            if error.line is None:  # about the whole file
                 raise
+            if not self.skip_bad_rows:
+                raise TsvError(
+                    *(error.path, error.line, error.field, error.message),
+                    f"{error.remedy}, or pass --skip-bad-rows. ofa-exit check lists all such rows",
+                ) from None
             self._bad.add(index)
             if len(self._bad) >= self.rows_to_read:
                 raise TsvError(

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from ofa_exit.data.formats import FORMATS, MAX_PIXELS
+from ofa_exit.data.formats import FORMATS, MAX_PIXELS, UNSUPPORTED_SUFFIXES
 from ofa_exit.regular_files import regular_file
 
 MEAN_STD = {
@@ -59,11 +59,12 @@ def decode_image(
 
     Raises ImageError: neither of them, or as `decode_bytes` does.
     """
-    data = read_file(field.strip(), folder) if is_path(field) else _decode_base64(field)
-    return decode_bytes(data, max_pixels)
+    if is_path(field):
+        return decode_bytes(read_file(field.strip(), folder), max_pixels, field.strip())
+    return decode_bytes(_decode_base64(field), max_pixels)
 
 
-def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS, path: str = "") -> Image.Image:
     """Decode the bytes of an image file to an RGB image.
 
     The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
@@ -71,15 +72,24 @@ def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
     grey.
 
+    Args:
+        path: of the file, whose suffix names an unsupported format in the error.
+
     Raises ImageError: not an image, broken or truncated, or more than ``max_pixels`` (read from the
     header, so that a decompression bomb is never unpacked).
     """
+    suffix = Path(path).suffix.lower()
+    unsupported = ImageError(f"{suffix[1:].upper()} images are unsupported", "Convert it to JPEG")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # on arbitrary bytes the parsers raise nearly anything
+        if suffix in UNSUPPORTED_SUFFIXES:
+            raise unsupported from error
         raise ImageError(
             "the bytes are not an image", f"Use one of {', '.join(FORMATS)}"
         ) from error
+    if suffix in UNSUPPORTED_SUFFIXES and image.format == "TIFF":  # the preview of a raw file
+        raise unsupported
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"the image has {image.width}x{image.height} pixels, more than {max_pixels:,}",

@@ -2,16 +2,18 @@
 
 import glob
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
-from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS
+from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS, UNSUPPORTED_SUFFIXES
 from ofa_exit.data.images import ImageError, decode_bytes, upright_rgb
 from ofa_exit.regular_files import regular_file
 
 ImageLike = str | os.PathLike[str] | Image.Image
 OnRead = Callable[[str, Image.Image], None]
+_open_images = threading.Lock()  # two of a user's open images may read one file
 
 
 def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -22,7 +24,8 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises ImageError: no such file, not readable, or no usable image (see `decode_bytes`).
     """
     if isinstance(image, Image.Image):
-        return upright_rgb(image)
+        with _open_images:
+            return upright_rgb(image)
     if os.path.isdir(image):
         raise ImageError("it is a folder", "Give its files, as in glob.glob('photos/*.jpg')")
     try:
@@ -30,7 +33,7 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ImageError(f"the file cannot be read ({reason})", "Check the path") from error
-    return decode_bytes(data, max_pixels)
+    return decode_bytes(data, max_pixels, os.fspath(image))
 
 
 def image_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
@@ -52,11 +55,18 @@ def image_name(image: ImageLike, number: int) -> str:
     return os.fspath(image)
 
 
+def is_image_name(name: str) -> bool:
+    """Return whether a file is an image by its name, in a supported format or not."""
+    suffixes = (*IMAGE_SUFFIXES, *UNSUPPORTED_SUFFIXES)
+    return name.lower().endswith(suffixes) and not name.startswith(".")
+
+
 def find_images(patterns: Sequence[str], recursive: bool = False) -> list[str]:
     """Return the image files of files, folders and globs, each once.
 
     A file is taken whatever its name. Of a folder, and of a folder that a glob matches, the files
     with an image's suffix are taken in alphabetical order, hidden ones and sub-folders left out.
+    Those of unsupported formats are taken, too, so that reading them reports them.
 
     Args:
         recursive: take the images of sub-folders, too, as ``ofa-exit tsv`` does.
@@ -91,6 +101,5 @@ def _of_folder(folder: str, recursive: bool) -> Iterator[str]:
         children[:] = sorted(one for one in children if recursive and not one.startswith("."))
         for name in sorted(names):
             path = os.path.join(parent, name)
-            is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            if is_image and os.path.isfile(path):
+            if is_image_name(name) and os.path.isfile(path):
                 yield path

@@ -133,6 +133,9 @@ def load_codec(directory: str | os.PathLike, gpt2_encoder: Callable[[str, str], 
     return SentencePieceCodec(str(models[0])) if models else WordCodec()
 
 
+OFFICIAL_FOLDER = "OFA's checkpoints need the folder utils/BPE of https://github.com/OFA-Sys/OFA"
+
+
 def _has_bert_words(path: Path) -> bool:
     """Return whether a file lists BERT's vocabulary, which has the word [CLS]."""
     return path.is_file() and "[CLS]" in path.read_text("utf-8", "replace").split()
@@ -143,7 +146,7 @@ def dictionary_path(directory: str | os.PathLike) -> Path:
     path = Path(directory) / "dict.txt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no dictionary. Give the folder of dict.txt with --bpe-dir"
+            f"{path}: no dictionary. Give the folder of dict.txt with --bpe-dir. {OFFICIAL_FOLDER}"
         )
     return path
 

@@ -184,8 +184,7 @@ class QuestionExamples(RowExamples):
             try:
                 self.check_answers(answers)
             except ValueError as error:
-                remedy = "Correct the row, or pass --skip-bad-rows"
-                raise row.error("answers", str(error), remedy) from None
+                raise row.error("answers", str(error), "Correct the row") from None
         return answers
 
     def _target(self, row: Row, answers: Answers, unknown: list[str]) -> tuple[Tensor, float]:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.outputs import inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.regular_files import check_output
+from ofa_exit.spelling import nearest
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
 OFFICIAL_OPTIONS = {
@@ -25,6 +27,18 @@ OFFICIAL_OPTIONS = {
     "--img_thres": "give --exit-policy similarity --exit-image-threshold THRESHOLD",
     "--txt_thres": "give --exit-policy similarity --exit-text-threshold THRESHOLD",
     "--decoder_thres": "give --exit-policy similarity --exit-decoder-threshold THRESHOLD",
+}
+# Names in OFA's scripts of what has another name here.
+OFFICIAL_NAMES = {
+    "--task": {"caption": "mue_caption", "snli_ve": "mue_snli_ve", "vqa_gen": "mue_vqa"},
+    "--criterion": {
+        "scst_reward_criterion": "--criterion mue_scst --scst-baseline mean",
+        "MuE_Task_Loss": "mue_loss",
+    },
+}
+_OTHERWISE = {
+    "--task": "the tasks are mue_caption, mue_snli_ve, mue_vqa and mue_visdial",
+    "--criterion": "add --help for a list",
 }
 # What OFA's evaluate_*.sh say of the data in --model-overrides.
 _OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
@@ -54,6 +68,31 @@ def add_official_options(parser: argparse.ArgumentParser) -> None:
             dest=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def reject_names(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Reject an unknown task or criterion on one line, and fairseq-interactive without a task.
+
+    argparse would print all options and all names. fairseq-interactive has a default task, which
+    looks for a language pair.
+
+    Raises:
+        UsageError: which names what to use.
+    """
+    names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in OFFICIAL_NAMES:
+        names.add_argument(option)
+    given, _ = names.parse_known_args(arguments)
+    if given.task is None:  # a task of ours rejects it itself
+        reject_interactive(parser)
+    for option, official in OFFICIAL_NAMES.items():
+        name = getattr(given, option.removeprefix("--"))
+        action = parser._option_string_actions.get(option)
+        if name is None or action is None or name in (action.choices or ()):
+            continue
+        instead = official.get(name) or nearest(name, action.choices or ())
+        hint = f"use {instead}" if instead else _OTHERWISE[option]
+        raise UsageError(f"{option} {name} is unknown: {hint}")
 
 
 def reject_interactive(parser: argparse.ArgumentParser) -> None:

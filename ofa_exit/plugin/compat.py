@@ -30,7 +30,9 @@
 16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 18. An unknown option prints the usage of all options, which fills screens, before its own line.
-19. fairseq-generate prints an empty T- line for a row without references, if others of its batch
+19. An unknown task or criterion prints the usage, too, and fairseq-interactive without --task looks
+    for a language pair.
+20. fairseq-generate prints an empty T- line for a row without references, if others of its batch
     have some.
 """
 
@@ -64,7 +66,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
-from ofa_exit.plugin.command_options import check_generation_command
+from ofa_exit.plugin.command_options import check_generation_command, reject_names
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
 from ofa_exit.plugin.save_folder import LAST_CHECKPOINT
@@ -281,6 +283,14 @@ def name_unknown_option(
 
     parser.parse_args = parse_args  # type: ignore[method-assign, assignment]
     return parse(parser, *args, **kwargs)
+
+
+@patch(options, "parse_args_and_arch")
+def name_task_and_criterion(
+    parse: Callable, parser: argparse.ArgumentParser, input_args: Any = None, **kwargs: Any
+) -> Any:
+    reject_names(parser, sys.argv[1:] if input_args is None else list(input_args))
+    return parse(parser, input_args, **kwargs)
 
 
 @patch(options, "parse_args_and_arch")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
@@ -66,6 +67,19 @@ def _trained(option: Any, saved: dict[str, Any], kind: str) -> Any:
             f"--model-overrides \"{{'{option.name}': {fallback!r}}}\""
         )
     return value
+
+
+def answers_of_training(saved: Mapping[str, Any]) -> Optional[str]:
+    """Return the file of candidate answers of a VQA training. Log a warning if it is missing."""
+    answers = resolved(saved.get("answers")) or resolved(saved.get("ans2label_file"))
+    if not answers or os.path.isfile(answers):
+        return answers or None
+    logger.warning(
+        "the checkpoint was trained on the answers of %s, which is missing: any words are "
+        "searched. Give the file as answers (--answers, ans2label_file in arg_overrides)",
+        answers,
+    )
+    return None
 
 
 def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]) -> None:

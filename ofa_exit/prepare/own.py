@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofa_exit.data.answers import CONFIDENCE, join_answers
+from ofa_exit.data.answers import CONFIDENCE, join_answers, parse_answers
 from ofa_exit.data.formats import IMAGE_SUFFIXES, MAX_PIXELS, SEPARATOR
 from ofa_exit.data.images import ImageError, decode_bytes, read_file
+from ofa_exit.data.own_images import is_image_name
+from ofa_exit.data.text import normalise_sentence, strip_punctuation
+from ofa_exit.data.vqa import question_text
 from ofa_exit.regular_files import regular_file
 
 from .records import MalformedError, PrepareError, clean
@@ -21,6 +24,12 @@ CSV_COLUMNS = {
     "caption": ("[caption]",),
     "snli_ve": ("hypothesis", "[premise]", "[label]"),
     "vqa": ("question", "[answer]"),
+}
+# What the data sets read of a question.
+_QUESTIONS: dict[str, Callable[[str], str]] = {
+    "question": question_text,
+    "hypothesis": normalise_sentence,
+    "premise": normalise_sentence,
 }
 _DELIMITERS = "\t;,"
 
@@ -47,6 +56,8 @@ class OwnRow:
 def folder_rows(folder: Path) -> list[OwnRow]:
     """Return a row for every image file below a folder, in order of the names, without texts.
 
+    Images of unsupported formats have rows, too, which `image_field` rejects.
+
     Raises PrepareError if there is none.
     """
     rows = []
@@ -54,7 +65,7 @@ def folder_rows(folder: Path) -> list[OwnRow]:
         children[:] = sorted(name for name in children if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES:
+            if is_image_name(name):
                 label = " ".join(path.relative_to(folder).as_posix().split())
                 rows.append(OwnRow(str(path), label, path, {}))
     if not rows:
@@ -136,7 +147,32 @@ def _csv_row(
         text = values.get(column, "")
         parts = text.split(SEPARATOR) if column in ("caption", "answer") else [text]
         texts[column] = SEPARATOR.join(clean(part, column) for part in parts if part.strip())
+    _check_texts(texts)
     return OwnRow(place, name, Path(path.parent, values["image"]), texts)
+
+
+def _check_texts(texts: dict[str, str]) -> None:
+    """Raise MalformedError for texts that the data set of the task rejects."""
+    for column, text in texts.items():
+        if column == "caption" and text:
+            wordless = [part for part in text.split(SEPARATOR) if not strip_punctuation(part)]
+            if wordless:
+                raise MalformedError(f"the caption {wordless[0]!r} has no words")
+        # The premise may be missing, the others may not.
+        read = _QUESTIONS.get(column)
+        if read is not None and not read(text) and (text or column != "premise"):
+            raise MalformedError(f"the {column} {text!r} has no words")
+        if column == "answer" and CONFIDENCE in text:
+            _check_confidences(text)
+
+
+def _check_confidences(answers: str) -> None:
+    try:
+        confidences = [confidence for confidence, _ in parse_answers(answers)]
+    except ValueError as error:
+        raise MalformedError(f"the answers are malformed ({error})") from None
+    if not all(0 < confidence <= 1 for confidence in confidences):
+        raise MalformedError(f"the confidences of {answers!r} are not above 0 and at most 1")
 
 
 def image_field(image: Path, out: Path | None, max_pixels: int = MAX_PIXELS) -> str:
@@ -146,7 +182,7 @@ def image_field(image: Path, out: Path | None, max_pixels: int = MAX_PIXELS) -> 
     """
     try:
         data = read_file(image.name, image.parent)
-        decode_bytes(data, max_pixels)
+        decode_bytes(data, max_pixels, image.name)
     except ImageError as error:
         raise MalformedError(str(error)) from error
     if out is None:

@@ -83,6 +83,14 @@ def test_broken_images_are_listed_and_left_out(photos, tmp_path, capsys):
     assert len(rows(tmp_path / "test.tsv")) == 3
 
 
+def test_images_of_phones_are_listed(photos, tmp_path, capsys):
+    (photos / "trip" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert run("tsv", photos, tmp_path / "test.tsv") == 1
+    shown = capsys.readouterr().out
+    assert f"{photos}/trip/x.heic: HEIC images are unsupported. Convert it to JPEG" in shown
+    assert f"{tmp_path}/test.tsv: 3 rows, 1 left out" in shown
+
+
 def test_a_csv_of_captions(photos, tmp_path, capsys):
     table = photos / "captions.csv"
     table.write_text(
@@ -128,6 +136,28 @@ def test_csv_files_of_questions_and_hypotheses(photos, tmp_path, capsys):
     assert run("check", out, "--task", "entailment") == 1
     words = [line.split()[0] for line in read_dictionary(out.parent / "dict.txt")]
     assert {"true", "false", "yes", "maybe", "no", "square", "red.", "text1", '"'} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "bad", "message"),
+    [
+        ("caption", "caption", ".", "caption '.' has no words"),
+        ("caption", "caption", "a cat&&-", "caption '-' has no words"),
+        ("vqa", "question,answer", ",no", "question '' has no words"),
+        ("vqa", "question,answer", "?,no", "question '?' has no words"),
+        ("vqa", "question,answer", "why?,1.5|!+no", "confidence"),
+        ("vqa", "question,answer", "why?,x|!+no", "malformed"),
+        ("snli_ve", "hypothesis,premise", ",a cat", "hypothesis '' has no words"),
+        ("snli_ve", "hypothesis,premise", "it runs,!", "premise '!' has no words"),
+    ],
+)
+def test_texts_that_no_data_set_reads_are_left_out(photos, capsys, task, columns, bad, message):
+    table, good = photos / "t.csv", {"caption": "a cat"}.get(task, "it runs,")
+    table.write_text(f"image,{columns}\nb.png,{good}\nb.png,{bad}\n")
+    assert run("tsv", table, photos / "test.tsv", "--task", task) == 1
+    shown = capsys.readouterr()
+    assert f"{table}:3: the " in shown.out and message in shown.out and "it/s" not in shown.err
+    assert run("check", photos / "test.tsv", "--task", task, "--use", "generation") == 0
 
 
 @pytest.mark.parametrize(

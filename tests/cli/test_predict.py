@@ -25,6 +25,7 @@ from ofa_exit.cli.main import main
 from ofa_exit.cli.predict import run
 from ofa_exit.policies.registry import POLICIES
 
+BUILT_IN = [name for name, cls in POLICIES.items() if cls.__module__.startswith("ofa_exit.")]
 STATIC = ["--exit-policy", "static", "--exit-depths", "2,3,4"]
 # Prints nothing but registers a policy, as a folder for --user-dir.
 USER_DIR = """
@@ -69,6 +70,23 @@ def predict(captions, capsys):
         return status, printed.out.splitlines(), printed.err.splitlines()
 
     return run
+
+
+def test_help_names_the_exit_policies(capsys):
+    for task in ("caption", "vqa", "entailment"):
+        with pytest.raises(SystemExit):
+            main(["predict", task, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "IMAGE [IMAGE ...] [--exit-policy NAME …]" in shown
+        assert f"by one of {', '.join(BUILT_IN)}," in shown
+
+
+def test_images_of_phones_in_a_folder_are_reported(predict, photos, tmp_path):
+    write_photos(tmp_path, 1)
+    (tmp_path / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    status, lines, errors = predict("caption", tmp_path)
+    assert status == 1 and len(lines) == 1
+    assert f"{tmp_path}/phone.HEIC: HEIC images are unsupported. Convert it to JPEG" in errors[0]
 
 
 def test_a_line_per_image(predict, captions, photos):

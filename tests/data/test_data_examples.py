@@ -150,6 +150,14 @@ def test_invalid_captions_raise(tmp_path, caption, train, message):
     assert message in error.message
 
 
+def test_a_caption_without_words_is_no_reference_of_generation(tmp_path):
+    rows = [caption_row(n, text) for n, text in enumerate(("a dog", ".", "a cat && - &&a fox"))]
+    examples = captions(tmp_path, *rows, train=False, references_optional=True)
+    assert examples[1].references == [] and examples[1].target.tolist() == [2]
+    assert examples[2].references == ["a cat", "a fox"]
+    assert examples[0].references == ["a dog"]
+
+
 BROKEN_IMAGES = {
     "text": ("a dog runs", "not base64"),
     "no image": (base64.b64encode(b"hello " * 20).decode(), "not an image"),

@@ -93,6 +93,22 @@ def test_unreadable(photos, name, message):
         read_image(photos / name)
 
 
+def test_unsupported_formats_are_found_and_named(photos):
+    """Those of phones and cameras; a file that only has such a name is read."""
+    raw = Image.new("RGB", (4, 4), "red")
+    raw.save(photos / "raw.tif")
+    (photos / "raw.tif").rename(photos / "raw.NEF")  # Pillow would read its preview
+    (photos / "named.heic").write_bytes((photos / "b.png").read_bytes())
+    (photos / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "logo.svg").write_text("<svg/>")
+    found = find_images([str(photos)])
+    assert {"raw.NEF", "phone.HEIC", "logo.svg", "named.heic"} <= set(names(found, photos))
+    assert read_image(photos / "named.heic").size == (4, 4)
+    for name, kind in (("raw.NEF", "NEF"), ("phone.HEIC", "HEIC"), ("logo.svg", "SVG")):
+        with pytest.raises(ImageError, match=f"{kind} images are unsupported. Convert it to JPEG"):
+            read_image(photos / name)
+
+
 def test_large_images(photos):
     assert read_image(photos / "b.png", max_pixels=16).size == (4, 4)
     with pytest.raises(ImageError, match=r"4x4 pixels, more than 15\. .*--max-image-pixels"):

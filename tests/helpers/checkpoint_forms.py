@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 
 import torch
 
@@ -28,3 +29,18 @@ FORMS = {
     "data parallel": lambda w: {"model": {f"module.{name}": v for name, v in w.items()}},
     "Hugging Face": hugging_face_names,
 }
+
+
+def official(checkpoint, path, form, task, **options):
+    """Store a checkpoint as official OFA does, under ``args`` or ``cfg``."""
+    state = torch.load(checkpoint)
+    own = dict(vars(state["cfg"]["model"]))
+    model = {k: v for k, v in own.items() if k.startswith(("encoder", "decoder", "resnet"))}
+    model.update(arch="ofa_nano", _name="ofa_nano", split_modalities=True)
+    options = {"code_dict_size": 0, "num_bins": 0, "patch_image_size": 32, **options}
+    if form == "args":
+        state.update(args=Namespace(**model, task=task, **options), cfg=None)
+    else:
+        state["cfg"].update(model=Namespace(**model), task={"_name": task, **options})
+    torch.save(state, path)
+    return path

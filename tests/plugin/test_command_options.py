@@ -147,9 +147,9 @@ def test_a_trace_is_written_again(data, checkpoint, tmp_path):
 # ------------------------------------------------------------------ commands and scripts
 
 
-@pytest.mark.parametrize("more", [[], ["--help"]])
+@pytest.mark.parametrize("more", [[], ["--task", TASK], ["--task", TASK, "--help"]])
 def test_interactive_names_what_to_use(data, more, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["fairseq-interactive", str(data), "--task", TASK, *more])
+    monkeypatch.setattr("sys.argv", ["fairseq-interactive", str(data), "--path", "m.pt", *more])
     with pytest.raises(UsageError, match="ofa-exit predict TASK IMAGE"):
         fairseq_cli.interactive.cli_main()
 

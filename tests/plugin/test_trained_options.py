@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from argparse import Namespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from helpers import caption_task
 from helpers import task_files as files
 from helpers.caption_task import TASK
+from helpers.checkpoint_forms import official
 from helpers.paths import ROOT
 
 from ofa_exit.plugin.errors import UsageError
@@ -26,22 +26,6 @@ ENTAILMENT = "mue_snli_ve"
 def plain(monkeypatch):
     """The commands of ``files`` without the options that checkpoints bring."""
     monkeypatch.setattr(files, "SMALL", [])
-
-
-def official(checkpoint, path, form, task, **options):
-    """Store a checkpoint as official OFA does, under ``args`` or ``cfg``."""
-    state = torch.load(checkpoint)
-    own = dict(vars(state["cfg"]["model"]))
-    model = {k: v for k, v in own.items() if k.startswith(("encoder", "decoder", "resnet"))}
-    model.update(arch="ofa_nano", _name="ofa_nano", split_modalities=True)
-    options = {"code_dict_size": 0, "num_bins": 0, "patch_image_size": 32, **options}
-    state.update(args=None, cfg=None)
-    if form == "args":
-        state["args"] = Namespace(**model, task=task, **options)
-    else:
-        state["cfg"] = {"model": Namespace(**model), "task": {"_name": task, **options}}
-    torch.save(state, path)
-    return path
 
 
 def test_generation_takes_them_from_the_checkpoint(data, checkpoint, plain):

@@ -29,6 +29,11 @@ TASKS = {
     "entailment": "say whether images entail a hypothesis: yes, maybe or no",
 }
 ALIASES = {"entailment": ["snli_ve"]}
+# Importing their registry would import torch.
+POLICIES = (
+    *("similarity", "static", "confidence", "entropy", "patience"),
+    *("softmax", "softmax_diff", "saturation", "meta"),
+)
 AddOptions = Callable[[argparse.ArgumentParser], None]
 
 
@@ -46,12 +51,15 @@ def build_parser(add_exits: AddOptions = lambda parser: None) -> argparse.Argume
             aliases=ALIASES.get(task, []),
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog="--exit-policy NAME and the options of that policy are those of "
-            "fairseq-generate. `ofa-exit predict --help` has examples.",
+            epilog=f"--exit-policy NAME exits early, by one of {', '.join(POLICIES)}, or a policy "
+            "of --user-dir. It and the options of the policy are those of fairseq-generate "
+            "(docs/exits.md). `ofa-exit predict --help` has examples.",
             allow_abbrev=False,
         )
         _add_options(own)
         _add_options_of_task(own, task)
+        # Exit options themselves would fill a screen.
+        own.usage = own.format_usage().removeprefix("usage: ").rstrip() + " [--exit-policy NAME …]"
         add_exits(own)
     return parser
 

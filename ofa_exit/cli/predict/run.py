@@ -23,7 +23,8 @@ from ofa_exit.plugin.options import PREFIX, ExitFlags, add_late_options
 from ofa_exit.plugin.predict import Prediction, write_page
 from ofa_exit.plugin.predict.checkpoint import ALIASES, TASK_OPTIONS
 from ofa_exit.plugin.predict.exits import open_checked
-from ofa_exit.plugin.predict.predictor import Predictor, load_opened
+from ofa_exit.plugin.predict.loading import load_opened
+from ofa_exit.plugin.predict.predictor import Predictor
 
 
 def import_policies(user_dir: Optional[str]) -> None:

@@ -2,8 +2,9 @@
 
 from ofa_exit.plugin.errors import PredictionError
 
+from .loading import load
 from .page import write_page
-from .predictor import Predictor, load
+from .predictor import Predictor
 from .result import Prediction
 
 __all__ = ["Prediction", "PredictionError", "Predictor", "load", "write_page"]

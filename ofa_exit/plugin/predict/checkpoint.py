@@ -8,12 +8,18 @@ from typing import Any, Optional
 
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
+from ofa_exit.data.text import OFFICIAL_FOLDER
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, reject_large_images
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.files import first_folder
-from ofa_exit.plugin.trained_options import differences, kind_of_task, take_trained_options
+from ofa_exit.plugin.trained_options import (
+    answers_of_training,
+    differences,
+    kind_of_task,
+    take_trained_options,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +66,7 @@ def dictionary_folder(
             return folder
     raise ValueError(
         f"{checkpoint}: there is no dict.txt beside the checkpoint. Give the folder of its "
-        "dictionary as bpe_dir (--bpe-dir)"
+        f"dictionary as bpe_dir (--bpe-dir). {OFFICIAL_FOLDER}"
     )
 
 
@@ -83,21 +89,12 @@ def task_config(
     values: dict[str, Any] = {}
     if saved.get("max_tgt_length") is not None:
         values["max_tgt_length"] = saved["max_tgt_length"]
-    answers = saved.get("answers") or saved.get("ans2label_file")
-    if kind == kind_of(saved) == "vqa" and answers and "answers" not in given:
-        if os.path.isfile(answers):
-            values["answers"] = answers
-        else:
-            logger.warning(
-                "the checkpoint was trained on the answers of %s, which is missing: any words are "
-                "searched. Give the file as answers (--answers)",
-                answers,
-            )
+    if kind == kind_of(saved) == "vqa" and "answers" not in given:
+        values["answers"] = answers_of_training(saved)
     for option, value in {**values, **given}.items():
         if option in own:
             setattr(cfg, option, value)
     cfg._name, cfg.bpe_dir = name, folder
-    cfg.data = folder  # there are no rows to read, but the check below asks for some
     cfg.path = None  # given options may differ from the training's
     take_trained_options(cfg, cls.prefix, [checkpoint])
     for option, value, trained in differences(cfg, cls.prefix, saved):

@@ -25,6 +25,8 @@ from ofa_exit.spelling import nearest
 RUNTIME_OPTIONS = (
     *("kv", "preset", "image_tokens", "options", "lossless", "lossless_layer", "config"),
 )
+# Options of ``Predictor.predict`` that are no exit options.
+CALL_OPTIONS = ("exits", "beam", "max_length", "batch_size", "skip_unreadable", "on_read")
 
 
 def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
@@ -39,12 +41,11 @@ def exit_flags(exits: str, options: Mapping[str, Any]) -> Namespace:
     for name, value in options.items():
         option = fields.get(name, PREFIX + name)
         if option not in known:
-            names = [one.removeprefix(PREFIX) for one in known]
-            near = nearest(name, names)
-            hint = f"{exits!r} takes {', '.join(fields) or 'none'}"
+            near = nearest(name, [*(one.removeprefix(PREFIX) for one in known), *CALL_OPTIONS])
+            hint = f"exits={exits!r} takes {', '.join(fields) or 'none'}"
             if near:
                 hint = f"did you mean {near!r}?"
-            raise ValueError(f"unknown exit option {name!r}: {hint}")
+            raise ValueError(f"unknown option {name!r}: {hint}")
         flags[option] = value
     return Namespace(exit_policy=exits, **flags)
 

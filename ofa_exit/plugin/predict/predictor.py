@@ -1,25 +1,23 @@
 """Captions and answers for a user's own images: ``ofa_exit.load`` and what it returns."""
 
+import contextlib
 import copy
 import functools
 import logging
-import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import torch
-from fairseq import checkpoint_utils, utils
-from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+from fairseq import utils
 from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.data.collate import collate
 from ofa_exit.data.images import image_transform
 from ofa_exit.data.own_images import OnRead
-from ofa_exit.data.text import TextEncoder, load_codec
+from ofa_exit.data.text import TextEncoder
 from ofa_exit.evaluation.figures.cases import Word, without_free_end
-from ofa_exit.plugin.average import require_average
 from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_data
 from ofa_exit.plugin.drafts import build_drafting, is_lossless, reject_lossless_scoring
 from ofa_exit.plugin.errors import PredictionError, prediction_errors
@@ -27,12 +25,8 @@ from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.options import reject_misfit
 from ofa_exit.plugin.predict.checkpoint import (
     ALIASES,
-    TASK_OPTIONS,
     TASKS,
-    dictionary_folder,
     kind_of,
-    open_checkpoint,
-    task_config,
 )
 from ofa_exit.plugin.predict.exits import exits_of
 from ofa_exit.plugin.predict.result import Prediction
@@ -41,12 +35,13 @@ from ofa_exit.plugin.predict.rows import (
     Images,
     Texts,
     image_rows,
-    read_examples,
+    make_examples,
+    read_ahead,
+    read_row,
     reject_long_rows,
 )
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint
 from ofa_exit.plugin.tasks.base import OFATask
-from ofa_exit.plugin.trained_options import reject_other_vocabulary
 from ofa_exit.plugin.vocabulary import OFADictionary
 
 logger = logging.getLogger(__name__)
@@ -89,16 +84,45 @@ class Predictor:
         """Return the number of decoder layers."""
         return len(self.model.decoder.layers)
 
-    def caption(self, images: Images, **options: Any) -> list[Prediction]:
-        """Return a caption for each image; ``options`` are those of ``predict``."""
-        return list(self.predict("caption", images, **options))
+    def caption(
+        self,
+        images: Images,
+        *,
+        exits: str = "none",
+        beam: Optional[int] = None,
+        max_length: Optional[int] = None,
+        batch_size: int = 16,
+        skip_unreadable: bool = False,
+        on_read: Optional[OnRead] = None,
+        **exit_options: Any,
+    ) -> list[Prediction]:
+        """Return a caption for each image; options are those of ``predict``."""
+        found = self.predict(
+            "caption",
+            images,
+            exits=exits,
+            beam=beam,
+            max_length=max_length,
+            batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
+            on_read=on_read,
+            **exit_options,
+        )
+        return list(found)
 
     def answer(
         self,
         images: Images,
         questions: Texts,
         objects: Optional[Texts] = None,
-        **options: Any,
+        *,
+        exits: str = "none",
+        beam: Optional[int] = None,
+        max_length: Optional[int] = None,
+        batch_size: int = 16,
+        skip_unreadable: bool = False,
+        on_read: Optional[OnRead] = None,
+        **exit_options: Any,
     ) -> list[Prediction]:
         """Return an answer for each image.
 
@@ -106,16 +130,36 @@ class Predictor:
             questions: one for all images, one per image, or several about a single image.
             objects: what is in each image, joined by ``&&``, one text for all images or one per
                 image; only for a checkpoint that was trained with ``--add-object``.
-            options: those of ``predict``.
+            exits, beam, …: those of ``predict``.
         """
-        return list(self.predict("vqa", images, questions, objects=objects, **options))
+        found = self.predict(
+            "vqa",
+            images,
+            questions,
+            objects=objects,
+            exits=exits,
+            beam=beam,
+            max_length=max_length,
+            batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
+            on_read=on_read,
+            **exit_options,
+        )
+        return list(found)
 
     def entail(
         self,
         images: Images,
         hypotheses: Texts,
         premises: Optional[Texts] = None,
-        **options: Any,
+        *,
+        exits: str = "none",
+        beam: Optional[int] = None,
+        max_length: Optional[int] = None,
+        batch_size: int = 16,
+        skip_unreadable: bool = False,
+        on_read: Optional[OnRead] = None,
+        **exit_options: Any,
     ) -> list[Prediction]:
         """Return yes, maybe or no for each image: does it entail the hypothesis?
 
@@ -123,9 +167,22 @@ class Predictor:
             hypotheses: one for all images, one per image, or several about a single image.
             premises: captions, as many; only for a checkpoint that was trained with
                 ``--add-caption``.
-            options: those of ``predict``.
+            exits, beam, …: those of ``predict``.
         """
-        return list(self.predict("entailment", images, hypotheses, premises, **options))
+        found = self.predict(
+            "entailment",
+            images,
+            hypotheses,
+            premises,
+            exits=exits,
+            beam=beam,
+            max_length=max_length,
+            batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
+            on_read=on_read,
+            **exit_options,
+        )
+        return list(found)
 
     def predict(
         self,
@@ -158,7 +215,8 @@ class Predictor:
             batch_size: images that pass the model together.
             skip_unreadable: an image that cannot be read gives a result with ``error``. Without it
                 the first one raises.
-            on_read: is called with the name and the image, in RGB, once it has been read.
+            on_read: is called with the name and the image, in RGB, once it has been read, in one of
+                the threads that read.
             exit_options: options of the policy without their prefix exit_, as
                 ``decoder_threshold=0.9``; also ``kv`` and ``preset``. ``image_tokens`` is the share
                 of an image's tokens that run after encoder layer 1. ``lossless`` drafts so many
@@ -224,18 +282,22 @@ class Predictor:
         size = task.cfg.patch_image_size
         imagenet = task.cfg.imagenet_default_mean_and_std
         transform = image_transform(size, "imagenet" if imagenet else "half")
-        for rows in parts:
-            examples, problems = read_examples(rows, task, transform, on_read)
-            for row, problem in zip(rows, problems):
-                if problem and not skip_unreadable:
-                    raise PredictionError(f"{row.name}: {problem}")
-            sample = collate(examples, self.dictionary.pad(), size)
-            found = iter(self._batch(task, generator, sample) if sample else ())
-            for row, problem in zip(rows, problems):
-                if problem:
-                    yield Prediction(row.name, row.text, error=problem)
-                else:
-                    yield Prediction(row.name, row.text, **next(found))
+        read = functools.partial(
+            read_row, max_pixels=task.cfg.max_image_pixels, transform=transform, on_read=on_read
+        )
+        with contextlib.closing(read_ahead(parts, read)) as batches:
+            for rows, images in batches:
+                examples, problems = make_examples(rows, images, task)
+                for row, problem in zip(rows, problems):
+                    if problem and not skip_unreadable:
+                        raise PredictionError(f"{row.name}: {problem}")
+                sample = collate(examples, self.dictionary.pad(), size)
+                found = iter(self._batch(task, generator, sample) if sample else ())
+                for row, problem in zip(rows, problems):
+                    if problem:
+                        yield Prediction(row.name, row.text, error=problem)
+                    else:
+                        yield Prediction(row.name, row.text, **next(found))
 
     def _batch(self, task: Any, generator: Any, sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield what is predicted for each row of a batch, as arguments of ``Prediction``."""
@@ -272,83 +334,6 @@ class Predictor:
                 "exits": task.cfg.exit_policy,
                 "depth": self.depth,
             }
-
-
-def load(
-    checkpoint: str | os.PathLike[str],
-    *,
-    device: Optional[str | torch.device] = None,
-    bpe_dir: Optional[str | os.PathLike[str]] = None,
-    fp16: bool = False,
-    ema: bool = False,
-    **task_options: Any,
-) -> Predictor:
-    """Load a checkpoint to caption images and to answer about them.
-
-    Args:
-        checkpoint: file of fairseq-train, of this package or of OFA.
-        device: as torch names it (default: cuda if there is one, else cpu).
-        bpe_dir: folder of dict.txt and of the BPE's files (default: the checkpoint's folder if
-            dict.txt is there, else the folder that it was trained with).
-        fp16: use half precision.
-        ema: use the moving average of the weights, for a checkpoint that was trained with
-            ``--store-ema``.
-        task_options: options in place of those that the checkpoint was trained with, see
-            ``TASK_OPTIONS``.
-
-    Raises:
-        PredictionError: options or files that do not fit.
-    """
-    with prediction_errors():
-        saved = open_checkpoint(checkpoint)
-    return load_opened(saved, device, bpe_dir, fp16, ema, task_options)
-
-
-def load_opened(
-    saved: SavedCheckpoint,
-    device: Optional[str | torch.device],
-    bpe_dir: Optional[str | os.PathLike[str]],
-    fp16: bool,
-    ema: bool,
-    task_options: Mapping[str, Any],
-) -> Predictor:
-    """Load a checkpoint that is open, see ``load``."""
-    with prediction_errors():
-        wrong = [name for name in task_options if name not in TASK_OPTIONS]
-        if wrong:
-            raise ValueError(f"unknown option {wrong[0]!r}: choose from {', '.join(TASK_OPTIONS)}")
-        place = _device(device)
-        given = {name: value for name, value in task_options.items() if value is not None}
-        if ema:
-            require_average(saved.path)
-            given["ema_eval"] = True
-        folder = dictionary_folder(saved.path, bpe_dir, saved.task_options)
-        # Once per task, since it logs what it replaces.
-        config_of = functools.cache(
-            functools.partial(task_config, folder=folder, checkpoint=saved, given=given)
-        )
-        kind = kind_of(saved.task_options) or "caption"
-        cfg = config_of(kind)
-        dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
-        reject_other_vocabulary(cfg, dictionary, folder, [saved])
-        encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
-        predictor = Predictor(None, dictionary, encoder, saved, config_of)
-        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
-            [saved.path], task=predictor._task(kind)
-        )
-    predictor.model = (model.half() if fp16 else model).to(place).eval()
-    return predictor
-
-
-def _device(name: Any) -> torch.device:
-    """Return the device. Raises ValueError if there is none of this name."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {str(name)!r} cannot be used ({reason}). Try 'cpu'") from error
 
 
 def _reject_below_one(name: str, value: Any) -> None:

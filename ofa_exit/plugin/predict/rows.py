@@ -1,7 +1,9 @@
 """Images paired with texts, and the batches that they make."""
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -20,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]
+ReadImage = tuple[Optional[Tensor], str]
+"""An image, Float [3, H, W], or None and what is wrong with it."""
+
+THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -167,36 +173,69 @@ def reject_long_rows(rows: Sequence[ImageRow], limit: int) -> None:
             )
 
 
-def read_examples(
-    rows: Sequence[ImageRow],
-    task: Any,
+def read_row(
+    row: ImageRow,
+    max_pixels: int,
     transform: Callable[[Any], Tensor],
     on_read: Optional[OnRead] = None,
-) -> tuple[list[Optional[Example]], list[str]]:
-    """Read the images of a batch, and turn them into tensors by ``transform``.
-
-    An image that several rows share is read once, and encoded once (``Example.image_id``).
+) -> ReadImage:
+    """Read the image of a row and turn it into a tensor.
 
     Args:
         on_read: see ``Predictor.predict``.
+    """
+    try:
+        whole = read_image(row.image, max_pixels)
+        tensor = transform(whole)
+        if on_read is not None:
+            on_read(row.name, whole)
+    except ImageError as error:
+        return None, str(error)
+    return tensor, ""
+
+
+def read_ahead(
+    parts: Iterable[list[ImageRow]], read: Callable[[ImageRow], ReadImage]
+) -> Generator[tuple[list[ImageRow], dict[int, ReadImage]], None, None]:
+    """Yield each batch with its images, by ``id`` of ``ImageRow.image``, in order.
+
+    Threads read the next batch while the caller works on one: decoding releases Python's lock. An
+    image that several rows of a batch share is read once. An error of ``read`` is raised in the
+    turn of its batch.
+    """
+    pool = ThreadPoolExecutor(THREADS)
+
+    def begin(rows: list[ImageRow]) -> tuple[list[ImageRow], dict[int, Future[ReadImage]]]:
+        shared = {id(row.image): row for row in rows}
+        return rows, {key: pool.submit(read, row) for key, row in shared.items()}
+
+    try:
+        begun = map(begin, parts)
+        current = next(begun, None)
+        while current is not None:
+            following = next(begun, None)
+            rows, jobs = current
+            yield rows, {key: job.result() for key, job in jobs.items()}
+            current = following
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def make_examples(
+    rows: Sequence[ImageRow], images: Mapping[int, ReadImage], task: Any
+) -> tuple[list[Optional[Example]], list[str]]:
+    """Return the examples of a batch, of which shared images are encoded once.
+
+    Args:
+        images: those of ``read_ahead``.
 
     Returns:
         The example of each row, None for an image that cannot be read; and what is wrong with the
         image, "" if nothing is.
     """
-    read: dict[int, tuple[Optional[Tensor], str]] = {}
     examples: list[Optional[Example]] = []
     for number, row in enumerate(rows):
-        key = id(row.image)
-        if key not in read:
-            try:
-                whole = read_image(row.image, task.cfg.max_image_pixels)
-                read[key] = transform(whole), ""
-                if on_read is not None:
-                    on_read(row.name, whole)
-            except ImageError as error:
-                read[key] = None, str(error)
-        image, _ = read[key]
+        image, _ = images[id(row.image)]
         prompt = task.prompt(row.source)
         prev_output, target, length = answer_sequences(prompt, prompt[:0], task.dictionary)
         example = Example(
@@ -209,7 +248,7 @@ def read_examples(
             image=image,
             references=[],
             unknown=[],
-            image_id=key,
+            image_id=id(row.image),
         )
         examples.append(None if image is None else example)
-    return examples, [read[id(row.image)][1] for row in rows]
+    return examples, [images[id(row.image)][1] for row in rows]

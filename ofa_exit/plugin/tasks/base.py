@@ -33,7 +33,7 @@ from ofa_exit.plugin.saved_arguments import (
 )
 from ofa_exit.plugin.search.options import check_numbers
 from ofa_exit.plugin.tasks.config import GENERATION_ONLY, OFATaskConfig
-from ofa_exit.plugin.tasks.files import first_folder
+from ofa_exit.plugin.tasks.files import first_folder, reject_no_data
 from ofa_exit.plugin.tasks.generation import GenerationTask
 from ofa_exit.plugin.tasks.metrics import check_best_metric
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
@@ -98,12 +98,14 @@ class OFATask(GenerationTask):
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
         reject_foreign_config(cfg, cls.prefix)
+        if not from_checkpoint:  # notebooks make their own samples
+            reject_no_data(cfg.data)
         cls.check_options(cfg)
         reject_lossless_scoring(cfg, cls.searches(cfg))
         command = command_of(cfg)
         if command is not None:
             check_command(command)
-            if not resolved(cfg.path):
+            if not resolved(cfg.path) and not from_checkpoint:
                 check_precision(command.common)
             cls.check_generation(cfg, command.generation)
         reject_missing_averages(cfg, checkpoints)

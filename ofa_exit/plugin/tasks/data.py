@@ -56,8 +56,6 @@ class DataTask(FairseqTask):
     @classmethod
     def check_options(cls, cfg: OFATaskConfig) -> None:
         """Raise ValueError for options that are invalid for any data and model."""
-        if not cfg.data:
-            raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
         for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
             if getattr(cfg, option) < 1:
                 raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")

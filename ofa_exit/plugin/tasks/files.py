@@ -13,6 +13,12 @@ def is_training(split: str) -> bool:
     return split.startswith("train")
 
 
+def reject_no_data(data: object) -> None:
+    """Raise ValueError if no file and no folder is given."""
+    if not data:
+        raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
+
+
 def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
     """Return the files of a split. Training data may be several; each epoch reads one.
 
@@ -27,8 +33,7 @@ def split_files(data: str | None, split: str, prefix: str) -> list[Path]:
         ValueError: the file is missing, or is one of another split. The message says what to give.
     """
     paths = [Path(part.strip()) for part in (data or "").split(",") if part.strip()]
-    if not paths:
-        raise ValueError("no data: give TSV files (train.tsv,valid.tsv) or a folder of them")
+    reject_no_data(paths)
     if len(paths) == 1 and paths[0].is_dir():
         return _in_folder(paths[0], split, prefix)
     folders = [str(path) for path in paths if path.is_dir()]

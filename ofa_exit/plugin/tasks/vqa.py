@@ -146,9 +146,9 @@ class MuEVqaTask(PromptedSearchTask):
                 "list of candidates: give one of them"
             )
         if cfg.beam_search_vqa_eval and not (cfg.answers or cfg.ans2label_file):
-            raise ValueError(
-                "--beam-search-vqa-eval searches among candidates: name them with --answers. "
-                "Without candidates any words are searched, leave it out"
+            logger.warning(
+                "--beam-search-vqa-eval without --answers: any words are searched, as by OFA's "
+                "evaluate_vqa_unconstrained.sh"
             )
         if cfg.max_object_length < 1:
             raise ValueError(f"--max-object-length {cfg.max_object_length}: give at least 1")

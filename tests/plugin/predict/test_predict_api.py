@@ -1,9 +1,11 @@
 """The Python API: the same captions, answers and layers as fairseq-generate's."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +17,7 @@ from helpers.photos import write_photos
 from PIL import Image
 
 import ofa_exit
+from ofa_exit.plugin.predict.exits import CALL_OPTIONS
 from ofa_exit.policies.base import ExitPolicy, GateInput, option
 from ofa_exit.policies.registry import POLICIES, register_policy
 
@@ -121,6 +124,40 @@ def test_search_options(captioner, photos):
         assert [one.text for one in again] == [one.text for one in captioner.caption(photos)]
 
 
+def test_images_are_read_ahead_in_threads(captioner, photos, tmp_path):
+    """Batches and their errors keep their order, and texts do not depend on the threads."""
+    expected = [[one.text, one.layers] for one in captioner.caption(photos)]
+    threads: set[int] = set()
+    results = captioner.predict(
+        "caption",
+        photos,
+        batch_size=2,
+        on_read=lambda name, image: threads.add(threading.get_ident()),
+    )
+    found = list(results)
+    assert [[one.text, one.layers] for one in found] == expected
+    assert [one.image for one in found] == photos
+    assert threads and threading.get_ident() not in threads
+    opened = Image.open(photos[0])  # in every batch
+    texts = {one.text for one in captioner.caption([opened] * 7, batch_size=2)}
+    assert texts == {expected[0][0]}
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    several = captioner.predict("caption", [*photos[:2], broken], batch_size=2)
+    assert [next(several).text, next(several).text] == [text for text, _ in expected[:2]]
+    with pytest.raises(ofa_exit.PredictionError, match=r"broken\.png: the bytes"):
+        next(several)
+
+
+def test_options_are_written_out():
+    search = {"exits", "beam", "max_length", "batch_size", "skip_unreadable", "on_read"}
+    for name in ("caption", "answer", "entail", "predict"):
+        given = inspect.signature(getattr(ofa_exit.Predictor, name)).parameters
+        assert search == set(CALL_OPTIONS) <= given.keys()
+        defaults = {one: given[one].default for one in CALL_OPTIONS}
+        assert defaults["batch_size"] == 16 and defaults["exits"] == "none"
+
+
 def test_unreadable_images(captioner, photos, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
@@ -208,7 +245,7 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_the_example_of_the_docs(photos, tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(
+    code, _ = re.findall(  # the other is of notebooks
         r"```python\n(.*?)```", (ROOT / "docs/predict.md").read_text(encoding="utf-8"), re.DOTALL
     )
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,8 @@ from helpers.paths import ROOT
 from helpers.vqa_samples import WORDS, row
 
 from ofa_exit.cli.document_frequencies import main as count_frequencies
-from ofa_exit.plugin.command_options import OFFICIAL_OPTIONS
+from ofa_exit.plugin.command_options import OFFICIAL_NAMES, OFFICIAL_OPTIONS
+from ofa_exit.plugin.errors import UsageError
 
 KINDS = ("same", "renamed", "unsupported")
 EMBEDDING = "encoder.embed_tokens.weight"
@@ -69,9 +70,38 @@ def test_every_option_that_is_the_same_is_run(script):
 def test_every_option_without_a_counterpart_is_rejected():
     found = table()
     others = set().union(*found["renamed"].values(), *found["unsupported"].values())
-    assert others - {"--task", "--criterion"} == OFFICIAL_OPTIONS.keys()
+    assert others - OFFICIAL_NAMES.keys() == OFFICIAL_OPTIONS.keys()
     for kind in KINDS:
         assert set(found[kind]) <= {*TRAININGS, *EVALUATIONS, "mue"}
+
+
+def documented_names():
+    page = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    yield from (("--task", official) for official in OFFICIAL_NAMES["--task"])
+    yield from (
+        ("--criterion", name) for name in re.findall(r"renamed \| `--criterion (\w+)`", page)
+    )
+
+
+@pytest.mark.parametrize(("option", "name"), documented_names())
+def test_names_of_ofas_scripts_name_what_to_use(option, name, capsys):
+    parsers = (options.get_training_parser, options.get_generation_parser)
+    for parser in parsers[: 1 if option == "--criterion" else 2]:
+        with pytest.raises(UsageError, match=f"{option} {name} is unknown: use .*mue_"):
+            options.parse_args_and_arch(parser(), ["data", f"{option}={name}"])
+    assert capsys.readouterr().err == ""  # no usage
+
+
+def test_other_names_are_rejected_on_one_line(capsys):
+    for given, message in (
+        (["--task", "refcoco"], "the tasks are mue_caption, "),
+        (["--task", "mue_captions"], "use mue_caption"),
+        (["--criterion", "mue_los"], "use mue_loss"),
+        (["--criterion", "clip_scst_reward_criterion"], "add --help"),
+    ):
+        with pytest.raises(UsageError, match=f"{given[1]} is unknown: {message}"):
+            options.parse_args_and_arch(options.get_training_parser(), ["data", *given])
+    assert capsys.readouterr().err == ""
 
 
 # ------------------------------------------------------------------ miniatures

@@ -158,11 +158,15 @@ def test_several_checkpoints_are_scored_one_by_one(data, models):
         files.generate_rows(task, models * 2, unnormalized=True)
 
 
+def test_a_search_without_candidates_is_that_of_any_words(data, caplog):
+    task = files.setup(TASK, data, beam_search_vqa_eval=True)
+    assert task.trie is None and "without --answers: any words are searched" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"answers": "a.txt", "ans2label_file": "b.pkl"}, "give one of them"),
-        ({"beam_search_vqa_eval": True}, "--beam-search-vqa-eval .*--answers"),
         ({"val_inference_type": "greedy"}, "--val-inference-type 'greedy'.*allcand, beamsearch"),
     ],
 )
