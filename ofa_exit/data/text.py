@@ -178,12 +178,22 @@ def check_prompt_words(encoder: "TextEncoder", texts: Iterable[str]) -> None:
     unknown: list[str] = []
     for text in texts:
         encoder.encode(text, unknown)
+    if unknown and isinstance(encoder.codec, WordCodec) and _lists_bpe(encoder.vocabulary):
+        raise ValueError(
+            "dict.txt lists numbers of GPT-2's BPE, and its folder lacks encoder.json and "
+            f"vocab.bpe: add them. {OFFICIAL_FOLDER}"
+        )
     if unknown:
         missing = ", ".join(map(repr, dict.fromkeys(unknown)))
         raise ValueError(
             f"the dictionary lacks {missing} of the task's prompt: add them to dict.txt with "
             "ofa-exit dict, or give the dictionary of the checkpoint with --bpe-dir"
         )
+
+
+def _lists_bpe(vocabulary: Vocabulary) -> bool:
+    """Return whether a vocabulary has GPT-2's numbers of " the", " a" and " of"."""
+    return all(vocabulary.index(number) != vocabulary.unk() for number in ("262", "257", "286"))
 
 
 class TextEncoder:

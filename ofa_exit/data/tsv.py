@@ -79,6 +79,9 @@ class TsvFile:
             raise self._empty_line(0)
         self.width = first.count(b"\t") + 1
         for name, column in zip(self.columns, self._selected, strict=True):
+            if self.width == 1 and self.path.suffix.lower() == ".csv":
+                remedy = "Make one of a CSV file by ofa-exit tsv"
+                raise self.error(0, name, "the line has no tabs, so this is no TSV file", remedy)
             if column >= self.width:
                 raise self.error(
                     0,

@@ -274,6 +274,22 @@ def test_check_needs_the_words_of_the_prompt(tmp_path, capsys):
     )
 
 
+def test_check_says_that_the_bpe_of_ofa_is_missing(tmp_path, capsys):
+    file = samples.write_tsv(tmp_path / "train.tsv", [samples.caption_row(1)])
+    (tmp_path / "dict.txt").write_text("13 1\n262 1\n257 1\n286 1\n")
+    assert run("check", file, "--task", "caption") == 2
+    error = "".join(capsys.readouterr())
+    assert "numbers of GPT-2's BPE, and its folder lacks encoder.json and vocab.bpe" in error
+
+
+def test_check_says_what_to_do_with_csv(tmp_path, capsys):
+    (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in samples.WORDS.split()))
+    file = tmp_path / "captions.csv"
+    file.write_text("image,caption\na.jpg,a dog\n")
+    assert run("check", file, "--task", "caption") == 2
+    assert "no TSV file" in (error := "".join(capsys.readouterr())) and "ofa-exit tsv" in error
+
+
 def test_check_knows_the_list_of_answers(tmp_path, capsys):
     rows = [[f"q{n}", "i", "What?", f"1.0|!+{answer}", "", ""] for n, answer in enumerate("ab")]
     file = samples.write_tsv(tmp_path / "train.tsv", rows)
