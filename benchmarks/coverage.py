@@ -25,12 +25,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", type=float, default=0.96)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--metric", choices=METRICS, default="consistency")
-    parser.add_argument("--save", choices=COSTS, default="flops")
+    parser.add_argument("--save", choices=COSTS, default="layers")
     parser.add_argument("--splits", type=int, default=200)
     args = parser.parse_args(argv)
     run, sentences = read_sentences(args.rows)
     kind = run["task"]["kind"]
     check_metric(args.metric, kind)
+    if args.save != "layers" and not run.get("complete"):
+        parser.error(f"{args.rows} has no {args.save} that can be compared: calibrate --save flops")
     losses, scores = losses_of(sentences, args.metric, kind)
     costs = costs_of(sentences, args.save)
     found = coverage(losses, costs, args.keep, args.confidence, scores, args.splits)
