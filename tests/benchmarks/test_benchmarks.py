@@ -218,7 +218,7 @@ def test_command_writes_tables_csv_and_figures(tmp_path, capsys):
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == COLUMNS
     assert [line["variant"] for line in lines] == 2 * [
-        "reference", "full", "exits 2,1,3", "exits 1,1,1", "mixed", "gated", "floor",
+        "reference", "full", "exits 2,1,3", "exits 1,1,1", "tokens", "mixed", "gated", "floor",
     ]  # fmt: skip
     for line in lines:
         assert line["threads"] == "1" and line["rounds"] == "2" and line["torch"]
