@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fairseq import utils
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import flag
@@ -80,9 +81,10 @@ def reject_names(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> N
         UsageError: which names what to use.
     """
     names = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in OFFICIAL_NAMES:
+    for option in ("--user-dir", *OFFICIAL_NAMES):
         names.add_argument(option)
     given, _ = names.parse_known_args(arguments)
+    utils.import_user_module(given)  # as fairseq does next: it may register names
     if given.task is None:  # a task of ours rejects it itself
         reject_interactive(parser)
     for option, official in OFFICIAL_NAMES.items():
