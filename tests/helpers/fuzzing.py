@@ -51,7 +51,7 @@ def fuzz(inputs: int) -> settings:
         database=None,
         deadline=None,  # `contained` has its own
         print_blob=False,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes where an input does 1 s
         suppress_health_check=list(HealthCheck),
     )
 
@@ -103,7 +103,8 @@ JSON_EDITS = st.lists(
 def changed(value: Any, edits: list[tuple[list[int], str, Any]]) -> Any:
     """Return a JSON value with replaced, missing, repeated or renamed parts."""
     value = copy.deepcopy(value)
-    for path, kind, new in copy.deepcopy(edits):
+    for path, kind, shared in edits:
+        new = copy.deepcopy(shared)
         holder, here = value, value
         key: Any = None
         for step in path:
@@ -202,16 +203,17 @@ def attempt(
     try:
         with contained(folder):
             return call()
-    except (UsageError, TsvError) if kind is None else kind as error:
+    except Exception as error:
+        if not isinstance(error, kind or (UsageError, TsvError)):
+            raise
         check_line(str(error), name)
         return None
 
 
 def check_line(text: str, name: str) -> None:
-    """Check that a message is one line, that it has ``name``, and that it is no page."""
+    """Check that a message is one line that has ``name``."""
     assert name in text, text[:500]
     assert "\n" not in text and "\r" not in text, text[:500]
-    assert len(text) < 2_000, text[:500]
 
 
 def run_verb(folder: Path, name: str, *arguments: str) -> tuple[int, str]:
