@@ -59,8 +59,12 @@ def test_damaged_index_is_rebuilt(tmp_path, damage):
     index = index_path(path)
     good = index.read_bytes()
     changed = {
-        "cut": good[:-8], "empty": b"", "foreign": b"x" * len(good), "odd": good[:-3],
-        "zip": b"PK\x03\x04", "header": good.replace(b"}", b"("),
+        "cut": good[:-8],
+        "empty": b"",
+        "foreign": b"x" * len(good),
+        "odd": good[:-3],
+        "zip": b"PK\x03\x04",
+        "header": good.replace(b"}", b"("),
         "shape": good.replace(b"(5,)         ", b"(1%s,)" % (b"0" * 9)),
     }
     index.write_bytes(changed[damage])
