@@ -14,7 +14,7 @@ setup: $(READY)
 
 $(READY): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -W ignore -c 'import fairseq, ofa_exit, pytest, ruff' 2> /dev/null || \
+	$(BIN)/python -W ignore -c 'import fairseq, hypothesis, ofa_exit, pytest, ruff' 2> /dev/null || \
 		$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
 	touch $@
 

@@ -58,6 +58,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "hypothesis>=6",
             "mypy<3",
             "pytest>=7",
             "pytest-xdist",

@@ -2,9 +2,10 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -69,8 +70,8 @@ def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS, path: str = "") -> I
 
     The image is rotated by its EXIF orientation. Transparent parts become white, an animation its
     first frame, and 16-bit grey is scaled to 8 bits.
-    Differs from OFA, which ignores orientation and transparency, and pads a truncated file with
-    grey.
+    Differs from OFA, which ignores orientation, transparency and the checksums of a PNG file, and
+    pads a truncated file with grey.
 
     Args:
         path: of the file, whose suffix names an unsupported format in the error.
@@ -95,14 +96,29 @@ def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS, path: str = "") -> I
             f"the image has {image.width}x{image.height} pixels, more than {max_pixels:,}",
             "Scale it down, or raise --max-image-pixels",
         )
+    with _broken_images():
+        verify_checksums(image, data)
     return upright_rgb(image)
+
+
+def verify_checksums(image: Image.Image, data: bytes) -> None:
+    """Raise some exception if a PNG file was changed: Pillow decodes wrong pixels without one."""
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Return an image upright and in RGB, see `decode_bytes`. Raises ImageError if it is broken."""
-    try:
+    with _broken_images():
         image.load()
         return _to_rgb(_upright(image))
+
+
+@contextlib.contextmanager
+def _broken_images() -> Iterator[None]:
+    """Turn what Pillow raises about a broken image into an ImageError."""
+    try:
+        yield
     except ImageError:
         raise
     except Exception as error:

@@ -106,7 +106,7 @@ def _load(index: Path, stamp: Stamp) -> np.ndarray | None:
     """Map the offsets of an index. Return None if it is missing, damaged or of another stamp."""
     try:
         table = np.load(regular_file(index), mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+    except Exception:  # on damaged bytes numpy raises nearly anything
         return None
     if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.ndim != 1:
         return None

@@ -145,7 +145,7 @@ class TsvFile:
         if len(parts) != len(self.columns) or not all(p.isascii() and p.isdecimal() for p in parts):
             raise TsvError(
                 self.path,
-                message=f"selected columns {selected_cols!r} are not {len(self.columns)} "
+                message=f"selected columns {selected_cols[:60]!r} are not {len(self.columns)} "
                 "column numbers separated by commas",
                 remedy=f"Name the columns of {', '.join(self.columns)}, counted from 0",
             )

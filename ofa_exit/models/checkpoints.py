@@ -126,7 +126,7 @@ def _check_buckets(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
 
 def _grown(model: Any, name: str, loaded: Tensor, own: Tensor) -> Tensor:
     """Return ``loaded`` with new rows if the model has more."""
-    if loaded.shape == own.shape or loaded.dim() != 2 or loaded.shape[1] != own.shape[1]:
+    if loaded.shape == own.shape or loaded.dim() != 2 or loaded.shape[1:] != own.shape[1:]:
         return loaded
     if "embed_image_positions" in name or "image_rel_pos_table_list" in name:
         return _regridded(name, loaded, own)

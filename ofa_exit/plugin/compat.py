@@ -185,15 +185,25 @@ def check_file_and_options(
             meant = parse_overrides(arg_overrides.get("model_overrides", "{}"))
             saved = SavedCheckpoint(path, read_checkpoint(path, weights=False), meant)
             reject_given_differences(saved, arg_overrides)
-    return load(path, arg_overrides, *args, **kwargs)
+    try:
+        return load(path, arg_overrides, *args, **kwargs)
+    except (AttributeError, LookupError, TypeError) as error:  # as fairseq upgrades what it reads
+        raise ValueError(
+            f"{path}: fairseq cannot read what is beside the weights ({error!r}). Save the weights "
+            "alone: torch.save(state['model'], FILE)"
+        ) from error
 
 
 @patch(checkpoint_utils, "load_model_ensemble_and_task")
-def name_missing_file(load: Callable, *args: Any, **kwargs: Any) -> Any:
+def name_file(load: Callable, filenames: list[str], *args: Any, **kwargs: Any) -> Any:
     try:
-        return load(*args, **kwargs)
+        return load(filenames, *args, **kwargs)
     except OSError as error:
         raise UsageError(f"--path: {error}. Give an existing file") from error
+    except UsageError as error:
+        if any(str(name) in str(error) for name in filenames):
+            raise
+        raise UsageError(f"{', '.join(map(str, filenames))}: {error}") from error
 
 
 def print_but_empty_targets(*values: Any, **options: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ofa_exit.data.files import sha256_of, write_bytes
+from ofa_exit.regular_files import regular_file
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,10 @@ def read_exit_config(path: str) -> ExitConfig:
         ValueError: it is missing, is no such file, or was edited.
     """
     try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        saved = json.loads(regular_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--exit-config {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--exit-config {path} is not JSON ({error}). {AGAIN}") from error
     problem = _problem(saved)
     if problem:

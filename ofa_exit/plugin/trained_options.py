@@ -99,7 +99,10 @@ def take_trained_options(cfg: Any, kind: str, checkpoints: list[SavedCheckpoint]
     for option in _declared(cfg):
         name = option.name
         for checkpoint in checkpoints:
-            trained = _trained(option, checkpoint.task_options, kind)
+            try:
+                trained = _trained(option, checkpoint.task_options, kind)
+            except ValueError as error:
+                raise ValueError(f"{checkpoint.path}: {error}") from error
             if getattr(cfg, name) is None and trained is not None:
                 setattr(cfg, name, trained)
                 taken.append(f"{flag(name)} {trained}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ofa_exit.data.formats import FORMATS, MAX_PIXELS
+from ofa_exit.data.images import verify_checksums
 from ofa_exit.regular_files import regular_file
 
 from .records import PrepareError
@@ -112,6 +113,7 @@ def _decode(data: bytes) -> None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        verify_checksums(image, data)
         image.draft(image.mode, (1, 1))
         image.load()
 

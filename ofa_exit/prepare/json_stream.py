@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ijson
+import numpy as np
 
 from ofa_exit.regular_files import regular_file
 
 from .records import PrepareError
+
+# Lists and objects within each other. The parser's memory grows with the square of their number.
+DEEPEST = 5_000
 
 
 def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
@@ -23,7 +28,12 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
     """
     prefix = ".".join(keys)
     try:
-        with regular_file(path).open("rb") as file:
+        status = regular_file(path).stat()
+        if _depth(path, status.st_size, status.st_mtime_ns) > DEEPEST:
+            raise PrepareError(
+                f"{path}: over {DEEPEST:,} lists or objects within each other. Download it again"
+            )
+        with path.open("rb") as file:
             # A byte order mark is not JSON, but some editors write one.
             start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
             file.seek(start)
@@ -52,6 +62,19 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
         ) from error
     except OSError as error:
         raise PrepareError(f"{path} cannot be read ({error}). Download it again") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _depth(path: Path, size: int, mtime: int) -> int:
+    """Return how deep lists and objects of a file go. Brackets within texts count, too."""
+    steps = np.zeros(256, dtype=np.int64)
+    steps[list(b"[{")], steps[list(b"]}")] = 1, -1
+    depth = deepest = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 16):
+            depths = depth + steps[np.frombuffer(block, dtype=np.uint8)].cumsum()
+            depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+    return deepest
 
 
 def of_form(

@@ -34,7 +34,8 @@ def splits(name: str) -> dict[str, Wanted]:
 
 def check_name(source: Path, name: str) -> None:
     """Raise PrepareError if the file says that it belongs to another data set than ``name``."""
-    if name.lower() not in (found := dict(elements(source)).get("dataset", name)).lower():
+    found = str(dict(elements(source)).get("dataset", name))[:40]
+    if name.lower() not in found.lower():
         raise PrepareError(
             f"{source}: its data set is {found!r}, not {name!r}. Give the file of {name}"
         )

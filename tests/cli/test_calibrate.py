@@ -161,6 +161,7 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
     ("change", "message"),
     [
         (lambda saved: "{", r"is not JSON"),
+        (lambda saved: "[" * 100_000, r"is not JSON"),
         (lambda saved: [], "no file of ofa-exit calibrate"),
         (lambda saved: {**saved, "format": 7}, "of another version"),
         (lambda saved: {**saved, "exits": 3}, "exits is missing, or no object"),

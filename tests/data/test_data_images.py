@@ -20,6 +20,7 @@ from ofa_exit.data.images import (
     image_transform,
     looks_like_image,
 )
+from ofa_exit.prepare.images import BrokenImageError, encode_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -216,6 +217,18 @@ def test_damaged_data_raise():
     whole[at : at + 20] = bytes(20)
     with pytest.raises(ImageError, match="broken"):
         decode_image(base64.b64encode(bytes(whole)).decode())
+
+
+def test_a_png_with_a_changed_pixel_is_broken(tmp_path):
+    """Pillow decodes it: it reads no checksum of the pixels."""
+    grey = Image.frombytes("L", (16, 8), bytes(range(128)))
+    changed = bytearray(_bytes_of(encoded(grey, compress_level=0)))
+    changed[changed.index(b"IDAT") + 40] ^= 5
+    with pytest.raises(ImageError, match=r"the image is broken .*[Cc]hecksum"):
+        decode_image(base64.b64encode(changed).decode())
+    (tmp_path / "a.png").write_bytes(changed)
+    with pytest.raises(BrokenImageError, match=r"a\.png is not a readable image .*[Cc]hecksum"):
+        encode_image(tmp_path / "a.png")
 
 
 def _png_header_only(width: int, height: int) -> str:

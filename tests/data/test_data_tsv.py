@@ -162,13 +162,14 @@ def test_ragged_lines_name_both_counts(tmp_path):
         assert "first line 3" in error.message
 
 
-@pytest.mark.parametrize("selected", ["0", "0,1,2", "0,x", "0,-1", "0;1", "0,", "0,²"])
+@pytest.mark.parametrize("selected", ["0", "0,1,2", "0,x", "0,-1", "0;1", "0,", "0,²", "1" * 999])
 def test_invalid_column_choices_raise(tmp_path, selected):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one", "x"]])
     error = failure(path, 0, selected)
     assert error.line is None
-    assert selected in error.message
+    assert selected[:60] in error.message
     assert "uniq_id, text" in error.remedy
+    assert len(str(error)) < 400
 
 
 def test_bytes_that_are_not_utf8_name_the_field(tmp_path):

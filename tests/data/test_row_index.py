@@ -52,13 +52,21 @@ def test_index_is_kept_used_and_rebuilt_when_the_file_changes(tmp_path, monkeypa
     assert len(counted) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "odd"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "odd", "zip", "header", "shape"])
 def test_damaged_index_is_rebuilt(tmp_path, damage):
     path = write_tsv(tmp_path / "a.tsv", [["1", "one"], ["2", "two"]])
     TsvFile(path, None, COLUMNS)
     index = index_path(path)
     good = index.read_bytes()
-    changed = {"cut": good[:-8], "empty": b"", "foreign": b"x" * len(good), "odd": good[:-3]}
+    changed = {
+        "cut": good[:-8],
+        "empty": b"",
+        "foreign": b"x" * len(good),
+        "odd": good[:-3],
+        "zip": b"PK\x03\x04",
+        "header": good.replace(b"}", b"("),
+        "shape": good.replace(b"(5,)         ", b"(1%s,)" % (b"0" * 9)),
+    }
     index.write_bytes(changed[damage])
     assert texts(TsvFile(path, None, COLUMNS)) == ["one", "two"]
     assert index.read_bytes() == good

@@ -163,6 +163,20 @@ def test_an_embedding_that_is_no_tensor_is_named(data, checkpoint, tmp_path):
     assert_rejected(message, path, files.generate, TASK, data, path)
 
 
+def test_misfits_and_broken_entries_name_the_file(data, checkpoint, tmp_path):
+    state = torch.load(checkpoint)
+    name = "decoder.code_layernorm_embedding.bias"
+    changes = (
+        ({"optimizer_history": []}, "fairseq cannot read what is beside the weights"),
+        ({"extra_state": None}, "fairseq cannot read what is beside the weights"),
+        ({"model": {**state["model"], name: torch.ones(1, 32)}}, f"not fit this model. {name}"),
+    )
+    for change, message in changes:
+        torch.save({**state, **change}, tmp_path / "model.pt")
+        path = tmp_path / "model.pt"
+        assert_rejected(message, path, files.generate, TASK, data, path)
+
+
 def test_a_start_that_loads_nothing_is_rejected(data, checkpoint, tmp_path):
     state = torch.load(checkpoint)
     for model, message in (

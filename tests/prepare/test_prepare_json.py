@@ -54,6 +54,7 @@ def test_elements_longer_than_a_read(tmp_path, depth):
         (b"", "not JSON.*EOF"),
         (b'{"other": []}', "'data'"),
         (b'{"data": 3}', "'data' is number"),
+        (b"[" * 100_000, "over 5,000 lists or objects within each other"),
     ],
 )
 def test_broken_json_names_file_and_remedy(tmp_path, content, reason):

@@ -142,6 +142,7 @@ def test_a_bad_image_is_named_and_nothing_written(root, out, capsys, change, mes
     ("change", "message"),
     [
         (lambda c: c.update(dataset="coco"), "its data set is 'coco', not 'RSICD'"),
+        (lambda c: c.update(dataset=None), "its data set is 'None', not 'RSICD'"),
         (
             lambda c: c.update(images=[{"id": 1, "file_name": "a.jpg"}]),
             "its first entry has no imgid, filename, split, sentences, so the file belongs to "
