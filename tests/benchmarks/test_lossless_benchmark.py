@@ -5,7 +5,7 @@ import csv
 from benchmarks import lossless
 
 
-def test_rates_are_those_of_right_drafts(tmp_path, capsys):
+def test_rates_are_those_of_right_drafts(tmp_path):
     out = tmp_path / "out.csv"
     arguments = ["--arch", "ofa_nano", "--image-size", "32", "--vocabulary", "120", "--steps", "9"]
     sizes = ["--rounds", "3", "--layers", "2", "--tokens", "3", "--rates", "0", "0.7", "1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -209,8 +210,12 @@ def test_a_browser_shows_the_page(tmp_path):
     if "firefox" in browser:
         options = ["--headless", "--profile", str(tmp_path), "--screenshot", str(shot)]
     else:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
-        options.append(f"--user-data-dir={tmp_path / 'profile'}")
+        quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        quiet.append(f"--user-data-dir={tmp_path / 'profile'}")
+        options = [*quiet, f"--screenshot={shot}"]
+        dumped = [browser, *quiet, "--dump-dom", page]
+        found = subprocess.run(dumped, check=True, capture_output=True, text=True, timeout=120)
+        assert re.search(r'title="exit after layer \d, confidence [\d.]+', found.stdout)
     subprocess.run([browser, *options, page], check=True, capture_output=True, timeout=120)
     shown = Image.open(shot).convert("RGB").getcolors(1 << 24)
     colours = {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in shown}
