@@ -33,6 +33,8 @@ ZIP = b"PK\x03\x04"
 STATE_DICT_KEYS = ("state_dict", "model_state_dict")
 # Entries of these names hold floating-point numbers in every model.
 FLOATING = ("weight", "bias", "c_attn", "running_mean", "running_var")
+# An expanded tensor of a small file may have more numbers than can be checked.
+MOST_REPEATS = 1_000
 # Names of Hugging Face's OFA, and the official ones. Applied in this order.
 HUGGING_FACE = (
     (r"^(encoder\.layers\.\d+\.)self_attn_mid_layer_norm\.", r"\1attn_ln."),
@@ -153,6 +155,8 @@ def _problem(name: str, value: Any) -> str | None:
         if leaf not in FLOATING:
             return None  # counters and tables of positions
         return f"has whole numbers ({value.dtype}). Save the weights as floating-point numbers"
+    if value.numel() > MOST_REPEATS * value.untyped_storage().nbytes():
+        return f"repeats a few numbers to {tuple(value.shape)}. Save it after contiguous()"
     # The sum is NaN or infinite if any number is, and costs a tenth of isfinite on each of them.
     is_finite = value.sum(dtype=torch.float32).isfinite() or value.isfinite().all()
     if not is_finite:

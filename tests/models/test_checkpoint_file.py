@@ -237,3 +237,9 @@ def test_stem_weights_are_checked_in_the_same_way(tmp_path, weights):
     (tmp_path / "r.pth").write_bytes(b"<html>")
     with pytest.raises(ValueError, match="is a web page"):
         load_resnet_weights(nano().encoder.embed_images, tmp_path / "r.pth")
+
+
+def test_an_expanded_tensor_is_named_before_it_is_summed(tmp_path):
+    torch.save({"decoder.x.weight": torch.zeros(1).expand(10**12)}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"decoder.x.weight repeats a few numbers to \(1000000"):
+        read_checkpoint(tmp_path / "m.pt")
