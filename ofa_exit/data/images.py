@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from ofa_exit.data.formats import FORMATS, MAX_PIXELS, UNSUPPORTED_SUFFIXES
+from ofa_exit.data.image_checksums import verify_checksums
 from ofa_exit.regular_files import regular_file
 
 MEAN_STD = {
@@ -99,12 +100,6 @@ def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS, path: str = "") -> I
     with _broken_images():
         verify_checksums(image, data)
     return upright_rgb(image)
-
-
-def verify_checksums(image: Image.Image, data: bytes) -> None:
-    """Raise some exception if a PNG file was changed: Pillow decodes wrong pixels without one."""
-    if image.format == "PNG":
-        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ofa_exit.data.formats import FORMATS, MAX_PIXELS
-from ofa_exit.data.images import verify_checksums
+from ofa_exit.data.image_checksums import verify_checksums
 from ofa_exit.regular_files import regular_file
 
 from .records import PrepareError
