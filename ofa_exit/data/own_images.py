@@ -38,6 +38,8 @@ def read_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def image_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """Return one image or several as a list. Raises ValueError: neither paths nor images."""
+    if images is None:
+        raise ValueError("images: give a path or one of Pillow's images, or several, not None")
     several = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else list(images)
     for image in several:
         if not isinstance(image, (str, os.PathLike, Image.Image)):

@@ -144,6 +144,7 @@ def test_wrong_options(model, photos, options, message):
         (lambda model, photos: model.answer(photos, "?!"), "has no words"),
         (lambda model, photos: model.entail(photos, ["a", " "]), "has no words"),
         (lambda model, photos: model.caption([1]), "give paths or Pillow's images, not int"),
+        (lambda model, photos: model.caption(None), "give a path or one of Pillow's images"),
         (lambda model, photos: model.predict("captions", photos), "unknown task 'captions'"),
         (lambda model, photos: model.entail(photos, "a " * 500 + "b"), None),
     ],
