@@ -1,4 +1,4 @@
-"""Unknown names and options, with the nearest known one. It imports nothing slow."""
+"""How options are spelled, and the nearest known name of an unknown one. Imports nothing slow."""
 
 import argparse
 import difflib
@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Optional
 
 LEAST_LIKENESS = 0.75  # of 1, as difflib measures it: all options share their two dashes
+
+
+def flag(name: str) -> str:
+    """Return the flag of an option: ``exit_kv`` -> ``--exit-kv``."""
+    return "--" + name.replace("_", "-")
 
 
 def nearest(name: str, known: Iterable[str]) -> Optional[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from ofa_exit.models.shared_images import per_sentence
 from ofa_exit.policies.base import Gate, GateInput
@@ -71,7 +73,7 @@ class EncoderPass(LayerPass):
         self.padding, self.present = padding, present
         self.depth = len(layers)
         self.token_exits = token_exits
-        self._exited: Optional[Tensor] = None  # Bool [R, T], tokens that the last layer left out
+        self._ran: Optional[Tensor] = None  # Long [R, Q], tokens that ran last; None: all
         self.rows = ActiveRows(x.size(0), 1, x.device)
 
     def run(self, gate: Optional[Gate], checkpoint: bool = False) -> Tensor:
@@ -83,11 +85,11 @@ class EncoderPass(LayerPass):
         """
         x, present = self.x, self.present
         if gate is None:
-            for number, (layer, bias) in enumerate(zip(self.layers, self.biases), start=1):
-                if self.token_exits is None:
-                    x = _run_layer(layer, x, mask_keys(bias, self.padding), checkpoint)
+            for layer in range(1, self.depth + 1):
+                if checkpoint:
+                    x = recomputed(self.run_layer, layer, x, use_reentrant=False)
                 else:
-                    x = self.run_layer(number, x)
+                    x = self.run_layer(layer, x)
             self.output, self.layers_used = x, self._full_depth()
             return x
         absent = torch.zeros(x.size(0), 1, dtype=torch.bool, device=x.device)
@@ -117,10 +119,12 @@ class EncoderPass(LayerPass):
         if self.padding is not None:
             has_image = per_sentence((~self.padding[:, 0]).long(), sentence_rows)
         work = [Work("encoder", layer.flops, units * (1 - has_image), tokens)]
-        for number in range(1, self.depth + 1):
-            gone = self.token_exits.cells - self.token_exits.running(number)
-            ran = (units >= number).long() * has_image
-            work.append(Work("encoder", partial(_price, layer, gone), ran, tokens))
+        # Neighbouring layers over as many image tokens are one entry.
+        for running, group in groupby(range(1, self.depth + 1), self.token_exits.running):
+            layers = list(group)
+            ran = (units.clamp(max=layers[-1]) - layers[0] + 1).clamp(min=0) * has_image
+            price = partial(_price, layer, self.token_exits.cells - running)
+            work.append(Work("encoder", price, ran, tokens))
         return work
 
     def full_work(self, sentence_rows: Optional[Tensor] = None) -> Work:
@@ -146,37 +150,31 @@ class EncoderPass(LayerPass):
 
     def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Run an encoder layer over hidden states [R, T, C]."""
-        bias, padding = self.biases[layer - 1], self._row_padding()
-        if self.token_exits is None:
-            return self.layers[layer - 1](hidden, mask_keys(bias, padding))
-        running = self.rows.memory.get(RUNNING)  # Long [R, Q]
-        if running is not None:
+        bias, ran = self.biases[layer - 1], self.rows.memory.get(RUNNING)  # Long [R, Q]
+        if ran is not None:
             # [1, heads, T, T] to [R, heads, Q, T]. Whole lines are copied, as they lie in memory.
-            lines = bias[0].index_select(1, running.flatten())
-            bias = lines.unflatten(1, running.shape).transpose(0, 1)
-        current = self.layers[layer - 1](hidden, mask_keys(bias, padding), running)
-        self._exited = None
-        if running is not None:
-            self._exited = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-            self._exited.scatter_(1, running, False)
-        self._let_exit(layer, hidden, current, running)
+            lines = bias[0].index_select(1, ran.flatten())
+            bias = lines.unflatten(1, ran.shape).transpose(0, 1)
+        current = self.layers[layer - 1](hidden, mask_keys(bias, self._row_padding()), ran)
+        if self.token_exits is not None:
+            self._ran = ran
+            self._let_exit(layer, self.token_exits, hidden, current)
         return current
 
-    def _let_exit(
-        self, layer: int, previous: Tensor, current: Tensor, running: Optional[Tensor]
-    ) -> None:
-        """Choose the tokens of the next layer, if fewer image tokens run there."""
-        assert self.token_exits is not None
-        if layer == self.depth:
+    def _let_exit(self, layer: int, tokens: ImageTokens, previous: Tensor, current: Tensor) -> None:
+        """Choose the tokens of the next layer, if fewer image tokens run there.
+
+        Args:
+            previous, current: states before and after the layer, [R, T, C].
+        """
+        if layer == self.depth or tokens.running(layer + 1) == tokens.running(layer):
             return
-        count, staying = self.token_exits.running(layer), self.token_exits.running(layer + 1)
-        if staying == count:
-            return
-        rows, length = previous.shape[:2]
-        if running is None:
-            running = torch.arange(length, device=previous.device).expand(rows, -1)
-        image, text = running[:, :count], running[:, count:]
-        image = least_saturated(previous, current, image, staying)
+        ran = self._ran  # Long [R, Q], those of the image first
+        if ran is None:
+            ran = torch.arange(previous.size(1), device=previous.device)
+            ran = ran.expand(len(previous), -1)
+        image, text = ran.tensor_split([tokens.running(layer)], dim=1)
+        image = least_saturated(previous, current, image, tokens.running(layer + 1))
         self.rows.memory[RUNNING] = torch.cat([image, text], dim=1)
 
     def gate_input(
@@ -184,18 +182,14 @@ class EncoderPass(LayerPass):
     ) -> GateInput:
         """Return what the gate may look at after a layer. Tokens that had exited are masked."""
         mask, memory = self._row_padding(), self.rows.memory
-        if self._exited is not None:
-            mask = self._exited if mask is None else mask | self._exited
+        if self._ran is not None:
+            exited = torch.ones_like(previous[..., 0], dtype=torch.bool)  # [R, T]
+            exited = exited.scatter(1, self._ran, False)
+            mask = exited if mask is None else mask | exited
         return GateInput(previous, current, layer, padding_mask=mask, memory=memory)
 
     def _row_padding(self) -> Optional[Tensor]:
         return None if self.padding is None else self.rows.select(self.padding)
-
-
-def _run_layer(layer: nn.Module, x: Tensor, bias: Tensor, checkpoint: bool) -> Tensor:
-    if checkpoint:
-        return torch.utils.checkpoint.checkpoint(layer, x, bias, use_reentrant=False)
-    return layer(x, bias)
 
 
 def _price(layer: Any, gone: int, tokens: int) -> int:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ofa_exit.models.checkpoint_file import check_names, check_weights, load_file, official_names
 from ofa_exit.plugin.compat import patch
 from ofa_exit.plugin.errors import usage_errors
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, resolved
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

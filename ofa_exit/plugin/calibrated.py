@@ -13,9 +13,9 @@ from ofa_exit.plugin.exit_config import (
     task_fingerprint,
     warn_of_other_data,
 )
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import resolved
 from ofa_exit.plugin.search.options import DEFAULTS
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

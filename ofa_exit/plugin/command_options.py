@@ -10,11 +10,11 @@ import torch
 from fairseq import utils
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.outputs import inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
+from ofa_exit.plugin.trained_options import OFFICIAL_KINDS
 from ofa_exit.regular_files import check_output
-from ofa_exit.spelling import nearest
+from ofa_exit.spelling import flag, nearest
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
 OFFICIAL_OPTIONS = {
@@ -31,15 +31,11 @@ OFFICIAL_OPTIONS = {
 }
 # Names in OFA's scripts of what has another name here.
 OFFICIAL_NAMES = {
-    "--task": {"caption": "mue_caption", "snli_ve": "mue_snli_ve", "vqa_gen": "mue_vqa"},
+    "--task": {name: f"mue_{kind}" for name, kind in OFFICIAL_KINDS.items()},
     "--criterion": {
         "scst_reward_criterion": "--criterion mue_scst --scst-baseline mean",
         "MuE_Task_Loss": "mue_loss",
     },
-}
-_OTHERWISE = {
-    "--task": "the tasks are mue_caption, mue_snli_ve, mue_vqa and mue_visdial",
-    "--criterion": "add --help for a list",
 }
 # What OFA's evaluate_*.sh say of the data in --model-overrides.
 _OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
@@ -92,8 +88,11 @@ def reject_names(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> N
         action = parser._option_string_actions.get(option)
         if name is None or action is None or name in (action.choices or ()):
             continue
-        instead = official.get(name) or nearest(name, action.choices or ())
-        hint = f"use {instead}" if instead else _OTHERWISE[option]
+        known = sorted(action.choices or ())
+        instead = official.get(name) or nearest(name, known)
+        hint = f"use {instead}" if instead else "add --help for a list"
+        if option == "--task" and not instead:
+            hint = f"the tasks are {', '.join(one for one in known if one.startswith('mue_'))}"
         raise UsageError(f"{option} {name} is unknown: {hint}")
 
 

@@ -29,9 +29,10 @@ def setup_official_task(setup: Callable, cfg: Any, **kwargs: Any) -> Any:
     if not kwargs.get("from_checkpoint") or name in TASK_REGISTRY:
         return setup(cfg, **kwargs)
     if name not in OFFICIAL_KINDS:
+        ours = ", ".join(f"mue_{kind}" for kind in OFFICIAL_KINDS.values())
         raise UsageError(
-            f"the checkpoint's task {name!r} is unsupported. Set up one of mue_caption, "
-            "mue_snli_ve and mue_vqa with fairseq.tasks.setup_task, and load with task=TASK"
+            f"the checkpoint's task {name!r} is unsupported. Set up one of {ours} with "
+            "fairseq.tasks.setup_task, and load with task=TASK"
         )
     kind = OFFICIAL_KINDS[name]
     values["_name"] = f"mue_{kind}"

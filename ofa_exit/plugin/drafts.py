@@ -9,10 +9,7 @@ from torch import Tensor
 from ofa_exit.data.trie import AnswerTrie
 from ofa_exit.runtime.drafts import AllowedWords, Drafting
 from ofa_exit.runtime.rows import to_host
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+from ofa_exit.spelling import flag
 
 
 def is_lossless(cfg: Any) -> bool:
@@ -33,13 +30,13 @@ def check_lossless(cfg: Any) -> None:
     for option in ("exit_lossless", "exit_lossless_layer"):  # from Python they may be anything
         value = getattr(cfg, option, None)
         if isinstance(value, bool) or not isinstance(value, (int, type(None))):
-            raise ValueError(f"{_flag(option)} is {value!r}: give a whole number of at least 1")
+            raise ValueError(f"{flag(option)} is {value!r}: give a whole number of at least 1")
     Drafting(cfg.exit_lossless, 1 if layer is None else layer)
     for option, unset in (("exit_policy", "none"), ("exit_preset", None)):
         value = getattr(cfg, option, unset)
         if value != unset:
             raise ValueError(
-                f"--exit-lossless and {_flag(option)} {value}: drafts are verified at "
+                f"--exit-lossless and {flag(option)} {value}: drafts are verified at "
                 "full depth, so nothing exits. Leave one of them out"
             )
 
@@ -52,17 +49,6 @@ def reject_lossless_scoring(cfg: Any, searches: bool) -> None:
             "there are no words to draft. Leave it out, or search among the --answers of mue_vqa "
             "by --beam-search-vqa-eval"
         )
-
-
-def reject_exits_of_loss(cfg: Any, policy: Any, eval_options: Sequence[str]) -> None:
-    """Raise ValueError for exits in a training whose validation does not generate."""
-    if policy is None and not is_lossless(cfg):
-        return
-    option = "exit_lossless" if policy is None else "exit_policy"
-    raise ValueError(
-        f"{_flag(option)} {getattr(cfg, option)}: the loss is computed at full depth. Add "
-        f"{' or '.join(map(_flag, eval_options))} to generate in validation, or leave it out"
-    )
 
 
 def build_drafting(cfg: Any, decoder_layers: int) -> Optional[Drafting]:

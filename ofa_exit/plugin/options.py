@@ -16,11 +16,13 @@ from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.drafts import build_drafting, check_lossless
 from ofa_exit.plugin.errors import usage_errors
 from ofa_exit.plugin.exit_config import read_exit_config
+from ofa_exit.plugin.exits_given import exits_given
 from ofa_exit.plugin.image_tokens import build_token_exits, reject_token_misfit
 from ofa_exit.plugin.outputs import check_trace
 from ofa_exit.policies.base import ExitPolicy, OptionError, field_type
 from ofa_exit.policies.registry import POLICIES, build_policy, option_name, policy_options
 from ofa_exit.runtime.kv_cache import check_kv_mode
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 PREFIX = "exit_"
@@ -33,11 +35,6 @@ COMMON = (
     "exit_options",
     "exit_config",
 )
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option: ``exit_kv`` -> ``--exit-kv``."""
-    return "--" + name.replace("_", "-")
 
 
 def shortened(text: Any) -> str:
@@ -207,7 +204,8 @@ def build_exit_policy(cfg: Any, task: str) -> Optional[ExitPolicy]:
     """Return the policy that the options ask for; None to run every layer.
 
     Args:
-        cfg: options named as in ``ExitFlags``.
+        cfg: options named as in ``ExitFlags``. A file of ``exit_config`` sets the others, and a
+            preset sets ``exit_policy``.
         task: kind of task, "caption" or "answer", whose defaults hold.
 
     Raises:
@@ -301,9 +299,7 @@ def take_exit_config(cfg: Any) -> None:
 @usage_errors()
 def reject_misfit(cfg: Any, policy: Optional[ExitPolicy], model: Any) -> None:
     """Raise ValueError for options that a model cannot follow."""
-    given = [] if policy is None else ["exit_policy"]
-    without_policy = ("exit_lossless", "exit_image_tokens")
-    given += [name for name in without_policy if getattr(cfg, name, None) is not None]
+    given = exits_given(cfg, policy)
     if not given:
         return
     if not isinstance(model, OFAModel):

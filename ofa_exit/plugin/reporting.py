@@ -18,9 +18,9 @@ from ofa_exit.data.dataset import OFADataset
 from ofa_exit.data.files import sha256_of
 from ofa_exit.evaluation.efficiency.report import GenerationReport, weights_in_layers
 from ofa_exit.models.ofa import OFAModel
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.plugin.search.options import DEFAULTS
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

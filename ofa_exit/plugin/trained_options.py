@@ -9,7 +9,6 @@ from typing import Any, Optional
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import OmegaConf
 
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import (
     SavedCheckpoint,
     command_of,
@@ -19,6 +18,7 @@ from ofa_exit.plugin.saved_arguments import (
 )
 from ofa_exit.plugin.trained_words import reject_other_words
 from ofa_exit.plugin.vocabulary import OFADictionary
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

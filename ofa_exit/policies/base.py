@@ -24,7 +24,8 @@ class GateInput:
         previous, current: hidden states before and after the layer, [R, T, C] in the encoder and
             [R, P, C] in the decoder (P positions).
         layer: 1-based number of the layer that has just run.
-        padding_mask: Bool [R, T], True on padding; None where nothing is padded. Encoder only.
+        padding_mask: Bool [R, T], True on padding and on image tokens that had exited before this
+            layer; None where there are none. Encoder only.
         step: Long [P], or [R, P] where rows differ: time step of each position, 0 for the first
             token. Decoder only.
         step_limit: Long [R, 1], steps that the generation of each row may take (N of MuE Eq. 11).

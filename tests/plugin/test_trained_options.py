@@ -15,8 +15,8 @@ from helpers.checkpoint_forms import official
 from helpers.paths import ROOT
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.trained_options import kind_of_task
+from ofa_exit.spelling import flag
 
 data, checkpoint = caption_task.data, caption_task.checkpoint  # fixtures
 ENTAILMENT = "mue_snli_ve"

@@ -10,7 +10,6 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
 from ofa_exit.data.text import OFFICIAL_FOLDER
 from ofa_exit.models.checkpoint_file import read_checkpoint
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, reject_large_images
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.files import first_folder
@@ -20,6 +19,7 @@ from ofa_exit.plugin.trained_options import (
     kind_of_task,
     take_trained_options,
 )
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

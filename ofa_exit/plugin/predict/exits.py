@@ -23,7 +23,13 @@ from ofa_exit.spelling import nearest
 # Options of the runtime. "lossless" goes without a policy, "image_tokens" with or without one,
 # "config" in place of all options, the others with any policy.
 RUNTIME_OPTIONS = (
-    *("kv", "preset", "image_tokens", "options", "lossless", "lossless_layer", "config"),
+    "kv",
+    "preset",
+    "image_tokens",
+    "options",
+    "lossless",
+    "lossless_layer",
+    "config",
 )
 # Options of ``Predictor.predict`` that are no exit options.
 CALL_OPTIONS = ("exits", "beam", "max_length", "batch_size", "skip_unreadable", "on_read")

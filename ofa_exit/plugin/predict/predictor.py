@@ -28,7 +28,7 @@ from ofa_exit.plugin.predict.checkpoint import (
     TASKS,
     kind_of,
 )
-from ofa_exit.plugin.predict.exits import exits_of
+from ofa_exit.plugin.predict.exits import RUNTIME_OPTIONS, exits_of
 from ofa_exit.plugin.predict.result import Prediction
 from ofa_exit.plugin.predict.rows import (
     ImageRow,
@@ -237,7 +237,7 @@ class Predictor:
             reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
             warn_of_data(flags, None)
             prepared.exit_policy = policy
-            for name in ("policy", "kv", "image_tokens", "lossless", "lossless_layer", "config"):
+            for name in ("policy", *RUNTIME_OPTIONS):
                 setattr(prepared.cfg, f"exit_{name}", getattr(flags, f"exit_{name}"))
             reject_lossless_scoring(prepared.cfg, prepared.searches(prepared.cfg))
             reject_misfit(prepared.cfg, prepared.exit_policy, self.model)

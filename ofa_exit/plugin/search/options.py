@@ -10,7 +10,8 @@ from typing import Any
 from fairseq.dataclass.configs import GenerationConfig
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.options import flag, shortened
+from ofa_exit.plugin.options import shortened
+from ofa_exit.spelling import flag
 
 # Options that no task supports, and why.
 UNSUPPORTED = {

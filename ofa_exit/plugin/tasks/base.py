@@ -19,9 +19,10 @@ from ofa_exit.plugin.command_options import (
     reject_interactive,
     take_overrides,
 )
-from ofa_exit.plugin.drafts import reject_exits_of_loss, reject_lossless_scoring
+from ofa_exit.plugin.drafts import reject_lossless_scoring
 from ofa_exit.plugin.errors import usage_errors
-from ofa_exit.plugin.options import add_late_options, build_exit_policy, flag, reject_misfit
+from ofa_exit.plugin.exits_given import reject_exits_of_loss
+from ofa_exit.plugin.options import add_late_options, build_exit_policy, reject_misfit
 from ofa_exit.plugin.reporting import log_heads, log_rows
 from ofa_exit.plugin.saved_arguments import (
     command_of,
@@ -39,6 +40,7 @@ from ofa_exit.plugin.tasks.metrics import check_best_metric
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from ofa_exit.data.row_examples import RowExamples
 from ofa_exit.data.text import TextCodec, TextEncoder, check_prompt_words
 from ofa_exit.plugin.calibrated import fingerprint_of_task, warn_of_data
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.reporting import Progress
 from ofa_exit.plugin.tasks.config import OFATaskConfig
 from ofa_exit.plugin.tasks.dataset import RowDataset
@@ -27,6 +26,7 @@ from ofa_exit.plugin.tasks.files import is_training, split_files
 from ofa_exit.plugin.trained_options import reject_other_training
 from ofa_exit.plugin.trained_words import STATE, reject_other_fingerprint
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fairseq.logging import metrics
 
-from ofa_exit.plugin.options import flag
+from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
 

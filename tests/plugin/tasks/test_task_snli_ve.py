@@ -12,8 +12,8 @@ from fairseq.logging import metrics
 from helpers import task_files as files
 from helpers.paths import ROOT
 
-from ofa_exit.plugin.options import flag
 from ofa_exit.plugin.search.options import DEFAULTS
+from ofa_exit.spelling import flag
 
 TASK = "mue_snli_ve"
 EXITS = {
