@@ -20,7 +20,7 @@ class TokenExits:
     tokens and the decoder see it.
 
     The number of tokens that stay is fixed, so batches stay rectangular and nothing is read on the
-    host. Which tokens stay depends on the image alone.
+    host. Which tokens stay depends on the sample alone. MuE names such exits as future work.
 
     Attributes:
         shares: the share of an image's tokens that run in layers 2, 3, …: one number for all of
