@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def in_this_process(setting: Setting, kind: str, depths: Depths | None) -> int:
         if isinstance(module, ShapeCache):
             module.forget_shapes()
     gc.collect()
-    if setting.device == "cuda":
+    return peak_above(run, setting.device)
+
+
+def peak_above(run: Callable[[], object], device: str) -> int:
+    """Return the peak memory of one call above what is in use before it, in bytes."""
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         loaded = torch.cuda.memory_allocated()
         run()

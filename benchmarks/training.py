@@ -1,29 +1,40 @@
-"""Training samples per second and peak memory of MuE's loss over every layer.
+"""Time and peak memory of a training step by its loss: OFA's own, MuE's, and self-distillation.
 
 A step is forward, backward and Adam on random weights, images and captions. Weights are float32.
-Other types compute under autocast. Data loading is not part of it.
+Other types compute under autocast. Data loading is not part of it. The losses take turns, so all
+meet the same machine. Peak memory is above that of the model and Adam's averages, and includes
+gradients.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from benchmarks.memory import peak_above
 from benchmarks.options import device_parser, write_lines
 from benchmarks.setting import Setting, build, sample
-from benchmarks.timing import synchronise
+from benchmarks.timing import CLOCKS, interleaved, ratio
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.testing import random_tokens
 
-COLUMNS = ("batch", "dtype", "samples_per_second", "seconds_per_step", "peak_mib", "loss")
+LOSSES: dict[str, dict[str, Any]] = {
+    "last": {"layer_weights": "last"},
+    "uniform": {"layer_weights": "uniform"},
+    "self_distil": {"layer_weights": "uniform", "self_distil": 0.5},
+}
+COLUMNS = (
+    "batch", "dtype", "loss", "samples_per_second", "seconds_per_step", "time_of_last",
+    "peak_mib", "memory_of_last", "loss_per_token",
+)  # fmt: skip
 
 
 def training_sample(setting: Setting) -> dict[str, Any]:
@@ -43,58 +54,100 @@ def training_sample(setting: Setting) -> dict[str, Any]:
     }
 
 
-def measure(setting: Setting, steps: int) -> dict[str, Any]:
-    """Train ``steps`` steps after two for warming up; return a line of the CSV."""
-    model: Any = build(replace(setting, dtype="float32")).to(setting.device).train()
-    task = Namespace(target_dictionary=model.decoder.dictionary)
-    criterion = MuELoss(task, 0.1, "uniform", 0.0, 0, False, False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-    batch, seconds = training_sample(setting), []
-    dtype = getattr(torch, setting.dtype)
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for number in range(steps + 2):
-        synchronise(setting.device)
-        start = time.perf_counter()
-        with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
-            loss = criterion(model, batch)[0] / batch["ntokens"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        synchronise(setting.device)
-        if number >= 2:
-            seconds.append(time.perf_counter() - start)
-    step = statistics.median(seconds)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if setting.device == "cuda" else None
-    return {
-        "batch": setting.batch_size,
-        "dtype": setting.dtype,
-        "samples_per_second": f"{setting.batch_size / step:.2f}",
-        "seconds_per_step": f"{step:.4f}",
-        "peak_mib": "" if peak is None else f"{peak:.0f}",
-        "loss": f"{float(loss.detach()):.4f}",
-    }
+class Steps:
+    """Training steps of one model by any of ``LOSSES``."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.model: Any = build(replace(setting, dtype="float32")).to(setting.device).train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-5)
+        self.batch = training_sample(setting)
+        self.values: dict[str, float] = {}
+
+    def runs(self) -> dict[str, Callable[[], None]]:
+        """Return a function that runs one step, by the name of its loss."""
+        return {name: self._run(name) for name in LOSSES}
+
+    def _run(self, name: str) -> Callable[[], None]:
+        setting = self.setting
+        task = Namespace(target_dictionary=self.model.decoder.dictionary)
+        usual = {
+            "label_smoothing": 0.1, "drop_worst_ratio": 0.0, "drop_worst_after": 0,
+            "report_accuracy": False, "sentence_avg": False,
+        }  # fmt: skip
+        criterion = MuELoss(task, **{**usual, **LOSSES[name]})
+        dtype = getattr(torch, setting.dtype)
+
+        def run() -> None:
+            with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
+                loss = criterion(self.model, self.batch)[0] / self.batch["ntokens"]
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.values.setdefault(name, float(loss.detach()))
+
+        return run
+
+
+def measure(setting: Setting, steps: int) -> list[dict[str, Any]]:
+    """Train ``steps`` steps of each loss after two for warming up; return lines of the CSV."""
+    training = Steps(setting)
+    runs = training.runs()
+    seconds = interleaved(runs, steps, warm_up=2, setting=setting)
+    peaks = {}
+    for name, run in runs.items():
+        gc.collect()
+        peaks[name] = peak_above(run, setting.device)
+    rows = []
+    for name in runs:
+        step = statistics.median(seconds[name])
+        rows.append(
+            {
+                "batch": setting.batch_size,
+                "dtype": setting.dtype,
+                "loss": name,
+                "samples_per_second": f"{setting.batch_size / step:.2f}",
+                "seconds_per_step": f"{step:.4f}",
+                "time_of_last": f"{ratio(seconds[name], seconds['last']):.3f}",
+                "peak_mib": f"{peaks[name] / 2**20:.0f}",
+                "memory_of_last": f"{peaks[name] / max(peaks['last'], 1):.3f}",
+                "loss_per_token": f"{training.values[name]:.4f}",
+            }
+        )
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    rows = []
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
     for size in options.batch_size:
         setting = Setting(
-            arch=options.arch, image_size=options.image_size, batch_size=size,
+            arch=options.arch, image_size=options.image_size, batch_size=size, clock=options.clock,
             vocabulary=options.vocabulary, dtype=options.dtype, device=options.device,
         )  # fmt: skip
         try:
-            rows.append(measure(setting, options.steps))
+            found = measure(setting, options.steps)
         except torch.cuda.OutOfMemoryError:
-            rows.append({"batch": size, "dtype": options.dtype, "peak_mib": "out of memory"})
-        print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
+            found = [{"batch": size, "dtype": options.dtype, "peak_mib": "out of memory"}]
+        for row in found:
+            print(*(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True)
+        rows += found
     write_lines(options.csv, COLUMNS, rows)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    return device_parser("benchmarks.training", __doc__, 5, "timed steps")
+    built = device_parser("benchmarks.training", __doc__, 5, "timed steps of each loss")
+    shown = "(default %(default)s)"
+    built.add_argument("--threads", type=int, default=1, help=f"of the CPU {shown}")
+    built.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help=f"cpu: CPU time of the process {shown}",
+    )
+    return built
 
 
 if __name__ == "__main__":

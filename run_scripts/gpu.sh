@@ -31,7 +31,7 @@ if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import torch; raise SystemExit(not to
 fi
 # Float32 means float32: without it, convolutions round to 10 bits and miss the tolerances.
 export NVIDIA_TF32_OVERRIDE=0 PYTHONPATH=$ROOT PYTHONWARNINGS=ignore GPU_TESTS_DEVICE=$DEVICE
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TQDM_DISABLE=1 # no progress bars in the files
 read -r -d '' DESCRIBE << 'PY'
 import sys, torch
 is_cuda = sys.argv[1] == "cuda"

@@ -42,9 +42,12 @@ def test_training_is_timed(tmp_path, dtype):
     out = tmp_path / "training.csv"
     given = [*TINY[:-4], "--dtype", dtype, "--batch-size", "2", "--steps", "1", "--csv", str(out)]
     assert training.main(given) == 0
-    (row,) = rows_of(out)
-    assert float(row["samples_per_second"]) > 0 and float(row["loss"]) > 0
-    assert row["dtype"] == dtype and row["peak_mib"] == ""
+    rows = rows_of(out)
+    assert [row["loss"] for row in rows] == ["last", "uniform", "self_distil"]
+    for row in rows:
+        assert float(row["samples_per_second"]) > 0 and float(row["loss_per_token"]) > 0
+        assert float(row["peak_mib"]) > 0 and row["dtype"] == dtype
+    assert float(rows[0]["time_of_last"]) == float(rows[0]["memory_of_last"]) == 1
 
 
 @pytest.mark.slow
