@@ -1,4 +1,6 @@
-"""Time and peak memory of a training step by its loss: OFA's own, MuE's, and self-distillation.
+"""Time and peak memory of a training step by its loss: OFA's own, MuE's, and others.
+
+``recomputed`` is MuE's loss without memory for more than one layer's logits, as in large batches.
 
 A step is forward, backward and Adam on random weights, images and captions. Weights are float32.
 Other types compute under autocast. Data loading is not part of it. The losses take turns, so all
@@ -23,12 +25,14 @@ from benchmarks.memory import peak_above
 from benchmarks.options import device_parser, write_lines
 from benchmarks.setting import Setting, build, sample
 from benchmarks.timing import CLOCKS, interleaved, ratio
+from ofa_exit.objectives import layerwise
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.testing import random_tokens
 
 LOSSES: dict[str, dict[str, Any]] = {
     "last": {"layer_weights": "last"},
     "uniform": {"layer_weights": "uniform"},
+    "recomputed": {"layer_weights": "uniform"},
     "self_distil": {"layer_weights": "uniform", "self_distil": 0.5},
 }
 COLUMNS = (
@@ -78,7 +82,10 @@ class Steps:
         criterion = MuELoss(task, **{**usual, **LOSSES[name]})
         dtype = getattr(torch, setting.dtype)
 
+        kept = 0 if name == "recomputed" else layerwise.MAX_KEPT_NUMBERS
+
         def run() -> None:
+            layerwise.MAX_KEPT_NUMBERS = kept
             with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
                 loss = criterion(self.model, self.batch)[0] / self.batch["ntokens"]
             loss.backward()

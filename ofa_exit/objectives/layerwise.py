@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 Scores = TypeVar("Scores")
 
+MAX_KEPT_NUMBERS = 2**26
+"""Numbers of all layers' logits that wait for the backward pass: 256 MB in float32."""
+
 
 def parse_layer_weights(spec: str, layers: Sequence[int]) -> dict[int, float]:
     """Return the weights of the decoder layers' losses, by layer, with sum 1.
@@ -62,24 +65,28 @@ def _numbers(spec: str) -> list[float]:
 
 
 def score_layers(
-    features: Mapping[int, Tensor], score: Callable[[int, Tensor], Scores]
+    features: Mapping[int, Tensor], score: Callable[[int, Tensor], Scores], numbers: int
 ) -> dict[int, Scores]:
-    """Score the layers one after the other, keeping the logits of one at a time in memory.
+    """Score the layers one after the other, with a bound on the memory of their logits.
 
-    ``score`` projects a layer's features to logits and reduces those to numbers. All layers but
-    the last are checkpointed: their logits are recomputed in the backward pass. This costs one more
-    projection per layer. A loss of the last layer alone costs nothing more. Dropout in ``score``
-    drops the same features when logits are recomputed.
+    ``score`` projects a layer's features to logits and reduces those to numbers. The backward pass
+    needs the logits again. Those of the last layers stay in memory, at least of one layer and as
+    many as ``MAX_KEPT_NUMBERS`` allows. The other layers are checkpointed: their logits are
+    recomputed, which costs one more projection per layer. Dropout in ``score`` drops the same
+    features then.
 
     Args:
         features: by layer its states, [M, C] each.
         score: of layer and features.
+        numbers: how many numbers ``score`` keeps of a token, such as V for one row of logits.
 
     Returns: what ``score`` returned, by layer.
     """
+    per_layer = numbers * max((x.size(0) for x in features.values()), default=1)
+    kept = max(1, MAX_KEPT_NUMBERS // max(per_layer, 1))
     scores = {}
     for number, (layer, states) in enumerate(features.items(), start=1):
-        if number < len(features) and torch.is_grad_enabled():
+        if number <= len(features) - kept and torch.is_grad_enabled():
             scores[layer] = checkpoint(score, layer, states, use_reentrant=False)
         else:
             scores[layer] = score(layer, states)

@@ -279,7 +279,9 @@ class BlipeeAdversarial(FairseqCriterion):
         score = functools.partial(
             self.score_words, model, targets=targets, final_logits=final_logits
         )
-        scores = score_layers(features, score)
+        # Logits; distillation keeps probabilities and logarithms, too.
+        numbers = len(self.task.target_dictionary) * (1 if final_logits is None else 3)
+        scores = score_layers(features, score, numbers)
         word = torch.stack([s.word for s in scores.values()]).sum()
         generator = word.new_zeros(())
         for layer, x in features.items():

@@ -208,7 +208,7 @@ class LeeBertLoss(MultiExitLoss):
                 arguments = (self.score, model, layer, x, tokens, len(x), logits)
                 return functional_call(classifiers, dict(parameters), arguments)
 
-            return score_layers(features, score)
+            return score_layers(features, score, self.kept_numbers(batch))
 
         def inner(parameters: Parameters) -> Tensor:
             return terms(scored(parameters, tokens, batch.teachers)) / count

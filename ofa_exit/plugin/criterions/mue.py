@@ -229,13 +229,19 @@ class MuELoss(FairseqCriterion):
             return {layer: self.logits(model, layer, x) for layer, x in features.items()}
 
     def scores(self, model: Any, batch: ExitBatch, layers: list[int]) -> dict[int, LayerScore]:
-        """Return the sums of each layer. The logits of one student at a time are kept."""
+        """Return the sums of each layer."""
 
         def score(layer: int, features: Tensor) -> LayerScore:
             teachers = {j: batch.teacher_logits[j] for j in batch.teachers.get(layer, ())}
             return self.score(model, layer, features, batch.tokens, batch.kept, teachers)
 
-        return score_layers({layer: batch.features[layer] for layer in layers}, score)
+        return score_layers({i: batch.features[i] for i in layers}, score, self.kept_numbers(batch))
+
+    def kept_numbers(self, batch: ExitBatch) -> int:
+        """Return how many numbers of a token a layer's loss keeps for the backward pass."""
+        teachers = max((len(those) for those in batch.teachers.values()), default=0)
+        # Logits; with each teacher its probabilities and the student's logarithms.
+        return len(self.task.target_dictionary) * (1 + 2 * teachers)
 
     def output(
         self, batch: ExitBatch, scores: dict[int, LayerScore], loss: Tensor
