@@ -1,6 +1,6 @@
 """Time and peak memory of a training step by its loss: OFA's own, MuE's, and others.
 
-``recomputed`` is MuE's loss without memory for more than one layer's logits, as in large batches.
+``autograd`` is MuE's loss computed layer by layer, as that of exits with heads of their own.
 
 A step is forward, backward and Adam on random weights, images and captions. Weights are float32.
 Other types compute under autocast. Data loading is not part of it. The losses take turns, so all
@@ -25,14 +25,13 @@ from benchmarks.memory import peak_above
 from benchmarks.options import device_parser, write_lines
 from benchmarks.setting import Setting, build, sample
 from benchmarks.timing import CLOCKS, interleaved, ratio
-from ofa_exit.objectives import layerwise
-from ofa_exit.plugin.criterions.mue import MuELoss
+from ofa_exit.plugin.criterions.mue import ExitBatch, MuELoss
 from ofa_exit.testing import random_tokens
 
 LOSSES: dict[str, dict[str, Any]] = {
     "last": {"layer_weights": "last"},
     "uniform": {"layer_weights": "uniform"},
-    "recomputed": {"layer_weights": "uniform"},
+    "autograd": {"layer_weights": "uniform"},
     "self_distil": {"layer_weights": "uniform", "self_distil": 0.5},
 }
 COLUMNS = (
@@ -58,6 +57,11 @@ def training_sample(setting: Setting) -> dict[str, Any]:
     }
 
 
+class LayerByLayer(MuELoss):
+    def shared_words(self, model: Any, batch: ExitBatch) -> None:
+        """Return None, so that autograd keeps what it needs."""
+
+
 class Steps:
     """Training steps of one model by any of ``LOSSES``."""
 
@@ -79,13 +83,11 @@ class Steps:
             "label_smoothing": 0.1, "drop_worst_ratio": 0.0, "drop_worst_after": 0,
             "report_accuracy": False, "sentence_avg": False,
         }  # fmt: skip
-        criterion = MuELoss(task, **{**usual, **LOSSES[name]})
+        kind = LayerByLayer if name == "autograd" else MuELoss
+        criterion = kind(task, **{**usual, **LOSSES[name]})
         dtype = getattr(torch, setting.dtype)
 
-        kept = 0 if name == "recomputed" else layerwise.MAX_KEPT_NUMBERS
-
         def run() -> None:
-            layerwise.MAX_KEPT_NUMBERS = kept
             with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
                 loss = criterion(self.model, self.batch)[0] / self.batch["ntokens"]
             loss.backward()

@@ -24,6 +24,7 @@ from ofa_exit.objectives.layerwise import (
     parse_layer_weights,
     score_layers,
 )
+from ofa_exit.objectives.projected import projected_cross_entropy
 from ofa_exit.plugin.criterions.groups import exit_heads
 from ofa_exit.plugin.criterions.self_distillation import (
     AveragedModel,
@@ -230,12 +231,38 @@ class MuELoss(FairseqCriterion):
 
     def scores(self, model: Any, batch: ExitBatch, layers: list[int]) -> dict[int, LayerScore]:
         """Return the sums of each layer."""
+        words = self.shared_words(model, batch)
+        if words is not None:
+            return self.projected_scores(batch, layers, words)
 
         def score(layer: int, features: Tensor) -> LayerScore:
             teachers = {j: batch.teacher_logits[j] for j in batch.teachers.get(layer, ())}
             return self.score(model, layer, features, batch.tokens, batch.kept, teachers)
 
         return score_layers({i: batch.features[i] for i in layers}, score, self.kept_numbers(batch))
+
+    def shared_words(self, model: Any, batch: ExitBatch) -> Optional[Tensor]:
+        """Return the matrix [V, C] that scores all layers' words, or None if logits are needed."""
+        weight: Tensor = model.decoder.output_projection.weight
+        return None if batch.teachers else weight
+
+    def projected_scores(
+        self, batch: ExitBatch, layers: list[int], words: Tensor
+    ) -> dict[int, LayerScore]:
+        """Return what ``score`` returns for each layer, of losses that need no logits."""
+        tokens, features = batch.tokens, [batch.features[layer] for layer in layers]
+        losses, nll, correct = projected_cross_entropy(
+            features, words, tokens.target, self.label_smoothing, tokens.allowed,
+            count_correct=self.report_accuracy,
+        )  # fmt: skip
+        if tokens.confidence is not None:
+            losses, nll = losses * tokens.confidence.float(), nll * tokens.confidence.float()
+        scores = {}
+        for n, layer in enumerate(layers):
+            label = drop_worst(losses[n], batch.kept).sum()
+            number = tokens.target.new_zeros(()) if correct is None else correct[n].sum()
+            scores[layer] = LayerScore(label, label, [], nll[n].sum(), number)
+        return scores
 
     def kept_numbers(self, batch: ExitBatch) -> int:
         """Return how many numbers of a token a layer's loss keeps for the backward pass."""

@@ -17,7 +17,7 @@ from ofa_exit.plugin.criterions.groups import (
     warn_of_untrained,
     without_dropout,
 )
-from ofa_exit.plugin.criterions.mue import MuELoss, TokenLossConfig
+from ofa_exit.plugin.criterions.mue import ExitBatch, MuELoss, TokenLossConfig
 from ofa_exit.plugin.criterions.self_distillation import check_temperature
 from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 from ofa_exit.plugin.errors import UsageError, usage_errors
@@ -149,6 +149,9 @@ class MultiExitLoss(MuELoss):
         """Return the word scores [M, V] of teachers, without gradient and without dropout."""
         with without_dropout(exit_heads(model)):
             return super().teacher_logits(model, sample, tokens, features)
+
+    def shared_words(self, model: Any, batch: ExitBatch) -> None:
+        """Return None: every exit has its head."""
 
     def logits(self, model: Any, layer: int, features: Tensor) -> Tensor:
         decoder = model.decoder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ofa_exit.objectives.cross_entropy import drop_worst, tokens_kept
 from ofa_exit.objectives.encouraging import encouraging_bonus
-from ofa_exit.plugin.criterions.mue import MuELoss, TokenLossConfig
+from ofa_exit.plugin.criterions.mue import ExitBatch, MuELoss, TokenLossConfig
 from ofa_exit.plugin.criterions.target_tokens import TargetTokens
 
 SPELLINGS = ("adjust", "ajust")
@@ -74,6 +74,9 @@ class EncouragingLoss(MuELoss):
         kept = super().tokens_kept(model, ntokens)
         drops_best = self.training and model.num_updates > self.drop_best_after
         return tokens_kept(kept, self.drop_best_ratio) if drops_best else kept
+
+    def shared_words(self, model: Any, batch: ExitBatch) -> None:
+        """Return None: the encouraging loss needs the logits."""
 
     def label_loss(
         self, model: Any, logits: Tensor, tokens: TargetTokens, losses: Tensor, kept: int
