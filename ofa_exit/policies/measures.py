@@ -45,6 +45,32 @@ def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
     return _cosine(*_token_products(previous, current))
 
 
+GATE_FEATURES = ("distance", "ratio", "norm", "step")
+"""What a learned gate may look at, see ``gate_features``."""
+SMALLEST_DISTANCE = 1e-5
+
+
+def gate_features(previous: Tensor, current: Tensor, step: Tensor) -> dict[str, Tensor]:
+    """Return what the decoder's states before and after a layer say for free, without word scores.
+
+    Args:
+        previous, current: [R, P, C]. step: Long [P] or [R, P], from 0.
+
+    Returns: float32 by the names of ``GATE_FEATURES``, broadcastable to [R, P]:
+        distance: ln(1 - cos(previous, current)), the cosine of MuE Eq. 10 spread out near 1.
+        ratio: ln(|current| / |previous|). norm: ln |current|. step: ln(1 + step).
+    """
+    product, before, after = _token_products(previous, current)
+    distance = 1 - _cosine(product, before, after)
+    log_before, log_after = before.clamp_min(EPSILON).log(), after.clamp_min(EPSILON).log()
+    return {
+        "distance": distance.clamp_min(SMALLEST_DISTANCE).log(),
+        "ratio": log_after - log_before,
+        "norm": log_after,
+        "step": step.float().log1p(),
+    }
+
+
 def sample_saturation(
     previous: Tensor, current: Tensor, padding_mask: Optional[Tensor] = None
 ) -> Tensor:

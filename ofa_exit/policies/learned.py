@@ -1,0 +1,118 @@
+"""A learned gate: exit once a logistic regression expects the last layer's word."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ofa_exit.policies.base import GateAnswer, GateInput, OptionError, Origin, option
+from ofa_exit.policies.gate_file import GateFile, read_gate
+from ofa_exit.policies.measures import gate_features
+from ofa_exit.policies.schedules import (
+    beta_option,
+    reject_unused_parameters,
+    schedule_option,
+    tau_option,
+    threshold_of_step,
+)
+from ofa_exit.policies.similarity import (
+    EncoderSimilarity,
+    encoder_similarity_option,
+    encoder_threshold_option,
+    image_threshold_option,
+    text_threshold_option,
+)
+from ofa_exit.policies.thresholds import NEVER, PerLayer, at_layer, threshold_option
+
+
+def parse_path(value: Any) -> str:
+    """Return the path of a file. Raises ValueError."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a file, got {value!r}")
+    return value
+
+
+@dataclass
+class LearnedExit(EncoderSimilarity):
+    """Exit after a decoder layer i once p_i reaches P(t), the threshold with its schedule.
+
+    p_i = sigmoid(w_i · x + b_i) is the probability that the word after layer i is the last
+    layer's. x are ``measures.gate_features``, and w_i and b_i those of ``ofa-exit fit-gate``. The
+    encoder exits by cosine, as in ``similarity``, and by default never. No words are scored.
+
+    Differs from CALM's meta classifier: the features are four numbers instead of the hidden state,
+    so nothing is trained, and the step of the word is one of them.
+    """
+
+    decoder_field: ClassVar[str] = "gate_confidence"
+    gate_file: str = option(
+        dataclasses.MISSING,
+        "file of ofa-exit fit-gate, which was fitted on this checkpoint",
+        parse=parse_path,
+        flag="gate",
+        metavar="GATE.json",
+    )
+    gate_confidence: PerLayer = threshold_option(
+        0.9,
+        "exit once the gate expects the last layer's word with this probability (1 or more: never)",
+        tries=(0.99, 0.98, 0.97, 0.95, 0.92, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5),
+    )
+    image_threshold: PerLayer = image_threshold_option(NEVER)
+    text_threshold: PerLayer = text_threshold_option(NEVER)
+    encoder_threshold: PerLayer = encoder_threshold_option()
+    schedule: str = schedule_option("static")
+    beta: float = beta_option(0.95)
+    tau: float = tau_option(1.0)
+    encoder_similarity: str = encoder_similarity_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self._gate: GateFile = read_gate(self.gate_file)
+        except ValueError as error:
+            raise OptionError("gate_file", str(error)) from error
+        depth = len(self._gate.layers)
+        self._coefficients = [self._gate.coefficients(layer + 1) for layer in range(depth)]
+
+    @property
+    def origin(self) -> Origin:  # type: ignore[override]
+        """Return the checkpoint and task that the gate was fitted on."""
+        return Origin(
+            f"--exit-gate {self.gate_file}",
+            "Fit a gate for this one: ofa-exit fit-gate",
+            self._gate.digest,
+            self._gate.checkpoint,
+            self._gate.task,
+        )
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        reject_unused_parameters(self.schedule, self.given)
+        fitted = len(self._coefficients) + 1
+        if fitted != model.decoder_layers:
+            raise ValueError(
+                f"--exit-gate {self.gate_file} was fitted on {fitted} decoder layers, and the "
+                f"model has {model.decoder_layers}. Fit a gate for this one: ofa-exit fit-gate"
+            )
+
+    def confidence(self, seen: GateInput) -> Tensor:
+        """Return p_i of every active row and position, float32 [R, P]."""
+        assert seen.step is not None
+        features = gate_features(seen.previous, seen.current, seen.step)
+        weights, bias = self._coefficients[seen.layer - 1]
+        first, *others = self._gate.features
+        logit = features[first] * weights[0] + bias
+        for name, weight in zip(others, weights[1:]):
+            logit = torch.add(logit, features[name], alpha=weight)
+        return logit.sigmoid()
+
+    def decoder_gate(self, seen: GateInput) -> GateAnswer:
+        limit = at_layer(self.gate_confidence, seen.layer)
+        if limit >= 1:
+            return False
+        threshold = threshold_of_step(seen, limit, self.schedule, self.beta, self.tau)
+        return self.confidence(seen) >= threshold
