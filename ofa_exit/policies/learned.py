@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ofa_exit.policies.base import GateAnswer, GateInput, OptionError, Origin, option
+from ofa_exit.policies.base import GateAnswer, GateInput, OptionError, Origin, option, per_row
 from ofa_exit.policies.gate_file import GateFile, read_gate
-from ofa_exit.policies.measures import gate_features
+from ofa_exit.policies.measures import gate_features, log_step
 from ofa_exit.policies.schedules import (
     beta_option,
     reject_unused_parameters,
@@ -101,8 +101,11 @@ class LearnedExit(EncoderSimilarity):
 
     def confidence(self, seen: GateInput) -> Tensor:
         """Return p_i of every active row and position, float32 [R, P]."""
-        assert seen.step is not None
-        features = gate_features(seen.previous, seen.current, seen.step)
+        step = seen.memory.get("log step")
+        if step is None:  # once for all layers
+            assert seen.step is not None
+            step = seen.memory["log step"] = per_row(log_step(seen.step), len(seen.current))
+        features = gate_features(seen.previous, seen.current, step)
         weights, bias = self._coefficients[seen.layer - 1]
         first, *others = self._gate.features
         logit = features[first] * weights[0] + bias

@@ -50,24 +50,30 @@ GATE_FEATURES = ("distance", "ratio", "norm", "step")
 SMALLEST_DISTANCE = 1e-5
 
 
+def log_step(step: Tensor) -> Tensor:
+    """Return ln(1 + t) of steps t from 0, float32."""
+    return step.float().log1p()
+
+
 def gate_features(previous: Tensor, current: Tensor, step: Tensor) -> dict[str, Tensor]:
     """Return what the decoder's states before and after a layer say for free, without word scores.
 
     Args:
-        previous, current: [R, P, C]. step: Long [P] or [R, P], from 0.
+        previous, current: [R, P, C]. step: ln(1 + t), float32 [P] or [R, P], see ``log_step``.
 
     Returns: float32 by the names of ``GATE_FEATURES``, broadcastable to [R, P]:
         distance: ln(1 - cos(previous, current)), the cosine of MuE Eq. 10 spread out near 1.
-        ratio: ln(|current| / |previous|). norm: ln |current|. step: ln(1 + step).
+        ratio: ln(|current| / |previous|). norm: ln |current|. step: as given.
     """
     product, before, after = _token_products(previous, current)
-    distance = 1 - _cosine(product, before, after)
-    log_before, log_after = before.clamp_min(EPSILON).log(), after.clamp_min(EPSILON).log()
+    before, after = before.clamp_min(EPSILON), after.clamp_min(EPSILON)
+    distance = 1 - product / (before * after)
+    norm = after.log()
     return {
         "distance": distance.clamp_min(SMALLEST_DISTANCE).log(),
-        "ratio": log_after - log_before,
-        "norm": log_after,
-        "step": step.float().log1p(),
+        "ratio": norm - before.log(),
+        "norm": norm,
+        "step": step,
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from helpers.small_models import batch
 from ofa_exit.policies.gate_file import GateFile
-from ofa_exit.policies.measures import GATE_FEATURES, gate_features
+from ofa_exit.policies.measures import GATE_FEATURES, gate_features, log_step
 
 WEIGHTS = [[-0.9, 0.4, 0.5, 0.3], [0.6, -0.7, 0.2, -0.4]]  # of odd and even layers
 
@@ -54,7 +54,7 @@ def gate_for(model: Any) -> GateFile:
     _, extra = model(**net_input, return_layers=True)
     states, entries = extra["layer_states"], []
     for number, entry in enumerate(gate_file().layers):
-        found = gate_features(states[number], states[number + 1], torch.arange(10))
+        found = gate_features(states[number], states[number + 1], log_step(torch.arange(10)))
         values = [found[name].expand(4, 10).flatten() for name in GATE_FEATURES]
         entries.append(
             {

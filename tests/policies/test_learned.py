@@ -21,7 +21,7 @@ from helpers.small_models import batch, generate
 
 from ofa_exit.policies.base import ExitPolicy, GateInput, OptionError
 from ofa_exit.policies.learned import LearnedExit
-from ofa_exit.policies.measures import gate_features
+from ofa_exit.policies.measures import gate_features, log_step
 
 LAYERS = [1, 2, 3, 4, 5]
 
@@ -149,11 +149,11 @@ def test_the_encoder_exits_by_cosine(path, split, options):
 def test_features_are_free_of_the_batch_and_of_half_precision():
     generator = torch.Generator().manual_seed(4)
     states = torch.randn(2, 3, 2, 16, generator=generator)
-    found = gate_features(*states.half(), torch.arange(2))
+    found = gate_features(*states.half(), log_step(torch.arange(2)))
     for name, values in found.items():
         assert values.dtype == torch.float32, name
-    alone = gate_features(*(state[1:2] for state in states), torch.arange(2))
-    together = gate_features(*states, torch.arange(2))
+    alone = gate_features(*(state[1:2] for state in states), log_step(torch.arange(2)))
+    together = gate_features(*states, log_step(torch.arange(2)))
     for name, values in alone.items():
         assert torch.equal(values, together[name][1:2] if name != "step" else values)
 
