@@ -23,7 +23,7 @@ class GateFile:
     """What ``ofa-exit fit-gate`` writes.
 
     Attributes:
-        features: names of ``measures.GATE_FEATURES``, the order of the numbers below.
+        features: ``measures.GATE_FEATURES``, the order of the numbers below.
         layers: one entry after each decoder layer but the last: "mean" and "scale" of each
             feature, "weights" of the scaled features, "bias", and what was found ("agreement", the
             share of words that are the last layer's, "accuracy", "auc").
@@ -97,8 +97,8 @@ def _problem(saved: Any) -> Optional[str]:
         if not isinstance(saved.get(part), kind):
             return f"{part} is missing, or no {'list' if kind is list else 'object'}"
     features = saved["features"]
-    if not features or not all(isinstance(one, str) and one in GATE_FEATURES for one in features):
-        return f"features names others than {', '.join(GATE_FEATURES)}"
+    if features != list(GATE_FEATURES):
+        return f"features are others than {', '.join(GATE_FEATURES)}"
     if not saved["layers"]:
         return "layers is empty"
     for number, layer in enumerate(saved["layers"], start=1):

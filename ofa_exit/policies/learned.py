@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ofa_exit.policies.base import GateAnswer, GateInput, OptionError, Origin, option, per_row
 from ofa_exit.policies.gate_file import GateFile, read_gate
-from ofa_exit.policies.measures import gate_features, log_step
+from ofa_exit.policies.measures import log_norms, log_step
 from ofa_exit.policies.schedules import (
     beta_option,
     reject_unused_parameters,
@@ -36,12 +36,33 @@ def parse_path(value: Any) -> str:
     return value
 
 
+class GateNumbers:
+    """Weights and biases of a gate, on the devices that asked for them."""
+
+    def __init__(self, gate: GateFile) -> None:
+        self.layers = [gate.coefficients(layer + 1) for layer in range(len(gate.layers))]
+        self._weights: dict[torch.device, list[Tensor]] = {}
+
+    def of_layer(self, layer: int, device: torch.device) -> tuple[Tensor, float, float]:
+        """Return what follows a layer, from 1.
+
+        Returns: weights of the norms, float32 [3, 1, 1], the weight of the step, and the bias.
+        """
+        if device not in self._weights:
+            self._weights[device] = [
+                torch.tensor(weights[:-1], device=device).view(-1, 1, 1)
+                for weights, _ in self.layers
+            ]
+        weights, bias = self.layers[layer - 1]
+        return self._weights[device][layer - 1], weights[-1], bias
+
+
 @dataclass
 class LearnedExit(EncoderSimilarity):
     """Exit after a decoder layer i once p_i reaches P(t), the threshold with its schedule.
 
     p_i = sigmoid(w_i · x + b_i) is the probability that the word after layer i is the last
-    layer's. x are ``measures.gate_features``, and w_i and b_i those of ``ofa-exit fit-gate``. The
+    layer's. x are ``measures.GATE_FEATURES``, and w_i and b_i those of ``ofa-exit fit-gate``. The
     encoder exits by cosine, as in ``similarity``, and by default never. No words are scored.
 
     Differs from CALM's meta classifier: the features are four numbers instead of the hidden state,
@@ -75,8 +96,7 @@ class LearnedExit(EncoderSimilarity):
             self._gate: GateFile = read_gate(self.gate_file)
         except ValueError as error:
             raise OptionError("gate_file", str(error)) from error
-        depth = len(self._gate.layers)
-        self._coefficients = [self._gate.coefficients(layer + 1) for layer in range(depth)]
+        self._numbers = GateNumbers(self._gate)
 
     @property
     def origin(self) -> Origin:  # type: ignore[override]
@@ -92,7 +112,7 @@ class LearnedExit(EncoderSimilarity):
     def check(self, model: Any) -> None:
         super().check(model)
         reject_unused_parameters(self.schedule, self.given)
-        fitted = len(self._coefficients) + 1
+        fitted = len(self._numbers.layers) + 1
         if fitted != model.decoder_layers:
             raise ValueError(
                 f"--exit-gate {self.gate_file} was fitted on {fitted} decoder layers, and the "
@@ -105,12 +125,9 @@ class LearnedExit(EncoderSimilarity):
         if step is None:  # once for all layers
             assert seen.step is not None
             step = seen.memory["log step"] = per_row(log_step(seen.step), len(seen.current))
-        features = gate_features(seen.previous, seen.current, step)
-        weights, bias = self._coefficients[seen.layer - 1]
-        first, *others = self._gate.features
-        logit = features[first] * weights[0] + bias
-        for name, weight in zip(others, weights[1:]):
-            logit = torch.add(logit, features[name], alpha=weight)
+        norms = log_norms(seen.previous, seen.current)  # [3, R, P]
+        weights, step_weight, bias = self._numbers.of_layer(seen.layer, norms.device)
+        logit = torch.add((norms * weights).sum(dim=0), step, alpha=step_weight) + bias
         return logit.sigmoid()
 
     def decoder_gate(self, seen: GateInput) -> GateAnswer:

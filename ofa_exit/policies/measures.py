@@ -45,36 +45,30 @@ def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
     return _cosine(*_token_products(previous, current))
 
 
-GATE_FEATURES = ("distance", "ratio", "norm", "step")
-"""What a learned gate may look at, see ``gate_features``."""
-SMALLEST_DISTANCE = 1e-5
+GATE_FEATURES = ("change", "before", "after", "step")
+"""What a learned gate looks at: ``log_norms``, and ``log_step``."""
+SMALLEST_NORM = 1e-5
+
+
+def log_norms(previous: Tensor, current: Tensor) -> Tensor:
+    """Return ln |current - previous|, ln |previous| and ln |current|, per token.
+
+    The cosine of both states and the ratio of their norms are functions of these three, which take
+    fewer operations.
+
+    Args:
+        previous, current: [..., C].
+
+    Returns: float32 [3, ...].
+    """
+    previous, current = previous.float(), current.float()
+    states = torch.stack((current - previous, previous, current))  # [3, ..., C]
+    return torch.linalg.vector_norm(states, dim=-1).clamp_min(SMALLEST_NORM).log()
 
 
 def log_step(step: Tensor) -> Tensor:
     """Return ln(1 + t) of steps t from 0, float32."""
     return step.float().log1p()
-
-
-def gate_features(previous: Tensor, current: Tensor, step: Tensor) -> dict[str, Tensor]:
-    """Return what the decoder's states before and after a layer say for free, without word scores.
-
-    Args:
-        previous, current: [R, P, C]. step: ln(1 + t), float32 [P] or [R, P], see ``log_step``.
-
-    Returns: float32 by the names of ``GATE_FEATURES``, broadcastable to [R, P]:
-        distance: ln(1 - cos(previous, current)), the cosine of MuE Eq. 10 spread out near 1.
-        ratio: ln(|current| / |previous|). norm: ln |current|. step: as given.
-    """
-    product, before, after = _token_products(previous, current)
-    before, after = before.clamp_min(EPSILON), after.clamp_min(EPSILON)
-    distance = 1 - product / (before * after)
-    norm = after.log()
-    return {
-        "distance": distance.clamp_min(SMALLEST_DISTANCE).log(),
-        "ratio": norm - before.log(),
-        "norm": norm,
-        "step": step,
-    }
 
 
 def sample_saturation(

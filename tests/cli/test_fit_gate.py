@@ -171,7 +171,7 @@ EDITS = [
     (lambda saved: saved["layers"][0].update(bias=9.0), "was edited"),
     (lambda saved: saved.update(format=2), "no file of ofa-exit fit-gate"),
     (lambda saved: saved.pop("task"), "task is missing"),
-    (lambda saved: saved.update(features=["cosine"]), "features names others than distance"),
+    (lambda saved: saved.update(features=["cosine"]), "features are others than change"),
     (lambda saved: saved.update(layers=[]), "layers is empty"),
     (lambda saved: saved["layers"][1]["scale"].pop(), "layer 2 has not one scale per feature"),
     (lambda saved: saved["layers"][1]["mean"].__setitem__(0, float("nan")), "no finite number"),

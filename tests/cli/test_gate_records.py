@@ -18,7 +18,7 @@ STEPS = 3
 
 @torch.no_grad()
 def slow_word(model, net_input, tokens, allowed=None):
-    """(distance, ratio, norm, step), agreement after each layer of a sequence's last word."""
+    """(change, before, after, step), agreement after each layer of a sequence's last word."""
     inputs = {k: v for k, v in net_input.items() if k != "prev_output_tokens"}
     _, extra = model(**inputs, prev_output_tokens=torch.tensor([tokens]), return_layers=True)
     states = [layer[0, -1] for layer in extra["layer_states"]]
@@ -29,9 +29,7 @@ def slow_word(model, net_input, tokens, allowed=None):
         words.append(max(chosen, key=lambda word: scores[word]))
     found = []
     for before, after, word in zip(states, states[1:-1], words):
-        first, second = float(before.norm()), float(after.norm())
-        cosine = float(before @ after) / first / second
-        values = [math.log(1 - cosine), math.log(second / first), math.log(second)]
+        values = [math.log(float(state.norm())) for state in (after - before, before, after)]
         found.append(([*values, math.log(len(tokens))], word == words[-1]))
     return found
 

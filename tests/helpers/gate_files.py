@@ -10,7 +10,7 @@ import torch
 
 from helpers.small_models import batch
 from ofa_exit.policies.gate_file import GateFile
-from ofa_exit.policies.measures import GATE_FEATURES, gate_features, log_step
+from ofa_exit.policies.measures import GATE_FEATURES, log_norms, log_step
 
 WEIGHTS = [[-0.9, 0.4, 0.5, 0.3], [0.6, -0.7, 0.2, -0.4]]  # of odd and even layers
 
@@ -54,8 +54,9 @@ def gate_for(model: Any) -> GateFile:
     _, extra = model(**net_input, return_layers=True)
     states, entries = extra["layer_states"], []
     for number, entry in enumerate(gate_file().layers):
-        found = gate_features(states[number], states[number + 1], log_step(torch.arange(10)))
-        values = [found[name].expand(4, 10).flatten() for name in GATE_FEATURES]
+        norms = log_norms(states[number], states[number + 1])
+        step = log_step(torch.arange(10)).expand(1, 4, 10)
+        values = torch.cat([norms, step]).flatten(1)
         entries.append(
             {
                 **entry,

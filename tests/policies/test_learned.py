@@ -21,7 +21,7 @@ from helpers.small_models import batch, generate
 
 from ofa_exit.policies.base import ExitPolicy, GateInput, OptionError
 from ofa_exit.policies.learned import LearnedExit
-from ofa_exit.policies.measures import gate_features, log_step
+from ofa_exit.policies.measures import log_norms, log_step
 
 LAYERS = [1, 2, 3, 4, 5]
 
@@ -36,11 +36,11 @@ def probability(gate, layer) -> float:
     """p_i of one token from the definition, in float64."""
     before, after = layer.previous.double().tolist(), layer.state.double().tolist()
     norms = [math.sqrt(sum(x * x for x in state)) for state in (before, after)]
-    cosine = sum(x * y for x, y in zip(before, after)) / norms[0] / norms[1]
+    change = math.sqrt(sum((y - x) ** 2 for x, y in zip(before, after)))
     features = {
-        "distance": math.log(max(1 - cosine, 1e-5)),
-        "ratio": math.log(norms[1] / norms[0]),
-        "norm": math.log(norms[1]),
+        "change": math.log(max(change, 1e-5)),
+        "before": math.log(norms[0]),
+        "after": math.log(norms[1]),
         "step": math.log(1 + layer.step),
     }
     own = gate.layers[layer.number - 1]
@@ -149,13 +149,17 @@ def test_the_encoder_exits_by_cosine(path, split, options):
 def test_features_are_free_of_the_batch_and_of_half_precision():
     generator = torch.Generator().manual_seed(4)
     states = torch.randn(2, 3, 2, 16, generator=generator)
-    found = gate_features(*states.half(), log_step(torch.arange(2)))
-    for name, values in found.items():
-        assert values.dtype == torch.float32, name
-    alone = gate_features(*(state[1:2] for state in states), log_step(torch.arange(2)))
-    together = gate_features(*states, log_step(torch.arange(2)))
-    for name, values in alone.items():
-        assert torch.equal(values, together[name][1:2] if name != "step" else values)
+    assert log_norms(*states.half()).dtype == log_step(torch.arange(2)).dtype == torch.float32
+    alone = log_norms(*(state[1:2] for state in states))
+    assert torch.equal(alone, log_norms(*states)[:, 1:2])
+
+
+def test_the_cosine_and_the_ratio_follow_from_the_norms():
+    generator = torch.Generator().manual_seed(4)
+    before, after = torch.randn(2, 3, 16, generator=generator)
+    change, first, second = log_norms(before, after).exp()
+    cosine = (first**2 + second**2 - change**2) / (2 * first * second)
+    torch.testing.assert_close(cosine, torch.cosine_similarity(before, after, dim=-1))
 
 
 def test_broken_and_equal_states(path):

@@ -5,9 +5,9 @@
     --exit-gate-confidence 0.9 …
 
 The rows are generated once, at full depth. After each layer the gate learns, from what is free
-(the cosine with the state before the layer, both norms, the step), whether the word is the last
-layer's. Words are scored after every layer to know that, at fit time only. Give a few hundred rows
-that the model was not trained on, and the search that will be used.
+(norms of the state before and after the layer and of their difference, and the step), whether the
+word is the last layer's. Words are scored after every layer to know that, at fit time only. Give a
+few hundred rows that the model was not trained on, and the search that will be used.
 
 The file is of this checkpoint and task, as exits.json of ofa-exit calibrate, which chooses
 --exit-gate-confidence with a guarantee, on other rows. docs/exits.md has details.

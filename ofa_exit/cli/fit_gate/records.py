@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ofa_exit.models.word_scores import MAX_SCORES_AT_ONCE
-from ofa_exit.policies.measures import GATE_FEATURES, gate_features, log_step
+from ofa_exit.policies.measures import log_norms, log_step
 from ofa_exit.runtime.token_tree import TokenTree
 from ofa_exit.testing import record_states
 
@@ -54,13 +54,13 @@ class Records:
             step, chosen = tree.depth, tree.asked
             if tree.words is not None and tree.allowed is not None:
                 words, allowed = tree.words, tree.allowed()[chosen]  # Bool [M, W]
+        steps = log_step(step.expand(rows, positions)[chosen])[None]  # [1, M]
         last = best_words(decoder, states[-1][chosen], words, allowed)
         for layer in range(1, self.layers):
             previous, current = states[layer - 1], states[layer]
-            found = gate_features(previous, current, log_step(step))
-            columns = [found[name].expand(rows, positions)[chosen] for name in GATE_FEATURES]
+            norms = log_norms(previous, current)[:, chosen]  # [3, M]
             agrees = best_words(decoder, current[chosen], words, allowed) == last
-            self._features[layer - 1].append(torch.stack(columns, dim=1).cpu())
+            self._features[layer - 1].append(torch.cat([norms, steps]).T.cpu())
             self._labels[layer - 1].append(agrees.cpu())
 
 
