@@ -94,7 +94,7 @@ def test_the_command_line_takes_lists_and_switches():
 def test_policies_share_flags_of_one_meaning():
     shown = {name: own.help for name, own in policy_flags().items()}
     assert shown["exit_tau"].endswith(
-        "(--exit-policy similarity, softmax, softmax_diff, saturation, meta)"
+        "(--exit-policy similarity, softmax, softmax_diff, saturation, meta, learned)"
     )
     assert "(--exit-policy confidence, entropy, patience, softmax" in shown["exit_active_layers"]
     assert shown["exit_entropy"].endswith("(--exit-policy entropy)")
