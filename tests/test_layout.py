@@ -26,7 +26,7 @@ PARTS = (
 
 # What each part may import besides itself and the standard library.
 ALLOWED = {
-    "policies": {"torch"},
+    "policies": {"regular_files", "torch"},
     "heads": {"torch"},
     "runtime": {"policies", "heads", "torch"},
     "models": {"runtime", "heads", "policies", "regular_files", "torch", "torchvision"},

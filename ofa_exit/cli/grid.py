@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from fairseq import utils
+
+from ofa_exit.plugin.calibrated import reject_other_fit
 from ofa_exit.plugin.drafts import is_lossless
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.plugin.exit_config import reject_foreign_policy
 from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.options import (
     COMMON,
@@ -18,7 +22,8 @@ from ofa_exit.plugin.options import (
     policy_flags,
     reject_misfit_arguments,
 )
-from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.plugin.saved_arguments import resolved
+from ofa_exit.policies.base import ExitPolicy, Origin
 from ofa_exit.policies.registry import POLICIES
 from ofa_exit.regular_files import regular_file
 from ofa_exit.runtime.token_exits import TokenExits
@@ -116,8 +121,22 @@ def exit_settings(
             options.exit_policy = _policy_of(exits)
         with errors_name(name):
             policy = build_exit_policy(options, task)
+            if policy is not None and policy.origin is not None:
+                _take_origin(policy.origin, options, cfg)
         settings.append(ExitSetting(name, given.get("run", run), exits, options, policy))
     return settings
+
+
+def _take_origin(origin: Origin, options: Namespace, cfg: Any) -> None:
+    """Reject a policy that was fitted on another checkpoint; keep with the options which fit it is.
+
+    What resumes compares the options, and a file may have been fitted again under its name.
+    """
+    path = resolved(getattr(cfg, "path", None))
+    if path:
+        reject_foreign_policy(origin, utils.split_paths(path), None)
+        reject_other_fit(options.exit_config, origin)
+    options.fitted = origin.digest
 
 
 def check_setting(given: Any, where: str) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "sweep": "measure quality and savings of many exit settings",
     "choose": "select an exit setting on one split and report it on others",
     "calibrate": "select an exit setting with a guarantee, for --exit-config",
+    "fit-gate": "fit the gate of --exit-policy learned on traces of full depth",
     "compare": "compare methods: tables and curves of their sweeps",
     "plot": "draw quality against savings",
     "layers": "measure quality after each decoder layer and at each exit",

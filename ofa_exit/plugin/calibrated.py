@@ -10,11 +10,13 @@ from omegaconf import OmegaConf
 from ofa_exit.plugin.exit_config import (
     read_exit_config,
     reject_foreign,
+    reject_foreign_policy,
     task_fingerprint,
     warn_of_other_data,
 )
 from ofa_exit.plugin.saved_arguments import resolved
 from ofa_exit.plugin.search.options import DEFAULTS
+from ofa_exit.policies.base import ExitPolicy, Origin
 from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
@@ -46,17 +48,33 @@ def search_of(options: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != DEFAULTS[name]}
 
 
-def reject_foreign_config(cfg: Any, kind: str, path: Optional[str] = None) -> None:
-    """Raise ValueError if ``--exit-config`` is of another checkpoint or task.
+def reject_foreign_config(
+    cfg: Any, kind: str, path: Optional[str] = None, policy: Optional[ExitPolicy] = None
+) -> None:
+    """Raise ValueError if exits were calibrated or fitted for another checkpoint or task.
 
     Args:
         cfg: options of the task; without a checkpoint, as in training, nothing is checked.
-        path: of the file (default: the one that ``cfg`` names).
+        path: of a file for ``--exit-config`` (default: the one that ``cfg`` names).
+        policy: to use, which may have been fitted.
     """
     path, evaluated = path or getattr(cfg, "exit_config", None), resolved(cfg.path)
     if path is not None and evaluated:
         checkpoints = utils.split_paths(evaluated)
         reject_foreign(path, read_exit_config(path), checkpoints, fingerprint_of_task(cfg, kind))
+    if evaluated and policy is not None and policy.origin is not None:
+        checkpoints = utils.split_paths(evaluated)
+        reject_foreign_policy(policy.origin, checkpoints, fingerprint_of_task(cfg, kind))
+        reject_other_fit(path, policy.origin)
+
+
+def reject_other_fit(path: Optional[str], origin: Origin) -> None:
+    """Raise ValueError if a policy's numbers are not those that ``--exit-config`` tested."""
+    if path is not None and read_exit_config(path).certificate.get("fitted") != origin.digest:
+        raise ValueError(
+            f"{origin.option} was fitted again after --exit-config {path} was calibrated with it. "
+            "Run ofa-exit calibrate again"
+        )
 
 
 def warn_of_search(cfg: Any, options: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ofa_exit.data.files import sha256_of, write_bytes
+from ofa_exit.policies.base import Origin
 from ofa_exit.regular_files import regular_file
 
 logger = logging.getLogger(__name__)
@@ -144,23 +145,55 @@ def reject_foreign(
     path: str, config: ExitConfig, checkpoints: list[str], task: Mapping[str, Any]
 ) -> None:
     """Raise ValueError unless a file is of this checkpoint and task."""
+    _reject_other_origin(
+        f"--exit-config {path}",
+        "calibrated for",
+        "Calibrate this one: ofa-exit calibrate",
+        (config.checkpoint, config.task),
+        (checkpoints, task),
+    )
+
+
+def reject_foreign_policy(
+    origin: Origin, checkpoints: list[str], task: Optional[Mapping[str, Any]]
+) -> None:
+    """Raise ValueError unless a policy was fitted on this checkpoint and task.
+
+    Args:
+        task: its fingerprint; None where it is not known yet.
+    """
+    wanted = origin.checkpoint, origin.task if task is not None else {}
+    found = checkpoints, task or {}
+    _reject_other_origin(origin.option, "fitted on", origin.remedy, wanted, found)
+
+
+def _reject_other_origin(
+    option: str,
+    made: str,
+    remedy: str,
+    wanted: tuple[Mapping[str, Any], Mapping[str, Any]],
+    found: tuple[list[str], Mapping[str, Any]],
+) -> None:
+    """Raise ValueError unless checkpoint and task are those that a file was made for.
+
+    Args:
+        made: what the file is to its checkpoint, "fitted on".
+        wanted: fingerprints of checkpoint and task. found: paths, and the fingerprint of the task.
+    """
+    (checkpoint, wanted_task), (checkpoints, task) = wanted, found
     if len(checkpoints) != 1:
-        raise ValueError(
-            f"--exit-config {path} is of one checkpoint, and {len(checkpoints)} are given"
-        )
-    for name in dict.fromkeys([*config.task, *task]):
-        if config.task.get(name) != task.get(name):
+        raise ValueError(f"{option} is of one checkpoint, and {len(checkpoints)} are given")
+    for name in dict.fromkeys([*wanted_task, *task]):
+        if wanted_task.get(name) != task.get(name):
             raise ValueError(
-                f"--exit-config {path} was calibrated for another task: {name} "
-                f"{config.task.get(name)}, not {task.get(name)}. Calibrate this one: ofa-exit "
-                "calibrate"
+                f"{option} was {made} another task: {name} {wanted_task.get(name)}, not "
+                f"{task.get(name)}. {remedy}"
             )
     # Last: it reads the whole checkpoint.
-    found, wanted = checkpoint_fingerprint(checkpoints[0]), config.checkpoint
-    if found["sha256"] != wanted["sha256"]:
+    if checkpoint_fingerprint(checkpoints[0])["sha256"] != checkpoint["sha256"]:
         raise ValueError(
-            f"--exit-config {path} was calibrated for another checkpoint ({wanted.get('file')}) "
-            f"than {checkpoints[0]}. Calibrate this one: ofa-exit calibrate"
+            f"{option} was {made} another checkpoint ({checkpoint.get('file')}) than "
+            f"{checkpoints[0]}. {remedy}"
         )
 
 

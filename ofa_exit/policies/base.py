@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
@@ -142,6 +142,24 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the numbers of a policy were fitted on: it serves no other checkpoint or task.
+
+    Attributes:
+        option: names the numbers in errors, as "--exit-gate gate.json".
+        remedy: how to make them for another checkpoint.
+        digest: changes with the numbers.
+        checkpoint, task: fingerprints, as in files of ``--exit-config``.
+    """
+
+    option: str
+    remedy: str
+    digest: str
+    checkpoint: Mapping[str, Any]
+    task: Mapping[str, Any]
+
+
 class ExitPolicy:
     """Decides when to exit. Subclass it as a dataclass, and register it by name.
 
@@ -156,6 +174,8 @@ class ExitPolicy:
     """Fields that the user set, where the policy was built from options."""
     needs_confidence: ClassVar[bool] = False
     """Whether a gate asks for ``GateInput.confidence``, so that the heads must have learned one."""
+    origin: Optional[Origin] = None
+    """What the policy was fitted on, if it was."""
 
     def __post_init__(self) -> None:
         """Check every field against its declaration. Raises OptionError."""

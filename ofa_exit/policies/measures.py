@@ -45,6 +45,32 @@ def hidden_saturation(previous: Tensor, current: Tensor) -> Tensor:
     return _cosine(*_token_products(previous, current))
 
 
+GATE_FEATURES = ("change", "before", "after", "step")
+"""What a learned gate looks at: ``log_norms``, and ``log_step``."""
+SMALLEST_NORM = 1e-5
+
+
+def log_norms(previous: Tensor, current: Tensor) -> Tensor:
+    """Return ln |current - previous|, ln |previous| and ln |current|, per token.
+
+    The cosine of both states and the ratio of their norms are functions of these three, which take
+    fewer operations.
+
+    Args:
+        previous, current: [..., C].
+
+    Returns: float32 [3, ...].
+    """
+    previous, current = previous.float(), current.float()
+    states = torch.stack((current - previous, previous, current))  # [3, ..., C]
+    return torch.linalg.vector_norm(states, dim=-1).clamp_min(SMALLEST_NORM).log()
+
+
+def log_step(step: Tensor) -> Tensor:
+    """Return ln(1 + t) of steps t from 0, float32."""
+    return step.float().log1p()
+
+
 def sample_saturation(
     previous: Tensor, current: Tensor, padding_mask: Optional[Tensor] = None
 ) -> Tensor:

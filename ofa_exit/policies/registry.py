@@ -10,6 +10,7 @@ from ofa_exit.policies.base import ExitPolicy
 from ofa_exit.policies.calm import MetaExit, SaturationExit, SoftmaxDiffExit, SoftmaxExit
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.learned import LearnedExit
 from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
@@ -24,6 +25,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "softmax_diff": SoftmaxDiffExit,
     "saturation": SaturationExit,
     "meta": MetaExit,
+    "learned": LearnedExit,
 }
 """Where several policies take the options of a sweep's setting, the first of them is meant."""
 

@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 
 import pytest
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from helpers.gate_files import write_gate
 from helpers.small_models import nano
 
 from ofa_exit.plugin.errors import UsageError
@@ -93,7 +94,7 @@ def test_the_command_line_takes_lists_and_switches():
 def test_policies_share_flags_of_one_meaning():
     shown = {name: own.help for name, own in policy_flags().items()}
     assert shown["exit_tau"].endswith(
-        "(--exit-policy similarity, softmax, softmax_diff, saturation, meta)"
+        "(--exit-policy similarity, softmax, softmax_diff, saturation, meta, learned)"
     )
     assert "(--exit-policy confidence, entropy, patience, softmax" in shown["exit_active_layers"]
     assert shown["exit_entropy"].endswith("(--exit-policy entropy)")
@@ -184,24 +185,26 @@ def test_every_number_has_bounds():
         ("entropy", 0, None),
         ("patience", 1, None),
         ("threshold", 0, None),
+        ("gate_confidence", 0, None),
     }
 
 
 @pytest.mark.parametrize(("policy", "name", "low", "high"), list(numbers()))
-def test_bounds_of_numbers(policy, name, low, high):
+def test_bounds_of_numbers(policy, name, low, high, tmp_path):
     flag = "--exit-" + name.replace("_", "-")
+    needed = {"gate": write_gate(tmp_path / "gate.json")} if policy == "learned" else {}
     whole = name == "patience"
     inside = [low, low + (1 if whole else 0.5)] if high is None else [low, high]
     for value in inside:
-        assert getattr(policy_of(policy=policy, **{name: value}), name) == value
+        assert getattr(policy_of(policy=policy, **needed, **{name: value}), name) == value
     outside = [low - 0.01, float("nan"), float("inf"), -float("inf")]
     for value in outside if high is None else [*outside, high + 0.01]:
         with pytest.raises(UsageError, match=rf"{flag}\b.*{low}.*{value}"):
-            policy_of(policy=policy, **{name: value})
+            policy_of(policy=policy, **needed, **{name: value})
     per_layer = policy_options(POLICIES[policy])[name].metadata["parse"] is not None
     for value in ("a", True, None, [], ["1"], *(() if per_layer else ("0.5", [1]))):
         with pytest.raises(UsageError, match=rf"{flag}\b"):
-            policy_of(policy=policy, options=json.dumps({name: value}))
+            policy_of(policy=policy, **needed, options=json.dumps({name: value}))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +214,13 @@ def test_bounds_of_numbers(policy, name, low, high):
         ({"kv": "propagate"}, r"--exit-kv without.*--exit-policy"),
         ({"options": '{"tau": 1}'}, r"--exit-options without.*--exit-policy"),
         ({"schedule": "decay", "depths": "1,1,1"}, r"(?=.*--exit-schedule)(?=.*--exit-depths)"),
+        ({"policy": "learned"}, r"--exit-policy learned needs --exit-gate GATE.json"),
+        (
+            {"policy": "learned", "gate": "none.json"},
+            r"--exit-gate none.json cannot be read: No such file",
+        ),
+        ({"gate": "gate.json"}, r"--exit-gate without.*--exit-policy learned"),
+        ({"gate_confidence": "0.9"}, r"--exit-gate-confidence without.*--exit-policy learned"),
         ({"policy": "similar"}, r"--exit-policy 'similar'.*none, similarity, static, confidence"),
         ({"policy": "similarity", "schedule": "linear"}, r"--exit-schedule 'linear'.*decay"),
         (

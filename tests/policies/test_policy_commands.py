@@ -7,6 +7,7 @@ import json
 import pytest
 from helpers import task_files as files
 
+from ofa_exit.cli.fit_gate import main as fit_gate
 from ofa_exit.policies.registry import POLICIES
 
 # Flags of a policy under which words of untrained models exit, and the earliest layer.
@@ -20,6 +21,7 @@ CASES = {
     "softmax_diff": (["--exit-threshold", "0.1", "--exit-schedule", "decay"], 1),
     "saturation": (["--exit-threshold", "2,0.3,2,0.2,2"], 2),
     "meta": (["--exit-threshold", "0", "--exit-active-layers", "3"], 3),
+    "learned": (["--exit-gate-confidence", "1,0.1,0.1,1,0"], 2),  # and a gate
 }
 META = ["--criterion", "calm_meta_loss", "--exit-head", "meta", "--exit-layers", "all"]
 
@@ -41,6 +43,21 @@ def trained_meta(trained, tmp_path_factory):
     return task, data, files.train(task, data, tmp_path_factory.mktemp("meta"), *given, updates=2)
 
 
+@pytest.fixture(scope="module")
+def gate(trained, tmp_path_factory):
+    """A gate of ``ofa-exit fit-gate`` for the checkpoint."""
+    task, data, checkpoint = trained
+    out = tmp_path_factory.mktemp("gate") / "gate.json"
+    checkpoint = str(checkpoint)
+    rows, *given = files.generate_arguments(task, data / "valid.tsv", checkpoint)
+    place = given.index("--path")
+    given[place : place + 2] = ["--checkpoint", checkpoint, "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["test"])
+        assert fit_gate([rows, *given]) == 0
+    return str(out)
+
+
 def test_every_policy_has_a_case():
     assert CASES.keys() == POLICIES.keys()
 
@@ -49,6 +66,8 @@ def test_every_policy_has_a_case():
 def test_commands_exit_alike_in_any_batch(trained, request, policy, tmp_path):
     flags, earliest = CASES[policy]
     chosen = request.getfixturevalue("trained_meta") if policy == "meta" else trained
+    if policy == "learned":
+        flags = [*flags, "--exit-gate", request.getfixturevalue("gate")]
     found = []
     for batch_size in ("1", "7"):
         trace = tmp_path / f"trace{batch_size}"

@@ -5,15 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.fake_devices import encode, fake_model
+from helpers.gate_files import write_gate
 from helpers.policy_oracle import model_of
 from helpers.small_models import batch, generate
 
 from ofa_exit.policies.calm import MetaExit, SaturationExit, SoftmaxDiffExit, SoftmaxExit
 from ofa_exit.policies.confidence import ConfidenceExit
 from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.learned import LearnedExit
 from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.runtime import exit_loop
+
+
+def learned(confidence):
+    """Makes the policy once there is a folder for its gate."""
+    return lambda folder: LearnedExit(write_gate(folder / "gate.json"), confidence)
+
 
 CASES = [
     (SimilarityExit(2, 2, 2, [0.9, 1, 0.8]), None, 2),
@@ -26,13 +34,15 @@ CASES = [
     (SoftmaxDiffExit(0.9, "decay"), "adapter", 2),
     (SaturationExit(0.9, layers=[2]), None, 1),
     (MetaExit(0.9), "meta", 2),
+    (learned([0.9, 1, 0.8]), None, 2),
 ]
 
 
 @pytest.mark.parametrize(("policy", "head", "gates"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @torch.no_grad()
-def test_gates_stay_on_the_device(fake, policy, head, gates, dtype, monkeypatch):
+def test_gates_stay_on_the_device(fake, policy, head, gates, dtype, monkeypatch, tmp_path):
+    policy = policy(tmp_path) if callable(policy) else policy
     model = fake_model(dtype=dtype, exits=head and "1,3", head=head or "transformer").eval()
     model.configure_exits(policy)
     out, state = encode(model, dtype)
@@ -65,13 +75,15 @@ HALF = [
     (SoftmaxDiffExit(0.05), "none"),
     (SaturationExit(0.5), "none"),
     (MetaExit(0.5), "meta"),
+    (learned(0.1), "none"),
 ]
 
 
 @pytest.mark.parametrize(("policy", "kind"), HALF)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_policies_decide_in_half_precision(policy, kind, dtype):
+def test_policies_decide_in_half_precision(policy, kind, dtype, tmp_path):
+    policy = policy(tmp_path) if callable(policy) else policy
     model = model_of(kind).to(dtype)
     model.configure_exits(policy)
     net_input = batch(3)

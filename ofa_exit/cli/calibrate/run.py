@@ -23,7 +23,7 @@ from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.calibration import statistics as ltt
 from ofa_exit.evaluation.calibration.losses import SentenceFile, costs_of
 from ofa_exit.models.checkpoint_file import read_checkpoint
-from ofa_exit.plugin.calibrated import search_of
+from ofa_exit.plugin.calibrated import reject_foreign_config, search_of
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.exit_config import (
     ExitConfig,
@@ -39,7 +39,7 @@ from ofa_exit.plugin.trained_options import kind_of_task
 
 DEFAULT_POLICY = "similarity"
 DEFAULT_BATCH = "16"
-_NOT_COMPARABLE = {
+NOT_COMPARABLE = {
     "sampling": "answers would differ without exits, too",
     "score_reference": "there are no answers to compare",
 }
@@ -117,15 +117,15 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
         saved = SavedCheckpoint(
             args.checkpoint, read_checkpoint(args.checkpoint, weights=False), {}
         )
-    own = [] if any(_names(one, "--task") for one in arguments) else ["--task", _task_of(saved)]
-    policy = any(_names(one, "--exit-policy") for one in arguments)
+    own = [] if any(names(one, "--task") for one in arguments) else ["--task", task_of(saved)]
+    policy = any(names(one, "--exit-policy") for one in arguments)
     given = [
         *[args.data, "--path", args.checkpoint, "--batch-size", DEFAULT_BATCH, *own],
         *([] if policy else ["--exit-policy", DEFAULT_POLICY]),
         *arguments,
     ]
     for option in ("--path", "--exit-config", "--exit-trace"):
-        if any(_names(one, option) for one in arguments):
+        if any(names(one, option) for one in arguments):
             raise UsageError(f"{option}: calibrate names its checkpoint and its exits itself")
     sys.argv = [prog, *given]  # fairseq's parser looks for --user-dir there
     parser = options.get_generation_parser()
@@ -133,7 +133,7 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     utils.import_user_module(cfg.common)
     with usage_errors():
         saved.overrides = parse_overrides(cfg.common_eval.model_overrides)
-        reject_options(cfg.generation, {**UNSUPPORTED, **_NOT_COMPARABLE})
+        reject_options(cfg.generation, {**UNSUPPORTED, **NOT_COMPARABLE})
     task_class = TASK_REGISTRY[cfg.task._name]
     if not issubclass(task_class, OFATask):
         raise UsageError(f"--task {cfg.task._name} has no exits: give one of this package's tasks")
@@ -145,6 +145,8 @@ def prepare(args: argparse.Namespace, arguments: list[str], prog: str) -> Job:
     task = tasks.setup_task(cfg.task)
     subset = cfg.dataset.gen_subset
     task.load_dataset(subset, task_cfg=saved.task_options)
+    with usage_errors():
+        reject_foreign_config(task.cfg, task.prefix, policy=found.settings[-1].policy)
     job = Job(cfg, task, saved, found)
     if args.metric != CONSISTENCY:
         reject_without_references(job.dataset.rows.examples, args.metric)
@@ -162,11 +164,11 @@ def reject_other_file(out: Path) -> None:
             raise UsageError(f"--out would overwrite a file. {error}") from error
 
 
-def _names(argument: str, *options: str) -> bool:
+def names(argument: str, *options: str) -> bool:
     return argument.partition("=")[0] in options
 
 
-def _task_of(saved: SavedCheckpoint) -> str:
+def task_of(saved: SavedCheckpoint) -> str:
     """Return the name of our task of a checkpoint's kind. Raises UsageError if it has none."""
     kind = kind_of_task(saved.task_options.get("_name"))
     for name, cls in TASK_REGISTRY.items():
@@ -221,6 +223,7 @@ def run_record(job: Job, args: argparse.Namespace) -> dict[str, Any]:
         "model": [job.saved.overrides, cfg.common.fp16],
         "settings": [one.given for one in job.found.settings],
         "fixed": fixed_options(job),
+        **fitted_digest(job),
     }
     if args.save == "time":
         record["clock"] = [cfg.dataset.batch_size, cfg.dataset.max_tokens, is_cuda(cfg)]
@@ -235,6 +238,13 @@ def fixed_options(job: Job) -> dict[str, Any]:
     values = {name: getattr(setting.options, name, None) for name in names}
     values = {**late, **{name: value for name, value in values.items() if value is not None}}
     return {name: value for name, value in values.items() if name not in setting.given}
+
+
+def fitted_digest(job: Job) -> dict[str, str]:
+    """Return as "fitted" what changes with the numbers that a policy was fitted to have, if any."""
+    policy = job.found.settings[-1].policy
+    origin = None if policy is None else policy.origin
+    return {} if origin is None else {"fitted": origin.digest}
 
 
 def exit_config(
@@ -261,6 +271,7 @@ def exit_config(
         "saved": chosen.saved if chosen else 0.0,
         "tested": min(result.passed + 1, len(result.path)),
         "search": record["search"],
+        **fitted_digest(job),
     }
     return ExitConfig(exits, certificate, record["checkpoint"], record["task"], record["data"])
 

@@ -32,7 +32,7 @@ ALIASES = {"entailment": ["snli_ve"]}
 # Importing their registry would import torch.
 POLICIES = (
     *("similarity", "static", "confidence", "entropy", "patience"),
-    *("softmax", "softmax_diff", "saturation", "meta"),
+    *("softmax", "softmax_diff", "saturation", "meta", "learned"),
 )
 AddOptions = Callable[[argparse.ArgumentParser], None]
 

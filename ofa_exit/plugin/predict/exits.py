@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from fairseq.tasks import TASK_REGISTRY
 
-from ofa_exit.plugin.exit_config import read_exit_config, reject_foreign
+from ofa_exit.plugin.exit_config import read_exit_config, reject_foreign, reject_foreign_policy
 from ofa_exit.plugin.options import (
     PREFIX,
     build_exit_policy,
@@ -89,6 +89,8 @@ def open_checked(
         config = read_exit_config(flags.exit_config)
         same = {**config.task, "kind": task.prefix}
         reject_foreign(flags.exit_config, config, [checkpoint], same)
+    if policy is not None and policy.origin is not None:
+        reject_foreign_policy(policy.origin, [checkpoint], None)
     arguments = saved.model_arguments
     if arguments is not None:
         reject_misfit_arguments(flags, policy, arguments)

@@ -234,7 +234,7 @@ class Predictor:
             prepared = self._task(task)
             self._warn_of_other_training(task)
             policy, flags = exits_of(exits, exit_options, prepared.exit_defaults)
-            reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config)
+            reject_foreign_config(prepared.cfg, prepared.prefix, flags.exit_config, policy)
             warn_of_data(flags, None)
             prepared.exit_policy = policy
             for name in ("policy", *RUNTIME_OPTIONS):

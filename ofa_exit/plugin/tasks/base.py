@@ -99,7 +99,7 @@ class OFATask(GenerationTask):
         checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
         reject_misfit_of_checkpoints(cfg, policy, checkpoints)
         take_trained_options(cfg, cls.prefix, checkpoints)
-        reject_foreign_config(cfg, cls.prefix)
+        reject_foreign_config(cfg, cls.prefix, policy=policy)
         if not from_checkpoint:  # notebooks make their own samples
             reject_no_data(cfg.data)
         cls.check_options(cfg)
