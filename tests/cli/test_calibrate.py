@@ -174,6 +174,10 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
             lambda saved: {**saved, "certificate": {**saved["certificate"], "rows": "many"}},
             "rows of the certificate is 'many'",
         ),
+        (  # no float holds it
+            lambda saved: {**saved, "certificate": {**saved["certificate"], "rows": 10**400}},
+            "was edited",
+        ),
         (
             lambda saved: {**saved, "exits": {**saved["exits"], "exit_decoder_threshold": 0.1}},
             "was edited",
