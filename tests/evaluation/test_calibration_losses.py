@@ -89,6 +89,16 @@ def test_a_file_resumes_without_its_broken_line(tmp_path):
     assert [one.texts[0] for one in read_sentences(path)[1]] == ["a", "yes", "b", "d"]
 
 
+def test_a_torn_first_line_is_written_again(tmp_path):
+    path = tmp_path / "x.rows.jsonl"
+    SentenceFile(path, RUN)
+    whole = path.read_bytes()
+    for size in (0, 1, 20, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        SentenceFile(path, RUN)
+        assert path.read_bytes() == whole
+
+
 def test_files_of_another_run_are_rejected(tmp_path):
     path = tmp_path / "x.rows.jsonl"
     SentenceFile(path, RUN).append([sentence(0, ["a", "a"])])
@@ -100,6 +110,12 @@ def test_files_of_another_run_are_rejected(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="holds no sentences"):
             SentenceFile(path, RUN)
+    for text in ("{}", "notes of mine", '{"settings": 3}\nnotes', "one\ntwo", "\xff".encode()):
+        content = text if isinstance(text, bytes) else text.encode()
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="holds no sentences"):
+            SentenceFile(path, RUN)
+        assert path.read_bytes() == content
     timed = tmp_path / "timed.rows.jsonl"
     SentenceFile(timed, RUN, is_complete=True)
     assert SentenceFile(timed, RUN).is_complete

@@ -4,6 +4,7 @@ The file has one JSON object per line: what was run, and then one sentence each.
 metric are computed from it without a model.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,27 @@ def read_sentences(path: Path) -> tuple[dict[str, Any], list[Sentence]]:
     return run, [by_row[row] for row in sorted(by_row)]
 
 
+def reject_other_file(path: Path, head: str) -> None:
+    """Raise ValueError for a file that no calibration began, before anything is cut off.
+
+    Args:
+        head: the first line to write; a killed process may have left its beginning only.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        first = stream.readline()
+    if first.endswith(b"\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if isinstance(json.loads(first)["settings"], list):
+                return
+    elif (head.encode() + b"\n").startswith(first[: len(head.encode()) - 1]):
+        return
+    raise ValueError(
+        f"{path} holds no sentences of ofa-exit calibrate. Delete it, or choose another --out"
+    )
+
+
 def drop_torn_line(path: Path) -> int:
     """Cut off what a killed process left of a last line. Return the size, 0 for a missing file."""
     if not path.exists():
@@ -117,6 +139,7 @@ class SentenceFile:
     """
 
     def __init__(self, path: Path, run: dict[str, Any], is_complete: bool = False) -> None:
+        reject_other_file(path, json.dumps({**run, "complete": is_complete}, ensure_ascii=False))
         self.path, self.is_complete = path, is_complete
         self.sentences: list[Sentence] = []
         head = json.dumps({**run, "complete": is_complete}, ensure_ascii=False)
