@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import task_files as files
 from helpers.photos import write_photos
-from helpers.task_files import SMALL, entailment_row, write_tsv
+from helpers.task_files import COLOURS, SMALL, entailment_row, write_tsv
 
 import ofa_exit
 from ofa_exit.cli import generation, sweep
@@ -70,6 +70,8 @@ def test_the_certificate(trained, exits):
     certificate = config.certificate
     assert (certificate["rows"], certificate["path_rows"]) == (16, 8)
     assert certificate["bound"] == 0.5 and certificate["p_value"] <= certificate["level"] == 0.4
+    images = [one.image for one in read_sentences(exits.with_suffix(".rows.jsonl"))[1]]
+    assert all(images) and len(set(images)) == len(COLOURS) and images[:6] == images[6:12]
     assert config.task["kind"] == "snli_ve" and config.data["file"] == "rows.tsv"
 
 

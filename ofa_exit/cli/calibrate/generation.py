@@ -1,5 +1,6 @@
 """One pass over model and data: every setting's answer to every row."""
 
+import hashlib
 from typing import Any
 
 from fairseq import utils
@@ -74,6 +75,7 @@ def generate(
                 list(references),
                 [one.text for one in outcomes],
                 {name: [one.costs[name] for one in outcomes] for name in COSTS},
+                image_key(dataset.rows.examples.file.row(int(row))["image"]),
             )
             for row, references, outcomes in zip(sample["id"], sample["references"], rows)
         )
@@ -82,6 +84,11 @@ def generate(
     total = len(settings) * rows_read
     rest = ", the others follow from them" if ran < total else ""
     return f"{rows_read} rows, {len(settings)} settings: ran {ran} of {total} generations{rest}"
+
+
+def image_key(field: str) -> str:
+    """Return a short name of an image: the beginning of the SHA-256 of its field."""
+    return hashlib.sha256(field.encode()).hexdigest()[:16]
 
 
 class _Sized:

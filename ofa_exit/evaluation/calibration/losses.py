@@ -34,12 +34,14 @@ class Sentence:
         references: its texts; empty without.
         texts: best hypothesis of each setting, [S].
         costs: by name (``COSTS``), [S] each: seconds, FLOPs, share of all layers (MuE Eq. 14).
+        image: equal for rows of one image; empty in files of earlier versions.
     """
 
     row: int
     references: list[str]
     texts: list[str]
     costs: dict[str, list[float]]
+    image: str = ""
 
     def line(self) -> str:
         """Return the sentence as JSON, each distinct text once."""
@@ -47,6 +49,7 @@ class Sentence:
         return json.dumps(
             {
                 "row": self.row,
+                "image": self.image,
                 "references": self.references,
                 "texts": list(number),
                 "text": [number[text] for text in self.texts],
@@ -63,7 +66,7 @@ class Sentence:
         costs = {name: saved["costs"][name] for name in COSTS}
         if any(len(values) != len(texts) for values in costs.values()):
             raise ValueError("texts and costs of different numbers of settings")
-        return cls(saved["row"], saved["references"], texts, costs)
+        return cls(saved["row"], saved["references"], texts, costs, saved.get("image", ""))
 
 
 def _short(value: float) -> float:
