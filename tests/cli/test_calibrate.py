@@ -87,6 +87,27 @@ def test_what_follows_from_other_settings_equals_what_is_generated(trained, exit
     assert len(set(derived[0].costs["layers"])) > 2  # the settings differ
 
 
+@pytest.mark.parametrize("tokens", [[], ["--exit-image-tokens", "0.5"]], ids=["all", "half"])
+def test_what_follows_along_three_axes_equals_what_is_generated(trained, tmp_path, capsys, tokens):
+    """With image tokens that exit, "never" saves FLOPs, too, and is not full depth."""
+    given = [*EASY, *tokens]
+    assert calibrate(trained, tmp_path / "few.json", *given) == 0
+    few = capsys.readouterr().out
+    assert calibrate(trained, tmp_path / "all.json", *given, "--save", "flops") == 0
+    ran, total = map(int, re.search(r"ran (\d+) of (\d+) generations, the others", few).groups())
+    assert ran < total and f"ran {total} of {total} generations\n" in capsys.readouterr().out
+    derived, generated = (
+        read_sentences(tmp_path / f"{name}.rows.jsonl")[1] for name in ("few", "all")
+    )
+    for one, other in zip(derived, generated, strict=True):
+        assert (one.row, one.texts, one.image) == (other.row, other.texts, other.image)
+        assert one.costs["layers"] == other.costs["layers"]
+    never = [one.costs["flops"][1] / one.costs["flops"][0] for one in generated]
+    assert all(share < 1 for share in never) if tokens else never == [1] * 24
+    with pytest.raises(UsageError, match=r"another run \(clock\)"):
+        calibrate(trained, tmp_path / "all.json", *given, "--save", "time")
+
+
 def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_path, monkeypatch):
     out = tmp_path / "exits.json"
     saved = exits.with_suffix(".rows.jsonl").read_text().splitlines(keepends=True)
