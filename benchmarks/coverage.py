@@ -3,16 +3,21 @@
   python -m benchmarks.coverage exits.rows.jsonl [--keep 0.96] [--confidence 0.95] …
 
 exits.rows.jsonl is what `ofa-exit calibrate` keeps beside its --out, over validation and test rows
-in one file. Each split calibrates on half of the rows and looks at the other half. No model runs.
-Prints a line per rule: calibrated, and the cheapest setting that seems good enough, as
-`ofa-exit choose` takes it. Columns: share of splits in which the promise is broken on the held-out
-half, and over all rows, mean saving on the held-out half, and share of splits at full depth.
+in one file. Each split calibrates on half of the images and looks at the other half. Rows of one
+image stay together; a file without images, of an earlier version, is split by rows. No model runs.
+Prints a line per rule: calibrated, and untested, the cheapest setting whose mean loss seems good
+enough. `ofa-exit choose` takes such a one, by the quality of all rows together.
+
+Columns: share of splits in which the promise is broken on the held-out half, and over all rows,
+mean saving on the held-out half, and share of splits at full depth.
 """
 
 import argparse
 from pathlib import Path
 
-from ofa_exit.cli.calibrate.metrics import METRICS, check_metric, losses_of
+import numpy as np
+
+from ofa_exit.cli.calibrate.metrics import METRICS, OWN_COUNTS, check_metric, losses_of
 from ofa_exit.evaluation.calibration.coverage import coverage
 from ofa_exit.evaluation.calibration.losses import COSTS, costs_of, read_sentences
 
@@ -33,11 +38,20 @@ def main(argv: list[str] | None = None) -> None:
     check_metric(args.metric, kind)
     if args.save != "layers" and not run.get("complete"):
         parser.error(f"{args.rows} has no {args.save} that can be compared: calibrate --save flops")
-    losses, scores = losses_of(sentences, args.metric, kind)
+    own_counts = args.metric in OWN_COUNTS
+    fixed = None if own_counts else losses_of(sentences, args.metric, kind)
+
+    def measure(finding: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return fixed or losses_of(sentences, args.metric, kind, finding)
+
     costs = costs_of(sentences, args.save)
-    found = coverage(losses, costs, args.keep, args.confidence, scores, args.splits)
-    print(f"{len(sentences)} rows, {len(losses)} settings, {args.splits} splits")
-    for name, one in zip(("calibrated", "chosen"), found):
+    images = [one.image for one in sentences] if all(one.image for one in sentences) else None
+    found = coverage(
+        *(measure, costs, args.keep, args.confidence, images, args.splits), own_counts=own_counts
+    )
+    kinds = "" if images is None else f" of {len(set(images))} images"
+    print(f"{len(sentences)} rows{kinds}, {len(costs)} settings, {args.splits} splits")
+    for name, one in zip(("calibrated", "untested"), found):
         print(
             f"{name:10}  broken {100 * one.broken:5.1f} %  over all rows "
             f"{100 * one.broken_pool:5.1f} %  {args.save} saved {100 * one.saved:5.1f} %  full "

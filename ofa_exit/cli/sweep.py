@@ -50,7 +50,7 @@ from ofa_exit.cli.parsing import check_outputs, new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
 from ofa_exit.data.files import write_bytes
-from ofa_exit.plugin.calibrated import reject_foreign_config
+from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_settings
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.reporting import file_record, run_record
 from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
@@ -184,6 +184,8 @@ def sweep(
         task.load_dataset(subset, task_cfg=each.saved.task)
     if not time_only:
         check_has_references(task.dataset(subset))
+    configs = (one.given.get("exit_config") for one in settings)
+    warn_of_settings(configs, cfg.generation, task.dataset(subset).rows.examples.file.path)
     samples = batches(task, cfg, [one.model for one in loaded])
     record = _record(cfg, task, on_model, loaded, reference) if state else {}
     finished = FinishedBatches(state, record)

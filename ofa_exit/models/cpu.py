@@ -27,9 +27,9 @@ CHUNK_ROWS = 1800
 class Linear(nn.Linear):
     """Linear layer that multiplies some rows by a large weight as (W·xᵀ)ᵀ.
 
-    A decoder step consists mostly of such products. From about six float32 rows on, MKL takes 0.5 to
-    1.1 of the time in this order, with the most to gain at 8 to 12 rows. Two or three rows take
-    twice the time, and weights of less than half a million elements take longer.
+    A decoder step consists mostly of such products. From about six float32 rows on, MKL takes
+    0.5 to 1.1 of the time in this order, with the most to gain at 8 to 12 rows. Two or three rows
+    take twice the time, and weights of less than half a million elements take longer.
     """
 
     def forward(self, input: Tensor) -> Tensor:

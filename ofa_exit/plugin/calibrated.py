@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any, Optional
 
 from fairseq import utils
@@ -98,3 +100,17 @@ def warn_of_data(cfg: Any, file: Any) -> None:
     path = getattr(cfg, "exit_config", None)
     if path is not None:
         warn_of_other_data(read_exit_config(path), file)
+
+
+def warn_of_settings(paths: Iterable[Optional[str]], options: Any, file: Any) -> None:
+    """Log what differs from the calibrations of a grid: ``warn_of_search`` and ``warn_of_data``.
+
+    Args:
+        paths: file of each setting; None for those without.
+        options: of generation.
+        file: to generate from.
+    """
+    for path in dict.fromkeys(path for path in paths if path is not None):
+        setting = Namespace(exit_config=path)
+        warn_of_search(setting, options)
+        warn_of_data(setting, file)

@@ -93,10 +93,11 @@ def _problem(saved: Any) -> Optional[str]:
     for name in (*_SHARES, *_COUNTS):
         value = certificate.get(name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0:
-            return f"{name} of the certificate is {value!r}, not a number of at least 0"
+        # Compared, not converted: JSON has integers that no float holds.
+        if not is_number or not 0 <= value < math.inf:
+            return f"{name} of the certificate is {value!r:.80}, not a number of at least 0"
         if name in _SHARES and value > 1:
-            return f"{name} of the certificate is {value!r}, above 1"
+            return f"{name} of the certificate is {value!r:.80}, above 1"
     if not isinstance(saved["checkpoint"].get("sha256"), str):
         return "the checkpoint has no SHA-256"
     return None

@@ -70,9 +70,14 @@ def policy_flags() -> dict[str, Flag]:
 
     Policies may share an option of one meaning; the first one's help is shown.
     """
+    return dict(_flags_of(tuple(POLICIES.items())))  # policies may be registered later
+
+
+@functools.cache
+def _flags_of(policies: tuple[tuple[str, type[ExitPolicy]], ...]) -> dict[str, Flag]:
     options: dict[str, Flag] = {}
     takers: dict[str, list[str]] = {}
-    for policy, cls in POLICIES.items():
+    for policy, cls in policies:
         for declared in policy_options(cls).values():
             option, rules = PREFIX + option_name(declared), declared.metadata
             takers.setdefault(option, []).append(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -232,9 +233,14 @@ class ExitPolicy:
         return layers
 
 
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def field_type(cls: type, name: str) -> Any:
     """Return the type of a policy's field; T for Optional[T]."""
-    hint = typing.get_type_hints(cls)[name]
+    hint = _type_hints(cls)[name]
     inner = [one for one in typing.get_args(hint) if one is not type(None)]
     optional = typing.get_origin(hint) is Union and len(inner) == 1
     return inner[0] if optional else hint

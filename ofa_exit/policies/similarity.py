@@ -28,8 +28,8 @@ from ofa_exit.policies.thresholds import (
     threshold_option,
 )
 
-ENCODER_TRIES = (NEVER, 0.95, 0.9, 0.85)
-DECODER_TRIES = (NEVER, 0.97, 0.93, 0.9, 0.85)
+ENCODER_TRIES = (NEVER, 0.99, 0.97, 0.95, 0.9, 0.85)
+DECODER_TRIES = (NEVER, 0.995, 0.99, 0.98, 0.97, 0.93, 0.9, 0.85)
 ENCODER_SIMILARITIES = {"sample": sample_saturation, "token_mean": token_mean_saturation}
 
 

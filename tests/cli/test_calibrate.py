@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
 from helpers import task_files as files
 from helpers.photos import write_photos
-from helpers.task_files import SMALL, entailment_row, write_tsv
+from helpers.task_files import COLOURS, SMALL, entailment_row, write_tsv
 
 import ofa_exit
 from ofa_exit.cli import generation, sweep
 from ofa_exit.cli.calibrate import main
 from ofa_exit.cli.calibrate import run as steps
 from ofa_exit.evaluation.calibration.losses import read_sentences
-from ofa_exit.plugin.calibrated import warn_of_search
+from ofa_exit.plugin.calibrated import warn_of_search, warn_of_settings
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.exit_config import read_exit_config
 
@@ -60,10 +61,17 @@ def exits(trained, tmp_path_factory):
 def test_the_certificate(trained, exits):
     config = read_exit_config(str(exits))
     assert config.exits["exit_policy"] == "similarity"
+    # Defaults in force: a later version may have others. A static schedule has no beta.
+    assert config.exits["exit_schedule"] == "static" and config.exits["exit_kv"] == "propagate"
+    assert config.exits["exit_encoder_similarity"] == "sample"
+    assert not config.exits.keys() & {"exit_beta", "exit_tau", "exit_encoder_threshold"}
+    assert config.certificate["model"] == {"overrides": {}, "fp16": False}
     assert config.exits["exit_image_threshold"] in ("2", 2.0)
     certificate = config.certificate
     assert (certificate["rows"], certificate["path_rows"]) == (16, 8)
     assert certificate["bound"] == 0.5 and certificate["p_value"] <= certificate["level"] == 0.4
+    images = [one.image for one in read_sentences(exits.with_suffix(".rows.jsonl"))[1]]
+    assert all(images) and len(set(images)) == len(COLOURS) and images[:6] == images[6:12]
     assert config.task["kind"] == "snli_ve" and config.data["file"] == "rows.tsv"
 
 
@@ -79,6 +87,27 @@ def test_what_follows_from_other_settings_equals_what_is_generated(trained, exit
     assert len(set(derived[0].costs["layers"])) > 2  # the settings differ
 
 
+@pytest.mark.parametrize("tokens", [[], ["--exit-image-tokens", "0.5"]], ids=["all", "half"])
+def test_what_follows_along_three_axes_equals_what_is_generated(trained, tmp_path, capsys, tokens):
+    """With image tokens that exit, "never" saves FLOPs, too, and is not full depth."""
+    given = [*EASY, *tokens]
+    assert calibrate(trained, tmp_path / "few.json", *given) == 0
+    few = capsys.readouterr().out
+    assert calibrate(trained, tmp_path / "all.json", *given, "--save", "flops") == 0
+    ran, total = map(int, re.search(r"ran (\d+) of (\d+) generations, the others", few).groups())
+    assert ran < total and f"ran {total} of {total} generations\n" in capsys.readouterr().out
+    derived, generated = (
+        read_sentences(tmp_path / f"{name}.rows.jsonl")[1] for name in ("few", "all")
+    )
+    for one, other in zip(derived, generated, strict=True):
+        assert (one.row, one.texts, one.image) == (other.row, other.texts, other.image)
+        assert one.costs["layers"] == other.costs["layers"]
+    never = [one.costs["flops"][1] / one.costs["flops"][0] for one in generated]
+    assert all(share < 1 for share in never) if tokens else never == [1] * 24
+    with pytest.raises(UsageError, match=r"another run \(clock\)"):
+        calibrate(trained, tmp_path / "all.json", *given, "--save", "time")
+
+
 def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_path, monkeypatch):
     out = tmp_path / "exits.json"
     saved = exits.with_suffix(".rows.jsonl").read_text().splitlines(keepends=True)
@@ -86,8 +115,12 @@ def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_p
     rows.write_text("".join(saved))
     with monkeypatch.context() as patch:
         patch.setattr(generation.checkpoint_utils, "load_model_ensemble", None)
-        given = ["--keep", "0.6", "--confidence", "0.7", "--metric", "accuracy", *DECODER]
-        assert calibrate(trained, out, *given) == 0
+        given = ["--metric", "accuracy", *DECODER, "--keep"]
+        with pytest.raises(
+            UsageError, match=r"24 rows are too few .* mean score is 0\.\d+: at lea"
+        ):
+            calibrate(trained, out, *given, "0.9", "--confidence", "0.7")
+        assert calibrate(trained, out, *given, "0.4", "--confidence", "0.6") == 0
     assert json.loads(out.read_text())["certificate"]["full_lower"] is not None
     rows.write_text("".join(saved[:9]) + '{"row": 9')
     assert calibrate(trained, out, *EASY, *DECODER) == 0
@@ -115,7 +148,11 @@ def test_another_search_is_warned_of(exits, caplog):
         warn_of_search(cfg, SimpleNamespace(beam=5))
         assert not caplog.text
         warn_of_search(cfg, SimpleNamespace(lenpen=0.5))
-    assert "another search: --lenpen 0.5, calibrated with 1" in caplog.text
+        assert "another search: --lenpen 0.5, calibrated with 1" in caplog.text
+        caplog.clear()
+        warn_of_settings([None, str(exits), str(exits)], SimpleNamespace(lenpen=0.5), None)
+    assert caplog.text.count("another search") == 1
+    assert caplog.text.count("exits calibrated on") == 1
 
 
 def test_other_files_are_not_overwritten(trained, tmp_path, monkeypatch):
@@ -143,9 +180,11 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
     assert layers and [one for one in applied["report"] if one in layers] == layers
 
     caplog.clear()
-    arguments = files.generate_arguments(TASK, data / "rows.tsv", checkpoint)
+    arguments = files.generate_arguments(TASK, data, checkpoint)
     grid = [{}, {"exit_config": str(exits)}, config.exits]
-    rows = sweep.sweep(grid, [*arguments, "--scoring", "accuracy"])
+    with caplog.at_level(logging.WARNING):
+        rows = sweep.sweep(grid, [*arguments, "--scoring", "accuracy"])
+    assert caplog.text.count("exits calibrated on rows.tsv") == 1
     assert rows[1]["decoder_layers"] == rows[2]["decoder_layers"] <= rows[0]["decoder_layers"]
 
     write_photos(tmp_path, 2)
@@ -153,6 +192,7 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
     hypotheses = "a red square"
     found = model.entail(sorted(tmp_path.glob("*.*")), hypotheses, config=str(exits))
     fields = {k.removeprefix("exit_"): v for k, v in config.exits.items() if k != "exit_policy"}
+    assert len(fields) > 4  # all that are in force
     same = model.entail(sorted(tmp_path.glob("*.*")), hypotheses, exits="similarity", **fields)
     assert [one.layers for one in found] == [one.layers for one in same]
 
@@ -173,6 +213,10 @@ def test_generation_predict_and_sweep_apply_it(trained, exits, tmp_path, caplog)
         (
             lambda saved: {**saved, "certificate": {**saved["certificate"], "rows": "many"}},
             "rows of the certificate is 'many'",
+        ),
+        (  # no float holds it
+            lambda saved: {**saved, "certificate": {**saved["certificate"], "rows": 10**400}},
+            "was edited",
         ),
         (
             lambda saved: {**saved, "exits": {**saved["exits"], "exit_decoder_threshold": 0.1}},
@@ -260,11 +304,27 @@ def test_shares_out_of_range_are_rejected(given, capsys):
 
 
 def test_nothing_passes_and_the_report_says_what_it_takes(trained, exits, tmp_path, capsys):
-    """24 rows and a loss above 0 for a strict promise: full depth."""
+    """With a loss below the bound a number of rows, above it the reason why none is enough."""
     out = tmp_path / "exits.json"
-    (tmp_path / "exits.rows.jsonl").write_text(exits.with_suffix(".rows.jsonl").read_text())
+    rows = exits.with_suffix(".rows.jsonl").read_text()
+    (tmp_path / "exits.rows.jsonl").write_text(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps.ltt, "fixed_sequence", lambda p_values, level: 0)
         assert calibrate(trained, out, *EASY, *DECODER) == 0
-    assert read_exit_config(str(out)).exits == {"exit_policy": "none"}
-    assert "full depth, because no setting passes" in capsys.readouterr().out
+        assert read_exit_config(str(out)).exits == {"exit_policy": "none"}
+        printed = capsys.readouterr().out
+        assert "24 rows are generated already: nothing was run" in printed
+        assert "full depth, because no setting passes" in printed
+        assert re.search(r"the first one's loss of 0\.\d+, it takes about \d+ rows", printed)
+        head, *lines = rows.splitlines()
+        for number, line in enumerate(lines):
+            one = json.loads(line)
+            full = one["texts"].index(one["texts"][one["text"][0]])
+            one["texts"].append("something else")
+            one["text"] = [full, *[len(one["texts"]) - 1] * (len(one["text"]) - 1)]
+            lines[number] = json.dumps(one)
+        (tmp_path / "exits.rows.jsonl").write_text("\n".join([head, *lines, ""]))
+        assert calibrate(trained, out, *EASY, *DECODER) == 0
+    printed = capsys.readouterr().out
+    assert "the first one's loss of 1.0000, no number of rows is enough" in printed
+    assert "Without a loss it takes 3 rows" in printed or "Without a loss it takes 2" in printed

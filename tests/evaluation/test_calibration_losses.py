@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from benchmarks import coverage as command
 from ofa_exit.cli.calibrate.metrics import losses_of
+from ofa_exit.evaluation.calibration import coverage as coverage_module
 from ofa_exit.evaluation.calibration import losses as per_sentence
+from ofa_exit.evaluation.calibration import statistics
 from ofa_exit.evaluation.calibration.coverage import coverage
 from ofa_exit.evaluation.calibration.losses import Sentence, SentenceFile, read_sentences
 from ofa_exit.evaluation.calibration.statistics import split_rows
@@ -89,6 +92,16 @@ def test_a_file_resumes_without_its_broken_line(tmp_path):
     assert [one.texts[0] for one in read_sentences(path)[1]] == ["a", "yes", "b", "d"]
 
 
+def test_a_torn_first_line_is_written_again(tmp_path):
+    path = tmp_path / "x.rows.jsonl"
+    SentenceFile(path, RUN)
+    whole = path.read_bytes()
+    for size in (0, 1, 20, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        SentenceFile(path, RUN)
+        assert path.read_bytes() == whole
+
+
 def test_files_of_another_run_are_rejected(tmp_path):
     path = tmp_path / "x.rows.jsonl"
     SentenceFile(path, RUN).append([sentence(0, ["a", "a"])])
@@ -100,6 +113,12 @@ def test_files_of_another_run_are_rejected(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="holds no sentences"):
             SentenceFile(path, RUN)
+    for text in ("{}", "notes of mine", '{"settings": 3}\nnotes', "one\ntwo", "\xff".encode()):
+        content = text if isinstance(text, bytes) else text.encode()
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="holds no sentences"):
+            SentenceFile(path, RUN)
+        assert path.read_bytes() == content
     timed = tmp_path / "timed.rows.jsonl"
     SentenceFile(timed, RUN, is_complete=True)
     assert SentenceFile(timed, RUN).is_complete
@@ -112,10 +131,36 @@ def simulated(rows: int):
     return losses, np.linspace(1, 0.5, len(rates))[:, None].repeat(rows, axis=1)
 
 
-def test_the_choice_on_validation_breaks_the_promise_more_often():
-    calibrated, chosen = coverage(*simulated(1600), 0.945, 0.9, splits=100)
+def test_a_choice_without_a_test_breaks_the_promise_more_often():
+    losses, costs = simulated(1600)
+    calibrated, untested = coverage(lambda finding: (losses, None), costs, 0.945, 0.9, splits=100)
     assert calibrated.broken_pool <= 0.1 + 3 * 0.03
-    assert chosen.broken_pool > calibrated.broken_pool and chosen.saved > calibrated.saved > 0
+    assert untested.broken_pool > calibrated.broken_pool
+    assert untested.saved > calibrated.saved > 0
+
+
+def test_rows_of_an_image_stay_together_and_each_split_measures_by_its_own_rows(monkeypatch):
+    losses, costs = simulated(60)
+    images = np.array([f"image {row // 3}" for row in range(60)])
+    given, measured = [], []
+
+    def spy(losses, costs, keep, confidence, scores, seed, own_counts):
+        found = statistics.calibrate(losses, costs, keep, confidence, scores, seed, own_counts)
+        given.append((losses[0].astype(int), seed))
+        return found
+
+    numbers = np.arange(60.0)[None].repeat(len(losses), axis=0)
+
+    def measure(finding):
+        measured.append(finding)
+        return numbers, np.ones(60)
+
+    monkeypatch.setattr(coverage_module, "calibrate", spy)
+    coverage(measure, costs, 0.9, 0.9, images, splits=4, own_counts=True)
+    assert len({tuple(rows) for rows, _ in given}) == 4
+    for (rows, seed), finding in zip(given, measured, strict=True):
+        assert len(rows) == 30 and len(set(images[rows])) == 10
+        assert finding.tolist() == rows[split_rows(30, seed)[0]].tolist()
 
 
 def test_the_command_prints_both_rules(tmp_path, capsys):
@@ -130,4 +175,20 @@ def test_the_command_prints_both_rules(tmp_path, capsys):
     command.main([str(path), "--splits", "5", "--keep", "0.9"])
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "300 rows, 6 settings, 5 splits"
-    assert out[1].startswith("calibrated  broken") and out[2].startswith("chosen")
+    assert out[1].startswith("calibrated  broken") and out[2].startswith("untested")
+
+
+def test_the_command_takes_images_and_counts_ngrams_of_each_split(tmp_path, capsys, monkeypatch):
+    path, rows = tmp_path / "x.rows.jsonl", []
+    for row in range(40):
+        one = sentence(row, ["a red dog", "a red cat"], [f"a red dog {row % 4}"])
+        rows.append(dataclasses.replace(one, image=f"{row % 10}"))
+    SentenceFile(path, {**RUN, "task": {"kind": "caption"}}).append(rows)
+    assert read_sentences(path)[1] == rows
+    seen = []
+    monkeypatch.setattr(
+        command, "losses_of", lambda *given: seen.append(given[3]) or losses_of(*given)
+    )
+    command.main([str(path), "--splits", "3", "--metric", "cider"])
+    assert capsys.readouterr().out.startswith("40 rows of 10 images, 2 settings, 3 splits")
+    assert len({tuple(finding) for finding in seen}) == 3

@@ -49,21 +49,53 @@ def test_p_values_fall_as_the_bound_grows(mean):
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize(("bound", "level"), [(0.04, 0.05), (0.1, 0.05), (0.02, 0.2), (0.5, 0.01)])
-def test_rows_needed_is_the_first_number_that_can_pass(bound, level):
-    """With a loss of 0, by counting up."""
-    rows = next(n for n in range(1, 10_000) if ltt.hb_p_value(0, n, bound) <= level)
-    assert ltt.rows_needed(bound, level) == rows
-    for mean in (bound / 4, bound / 2):
-        assert ltt.hb_p_value(mean, ltt.rows_needed(bound, level, mean), bound) <= level
-    assert ltt.rows_needed(bound, level, bound) == math.inf
-    assert ltt.rows_needed(0.0, level) == math.inf
+def passes(share, rows, keep, confidence, right, own) -> bool:
+    """Calibrate on rows whose losses are all this share of the bound."""
+    full = None if right is None else np.full(rows, right)
+    losses, costs = np.zeros((2, rows)), np.array([[1.0], [0.5]]).repeat(rows, axis=1)
+    for _ in range(2):  # the first one only says the bound
+        found = ltt.calibrate(losses, costs, keep, confidence, full, own_counts=own)
+        losses[1] = share * found.bound
+    return found.chosen is not None
 
 
-def test_74_rows_for_96_percent():
-    assert ltt.rows_needed(0.04, 0.05) == 74
-    assert ltt.rows_in_file(74) == 111
-    assert [ltt.rows_in_file(n) - ltt.path_rows(ltt.rows_in_file(n)) >= n for n in range(1, 99)]
+@pytest.mark.parametrize("right", [None, 0.6])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("keep", "confidence"), [(0.96, 0.95), (0.9, 0.95), (0.5, 0.8)])
+def test_rows_to_pass_without_a_loss_is_the_first_number_that_passes(keep, confidence, right, own):
+    """By calibrating on one row, on two, …"""
+    rows = next(n for n in range(2, 999) if passes(0, n, keep, confidence, right, own))
+    assert ltt.rows_to_pass(0, keep, confidence, right, own_counts=own) == rows
+
+
+@pytest.mark.parametrize("right", [None, 0.6])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_rows_to_pass_with_a_loss_pass_and_one_less_does_not(share, right):
+    rows = ltt.rows_to_pass(share, 0.96, 0.95, right, is_relative=True)
+    assert passes(share, rows, 0.96, 0.95, right, False)
+    assert not passes(share, rows - 1, 0.96, 0.95, right, False)
+    assert ltt.rows_to_pass(share, 0.96, 0.95, right, is_relative=True, failing=rows - 1) == rows
+
+
+def test_no_number_of_rows_passes_at_the_bound():
+    assert ltt.rows_to_pass(0.04, 0.96, 0.95) == math.inf
+    assert ltt.rows_to_pass(0.03, 0.96, 0.95, 0.6) == math.inf  # the bound is 0.024
+    assert ltt.rows_to_pass(0.0, 0.96, 0.95, 0.0) == math.inf
+    assert ltt.rows_to_pass(0.0, 1.0, 0.95) == math.inf
+    assert ltt.rows_to_pass(0, 0.96, 0.95) == 111
+
+
+def test_scores_that_count_ngrams_of_other_rows_bound_the_mean_by_the_test_rows():
+    losses, costs = np.zeros((2, 90)), np.array([[1.0], [0.5]]).repeat(90, axis=1)
+    finding, testing = ltt.split_rows(90)
+    scores = np.full(90, 0.4)
+    scores[finding] = 1.0
+    both = ltt.calibrate(losses, costs, 0.9, 0.9, scores)
+    own = ltt.calibrate(losses, costs, 0.9, 0.9, scores, own_counts=True)
+    assert both.full_mean == pytest.approx(0.6) and own.full_mean == pytest.approx(0.4)
+    assert own.full_lower == pytest.approx(ltt.lower_mean(scores[testing], 0.1 * ltt.MEAN_SHARE))
+    assert own.bound == pytest.approx(0.1 * own.full_lower)
+    assert own.bound < both.bound
 
 
 def test_a_sequence_ends_at_the_first_that_fails():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofa_exit.cli.grid import exit_settings, known_options, read_grid
-from ofa_exit.plugin.exit_config import ExitConfig, read_exit_config
+from ofa_exit.plugin.exit_config import (
+    _COUNTS,
+    _SHARES,
+    PARTS,
+    ExitConfig,
+    read_exit_config,
+)
 from ofa_exit.plugin.options import build_exit_policy, reject_misfit_arguments
 from ofa_exit.policies.registry import POLICIES
 
@@ -150,6 +157,17 @@ def test_a_damaged_config_is_rejected(tmp_path, edits):
     content = fuzzing.damaged(json.dumps(written()).encode(), edits)
     if check_config(tmp_path, content) is not None:
         assert json.loads(content).keys() >= written().keys()
+
+
+@pytest.mark.parametrize("name", [*_SHARES, *_COUNTS])
+def test_every_value_in_every_number_of_a_certificate(tmp_path, name):
+    """Random edits rarely meet a certain value in a certain place."""
+    for value in VALUES:
+        certificate = {**CONFIG.certificate, name: value}
+        config = dataclasses.replace(CONFIG, certificate=certificate)
+        parts = {part: getattr(config, part) for part in PARTS}
+        text = json.dumps({"format": 1, **parts, "digest": config.digest})
+        check_config(tmp_path, text.encode())
 
 
 @fuzz(100)

@@ -20,7 +20,8 @@ The loss of a row is in [0, 1]:
 and time every setting runs on every row; for layers, only those that do not follow from others.
 
 What was generated is kept beside OUT in OUT.rows.jsonl. A command that was interrupted resumes
-there, and another --keep, --confidence, --metric or --save needs no model.
+there, and another --keep, --confidence or --metric needs no model. For another --save choose
+another --out.
 The guarantee holds for rows drawn like those of DATA.tsv. docs/calibration.md has details.
 
 Everything else goes to fairseq-generate's parser unchanged (--bpe-dir, --batch-size, --beam, …).

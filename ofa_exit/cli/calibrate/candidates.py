@@ -147,12 +147,20 @@ def _count(axes: Sequence[Axis]) -> int:
 
 
 def _thinned(axes: list[Axis]) -> list[Axis]:
-    """Take every other value of the longest axis until the settings are few enough."""
-    while _count(axes) > MOST_SETTINGS:
-        longest = max(range(len(axes)), key=lambda number: len(axes[number].values))
-        axis = axes[longest]
-        axes[longest] = Axis(axis.option, axis.values[::2], axis.is_ordered, axis.is_per_layer)
-    return axes
+    """Shorten the longest axes until the settings are few enough; both ends of each stay."""
+    sizes = [len(axis.values) for axis in axes]
+    while math.prod(sizes) > MOST_SETTINGS:
+        sizes[sizes.index(max(sizes))] -= 1
+    return [
+        Axis(axis.option, _evenly(axis.values, size), axis.is_ordered, axis.is_per_layer)
+        for axis, size in zip(axes, sizes)
+    ]
+
+
+def _evenly(values: Sequence[Any], size: int) -> list[Any]:
+    """Return ``size`` of the values, the first and the last among them if there are two."""
+    step = (len(values) - 1) / max(1, size - 1)
+    return [values[round(number * step)] for number in range(size)]
 
 
 def _with_layers(axes: list[Axis], policy: str, arguments: Any, settings_of: Any) -> list[Axis]:

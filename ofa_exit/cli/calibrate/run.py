@@ -1,13 +1,17 @@
 """The steps of ``ofa-exit calibrate``: check, generate, test, write."""
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import TASK_REGISTRY
@@ -15,13 +19,21 @@ from fairseq.tasks import TASK_REGISTRY
 import ofa_exit.plugin  # noqa: F401  registers the tasks
 from ofa_exit.cli.calibrate.candidates import Candidates, candidates
 from ofa_exit.cli.calibrate.generation import generate
-from ofa_exit.cli.calibrate.metrics import CONSISTENCY, check_metric, losses_of
+from ofa_exit.cli.calibrate.metrics import (
+    CONSISTENCY,
+    OWN_COUNTS,
+    check_metric,
+    losses_of,
+    measure_of,
+)
 from ofa_exit.cli.generation import is_cuda
+from ofa_exit.cli.grid import ExitSetting, exit_settings
 from ofa_exit.cli.parsing import check_outputs
+from ofa_exit.data.answers import answer_references, parse_answers, reference_answers
 from ofa_exit.data.files import hold_lock
 from ofa_exit.data.tsv import TsvError
 from ofa_exit.evaluation.calibration import statistics as ltt
-from ofa_exit.evaluation.calibration.losses import SentenceFile, costs_of
+from ofa_exit.evaluation.calibration.losses import Sentence, SentenceFile, costs_of
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.plugin.calibrated import reject_foreign_config, search_of
 from ofa_exit.plugin.errors import UsageError, usage_errors
@@ -31,7 +43,7 @@ from ofa_exit.plugin.exit_config import (
     data_fingerprint,
     read_exit_config,
 )
-from ofa_exit.plugin.options import COMMON, policy_flags
+from ofa_exit.plugin.options import COMMON, option_fields, policy_flags
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
@@ -78,7 +90,7 @@ def run(args: argparse.Namespace, arguments: list[str], prog: str) -> int:
     """Calibrate, write the file and print what was found; return the exit status."""
     job = prepare(args, arguments, prog)
     rows = len(job.dataset)
-    reject_too_few(rows, args.keep, args.confidence, args.metric)
+    reject_too_few(rows, args)
     record = run_record(job, args)
     rows_file = args.out.with_suffix(".rows.jsonl")
     with usage_errors():
@@ -86,20 +98,43 @@ def run(args: argparse.Namespace, arguments: list[str], prog: str) -> int:
         if not hold_lock(rows_file.with_suffix(".lock")):
             raise ValueError(f"{rows_file}: another process writes it. Choose another --out")
         store = SentenceFile(rows_file, record, is_complete=args.save != "layers")
-    generate(job.cfg, job.task, job.saved, job.found, store)
+    ran = generate(job.cfg, job.task, job.saved, job.found, store)
     sentences = sorted(store.sentences, key=lambda one: one.row)
-    reject_too_few(len(sentences), args.keep, args.confidence, args.metric)
-    losses, scores = losses_of(sentences, args.metric, job.kind)
-    costs = costs_of(sentences, args.save)
-    # A setting that never exits saves nothing, whatever the clock says.
-    idle = costs_of(sentences, "layers").mean(axis=1) >= 1
-    costs[idle] = costs[0]
-    result = ltt.calibrate(losses, costs, args.keep, args.confidence, scores)
+    finding, testing = ltt.split_rows(len(sentences))
+    losses, scores = losses_of(sentences, args.metric, job.kind, finding)
+    own_counts = args.metric in OWN_COUNTS
+    scored = scores[testing] if scores is not None and own_counts else scores
+    reject_too_few(len(sentences), args, None if scored is None else float(scored.mean()))
+    costs = costs_to_save(sentences, args.save, job.found.settings, finding)
+    result = ltt.calibrate(losses, costs, args.keep, args.confidence, scores, own_counts=own_counts)
     config = exit_config(job, args, record, result)
     config.write(args.out)
+    print(ran)
     for line in report(job, args, result):
         print(line)
     return 0
+
+
+def costs_to_save(
+    sentences: Sequence[Sentence],
+    name: str,
+    settings: Sequence[ExitSetting],
+    finding: np.ndarray,
+) -> np.ndarray:
+    """Return the costs of a name, [S, N]; those of full depth for settings that never exit.
+
+    These save nothing, whatever the clock says. Only the rows that find the path say which never
+    exit, because the path must not depend on the others.
+
+    Args:
+        finding: numbers of these rows.
+    """
+    costs = costs_of(sentences, name)
+    layers = costs_of(sentences, "layers")[:, finding].mean(axis=1)
+    for number, setting in enumerate(settings):
+        if layers[number] >= 1 and setting.token_exits is None:  # layers do not count tokens
+            costs[number] = costs[0]
+    return costs
 
 
 # ------------------------------------------------------------------ before weights are read
@@ -178,8 +213,12 @@ def task_of(saved: SavedCheckpoint) -> str:
 
 
 def reject_without_references(examples: Any, metric: str) -> None:
-    """Raise UsageError for the first row without a reference. Images are not read."""
+    """Raise UsageError for the first row without a reference, and for answers of several forms.
+
+    Images are not read.
+    """
     field = next(name for name in ("caption", "label", "answers") if name in examples.file.columns)
+    answers = []
     for index in range(len(examples)):
         try:
             text = examples.file.row(index)[field]
@@ -190,22 +229,37 @@ def reject_without_references(examples: Any, metric: str) -> None:
                 f"{examples.file.path}, line {index + 1}: column {field!r} is empty, and --metric "
                 f"{metric} needs references. Fill it in, or choose --metric {CONSISTENCY}"
             )
+        if metric == "vqa":
+            with contextlib.suppress(ValueError):  # raised, or skipped, when the batch is read
+                answers.append(reference_answers(answer_references(parse_answers(text))))
+    if answers:
+        measure_of(answers)
 
 
-def reject_too_few(rows: int, keep: float, confidence: float, metric: str) -> None:
-    """Raise UsageError if no number of faultless answers among the rows could pass."""
+def reject_too_few(rows: int, args: argparse.Namespace, full_mean: float | None = None) -> None:
+    """Raise UsageError if exits could not pass even if they never changed an answer.
+
+    Args:
+        full_mean: mean score of the full model; None before it is known, or without references.
+    """
+    keep, confidence = args.keep, args.confidence
     if keep == 1:
         raise UsageError(
             "--keep 1: no number of rows guarantees that nothing is ever lost. Give less, as in "
             "0.99, or run without exits"
         )
-    level = ltt.error_level(confidence, metric != CONSISTENCY)
-    needed = ltt.rows_in_file(ltt.rows_needed(1 - keep, level))
+    known = "" if full_mean is None else f" where the full model's mean score is {full_mean:.4f}"
+    if full_mean == 0:
+        raise UsageError(f"--metric {args.metric}: the full model scores 0, so nothing can be kept")
+    if full_mean is None and args.metric != CONSISTENCY:
+        full_mean = 1.0  # at best
+    own_counts = args.metric in OWN_COUNTS
+    needed = ltt.rows_to_pass(0, keep, confidence, full_mean, own_counts=own_counts)
     if rows < needed:
         raise UsageError(
-            f"{rows} rows are too few to promise {keep:g} with confidence {confidence:g}: at least "
-            f"{needed:g} are needed, more if exits change answers. Give more rows, or a smaller "
-            "--keep or --confidence"
+            f"{rows} rows are too few to promise {keep:g} with confidence {confidence:g}{known}: "
+            f"at least {needed:.0f} are needed, more if exits change answers. Give more rows, or a "
+            "smaller --keep or --confidence"
         )
 
 
@@ -247,6 +301,38 @@ def fitted_digest(job: Job) -> dict[str, str]:
     return {} if origin is None else {"fitted": origin.digest}
 
 
+def in_full(job: Job, exits: dict[str, Any]) -> dict[str, Any]:
+    """Return exit options with all defaults in force, which later versions may change.
+
+    Those that the model cannot follow, and that others make useless, are left out: it is an error
+    to give them.
+    """
+    plain, arguments = Namespace(exit_policy="none", exit_trace=None), job.saved.model_arguments
+
+    def setting_of(options: dict[str, Any]) -> ExitSetting:
+        task = type(job.task).exit_defaults
+        (setting,) = exit_settings([options], plain, task, "calibrate", "calibrate")
+        if arguments is not None:
+            setting.check_arguments(arguments)
+        return setting
+
+    setting = setting_of(exits)
+    if setting.policy is None or arguments is None:  # then what fits is unknown
+        return exits
+    names, flags = option_fields(setting.options.exit_policy), policy_flags()
+    defaults = {option: getattr(setting.policy, field) for field, option in names.items()}
+    for option, value in {**defaults, "exit_kv": setting.kv}.items():
+        if option in exits or option not in (*flags, "exit_kv"):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        if not isinstance(text, (str, int, float)):
+            continue
+        with contextlib.suppress(UsageError):
+            setting_of({**exits, option: text})
+            exits = {**exits, option: text}
+    return exits
+
+
 def exit_config(
     job: Job, args: argparse.Namespace, record: dict[str, Any], result: ltt.Calibration
 ) -> ExitConfig:
@@ -254,8 +340,9 @@ def exit_config(
     chosen = result.chosen
     exits: dict[str, Any] = {"exit_policy": "none"}
     if chosen is not None:
-        exits = {**job.found.settings[chosen.setting].given, **record["fixed"]}
+        exits = in_full(job, {**job.found.settings[chosen.setting].given, **record["fixed"]})
     certificate = {
+        "model": {"overrides": job.saved.overrides, "fp16": job.cfg.common.fp16},
         "metric": args.metric,
         "keep": args.keep,
         "confidence": args.confidence,
@@ -298,9 +385,18 @@ def report(job: Job, args: argparse.Namespace, result: ltt.Calibration) -> list[
         lines.append(f"{args.out}: the last one that passes")
         return lines
     lines.append(f"{args.out}: full depth, because no setting passes")
-    if result.path:
-        best = result.path[0]
-        needed = ltt.rows_in_file(ltt.rows_needed(result.bound, result.level, best.mean_loss))
-        if math.isfinite(needed):
-            lines.append(f"with its loss of {best.mean_loss:.4f}, it takes {needed:g} rows")
-    return lines
+    if not result.path:
+        return [*lines, f"no setting saves {args.save}"]
+    loss, rows = result.path[0].mean_loss, result.rows + result.path_rows
+    promise = args.keep, args.confidence, result.full_mean
+    own_counts = args.metric in OWN_COUNTS
+    needed = ltt.rows_to_pass(loss, *promise, own_counts=own_counts, failing=rows)
+    shown = f"with the first one's loss of {loss:.4f}"
+    if math.isfinite(needed):
+        return [*lines, f"{shown}, it takes about {needed:.0f} rows"]
+    least = ltt.rows_to_pass(0, *promise, own_counts=own_counts)
+    return [
+        *lines,
+        f"{shown}, no number of rows is enough: give a smaller --keep. Without a loss it takes "
+        f"{least:.0f} rows",
+    ]

@@ -4,6 +4,7 @@ The file has one JSON object per line: what was run, and then one sentence each.
 metric are computed from it without a model.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class Sentence:
         references: its texts; empty without.
         texts: best hypothesis of each setting, [S].
         costs: by name (``COSTS``), [S] each: seconds, FLOPs, share of all layers (MuE Eq. 14).
+        image: equal for rows of one image; empty in files of earlier versions.
     """
 
     row: int
     references: list[str]
     texts: list[str]
     costs: dict[str, list[float]]
+    image: str = ""
 
     def line(self) -> str:
         """Return the sentence as JSON, each distinct text once."""
@@ -46,6 +49,7 @@ class Sentence:
         return json.dumps(
             {
                 "row": self.row,
+                "image": self.image,
                 "references": self.references,
                 "texts": list(number),
                 "text": [number[text] for text in self.texts],
@@ -62,7 +66,7 @@ class Sentence:
         costs = {name: saved["costs"][name] for name in COSTS}
         if any(len(values) != len(texts) for values in costs.values()):
             raise ValueError("texts and costs of different numbers of settings")
-        return cls(saved["row"], saved["references"], texts, costs)
+        return cls(saved["row"], saved["references"], texts, costs, saved.get("image", ""))
 
 
 def _short(value: float) -> float:
@@ -93,6 +97,27 @@ def read_sentences(path: Path) -> tuple[dict[str, Any], list[Sentence]]:
     return run, [by_row[row] for row in sorted(by_row)]
 
 
+def reject_other_file(path: Path, head: str) -> None:
+    """Raise ValueError for a file that no calibration began, before anything is cut off.
+
+    Args:
+        head: the first line to write; a killed process may have left its beginning only.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        first = stream.readline()
+    if first.endswith(b"\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if isinstance(json.loads(first)["settings"], list):
+                return
+    elif (head.encode() + b"\n").startswith(first[: len(head.encode()) - 1]):
+        return
+    raise ValueError(
+        f"{path} holds no sentences of ofa-exit calibrate. Delete it, or choose another --out"
+    )
+
+
 def drop_torn_line(path: Path) -> int:
     """Cut off what a killed process left of a last line. Return the size, 0 for a missing file."""
     if not path.exists():
@@ -117,6 +142,7 @@ class SentenceFile:
     """
 
     def __init__(self, path: Path, run: dict[str, Any], is_complete: bool = False) -> None:
+        reject_other_file(path, json.dumps({**run, "complete": is_complete}, ensure_ascii=False))
         self.path, self.is_complete = path, is_complete
         self.sentences: list[Sentence] = []
         head = json.dumps({**run, "complete": is_complete}, ensure_ascii=False)

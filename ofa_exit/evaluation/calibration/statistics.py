@@ -16,6 +16,7 @@ PATH_SHARE = 1 / 3  # of the rows: they find the path, the others test along it
 MEAN_SHARE = 0.2  # of the error probability: spent on the full model's mean score
 SEED = 1
 BISECTIONS = 50
+MOST_ROWS = 10**12
 
 
 def hb_p_value(mean_loss: float, rows: int, bound: float) -> float:
@@ -46,21 +47,6 @@ def bernoulli_kl(p: float, q: float) -> float:
     first = p * math.log(p / q) if p > 0 else 0.0
     second = (1 - p) * math.log((1 - p) / (1 - q)) if p < 1 else 0.0
     return max(0.0, first + second)
-
-
-def rows_needed(bound: float, level: float, mean_loss: float = 0.0) -> float:
-    """Return how many test rows of this mean loss give a p-value of at most ``level``.
-
-    Returns:
-        -ln(level) / kl(L̂ ‖ δ), rounded up; infinity if L̂ is not below δ. It is exact for a loss
-        of 0. For others Bentkus' inequality may need fewer.
-    """
-    if mean_loss >= bound:
-        return math.inf
-    if bound >= 1:
-        return 1
-    needed = -math.log(level) / bernoulli_kl(mean_loss, bound)
-    return max(1, math.ceil(round(needed, 9)))
 
 
 def fixed_sequence(p_values: Sequence[float], level: float) -> int:
@@ -98,7 +84,12 @@ def lower_mean(scores: np.ndarray, level: float) -> float:
 
     It inverts ``hb_p_value`` for the losses 1 - score.
     """
-    loss, rows = float(np.mean(1 - scores)), len(scores)
+    return lower_bound(float(np.mean(scores)), len(scores), level)
+
+
+def lower_bound(mean: float, rows: int, level: float) -> float:
+    """Return ``lower_mean`` of scores with this mean."""
+    loss = 1 - mean
     low, high = loss, 1.0  # p-values are above level at low, and below at high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -136,8 +127,8 @@ class Calibration:
         rows, path_rows: rows that tested, and rows that found the path.
         path: what was tested, from the most careful to the cheapest setting.
         passed: how many settings of the path passed.
-        full_mean, full_lower: mean of the full model's scores over all rows and its lower bound;
-            None without references.
+        full_mean, full_lower: mean of the full model's scores and its lower bound, over all rows or
+            with ``own_counts`` over the test rows; None without references.
     """
 
     chosen: Tested | None
@@ -163,19 +154,55 @@ def path_rows(rows: int) -> int:
     return round(rows * PATH_SHARE)
 
 
-def rows_in_file(test_rows: float) -> float:
-    """Return how many rows leave ``test_rows`` to test."""
-    if math.isinf(test_rows):
-        return math.inf
-    rows = math.ceil(test_rows / (1 - PATH_SHARE))
-    while rows - path_rows(rows) < test_rows:
-        rows += 1
-    return rows
-
-
 def error_level(confidence: float, has_scores: bool) -> float:
     """Return the largest p-value that passes: what the full model's mean leaves of 1 - c."""
     return (1 - confidence) * (1 - MEAN_SHARE if has_scores else 1)
+
+
+def rows_to_pass(
+    mean_loss: float,
+    keep: float,
+    confidence: float,
+    full_mean: float | None = None,
+    is_relative: bool = False,
+    own_counts: bool = False,
+    failing: int = 0,
+) -> float:
+    """Return how many rows let a setting of this mean loss pass; infinity if no number does.
+
+    It is exact for a loss of 0. For others the p-value is no monotone function of the rows, and
+    fewer may pass by luck.
+
+    Args:
+        mean_loss: L̂, or with ``is_relative`` L̂ / δ.
+        keep, confidence, full_mean: see ``calibrate`` and ``Calibration``.
+        own_counts: see ``calibrate``.
+        failing: a number of rows that does not pass.
+    Returns:
+        A number of rows of the file: those that find the path and those that test.
+    """
+    level = error_level(confidence, full_mean is not None)
+
+    def passes(rows: int) -> bool:
+        testing = rows - path_rows(rows)
+        bound = 1 - keep
+        if full_mean is not None:
+            scored = testing if own_counts else rows
+            bound *= lower_bound(full_mean, scored, (1 - confidence) * MEAN_SHARE)
+        return hb_p_value(mean_loss * (bound if is_relative else 1), testing, bound) <= level
+
+    largest = 1 if is_relative else (1 - keep) * (1 if full_mean is None else full_mean)
+    if mean_loss >= largest or keep >= 1 or full_mean == 0:
+        return math.inf
+    low, high = failing, max(2 * failing, 1)
+    while not passes(high):
+        low, high = high, 2 * high
+        if high > MOST_ROWS:
+            return math.inf
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
 
 
 def calibrate(
@@ -185,6 +212,7 @@ def calibrate(
     confidence: float,
     full_scores: np.ndarray | None = None,
     seed: int = SEED,
+    own_counts: bool = False,
 ) -> Calibration:
     """Choose the cheapest setting whose expected loss is at most δ, with probability c.
 
@@ -198,14 +226,17 @@ def calibrate(
         keep, confidence: share to keep, and c.
         full_scores: float [N] in [0, 1], the full model's scores; None for consistency.
         seed: of the split of the rows.
+        own_counts: the scores count n-grams of the rows that find the path, as CIDEr-D does. These
+            rows' own scores then depend on each other, and only the test rows bound the mean.
     """
     finding, testing = split_rows(losses.shape[1], seed)
     level = error_level(confidence, full_scores is not None)
     bound = 1 - keep
     full_mean = full_lower = None
     if full_scores is not None:
-        full_mean = float(np.mean(full_scores))
-        full_lower = lower_mean(full_scores, (1 - confidence) * MEAN_SHARE)
+        scored = full_scores[testing] if own_counts else full_scores
+        full_mean = float(np.mean(scored))
+        full_lower = lower_mean(scored, (1 - confidence) * MEAN_SHARE)
         bound *= full_lower
     order = pareto_path(
         losses[:, finding].mean(axis=1).tolist(),
