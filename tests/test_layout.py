@@ -32,7 +32,7 @@ ALLOWED = {
     "models": {"runtime", "heads", "policies", "regular_files", "torch", "torchvision"},
     "objectives": {"torch"},
     "data": {
-        *("regular_files", "torch", "torchvision", "PIL", "numpy", "filelock", "tqdm"),
+        *("regular_files", "writing", "torch", "torchvision", "PIL", "numpy", "filelock", "tqdm"),
         "sentencepiece",
     },
     "prepare": {
@@ -41,18 +41,20 @@ ALLOWED = {
     },
     "evaluation": {
         *("runtime", "torch", "numpy", "scipy", "pycocoevalcap", "sacrebleu", "matplotlib"),
-        "tabulate",
+        *("tabulate", "writing"),
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("regular_files", "spelling", "fairseq", "fairseq_cli", "omegaconf", "torch", "numpy"),
+        *("regular_files", "writing", "spelling", "fairseq", "fairseq_cli", "omegaconf", "torch"),
+        "numpy",
     },
     "spelling": set(),
     "cli": {
-        *(*PARTS, "__init__", "testing", "regular_files", "spelling"),
+        *(*PARTS, "__init__", "testing", "regular_files", "spelling", "writing"),
         *("fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"),
     },
     "regular_files": set(),
+    "writing": set(),
     "testing": {"models", "fairseq", "torch", "numpy"},
     "__main__": {"cli"},
     "__init__": {"plugin"},

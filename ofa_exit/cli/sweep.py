@@ -49,7 +49,7 @@ from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
 from ofa_exit.cli.parsing import check_outputs, new_parser
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
-from ofa_exit.data.files import write_bytes
+from ofa_exit.data.files import hold_lock, write_bytes
 from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.reporting import file_record, run_record
@@ -57,6 +57,7 @@ from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.dataset import RowDataset
+from ofa_exit.writing import write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -311,10 +312,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     partial = args.out.with_name(f"{args.out.stem}.partial{args.out.suffix}")
     state = args.out.with_name(f"{args.out.stem}.partial.jsonl")
     with usage_errors():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
             raise UsageError(f"{args.out} is a folder: name a file")
         check_outputs(args, "out", inputs=arguments)
+        with write_errors(args.out.parent):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+        if not hold_lock(state.with_suffix(".lock")):
+            raise UsageError(f"{args.out}: another sweep writes it. Wait, or name another file")
     try:
         rows = sweep(
             *(grid, arguments, str(args.grid), args.run),
