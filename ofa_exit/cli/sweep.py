@@ -46,10 +46,10 @@ from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.cli.generation import batches, is_cuda
 from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
-from ofa_exit.cli.parsing import check_outputs, new_parser
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
-from ofa_exit.data.files import hold_lock, write_bytes
+from ofa_exit.data.files import locked, write_bytes
 from ofa_exit.plugin.calibrated import reject_foreign_config
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.reporting import file_record, run_record
@@ -284,6 +284,7 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
+@prints_errors("sweep")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "sweep",
@@ -317,19 +318,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_outputs(args, "out", inputs=arguments)
         with write_errors(args.out.parent):
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        if not hold_lock(state.with_suffix(".lock")):
+    with locked(state.with_suffix(".lock")) as is_alone:
+        if not is_alone:
             raise UsageError(f"{args.out}: another sweep writes it. Wait, or name another file")
-    try:
-        rows = sweep(
-            *(grid, arguments, str(args.grid), args.run),
-            *(partial, args.time_only, args.reference, state),
-        )
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return 130  # as shells number it
-    write_csv(rows, args.out)
-    for path in (partial, state):
-        path.unlink(missing_ok=True)
+        try:
+            rows = sweep(
+                *(grid, arguments, str(args.grid), args.run),
+                *(partial, args.time_only, args.reference, state),
+            )
+        except KeyboardInterrupt:
+            print("interrupted: the same command resumes", file=sys.stderr)
+            return 130  # as shells number it
+        write_csv(rows, args.out)
+        for path in (partial, state):
+            path.unlink(missing_ok=True)
     for row in rows:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
     return 0

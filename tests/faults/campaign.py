@@ -213,7 +213,8 @@ def main() -> int:
                 campaign.kill(kill // len(wanted))
             table.append(campaign.row(campaign.fill(), campaign.forbid(), campaign.compete()))
             problems += campaign.problems
-            print(*table[-1], *campaign.problems, sep=" | ", file=sys.stderr, flush=True)
+            seconds = f"{campaign.ended.seconds:.1f} s"
+            print(*table[-1], seconds, *campaign.problems, sep=" | ", file=sys.stderr, flush=True)
     print_table(table)
     for problem in problems:
         print(problem)

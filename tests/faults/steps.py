@@ -21,7 +21,11 @@ from fairseq import options
 from helpers import prepare_samples
 from helpers import task_files as files
 
-from ofa_exit.cli import main as ofa_exit
+# Imported here, once, and not in every process.
+from ofa_exit.cli import prepare as _prepare  # noqa: F401
+from ofa_exit.cli.calibrate import run as calibrate_run  # noqa: F401
+from ofa_exit.cli.main import main as ofa_exit
+from ofa_exit.cli.merge import shards as merge_shards  # noqa: F401
 from ofa_exit.data.row_index import index_path, row_offsets
 from ofa_exit.evaluation.efficiency.shards import read_shard
 from ofa_exit.models.checkpoint_file import read_checkpoint
@@ -193,7 +197,7 @@ def steps(scratch: Path) -> list[Step]:
         files.train("mue_caption", data, out, *more, updates=UPDATES, resumable=True)
 
     def prepare(out: Path) -> int:
-        return ofa_exit.main(["prepare", "coco", str(release), str(out)])
+        return ofa_exit(["prepare", "coco", str(release), str(out)])
 
     def index(out: Path) -> None:
         if not (out / "rows.tsv").exists():
@@ -205,7 +209,7 @@ def steps(scratch: Path) -> list[Step]:
     def sweep(out: Path) -> int:
         given = files.generate_arguments("mue_caption", data, checkpoint, "--gen-subset", "test")
         scoring = ["--scoring", "coco_caption", "--coco-tokenizer", "plain"]
-        return ofa_exit.main(["sweep", str(grid), str(out / "sweep.csv"), *given, *scoring])
+        return ofa_exit(["sweep", str(grid), str(out / "sweep.csv"), *given, *scoring])
 
     def generate_shards(out: Path) -> None:
         for shard in (0, 1):
@@ -216,14 +220,14 @@ def steps(scratch: Path) -> list[Step]:
         if (out / "generate-test.txt").exists():  # merge rejects a folder with a whole generation
             return 0
         folders = [str(shards / "0"), str(shards / "1")]
-        return ofa_exit.main(["merge", str(out), *folders, "--trace", "trace.jsonl"])
+        return ofa_exit(["merge", str(out), *folders, "--trace", "trace.jsonl"])
 
     def calibrate(out: Path) -> int:
         given = ["--checkpoint", str(checkpoint), "--out", str(out / "exits.json"), "--cpu"]
         given += ["--keep", "0.5", "--confidence", "0.6", "--batch-size", "4", "--max-len-b", "6"]
         given += ["--exit-image-threshold", "2", "--exit-text-threshold", "2"]  # fewer settings
         rows = str(data / "rows.tsv")
-        return ofa_exit.main(["calibrate", rows, *given, "--num-workers", "0", *files.SMALL])
+        return ofa_exit(["calibrate", rows, *given, "--num-workers", "0", *files.SMALL])
 
     (table / "rows.tsv").write_text(rows)
     make_inputs_step = Step("inputs", lambda out: make_inputs(), all_files, final_files())
