@@ -63,7 +63,8 @@ def append(path: str | os.PathLike[str], content: bytes) -> None:
 def open_alone(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file, empty and unbuffered, that no other process may open so until it is closed.
 
-    On file systems without locks, every process gets it.
+    On file systems without locks, every process gets it. The lock also ends when this process
+    closes another file object of ``path``, so it must not read the file meanwhile.
 
     Raises:
         BlockingIOError: another process has it open. It stays as it is.
@@ -71,7 +72,7 @@ def open_alone(path: str | os.PathLike[str]) -> BinaryIO:
     """
     file = open(path, "ab", buffering=0)  # noqa: SIM115
     try:
-        # A lock of the process: another file of the same one does not wait for it.
+        # A lock of the process: a file that it left open, as after an error, does not block it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):

@@ -36,7 +36,7 @@ ALLOWED = {
         "sentencepiece",
     },
     "prepare": {
-        *("data", "regular_files", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm"),
+        *("data", "regular_files", "writing", "torch", "PIL", "numpy", "filelock", "ijson", "tqdm"),
         "transformers",
     },
     "evaluation": {

@@ -33,8 +33,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.exists() and not path.is_dir():
         regular_file(path)  # renaming would replace a device
-    with write_errors(path):
+    with write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(path):
         remove_leftovers(path)
         handle, name = _locked_temporary_file(path)
     try:

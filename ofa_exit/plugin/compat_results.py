@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ import fairseq_cli.generate
 from ofa_exit.data.files import locked
 from ofa_exit.plugin.compat import patch
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.writing import REMEDY, WriteError, write_errors
+from ofa_exit.writing import FULL, REMEDY, WriteError, write_errors
 
 
 @patch(fairseq_cli.generate, "main")
@@ -29,7 +30,7 @@ def one_generation_per_file(generate: Callable, cfg: Any) -> Any:
         return generate(cfg)
     name = f"generate-{getattr(cfg, 'dataset', cfg).gen_subset}"
     path = Path(folder, f"{name}.txt")
-    with usage_errors(), write_errors(path):
+    with usage_errors(), write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{name}.lock")) as is_alone:
         if not is_alone:
@@ -58,6 +59,9 @@ def write_to_the_end(generate: Callable, cfg: Any, output_file: TextIO) -> Any:
     except BaseException as error:
         full = [_name_if_full(file) for file in (output_file, sys.stdout)]
         named = next(filter(None, full), None)
+        if named is None and _is_of_unnamed_file(error):
+            _discard(sys.stdout)  # unbuffered: the other file is not
+            named = "standard output"
         if isinstance(error, OSError) and named:
             raise UsageError(f"{named} cannot be written: {error.strerror}. {REMEDY}") from error
         raise
@@ -65,18 +69,25 @@ def write_to_the_end(generate: Callable, cfg: Any, output_file: TextIO) -> Any:
         logging.raiseExceptions = prints_errors
 
 
-def _name_if_full(file: TextIO) -> Optional[str]:
-    """Return the name of a file that cannot be written to its end, None if it can be.
+def _is_of_unnamed_file(error: BaseException) -> bool:
+    """Return whether an error is one of writing to an open file."""
+    is_unnamed = isinstance(error, OSError) and error.filename is None
+    return is_unnamed and error.errno in {*FULL, errno.EPIPE}  # type: ignore[attr-defined]
 
-    Its rest is discarded: closing it would raise another error and hide the first one.
-    """
+
+def _name_if_full(file: TextIO) -> Optional[str]:
+    """Return the name of a file that cannot be written to its end, None if it can be."""
     try:
         file.flush()
     except OSError:
-        name = "standard output" if file is sys.stdout else file.name
-        with contextlib.suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, file.fileno())
-            os.close(null)
-        return name
+        _discard(file)
+        return "standard output" if file is sys.stdout else file.name
     return None
+
+
+def _discard(file: TextIO) -> None:
+    """Discard the rest: closing the file would raise another error and hide the first one."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, file.fileno())
+        os.close(null)

@@ -126,9 +126,10 @@ def test_a_full_disk_is_one_line_and_the_command_resumes(trained, exits, tmp_pat
 
 
 def test_a_second_calibration_into_the_same_file_is_rejected(trained, tmp_path):
-    with held_elsewhere(tmp_path / "exits.rows.lock"):
-        with pytest.raises(UsageError, match=r"exits\.rows\.jsonl: another process writes it"):
-            calibrate(trained, tmp_path / "exits.json", *EASY, *DECODER)
+    message = r"exits\.rows\.jsonl: another process writes it"
+    lock = tmp_path / "exits.rows.lock"
+    with held_elsewhere(lock), pytest.raises(UsageError, match=message):
+        calibrate(trained, tmp_path / "exits.json", *EASY, *DECODER)
     assert not (tmp_path / "exits.rows.jsonl").exists()
 
 

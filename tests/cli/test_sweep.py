@@ -227,9 +227,10 @@ def test_a_full_disk_ends_on_one_line_and_the_command_resumes(
 
 def test_a_second_sweep_into_the_same_file_is_rejected(trained, tmp_path):
     state = tmp_path / "results" / "sweep.partial.jsonl"
-    with held_elsewhere(state.with_suffix(".lock")):
-        with pytest.raises(UsageError, match=r"sweep\.csv: another sweep writes it"):
-            command(tmp_path, GRID, arguments(*trained))
+    message = r"sweep\.csv: another sweep writes it"
+    lock = state.with_suffix(".lock")
+    with held_elsewhere(lock), pytest.raises(UsageError, match=message):
+        command(tmp_path, GRID, arguments(*trained))
     assert not state.exists()
 
 
