@@ -134,6 +134,11 @@ def publish(path: Path, written: Written) -> None:
         stamp = Stamp.from_stat(partial_path(path).stat())
         write_index(path, stamp, np.asarray(written.offsets))
     os.replace(partial_path(path), path)
+    remove_inputs(path)
+
+
+def remove_inputs(path: Path) -> None:
+    """Remove what was noted for resuming a file that is finished, if it is there."""
     _inputs_path(path).unlink(missing_ok=True)
 
 

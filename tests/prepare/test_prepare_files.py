@@ -336,6 +336,15 @@ def test_a_full_disk_names_the_file_and_the_run_resumes(root, out, capsys):
     assert (out / "train.tsv").read_bytes() == whole
 
 
+def test_a_kill_after_the_last_file_leaves_nothing(root, out):
+    samples.coco(root)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    files = sorted(out.iterdir())
+    (out / "train.tsv.partial.json").write_text("{}")
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert sorted(out.iterdir()) == files
+
+
 def test_missing_splits(root, out, capsys):
     samples.snli_ve(root)
     (root / "snli_ve_test.jsonl").unlink()
