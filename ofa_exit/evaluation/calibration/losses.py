@@ -163,10 +163,11 @@ class SentenceFile:
         done = self.rows
         added = [one for one in sentences if one.row not in done]
         if added:
-            *lines, last = (one.line() for one in added)
-            text = "".join(f"{line}\n" for line in [*lines, _ending_batch(last)])
+            lines = [one.line() for one in added]
+            text = "".join(f"{line}\n" for line in [*lines[:-1], _ending_batch(lines[-1])])
             append(self.path, text.encode())
-        self.sentences += added
+            # As a resumed run reads them: costs have seven digits.
+            self.sentences += map(Sentence.of_line, lines)
 
 
 def _ending_batch(line: str) -> str:
