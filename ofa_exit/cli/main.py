@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import ofa_exit
 from ofa_exit.cli.parsing import print_error
 from ofa_exit.spelling import nearest
+from ofa_exit.writing import WriteError
 
 VERBS = {
     "predict": "caption your own images, or ask about them",
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"ofa_exit.cli.{verb.replace('-', '_')}")
     try:
         return module.main(arguments)
+    except WriteError as error:
+        return print_error(verb, error)
     except ValueError as error:
         text = usage_error(error)
         if text is None:

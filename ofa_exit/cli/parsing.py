@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from ofa_exit.regular_files import check_output
 from ofa_exit.spelling import unknown_option
+from ofa_exit.writing import WriteError
 
 INTERRUPTED = 130  # as shells number it
 Main = Callable[[Optional[Sequence[str]]], int]
@@ -72,15 +73,18 @@ def prints_errors(
 ) -> Callable[[Main], Main]:
     """Decorate a verb's ``main``: print errors of these kinds on one line, and return status 2.
 
-    Ctrl-C, too, takes one line if the verb ``resumes`` what it has begun.
+    Files that cannot be written are always printed so. Ctrl-C, too, takes one line if the verb
+    ``resumes`` what it has begun.
     """
+
+    printed: tuple[type[Exception], ...] = (*kinds, WriteError)
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def run(argv: Optional[Sequence[str]] = None) -> int:
             try:
                 return main(argv)
-            except kinds as error:
+            except printed as error:
                 return print_error(verb, error)
             except KeyboardInterrupt:
                 if not resumes:

@@ -46,10 +46,10 @@ from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.cli.generation import batches, is_cuda
 from ofa_exit.cli.grid import ExitSetting, Grid, exit_settings, read_grid
-from ofa_exit.cli.parsing import check_outputs, new_parser
+from ofa_exit.cli.parsing import check_outputs, new_parser, prints_errors
 from ofa_exit.cli.sweep_setting import Setting, load
 from ofa_exit.cli.sweep_state import FinishedBatches
-from ofa_exit.data.files import write_bytes
+from ofa_exit.data.files import locked, write_bytes
 from ofa_exit.plugin.calibrated import reject_foreign_config, warn_of_settings
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.reporting import file_record, run_record
@@ -57,6 +57,7 @@ from ofa_exit.plugin.saved_arguments import parse_overrides, saved_arguments
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.tasks.dataset import RowDataset
+from ofa_exit.writing import write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -285,6 +286,7 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
+@prints_errors("sweep")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(
         "sweep",
@@ -313,21 +315,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     partial = args.out.with_name(f"{args.out.stem}.partial{args.out.suffix}")
     state = args.out.with_name(f"{args.out.stem}.partial.jsonl")
     with usage_errors():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
             raise UsageError(f"{args.out} is a folder: name a file")
         check_outputs(args, "out", inputs=arguments)
-    try:
-        rows = sweep(
-            *(grid, arguments, str(args.grid), args.run),
-            *(partial, args.time_only, args.reference, state),
-        )
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes", file=sys.stderr)
-        return 130  # as shells number it
-    write_csv(rows, args.out)
-    for path in (partial, state):
-        path.unlink(missing_ok=True)
+        with write_errors(args.out.parent):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(state.with_suffix(".lock")) as is_alone:
+        if not is_alone:
+            raise UsageError(f"{args.out}: another sweep writes it. Wait, or name another file")
+        try:
+            rows = sweep(
+                *(grid, arguments, str(args.grid), args.run),
+                *(partial, args.time_only, args.reference, state),
+            )
+        except KeyboardInterrupt:
+            print("interrupted: the same command resumes", file=sys.stderr)
+            return 130  # as shells number it
+        write_csv(rows, args.out)
+        for path in (partial, state):
+            path.unlink(missing_ok=True)
     for row in rows:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()))
     return 0

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from ofa_exit.data.files import write_bytes
 from ofa_exit.plugin.errors import UsageError
+from ofa_exit.writing import append
 
 Batch = list[dict[str, Any]]
 """What each setting measured in a batch, see ``Setting.batch``."""
@@ -15,7 +16,7 @@ Batch = list[dict[str, Any]]
 class FinishedBatches:
     """JSON lines: which sweep it is, then a line per batch that all settings have generated.
 
-    A line is written by one unbuffered call. What a killed process left of a line is dropped.
+    What a killed process left of a line is dropped.
 
     Args:
         path: of the file; None keeps nothing.
@@ -47,11 +48,10 @@ class FinishedBatches:
         write_bytes(path, text.encode())
 
     def add(self, number: int, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Append a batch that all settings have generated."""
+        """Append a batch that all settings have generated. Raise WriteError if it does not fit."""
         if self.path is not None:
             line = json.dumps({"batch": number, "settings": list(batch)}) + "\n"
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line.encode())
+            append(self.path, line.encode())
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from ofa_exit.regular_files import regular_file
+from ofa_exit.writing import FULL, WriteError, write_errors
 
 
 @contextlib.contextmanager
@@ -26,26 +27,39 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     A block that raises leaves neither a partial ``path`` nor the temporary file. Those that killed
     writers of ``path`` left are removed. A file that already holds the same bytes is not replaced,
     so that its readers are not disturbed.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written. ``path`` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_dir():
         regular_file(path)  # renaming would replace a device
-    remove_leftovers(path)
-    handle, name = _locked_temporary_file(path)
+    with write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(path):
+        remove_leftovers(path)
+        handle, name = _locked_temporary_file(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
+            os.fsync(handle)  # some file systems report a full disk only here
             # Still locked: what another writer takes for a leftover, it removes.
             if path.is_file() and filecmp.cmp(name, path, shallow=False):
                 os.unlink(name)
                 return
             os.chmod(name, 0o644)
             os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        if isinstance(error, OSError) and _is_of_output(error, name):
+            raise WriteError(path, error) from error
         raise
+
+
+def _is_of_output(error: OSError, name: str) -> bool:
+    """Return whether an error is one of writing ``name``. Those of writing name no file."""
+    return error.filename == name or (error.filename is None and error.errno in FULL)
 
 
 def _locked_temporary_file(path: Path) -> tuple[int, str]:
@@ -94,11 +108,26 @@ def hold_lock(path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file during the block, see ``hold_lock``; yield whether this worked."""
+    path = path.resolve()
+    is_new = path not in _held
+    is_held = hold_lock(path)
+    try:
+        yield is_held
+    finally:
+        if is_new:
+            _release(path)
+
+
 def _release(path: Path) -> None:
-    # Removed before the release, so that the file of the next holder stays.
-    with contextlib.suppress(OSError):
-        path.unlink()
-    _held.pop(path).release()
+    lock = _held.pop(path, None)
+    if lock is not None:
+        # Removed before the release, so that the file of the next holder stays.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """The fairseq plugin: importing it registers tasks, criterions, scorers, schedules and models."""
 
 from . import compat  # isort: skip  # first: it repairs the fairseq that the other modules import
-from . import compat_notebooks, compat_saving  # isort: skip
+from . import compat_notebooks, compat_results, compat_saving  # isort: skip
 from . import archs, average, missing_heads, schedules, validation_command
 from .criterions import blipee, calm, deecap, leebert, mue, multi_exit, official, scst
 from .scorers import captions as caption_scorers
@@ -17,6 +17,7 @@ __all__ = [
     "caption_scorers",
     "compat",
     "compat_notebooks",
+    "compat_results",
     "compat_saving",
     "deecap",
     "leebert",

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from ofa_exit.writing import WriteError
+
 
 class UsageError(ValueError, SystemExit):
     """Invalid options, files or rows. The message says what to give instead.
@@ -58,4 +60,13 @@ def usage_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if isinstance(error, UsageError):
             raise
+        raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def unwritten_errors() -> Iterator[None]:
+    """Turn a file that cannot be written to its end into a UsageError; other errors pass."""
+    try:
+        yield
+    except WriteError as error:
         raise UsageError(str(error)) from error

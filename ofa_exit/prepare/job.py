@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
             and done["inputs"] == inputs
             and (not done["skipped"] or done["folders"] == _names(files))
         ):
+            with suppress(OSError):  # of a run that was killed once the file was finished
+                writer.remove_inputs(job.path)
             if not done["skipped"]:
                 _check_images(job, files)
             again = f"; {done['skipped']:,} were skipped: remove it to try them again"

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ofa_exit.data.row_index import Stamp, write_index
 from ofa_exit.regular_files import regular_file
+from ofa_exit.writing import FULL, WriteError, write_errors
 
 from .images import BrokenImageError, Files, encode_image, encoded_length
 from .manifest import read_json, write_json
@@ -133,6 +134,11 @@ def publish(path: Path, written: Written) -> None:
         stamp = Stamp.from_stat(partial_path(path).stat())
         write_index(path, stamp, np.asarray(written.offsets))
     os.replace(partial_path(path), path)
+    remove_inputs(path)
+
+
+def remove_inputs(path: Path) -> None:
+    """Remove what was noted for resuming a file that is finished, if it is there."""
     _inputs_path(path).unlink(missing_ok=True)
 
 
@@ -140,7 +146,8 @@ def publish(path: Path, written: Written) -> None:
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open the partial file for appending, in one process at a time."""
     partial = partial_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists():
         regular_file(partial)
     lock_path = partial.with_name(partial.name + ".lock")
@@ -154,6 +161,10 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("a+b") as file:
             yield file
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:  # those of writing name no file
+            raise WriteError(partial, error) from error
+        raise
     finally:
         lock_path.unlink(missing_ok=True)
         lock.release()

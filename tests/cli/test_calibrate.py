@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import task_files as files
 from helpers.photos import write_photos
+from helpers.small_disk import disk_of, held_elsewhere
 from helpers.task_files import COLOURS, SMALL, entailment_row, write_tsv
 
 import ofa_exit
@@ -139,7 +140,30 @@ def test_a_batch_is_resumed_in_its_middle(trained, exits, tmp_path):
     rows.write_text(head + "".join(lines[:3]))
     assert calibrate(trained, out, *EASY, *DECODER) == 0
     assert len(rows.read_text().splitlines()) == 1 + len(lines)
-    assert [one.texts for one in read_sentences(rows)[1]] == [one.texts for one in whole]
+    resumed = read_sentences(rows)[1]
+    assert [one.texts for one in resumed] == [one.texts for one in whole]
+    # A batch is repeated as a whole, because FLOPs depend on its other rows.
+    assert [one.costs["flops"] for one in resumed] == [one.costs["flops"] for one in whole]
+    assert out.read_bytes() == exits.read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_the_command_resumes(trained, exits, tmp_path, capsys):
+    out, rows = tmp_path / "exits.json", tmp_path / "exits.rows.jsonl"
+    size = len(exits.with_suffix(".rows.jsonl").read_bytes())
+    with disk_of(size // 2):
+        assert calibrate(trained, out, *EASY, *DECODER) == 2
+    assert f"{rows} cannot be written: File too large" in capsys.readouterr().err
+    assert not out.exists() and 0 < rows.stat().st_size <= size // 2
+    assert calibrate(trained, out, *EASY, *DECODER) == 0
+    assert out.read_bytes() == exits.read_bytes()
+
+
+def test_a_second_calibration_into_the_same_file_is_rejected(trained, tmp_path):
+    message = r"exits\.rows\.jsonl: another process writes it"
+    lock = tmp_path / "exits.rows.lock"
+    with held_elsewhere(lock), pytest.raises(UsageError, match=message):
+        calibrate(trained, tmp_path / "exits.json", *EASY, *DECODER)
+    assert not (tmp_path / "exits.rows.jsonl").exists()
 
 
 def test_another_search_is_warned_of(exits, caplog):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from fairseq import options
 from helpers import task_files as files
+from helpers.small_disk import disk_of, held_elsewhere
 
 from ofa_exit.cli import merge
 from ofa_exit.evaluation.figures.table import SUMMARY, read_run
@@ -250,6 +251,45 @@ def test_incomplete_or_mixed_shards_are_named(copies, spoil, tmp_path, capsys):
     if spoil not in (missing, other_batches):  # which have no one folder to name
         assert any(folder in error for folder in folders)
     assert not list(out.glob("*"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_result(runs, tmp_path, capsys):
+    out, folders = tmp_path / "out", list(map(str, runs[2]))
+    size = (runs[1] / "generate-test.txt").stat().st_size
+    with disk_of(size // 2):
+        assert merge.main([str(out), *folders, "--trace", "trace.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"{out}/\S+ cannot be written: File too large", error)
+    assert not list(out.glob("generate-*")) and not list(out.glob(".*"))
+    assert merge.main([str(out), *folders]) == 0
+
+
+def test_a_second_merge_into_the_same_folder_is_rejected(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    with held_elsewhere(out / ".generate-test.lock"):
+        assert merge.main([str(out), *map(str, runs[2])]) == 2
+        assert "generate-test.txt: another process writes it" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [".generate-test.lock"]
+
+
+def without_references(folders, cut):
+    """What a split without references leaves: no T- lines and no result."""
+    path = folders[1] / "generate-test.txt"
+    kept = [one for one in path.read_text().splitlines(True) if one[:2] in ("S-", "H-", "D-", "P-")]
+    path.write_text("".join(kept)[:-cut] if cut else "".join(kept))
+    return path
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_row_without_its_end_is_named(copies, cut, tmp_path, capsys):
+    path = without_references(copies, cut)
+    assert merge.main([str(tmp_path / "out"), *map(str, copies)]) == 2
+    assert re.search(rf"{path} ends within row \d+\. Generate", capsys.readouterr().err)
+
+
+def test_rows_without_references_are_merged(copies, tmp_path):
+    without_references(copies, 0)
+    assert merge.main([str(tmp_path / "out"), *map(str, copies)]) == 0
 
 
 def other_checkpoint(data, checkpoint, folder):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import task_files as files
 from helpers import vqa_samples as vqa
+from helpers.small_disk import disk_of, held_elsewhere
 from helpers.task_files import SMALL, caption_folder, generate, train
 
 from ofa_exit.cli import generation, sweep, table
@@ -206,6 +207,31 @@ def test_an_interrupted_sweep_keeps_what_it_has(trained, tmp_path, monkeypatch, 
     assert command(tmp_path, GRID, arguments(*trained)) == 0
     (out,) = results.iterdir()
     assert out.name == "sweep.csv" and rows_of(out)[0].keys() == before[0].keys()
+
+
+def test_a_full_disk_ends_on_one_line_and_the_command_resumes(
+    trained, tmp_path, monkeypatch, capsys
+):
+    state = tmp_path / "results" / "sweep.partial.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt)
+        assert command(tmp_path, GRID, arguments(*trained)) == 130
+    size = state.stat().st_size
+    with disk_of(size + 10):
+        assert command(tmp_path, GRID, arguments(*trained)) == 2
+    assert f"{state} cannot be written: File too large" in capsys.readouterr().err
+    assert state.stat().st_size == size and not state.with_name("sweep.csv").exists()
+    assert command(tmp_path, GRID, arguments(*trained)) == 0
+    assert "resumes after 1 batches" in capsys.readouterr().err
+
+
+def test_a_second_sweep_into_the_same_file_is_rejected(trained, tmp_path):
+    state = tmp_path / "results" / "sweep.partial.jsonl"
+    message = r"sweep\.csv: another sweep writes it"
+    lock = state.with_suffix(".lock")
+    with held_elsewhere(lock), pytest.raises(UsageError, match=message):
+        command(tmp_path, GRID, arguments(*trained))
+    assert not state.exists()
 
 
 TIMES = ("milliseconds_per_sentence", "measured_time_reduction")

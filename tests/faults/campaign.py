@@ -12,12 +12,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from faults.processes import Disk, Ended, limited, run
+from faults.processes import Disk, Ended, limited, run, run_both
 from faults.steps import Step, steps
 
 KINDS = ("moment", "operation", "write")
 ROOM = 64 << 20  # bytes of a disk that is large enough
-COLUMNS = ("step", "kills", *KINDS, "equal", "full disk", "read-only folder")
+COLUMNS = ("step", "kills", *KINDS, "equal", "full disk", "read-only folder", "two writers")
+REASONS = ("No space left on device", "Read-only file system", "File too large", "denied")
 
 
 class Campaign:
@@ -67,19 +68,18 @@ class Campaign:
     def _check_partial(self, out: Path, fault: str) -> None:
         """Whatever looks whole after a fault is whole."""
         try:
-            for name in self.step.looks_whole(out):
-                if (out / name).read_bytes() != self._bytes_of(name):
+            names = self.step.looks_whole(out)
+            found = self.step.contents(out) if names else {}
+            for name in names:
+                if found[name] != self.expected[name]:
                     self._problem(fault, f"{name} looks whole and is not")
         except (ValueError, OSError) as error:
             self._problem(fault, f"{error}")
 
-    def _bytes_of(self, name: str) -> bytes:
-        return (self.scratch / "uninterrupted" / name).read_bytes()
-
-    def _is_resumed(self, out: Path, fault: str) -> bool:
+    def _is_resumed(self, out: Path, fault: str, again: bool = True) -> bool:
         """Run the step again, without a fault; return whether all is as if there had been none."""
-        ended = self._run(out)
-        if ended.status:
+        ended = self._run(out) if again else None
+        if ended is not None and ended.status:
             self._problem(fault, f"the same command fails with status {ended.status}", ended)
             return False
         try:
@@ -139,22 +139,47 @@ class Campaign:
         disk.unmount()
         return cell
 
+    def compete(self) -> str:
+        """Run the step twice at once in one folder; return the table's cell."""
+        out, fault = self.scratch / "both", "two writers"
+        before = len(self.problems)
+        ended = sorted(run_both(lambda: self.step.run(out), out), key=lambda one: one.status)
+        if ended[0].status != 0:
+            self._problem(fault, "none of the two ends well", ended[0])
+        for one in ended:
+            if one.status not in (0, 2) or "Traceback" in one.output:
+                self._problem(fault, f"exit status {one.status}", one)
+        if ended[1].status and not _has_line(ended[1].output, str(out), ("another", "exists")):
+            self._problem(fault, "no line that names the folder and the reason", ended[1])
+        self._is_resumed(out, fault, again=ended[0].status != 0)
+        if len(self.problems) > before:
+            return "FAILED"
+        return "one is rejected" if ended[1].status else "both end well"
+
     def _fault_cell(self, fault: str, out: Path, ended: Ended) -> str:
         before = len(self.problems)
         self._check_partial(out, fault)
         if "Traceback" in ended.output:
             self._problem(fault, "a traceback", ended)
+        if self.step.needs_folder and not _has_line(ended.output, str(out), REASONS):
+            self._problem(fault, "no line that names the file and the reason", ended)
         if ended.status < 0 or (ended.status == 0) == self.step.needs_folder:
             self._problem(fault, f"exit status {ended.status}", ended)
         if len(self.problems) > before:
             return "FAILED"
         return "one line" if self.step.needs_folder else "runs without"
 
-    def row(self, full: str, read_only: str) -> tuple[str, ...]:
+    def row(self, *faults: str) -> tuple[str, ...]:
         kinds = [str(self.killed[kind]) for kind in KINDS]
         killed = f"{sum(self.killed.values())} of {self.kills}"
         equal = f"{self.equal} of {self.kills}"
-        return self.step.name, killed, *kinds, equal, full, read_only
+        return self.step.name, killed, *kinds, equal, *faults
+
+
+def _has_line(output: str, path: str, reasons: tuple[str, ...]) -> bool:
+    """Return whether a line holds the path and one of the reasons."""
+    lines = [line for line in output.splitlines() if path in line or "standard output" in line]
+    return any(reason in line for line in lines for reason in reasons)
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
@@ -186,9 +211,10 @@ def main() -> int:
             campaign = Campaign(step, Path(folder), random.Random(f"{args.seed} {step.name}"))
             for kill in range(number, args.kills, len(wanted)):
                 campaign.kill(kill // len(wanted))
-            table.append(campaign.row(campaign.fill(), campaign.forbid()))
+            table.append(campaign.row(campaign.fill(), campaign.forbid(), campaign.compete()))
             problems += campaign.problems
-            print(*table[-1], *campaign.problems, sep=" | ", file=sys.stderr, flush=True)
+            seconds = f"{campaign.ended.seconds:.1f} s"
+            print(*table[-1], seconds, *campaign.problems, sep=" | ", file=sys.stderr, flush=True)
     print_table(table)
     for problem in problems:
         print(problem)

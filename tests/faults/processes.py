@@ -52,37 +52,70 @@ def run(
             grows beyond this number of bytes.
         at_seconds: kill it when it has used that much CPU time.
     """
-    counter = mmap.mmap(-1, 8)  # shared with the process
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        # Those of pytest write elsewhere.
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
-        atexit._clear()  # those of this process, such as the removal of temporary folders
-        sys.addaudithook(_watch(str(folder), counter, before_operation, limit))
-        _run_and_exit(step)
-    os.close(writer)
-    output = b""
-    while True:
-        if select.select([reader], [], [], 0.005)[0]:
-            block = os.read(reader, 1 << 16)
-            if not block:
-                break
-            output += block
-        if at_seconds is not None and _cpu_seconds(pid) >= at_seconds:
-            os.kill(pid, signal.SIGKILL)
-    os.close(reader)
-    _, status, usage = os.wait4(pid, 0)
-    return Ended(
-        os.waitstatus_to_exitcode(status),
-        output.decode(errors="replace"),
-        usage.ru_utime + usage.ru_stime,
-        int.from_bytes(counter[:8], "little"),
-    )
+    with _Running(step, folder, before_operation, limit) as running:
+        while running.reads(0.005):
+            if at_seconds is not None and _cpu_seconds(running.pid) >= at_seconds:
+                os.kill(running.pid, signal.SIGKILL)
+        return running.wait()
+
+
+def run_both(step: Callable[[], int | None], folder: Path) -> list[Ended]:
+    """Run a step twice at the same time."""
+    with _Running(step, folder) as first, _Running(step, folder) as second:
+        both = [first, second]
+        while [running for running in both if running.reads(0.005)]:
+            pass
+        return [running.wait() for running in both]
+
+
+class _Running:
+    """A forked process that runs a step, and what it prints."""
+
+    def __init__(
+        self,
+        step: Callable[[], int | None],
+        folder: Path,
+        before_operation: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        self._counter = mmap.mmap(-1, 8)  # shared with the process
+        self._reader, writer = os.pipe()
+        self._output = b""
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._reader)
+            os.dup2(writer, 1)
+            os.dup2(writer, 2)
+            # Those of pytest write elsewhere.
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
+            atexit._clear()  # those of this process, such as the removal of temporary folders
+            sys.addaudithook(_watch(str(folder), self._counter, before_operation, limit))
+            _run_and_exit(step)
+        os.close(writer)
+
+    def __enter__(self) -> _Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._reader)
+
+    def reads(self, seconds: float) -> bool:
+        """Read what it printed, waiting so long; return whether it may print more."""
+        if select.select([self._reader], [], [], seconds)[0]:
+            block = os.read(self._reader, 1 << 16)
+            self._output += block
+            return bool(block)
+        return True
+
+    def wait(self) -> Ended:
+        _, status, usage = os.wait4(self.pid, 0)
+        return Ended(
+            os.waitstatus_to_exitcode(status),
+            self._output.decode(errors="replace"),
+            usage.ru_utime + usage.ru_stime,
+            int.from_bytes(self._counter[:8], "little"),
+        )
 
 
 def _run_and_exit(step: Callable[[], int | None]) -> None:

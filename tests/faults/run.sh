@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Kill, fill and lock the steps of a small experiment, resume them, and print a table.
 #   tests/faults/run.sh [--kills N] [--seed S] [--steps NAME,…]
-# Steps: training, preparation, indexing, sweep, shards, merge (default: all). Each is
+# Steps: training, preparation, indexing, sweep, shards, merge, calibration (default: all). Each is
 #   - killed by SIGKILL at N points (default 30, shared by the steps): at a moment, before an
 #     operation on a file, or within a write. It is run again and must equal the uninterrupted run:
 #     weights and optimizer state to the bit, files byte for byte, no other file in the folder.
 #   - run on a disk that is too small, and in a read-only folder: one line, nothing half-written
 #     that looks whole. With room again, it must equal the uninterrupted run.
+#   - run twice at once in one folder: one run waits or is rejected, and the files are whole.
 # Disks are tmpfs in a mount namespace of this script. Without the right to make one, a limit on the
 # size of files stands in for the full disk, and access rights for the read-only folder.
 # Exit status 1 if a line of the table failed. About ten minutes on two cores.

@@ -6,9 +6,10 @@ import contextlib
 import csv
 import hashlib
 import json
+import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from fairseq import options
 from helpers import prepare_samples
 from helpers import task_files as files
 
-from ofa_exit.cli import main as ofa_exit
+# Imported here, once, and not in every process.
+from ofa_exit.cli import prepare as _prepare  # noqa: F401
+from ofa_exit.cli.calibrate import run as calibrate_run  # noqa: F401
+from ofa_exit.cli.main import main as ofa_exit
+from ofa_exit.cli.merge import shards as merge_shards  # noqa: F401
 from ofa_exit.data.row_index import index_path, row_offsets
 from ofa_exit.evaluation.efficiency.shards import read_shard
 from ofa_exit.models.checkpoint_file import read_checkpoint
@@ -65,7 +70,12 @@ def without_stamps(contents: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepared(folder: Path) -> dict[str, Any]:
-    return without_stamps(all_files(folder))
+    """The files; manifests without the time when theirs was written."""
+    found = without_stamps(all_files(folder))
+    for name in [name for name in found if name.endswith(".manifest.json")]:
+        found[name] = json.loads(found[name])
+        del found[name]["output"]["mtime_ns"]
+    return found
 
 
 def digest(state: Any) -> str:
@@ -110,6 +120,15 @@ def without_times(folder: Path) -> dict[str, Any]:
     return {**dict.fromkeys(all_files(folder)), "sweep.csv": kept}
 
 
+def calibrated(folder: Path) -> dict[str, Any]:
+    """The chosen exits, and the rows without measured times."""
+    found: dict[str, Any] = all_files(folder)
+    lines = [json.loads(line) for line in found["exits.rows.jsonl"].splitlines()]
+    for line in lines[1:]:
+        del line["costs"]["time"]
+    return {**found, "exits.rows.jsonl": lines}
+
+
 def shard_files(folder: Path) -> dict[str, Any]:
     return {
         name: value if name.endswith(("generate-test.txt", "trace.jsonl")) else None
@@ -128,19 +147,40 @@ def whole_shards(folder: Path) -> list[str]:
 
 
 def generate(data: Path, checkpoint: Path, folder: Path, shard: int) -> None:
-    """Generate a shard with what ``fairseq-generate … | tee log.txt`` leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Generate a shard as ``fairseq-generate … > FOLDER/log.txt``."""
     more = ["--results-path", str(folder), "--exit-trace", str(folder / "trace.jsonl")]
     more += ["--num-shards", "2", "--shard-id", str(shard), "--exit-policy", "similarity"]
-    arguments = files.generate_arguments("mue_caption", data, checkpoint, *more)
-    parser = options.get_generation_parser()
-    with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log):
-        files.run(parser, fairseq_cli.generate.main, arguments)
+    with contextlib.suppress(OSError):  # the command itself shall report it
+        folder.mkdir(parents=True, exist_ok=True)
+    with _printed_to(folder / "log.txt"):
+        arguments = files.generate_arguments("mue_caption", data, checkpoint, *more)
+        files.run(options.get_generation_parser(), fairseq_cli.generate.main, arguments)
+
+
+@contextlib.contextmanager
+def _printed_to(path: Path) -> Iterator[None]:
+    """Let standard output go to a file, as a shell does; leave it if that cannot be made."""
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError:
+        yield
+        return
+    sys.stdout.flush()
+    before = os.dup(1)
+    os.dup2(log, 1)
+    os.close(log)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def steps(scratch: Path) -> list[Step]:
     """Return all steps; their inputs are made in ``scratch``."""
     data = files.caption_folder(scratch / "data")
+    files.write_tsv(data / "rows.tsv", [files.caption_row(n, 2) for n in range(24)])
     release = scratch / "release"
     prepare_samples.many_coco_images(release, IMAGES)
     table = scratch / "indexed"
@@ -149,7 +189,7 @@ def steps(scratch: Path) -> list[Step]:
     grid = scratch / "grid.json"
     grid.write_text(json.dumps([{}, {"exit_policy": "static", "exit_depths": "2,3,1"}]))
     checkpoint = scratch / "checkpoint" / "checkpoint_last.pt"
-    shards = scratch / "shards"
+    shards = scratch / "shard-inputs"
     sys.argv = ["faults"]  # fairseq's parsers look for --user-dir there
 
     def make_inputs() -> None:
@@ -162,7 +202,7 @@ def steps(scratch: Path) -> list[Step]:
         files.train("mue_caption", data, out, *more, updates=UPDATES, resumable=True)
 
     def prepare(out: Path) -> int:
-        return ofa_exit.main(["prepare", "coco", str(release), str(out)])
+        return ofa_exit(["prepare", "coco", str(release), str(out)])
 
     def index(out: Path) -> None:
         if not (out / "rows.tsv").exists():
@@ -174,7 +214,7 @@ def steps(scratch: Path) -> list[Step]:
     def sweep(out: Path) -> int:
         given = files.generate_arguments("mue_caption", data, checkpoint, "--gen-subset", "test")
         scoring = ["--scoring", "coco_caption", "--coco-tokenizer", "plain"]
-        return ofa_exit.main(["sweep", str(grid), str(out / "sweep.csv"), *given, *scoring])
+        return ofa_exit(["sweep", str(grid), str(out / "sweep.csv"), *given, *scoring])
 
     def generate_shards(out: Path) -> None:
         for shard in (0, 1):
@@ -184,7 +224,15 @@ def steps(scratch: Path) -> list[Step]:
     def merge(out: Path) -> int:
         if (out / "generate-test.txt").exists():  # merge rejects a folder with a whole generation
             return 0
-        return ofa_exit.main(["merge", str(out), str(shards / "0"), str(shards / "1")])
+        folders = [str(shards / "0"), str(shards / "1")]
+        return ofa_exit(["merge", str(out), *folders, "--trace", "trace.jsonl"])
+
+    def calibrate(out: Path) -> int:
+        given = ["--checkpoint", str(checkpoint), "--out", str(out / "exits.json"), "--cpu"]
+        given += ["--keep", "0.5", "--confidence", "0.6", "--batch-size", "4", "--max-len-b", "6"]
+        given += ["--exit-image-threshold", "2", "--exit-text-threshold", "2"]  # fewer settings
+        rows = str(data / "rows.tsv")
+        return ofa_exit(["calibrate", rows, *given, "--num-workers", "0", *files.SMALL])
 
     (table / "rows.tsv").write_text(rows)
     make_inputs_step = Step("inputs", lambda out: make_inputs(), all_files, final_files())
@@ -196,7 +244,8 @@ def steps(scratch: Path) -> list[Step]:
         Step("indexing", index, indexed, final_files(), needs_folder=False),
         Step("sweep", sweep, without_times, final_files("sweep.csv")),
         Step("shards", generate_shards, shard_files, whole_shards),
-        Step("merge", merge, shard_files, final_files("generate-test.txt")),
+        Step("merge", merge, shard_files, final_files("generate-test.txt", "trace.jsonl")),
+        Step("calibration", calibrate, calibrated, final_files("exits.json")),
     ]
 
 

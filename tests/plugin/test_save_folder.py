@@ -1,8 +1,6 @@
 """Checkpoints are whole or missing, training resumes from a whole one, and one at a time."""
 
-import contextlib
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from helpers import task_files as files
+from helpers.small_disk import disk_of
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.save_folder import newest_whole_checkpoint, whole_file
@@ -20,17 +19,6 @@ from ofa_exit.plugin.save_folder import newest_whole_checkpoint, whole_file
 SAVE = checkpoint_utils.torch_persistent_save
 NOISE = {"model": {"weight": torch.arange(100_000.0)}}  # 400 kB
 MORE = ["--save-interval-updates", "2", "--disable-validation"]
-
-
-@contextlib.contextmanager
-def disk_of(size: int):
-    """No file may grow beyond ``size`` bytes; the system reports it as it reports a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_fairseq_leaves_parts_of_files(tmp_path, monkeypatch):

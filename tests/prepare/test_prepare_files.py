@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from filelock import FileLock
 from helpers import prepare_samples as samples
 from helpers.paths import ROOT
 from helpers.prepare_samples import manifest, prepare, problems, rows
+from helpers.small_disk import disk_of
 
 from ofa_exit.data import row_index
 from ofa_exit.prepare import writer
@@ -317,6 +320,29 @@ def test_warning_of_a_full_disk(root, out, monkeypatch, capsys):
     monkeypatch.setattr("ofa_exit.prepare.job.shutil.disk_usage", lambda path: usage)
     assert prepare("coco", root, out, *TRAIN) == 0
     assert "GB more and the disk has 0.0 GB" in capsys.readouterr().err
+
+
+def test_a_full_disk_names_the_file_and_the_run_resumes(root, out, capsys):
+    samples.coco(root)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    whole = (out / "train.tsv").read_bytes()
+    shutil.rmtree(out)
+    with disk_of(len(whole) - 1):
+        assert prepare("coco", root, out, *TRAIN) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"{out}/\S*train\.tsv\S* cannot be written: File too large", error)
+    assert not (out / "train.tsv").exists()
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert (out / "train.tsv").read_bytes() == whole
+
+
+def test_a_kill_after_the_last_file_leaves_nothing(root, out):
+    samples.coco(root)
+    assert prepare("coco", root, out, *TRAIN) == 0
+    files = sorted(out.iterdir())
+    (out / "train.tsv.partial.json").write_text("{}")
+    assert prepare("coco", root, out, *TRAIN) == 0
+    assert sorted(out.iterdir()) == files
 
 
 def test_missing_splits(root, out, capsys):

@@ -48,6 +48,7 @@ from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
 from ofa_exit.plugin.trained_options import kind_of_task
+from ofa_exit.writing import write_errors
 
 DEFAULT_POLICY = "similarity"
 DEFAULT_BATCH = "16"
@@ -94,7 +95,8 @@ def run(args: argparse.Namespace, arguments: list[str], prog: str) -> int:
     record = run_record(job, args)
     rows_file = args.out.with_suffix(".rows.jsonl")
     with usage_errors():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors(args.out.parent):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         if not hold_lock(rows_file.with_suffix(".lock")):
             raise ValueError(f"{rows_file}: another process writes it. Choose another --out")
         store = SentenceFile(rows_file, record, is_complete=args.save != "layers")

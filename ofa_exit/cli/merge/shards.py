@@ -12,9 +12,10 @@ from fairseq.registry import REGISTRIES
 from fairseq.scoring import build_scorer
 
 import ofa_exit.plugin  # noqa: F401 (scorers)
-from ofa_exit.data.files import atomic_write, sha256_of
+from ofa_exit.data.files import atomic_write, locked, sha256_of
 from ofa_exit.evaluation.efficiency.shards import Shard, check_shards, merged_rows, read_shard
 from ofa_exit.evaluation.efficiency.totals import RunTotals
+from ofa_exit.writing import write_errors
 
 _SCORERS = REGISTRIES["scoring"]
 
@@ -40,11 +41,10 @@ def merge(args: argparse.Namespace) -> str:
     shards = [read_shard(folder) for folder in args.folders]
     check_shards(shards)
     target = args.out / shards[0].generated.name
-    if target.exists():
-        raise ValueError(f"{target} exists already: remove it, or give another folder")
     scorer = build_scorer(args, None) if args.scoring else None
     report = "\n".join(_reports(shards))
     with contextlib.ExitStack() as stack:
+        _claim(target, stack)
         # Files are published in reverse order: the one with the result, which marks the
         # generation as complete, comes last.
         out = stack.enter_context(atomic_write(target))
@@ -63,6 +63,17 @@ def merge(args: argparse.Namespace) -> str:
         out.write(result.encode())
         log.write(f"{report}\n".encode())
     return f"{result}{report}"
+
+
+def _claim(target: Path, stack: contextlib.ExitStack) -> None:
+    """Lock the folder of a file that does not exist yet. Raise ValueError if that fails."""
+    with write_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    # The name that a generation into this folder locks.
+    if not stack.enter_context(locked(target.with_name(f".{target.stem}.lock"))):
+        raise ValueError(f"{target}: another process writes it. Wait, or give another folder")
+    if target.exists():
+        raise ValueError(f"{target} exists already: remove it, or give another folder")
 
 
 def _reports(shards: Sequence[Shard]) -> list[str]:

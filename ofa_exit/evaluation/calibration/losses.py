@@ -1,11 +1,12 @@
 """What every setting answered to every sentence, its cost, and losses in [0, 1] made of them.
 
-The file has one JSON object per line: what was run, and then one sentence each. Losses of any
-metric are computed from it without a model.
+The file has one JSON object per line: what was run, and then one sentence each. The last line of a
+batch ends in ``BATCH_END``. Losses of any metric are computed from it without a model.
 """
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from ofa_exit.evaluation.metrics.captions import plain_tokenize
 from ofa_exit.evaluation.metrics.cider_d import CiderD
+from ofa_exit.writing import append, write_errors
 
 COSTS = ("time", "flops", "layers")
 TOP_CIDER = 1000.0
 """CIDEr-D ×100 that counts as 1, its largest value (10)."""
+
+BATCH_END = ', "ends_batch": true}'
+"""End of the lines after which a run can resume. No text can hold it: its quotes are escaped."""
 
 Score = Callable[[str, Sequence[str]], float]
 """From a text and the references of its row to 0 … 1."""
@@ -118,13 +123,20 @@ def reject_other_file(path: Path, head: str) -> None:
     )
 
 
-def drop_torn_line(path: Path) -> int:
-    """Cut off what a killed process left of a last line. Return the size, 0 for a missing file."""
+def drop_torn_batch(path: Path) -> int:
+    """Cut off what a killed process left of a last batch. Return the size, 0 for a missing file.
+
+    A batch resumes as a whole, because the FLOPs of a sentence depend on the others of its batch.
+    Files of earlier versions have no ends of batches. They lose only a torn line.
+    """
     if not path.exists():
         return 0
-    with path.open("r+b") as file:
-        size = file.read().rfind(b"\n") + 1
-        file.truncate(size)
+    content, end = path.read_bytes(), f"{BATCH_END}\n".encode()
+    place = content.rfind(end)
+    size = content.rfind(b"\n") + 1 if place < 0 else place + len(end)
+    if size < len(content):
+        with write_errors(path):
+            os.truncate(path, size)
     return size
 
 
@@ -139,6 +151,7 @@ class SentenceFile:
 
     Raises:
         ValueError: the file is of another run, or of one that was not complete.
+        WriteError: it cannot be written.
     """
 
     def __init__(self, path: Path, run: dict[str, Any], is_complete: bool = False) -> None:
@@ -146,7 +159,7 @@ class SentenceFile:
         self.path, self.is_complete = path, is_complete
         self.sentences: list[Sentence] = []
         head = json.dumps({**run, "complete": is_complete}, ensure_ascii=False)
-        if drop_torn_line(path):
+        if drop_torn_batch(path):
             saved, self.sentences = read_sentences(path)
             if different := [name for name in run if saved.get(name) != json.loads(head)[name]]:
                 raise ValueError(
@@ -160,7 +173,7 @@ class SentenceFile:
                 )
             self.is_complete = bool(saved.get("complete"))
         else:
-            path.write_text(f"{head}\n", encoding="utf-8")
+            append(path, f"{_ending_batch(head)}\n".encode())
 
     @property
     def rows(self) -> set[int]:
@@ -168,12 +181,23 @@ class SentenceFile:
         return {one.row for one in self.sentences}
 
     def append(self, sentences: Iterable[Sentence]) -> None:
-        """Add the sentences of a batch; rows that are there already are left out."""
+        """Add the sentences of a batch; rows that are there already are left out.
+
+        Raises:
+            WriteError: they cannot be written to their end. None of them is added.
+        """
         done = self.rows
         added = [one for one in sentences if one.row not in done]
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(f"{one.line()}\n" for one in added))
-        self.sentences += added
+        if added:
+            lines = [one.line() for one in added]
+            text = "".join(f"{line}\n" for line in [*lines[:-1], _ending_batch(lines[-1])])
+            append(self.path, text.encode())
+            # As a resumed run reads them: costs have seven digits.
+            self.sentences += map(Sentence.of_line, lines)
+
+
+def _ending_batch(line: str) -> str:
+    return line.removesuffix("}") + BATCH_END
 
 
 # ------------------------------------------------------------------ losses

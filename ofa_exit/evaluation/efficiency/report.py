@@ -1,5 +1,6 @@
 """Efficiency report of a generation: a summary, and one JSON line per sentence."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from ofa_exit.evaluation.efficiency.depth import SampleDepth
 from ofa_exit.evaluation.efficiency.flops import batch_flops, bias_costs
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.runtime.flops import PARTS
+from ofa_exit.writing import open_alone, write_all, write_errors
 
 LONGEST_RECORD_BYTES = 10_000_000
 
@@ -25,31 +27,41 @@ def is_trace(path: str | os.PathLike[str]) -> bool:
 
 
 class TraceFile:
-    """JSON lines, each written by one unbuffered call: a killed run leaves whole lines."""
+    """JSON lines: a killed run, and one on a full disk, leaves whole lines."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the file, empty. Raise OSError with the remedy if it cannot be written."""
         try:
-            self._file: BinaryIO | None = open(path, "wb", buffering=0)  # noqa: SIM115
+            self._file: BinaryIO | None = open_alone(path)
         except OSError as error:
             raise OSError(
                 f"the exit trace cannot be written to {os.fspath(path)!r} ({error.strerror}): "
                 "--exit-trace needs a file name in a folder that exists and may be written to"
             ) from error
-
+        self.path, self._size = path, 0
         self.digest = hashlib.sha256()
 
     def write(self, record: dict[str, Any]) -> None:
+        """Write a line. Raise WriteError if it cannot be written to its end."""
         if self._file is None:
             raise ValueError("the exit trace is closed")
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        self._file.write(line)
+        with write_errors(self.path):
+            try:
+                write_all(self._file, line)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)
+                raise
+        self._size += len(line)
         self.digest.update(line)
 
     def close(self) -> None:
+        """Close the file. Raise WriteError if it did not reach the disk."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with write_errors(self.path), file:
+                os.fsync(file.fileno())  # some file systems report a full disk only here
 
 
 def weights_in_layers(model: Any) -> float:

@@ -226,6 +226,12 @@ def _rows(shard: Shard) -> Iterator[Row]:
             row = Row(number, shard, [])
         row.lines.append(line)
     if row is not None:
+        # Without references there is no result after it that would show its end.
+        kinds = Counter(line[0] for line in row.lines)
+        if not row.lines[-1].endswith("\n") or len({kinds[kind] for kind in "HDP"}) > 1:
+            raise ValueError(
+                f"{shard.generated} ends within row {row.number}. Generate that shard again"
+            )
         yield row
 
 

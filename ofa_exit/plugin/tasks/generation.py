@@ -13,6 +13,7 @@ from ofa_exit.data.text import TextEncoder
 from ofa_exit.evaluation.efficiency.report import GenerationReport
 from ofa_exit.plugin.calibrated import warn_of_search
 from ofa_exit.plugin.drafts import build_drafting
+from ofa_exit.plugin.errors import unwritten_errors, usage_errors
 from ofa_exit.plugin.image_tokens import build_token_exits
 from ofa_exit.plugin.reporting import log_rows, print_reports, run_record
 from ofa_exit.plugin.saved_arguments import reference_layers
@@ -92,7 +93,8 @@ class GenerationTask(DataTask):
             trace_file = self.cfg.exit_trace
             if trace_file and number > 1:
                 trace_file += f".{number}"
-            self.exit_reports.append(GenerationReport(model, trace_file, symbol, reference))
+            with usage_errors():
+                self.exit_reports.append(GenerationReport(model, trace_file, symbol, reference))
         self.references = ShownReferences(self.dictionary, self.encoder.codec)
         self.run_record = {}
         if self.progress.shard:
@@ -105,7 +107,8 @@ class GenerationTask(DataTask):
     def end_generation(self) -> None:
         """Print the reports, and log which rows were skipped."""
         atexit.unregister(self.end_generation)
-        print_reports(self.exit_reports, self.progress, self.run_record)
+        with unwritten_errors():
+            print_reports(self.exit_reports, self.progress, self.run_record)
         log_rows(self.progress.iterator.dataset.rows)
 
     def inference_step(
@@ -136,16 +139,17 @@ class GenerationTask(DataTask):
         seconds = time.perf_counter() - start
         net_input = batch["net_input"]
         for report, trace in zip(self.exit_reports, self.traces(generator, models)):
-            report.add(
-                ids=batch["uniq_ids"],
-                trace=trace,
-                hypotheses=tokens,
-                text_tokens=net_input["src_lengths"].tolist(),
-                image_size=tuple(net_input["patch_images"].shape[-2:]),
-                seconds=seconds,
-                has_image=net_input["patch_masks"].tolist(),
-                text_keys=net_input.get("text_keys"),
-            )
+            with unwritten_errors():
+                report.add(
+                    ids=batch["uniq_ids"],
+                    trace=trace,
+                    hypotheses=tokens,
+                    text_tokens=net_input["src_lengths"].tolist(),
+                    image_size=tuple(net_input["patch_images"].shape[-2:]),
+                    seconds=seconds,
+                    has_image=net_input["patch_masks"].tolist(),
+                    text_keys=net_input.get("text_keys"),
+                )
         self.progress.in_batch = False
         if "references" in sample:
             target = self.references.target(sample["references"], self.progress.has_ended)
