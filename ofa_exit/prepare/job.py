@@ -69,25 +69,50 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     """Prepare ``job.path``, unless it exists and has the same inputs. Return the path.
 
     FILE.problems.txt lists all bad records and images. Raises PrepareError: a problem without
-    ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows.
+    ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows,
+    another run that writes the file, a pipe or device in its place.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
+    writer.check_files(job.path)
+    # Without the lock first: a finished file may be in a read-only folder.
+    if not _is_finished(job, files, inputs):
+        with writer.locked(job.path):
+            # Another run may have written it meanwhile.
+            if not _is_finished(job, files, inputs):
+                _write(job, files, inputs, skip_missing, strict_counts)
+    return job.path
+
+
+def _is_finished(job: Job, files: Files, inputs: dict[str, Any]) -> bool:
+    """Return whether ``job.path`` is complete and has these inputs, and log it.
+
+    Raises PrepareError: it is of another data set, or holds other images than ``files``.
+    """
     partial = writer.partial_inputs(job.path)
     manifest.check_release(job.path, inputs, partial)
-    if partial is None:
-        done = manifest.finished(job.path)
-        # Images that were missing may be in other folders now.
-        if (
-            done is not None
-            and done["inputs"] == inputs
-            and (not done["skipped"] or done["folders"] == _names(files))
-        ):
-            if not done["skipped"]:
-                _check_images(job, files)
-            again = f"; {done['skipped']:,} were skipped: remove it to try them again"
-            message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
-            log(message + again * bool(done["skipped"]))
-            return job.path
+    done = manifest.finished(job.path) if partial is None else None
+    if done is None or done["inputs"] != inputs:
+        return False
+    # Images that were missing may be in other folders now.
+    if done["skipped"] and done["folders"] != _names(files):
+        return False
+    if not done["skipped"]:
+        _check_images(job, files)
+    again = f"; {done['skipped']:,} were skipped: remove it to try them again"
+    message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
+    log(message + again * bool(done["skipped"]))
+    return True
+
+
+def _write(
+    job: Job, files: Files, inputs: dict[str, Any], skip_missing: bool, strict_counts: bool
+) -> None:
+    """Survey the annotations, write the rows or resume them, and publish the file.
+
+    The process holds the lock of the file: another one must not change the partial file before it
+    has its final name.
+    """
+    partial = writer.partial_inputs(job.path)
     if partial != inputs and (partial is not None or job.path.exists()):
         kind = "file" if partial is None else "partial file"
         log(
@@ -132,7 +157,6 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(summary.left_out.items()))
     left_out = f"; left out: {reasons}" if reasons else ""
     log(f"{job.path}: {written.rows:,} rows{resumed}{lost}{left_out}")
-    return job.path
 
 
 def _check_images(job: Job, files: Files) -> None:

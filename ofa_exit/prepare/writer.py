@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -62,6 +62,30 @@ def _inputs_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial.json")
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".partial.lock")
+
+
+def check_files(path: Path) -> None:
+    """Raise PrepareError if ``path``, its partial file or its lock is there and no regular file.
+
+    Renaming would replace a pipe or a device, and reading one may never end.
+    """
+    if _lock_path(path).is_symlink():
+        raise PrepareError(f"{_lock_path(path)} is a link. Remove it")
+    for file in (path, partial_path(path), _lock_path(path)):
+        try:
+            regular_file(file)
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise PrepareError(
+                f"{file} cannot be written: {error.strerror}. Remove it, or choose another folder"
+            ) from error
+
+
 def partial_inputs(path: Path) -> dict[str, Any] | None:
     """Return the inputs of the partial file of ``path``, {} if unknown, None if there is none."""
     return read_json(_inputs_path(path)) or {} if partial_path(path).exists() else None
@@ -77,7 +101,7 @@ def write_rows(
     skip_broken: bool,
     advance: Callable[[], object] = lambda: None,
 ) -> Written:
-    """Write or resume ``path``'s partial file; `publish` moves it into place.
+    """Write or resume ``path``'s partial file within `locked`; `publish` moves it into place.
 
     Memory: a few images, and one number per row.
 
@@ -90,7 +114,7 @@ def write_rows(
     """
     written = Written()
     is_complete = True
-    with _locked(path) as file:
+    with partial_path(path).open("a+b") as file:
         if partial_inputs(path) != inputs:
             file.truncate(0)
             write_json(_inputs_path(path), inputs)
@@ -137,26 +161,30 @@ def publish(path: Path, written: Written) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open the partial file for appending, in one process at a time."""
-    partial = partial_path(path)
+def locked(path: Path) -> Iterator[None]:
+    """Admit one process to write ``path``, from its first row until it is published.
+
+    Raises:
+        PrepareError: another process writes it.
+    """
+    is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        regular_file(partial)
-    lock_path = partial.with_name(partial.name + ".lock")
+    lock_path = _lock_path(path)
     lock = FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise PrepareError(
-            f"{partial} is being written by another run. Wait for it, or end it"
+            f"{partial_path(path)} is being written by another run. Wait for it, or end it"
         ) from None
     try:
-        with partial.open("a+b") as file:
-            yield file
+        yield
     finally:
         lock_path.unlink(missing_ok=True)
         lock.release()
+        if is_new_folder:
+            with suppress(OSError):  # it has files
+                path.parent.rmdir()
 
 
 def _with_images(items: Iterable[Item], files: Files) -> Iterator[tuple[Record, Path]]:
