@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ofa_exit.data.row_index import row_offsets
+from ofa_exit.regular_files import regular_file
 
 from . import manifest, writer
 from .images import Files, encoded_length
@@ -162,19 +163,21 @@ def _write(
 def _check_images(job: Job, files: Files) -> None:
     """Raise PrepareError if rows of the finished file hold other images than ``files``.
 
-    Rows are compared by their length: some of the first ones, those with an image in ``files``.
+    Some of the first rows are compared, those with an image in ``files``.
     """
     _, offsets = row_offsets(job.path)
     records = (item for item in job.items() if isinstance(item, Record))
     checked = itertools.islice(enumerate(records), 0, _ROWS_CHECKED, _ROWS_PER_SAMPLE)
-    for number, record in checked:
-        image = files.image(record.image_names)
-        length = int(offsets[number + 1] - offsets[number])
-        if image is not None and writer.row_length(record, image) != length:
-            raise PrepareError(
-                f"{job.path}, line {number + 1}: it does not hold {image}, but another file of "
-                "this image, such as one of another size. Choose another folder, or remove it"
-            )
+    with regular_file(job.path).open("rb") as file:
+        for number, record in checked:
+            image = files.image(record.image_names)
+            file.seek(int(offsets[number]))
+            row = file.read(int(offsets[number + 1] - offsets[number]))
+            if image is not None and not writer.holds(row, record, image):
+                raise PrepareError(
+                    f"{job.path}, line {number + 1}: it does not hold {image}, but another file of "
+                    "this image, such as one of another size. Choose another folder, or remove it"
+                )
 
 
 def _names(files: Files) -> list[str]:

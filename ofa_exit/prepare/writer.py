@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ofa_exit.data.row_index import Stamp, write_index
 from ofa_exit.regular_files import regular_file
 
-from .images import BrokenImageError, Files, encode_image, encoded_length
+from .images import BrokenImageError, Files, encode_image, encoded_length, read_encoded
 from .manifest import read_json, write_json
 from .problems import Problems
 from .records import Item, PrepareError, Problem, Record
@@ -121,7 +121,7 @@ def write_rows(
         file.seek(0)
         earlier = file.readline()  # the next row of an earlier run, b"" after its last
         for record, image in _with_images(items, files):
-            if earlier and _matches(earlier, record, image):
+            if earlier and holds(earlier, record, image):
                 written.add(earlier)
                 written.kept += 1
                 earlier = file.readline()
@@ -200,18 +200,11 @@ def _row(record: Record, encoded: str) -> bytes:
     return ("\t".join(fields) + "\n").encode("utf-8")
 
 
-def row_length(record: Record, image: Path) -> int:
-    """Return the bytes of a row, computed from the size of the image file."""
-    return len(_row(record, "")) + encoded_length(image)
-
-
-def _matches(row: bytes, record: Record, image: Path) -> bool:
-    """Return whether ``row`` is the complete row of ``record``, by its text and image length."""
-    before, _, after = _row(record, "\0").partition(b"\0")
-    return (
-        len(row) == row_length(record, image)
-        and row.startswith(before)
-        and row.endswith(after)
-        # A block that never reached the disk reads as zeros.
-        and b"\0" not in row
-    )
+def holds(row: bytes, record: Record, image: Path) -> bool:
+    """Return whether ``row`` is the complete row of ``record`` with the bytes of ``image``."""
+    if len(row) != len(_row(record, "")) + encoded_length(image):
+        return False
+    try:
+        return row == _row(record, read_encoded(image))
+    except OSError:
+        return False
