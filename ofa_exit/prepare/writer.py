@@ -67,13 +67,14 @@ def _lock_path(path: Path) -> Path:
 
 
 def check_files(path: Path) -> None:
-    """Raise PrepareError if ``path``, its partial file or its lock is there and no regular file.
+    """Raise PrepareError if ``path`` or a file beside it is there and no regular file.
 
     Renaming would replace a pipe or a device, and reading one may never end.
     """
     if _lock_path(path).is_symlink():
         raise PrepareError(f"{_lock_path(path)} is a link. Remove it")
-    for file in (path, partial_path(path), _lock_path(path)):
+    names = (path.name + ending for ending in ("", ".partial", ".partial.lock", ".problems.txt"))
+    for file in map(path.with_name, names):
         try:
             regular_file(file)
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from ofa_exit.prepare import images, writer
 from ofa_exit.prepare import manifest as manifests
 
 TRAIN = ("--splits", "train")
+ENDINGS = ("", ".partial", ".partial.lock", ".problems.txt")
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_run_that_waited_for_the_lock_finds_the_file_finished(root, out, monke
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
-@pytest.mark.parametrize("name", ["train.tsv", "train.tsv.partial", "train.tsv.partial.lock"])
+@pytest.mark.parametrize("name", [f"train.tsv{ending}" for ending in ENDINGS])
 def test_only_regular_files_are_written(root, out, capsys, name, kind):
     out.mkdir()
     if kind == "pipe":
