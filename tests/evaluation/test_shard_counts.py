@@ -66,7 +66,8 @@ def test_counts_that_can_be_are_read(changed):
 @pytest.mark.parametrize(
     "changed",
     [
-        *({"rows": value} for value in (-2, 3)),
+        {"rows": -2},
+        {"all_rows": -2},
         *({"shard": value} for value in (-1, 2)),
         {"of": 0},
         {"trace": 5},

@@ -108,7 +108,7 @@ def read_shard(folder: Path) -> Shard:
             require_field(values[0], name, "the record", int) for name in _NUMBERS
         )
         run = require_field(values[0], "run", "the record", dict)
-        if not (0 <= shard < count and 0 <= rows <= all_rows):
+        if not (0 <= shard < count and min(rows, all_rows) >= 0):
             raise ValueError(f"shard {shard} of {count} with {rows} of {all_rows} rows cannot be")
         traces = [one.get("trace") for one in values]
         if not all(trace is None or isinstance(trace, str) for trace in traces):
