@@ -296,7 +296,8 @@ def _is_possible(field: Any, value: Any) -> bool:
         return value is None or isinstance(value, str)
     if field.name == "reference_layers" and value is None:
         return True
-    numbers, kind = [value], int
+    numbers: list[Any] = [value]
+    kind: type = int
     if field.name in ("exits", "reference_layers"):
         if not isinstance(value, list):
             return False
