@@ -23,8 +23,8 @@ CHECKED_BEFORE = {
     "plugin/compat_saving.py": "a checkpoint that fairseq has just written",
     "prepare/capfilt/filtering.py": "the command's own partial file",
 }
-# Not files: bytes in memory, members of an open archive.
-NO_PATHS = ("Image", "archive")
+# Not paths: bytes in memory, members of an open archive, flags of the operating system.
+NO_PATHS = ("Image", "archive", "os")
 
 
 def name_of(path: Path) -> str:

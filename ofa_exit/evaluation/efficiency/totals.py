@@ -297,7 +297,7 @@ def _is_possible(field: Any, value: Any) -> bool:
     if field.name == "reference_layers" and value is None:
         return True
     numbers: list[Any] = [value]
-    kind: type = int
+    kind: Any = int
     if field.name in ("exits", "reference_layers"):
         if not isinstance(value, list):
             return False
@@ -306,12 +306,12 @@ def _is_possible(field: Any, value: Any) -> bool:
         if not isinstance(value, Mapping) or (field.name != "biases" and set(value) != set(PARTS)):
             return False
         numbers = list(value.values())
-        kind = float
+        kind = (int, float)
     elif field.type is float:
-        kind = float
+        kind = (int, float)
     least = -_LARGEST if field.name in _SIGNED else 0
     return all(
-        isinstance(number, (int, kind)) and not isinstance(number, bool)
+        isinstance(number, kind) and not isinstance(number, bool)
         and least <= number < _LARGEST
         for number in numbers
     )  # fmt: skip
