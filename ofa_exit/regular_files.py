@@ -34,7 +34,7 @@ def _kind(status: os.stat_result) -> str | None:
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` if it can be opened as a file of a known end.
+    """Return ``path`` if it is a regular file.
 
     Opening a pipe waits for a writer, and a device such as /dev/zero never ends.
 

@@ -40,8 +40,8 @@ ALLOWED = {
         "transformers",
     },
     "evaluation": {
-        *("runtime", "torch", "numpy", "scipy", "pycocoevalcap", "sacrebleu", "matplotlib"),
-        *("tabulate", "writing"),
+        *("regular_files", "runtime", "torch", "numpy", "scipy", "pycocoevalcap", "sacrebleu"),
+        *("matplotlib", "tabulate", "writing"),
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),

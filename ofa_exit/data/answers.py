@@ -75,7 +75,7 @@ def read_answer_list(path: str | os.PathLike) -> list[tuple[str, str]]:
                 answers = _read_pickle(file, path)
                 numbered = enumerate(answers, start=1)
                 return [(f"{path}, answer {number}", text) for number, text in numbered]
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular_file(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"--answers {path}: the list of answers cannot be read ({error}). Give a text file "

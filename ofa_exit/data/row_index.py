@@ -127,7 +127,8 @@ def _load_checked(path: Path, stamp: Stamp, file: BinaryIO) -> np.ndarray | None
 def _fits(offsets: np.ndarray, file: BinaryIO, size: int) -> bool:
     """Return whether offsets cover a file of ``size`` bytes, and a sample of rows are lines.
 
-    `TsvFile` checks every row that it reads.
+    `TsvFile` checks every row that it reads. One outside the sample that is no line stops the run,
+    because batches have been made of the index by then.
     """
     if offsets[0] != 0 or not 0 <= offsets[-1] <= size:
         return False

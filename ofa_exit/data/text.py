@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ofa_exit.regular_files import IrregularFileError, regular_file
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _OWN_SYMBOLS = re.compile(r'(&&|[?"])')
 
@@ -138,17 +140,23 @@ OFFICIAL_FOLDER = "OFA's checkpoints need the folder utils/BPE of https://github
 
 def _has_bert_words(path: Path) -> bool:
     """Return whether a file lists BERT's vocabulary, which has the word [CLS]."""
-    return path.is_file() and "[CLS]" in path.read_text("utf-8", "replace").split()
+    return path.is_file() and "[CLS]" in regular_file(path).read_text("utf-8", "replace").split()
 
 
 def dictionary_path(directory: str | os.PathLike) -> Path:
-    """Return the dictionary file of a codec's folder. Raises FileNotFoundError."""
+    """Return the dictionary file of a codec's folder.
+
+    Raises FileNotFoundError, and IrregularFileError for a pipe or a device.
+    """
     path = Path(directory) / "dict.txt"
-    if not path.is_file():
+    try:
+        return regular_file(path)
+    except IrregularFileError:
+        raise
+    except OSError:
         raise FileNotFoundError(
             f"{path}: no dictionary. Give the folder of dict.txt with --bpe-dir. {OFFICIAL_FOLDER}"
-        )
-    return path
+        ) from None
 
 
 def dictionary_symbols(code_dict_size: int = 8192, num_bins: int = 1000) -> list[str]:

@@ -168,7 +168,7 @@ def _problem(name: str, value: Any) -> str | None:
 
 def _is_zip(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is in torch's format since 1.6; raise ValueError for known others."""
-    with open(path, "rb") as stream:
+    with open(regular_file(path), "rb") as stream:
         start = stream.read(64)
     for beginning, problem in NO_CHECKPOINT.items():
         if start.lstrip().lower().startswith(beginning):

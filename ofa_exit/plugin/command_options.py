@@ -10,7 +10,7 @@ import torch
 from fairseq import utils
 
 from ofa_exit.plugin.errors import UsageError
-from ofa_exit.plugin.outputs import inputs_of
+from ofa_exit.plugin.outputs import check_log, inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.plugin.trained_options import OFFICIAL_KINDS
 from ofa_exit.regular_files import check_output
@@ -152,9 +152,13 @@ def check_generation_command(args: Any) -> None:
     folder = getattr(args, "results_path", None)
     if folder is not None:
         written = os.path.join(folder, f"generate-{getattr(args, 'gen_subset', 'test')}.txt")
-        check_output(
-            "--results-path:", written, [inputs_of(args), getattr(args, "exit_trace", None)]
-        )
+        trace = getattr(args, "exit_trace", None)
+        if trace is not None and os.path.realpath(trace) == os.path.realpath(written):
+            raise ValueError(
+                f"--exit-trace and --results-path both write {written}. Name another trace"
+            )
+        check_output("--results-path:", written, [inputs_of(args), trace])
+    check_log(args)
 
 
 def check_precision(common: Any) -> None:

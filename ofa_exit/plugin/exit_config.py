@@ -122,7 +122,7 @@ def checkpoint_fingerprint(path: str) -> dict[str, Any]:
 
 def data_fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return name, size and the SHA-256 of the first megabyte of a data file."""
-    with open(path, "rb") as stream:
+    with open(regular_file(path), "rb") as stream:
         head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
     return {"file": os.path.basename(path), "bytes": os.path.getsize(path), "sha256_head": head}
 

@@ -1,7 +1,7 @@
-"""Files that a generation writes, none of which may be one that it reads."""
+"""Files that fairseq's commands write, none of which may be one that they read."""
 
 import os
-from typing import Any
+from typing import Any, Optional
 
 from ofa_exit.evaluation.efficiency.report import is_trace
 from ofa_exit.plugin.tasks.files import first_folder
@@ -26,6 +26,29 @@ def check_trace(cfg: Any) -> None:
                 f"--exit-trace {name!r} exists and is no exit trace: it would be overwritten. Name "
                 "another file, or delete it"
             )
+
+
+def check_log(args: Any) -> None:
+    """Raise ValueError if the lines that fairseq appends to ``--log-file`` would damage a file.
+
+    Args:
+        args: all options of a fairseq command.
+    """
+    path = getattr(args, "log_file", None)
+    if path is None:
+        return
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise ValueError(
+            f"--log-file {path} cannot be written: name a file in a folder that exists"
+        )
+    others = [value for name, value in vars(args).items() if name != "log_file"]
+    check_output("--log-file", path, [inputs_of(args), others, _restored_file(args)])
+
+
+def _restored_file(args: Any) -> Optional[str]:
+    """Return the checkpoint that a training resumes from, which is named within ``--save-dir``."""
+    folder, name = (getattr(args, option, None) for option in ("save_dir", "restore_file"))
+    return os.path.join(folder, name) if folder and name else None
 
 
 def trace_files(cfg: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from ofa_exit.data.text import TextCodec, dictionary_path, dictionary_symbols
+from ofa_exit.regular_files import regular_file
 
 
 class OFADictionary(Dictionary):
@@ -35,14 +37,28 @@ class OFADictionary(Dictionary):
     ) -> "OFADictionary":
         """Load in OFA's order: bos, pad, eos, unk, dict.txt, ``<mask>``, image codes, bins."""
         path: Path = dictionary_path(directory)
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             if file.read(3) == codecs.BOM_UTF8:  # it would be part of the first word
                 raise ValueError(f"{path} begins with a byte order mark. Save it as plain UTF-8")
-        dictionary = cls.load(str(path))
+        dictionary = cls._loaded(path)
         dictionary.words, dictionary.path = len(dictionary) - dictionary.nspecial, path
         for symbol in dictionary_symbols(code_dict_size, num_bins):
             dictionary.add_symbol(symbol)
         return dictionary
+
+    @classmethod
+    def _loaded(cls, path: Path) -> "OFADictionary":
+        """Read dict.txt as fairseq does. Raises ValueError, with file and remedy, if it cannot."""
+        try:
+            return cls.load(str(path))
+        except OSError:
+            raise
+        except Exception as error:  # a RuntimeError or a bare Exception
+            found = re.match(r"Duplicate word found .*?: '(.*?)'\. ", str(error))
+            reason = (
+                f"the word {found[1]!r} comes twice, or is one that is added" if found else error
+            )
+            raise ValueError(f"{path}: {reason}. Give the dict.txt of the checkpoint") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of dict.txt: its length and a hash of its words."""

@@ -95,7 +95,7 @@ def part(
     known = None
     if candidates is not None:
         known = frozenset(regular_file(candidates).read_text(encoding="utf-8").splitlines())
-        write_bytes(out / candidates.name, candidates.read_bytes())
+        write_bytes(out / candidates.name, regular_file(candidates).read_bytes())
     images = [file.row(row)["image_id"] for row in _progress(range(len(file)), source.name)]
     try:
         trained = training_images(images, share)

@@ -118,6 +118,17 @@ def _decode(data: bytes) -> None:
         image.load()
 
 
+def read_encoded(path: Path) -> str:
+    """Return what ``encode_image`` does, without decoding the image. Raises OSError."""
+    status = regular_file(path).stat()
+    return _read_encoded(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_encoded(path: Path, size: int, mtime: int) -> str:
+    return base64.urlsafe_b64encode(regular_file(path).read_bytes()).decode("ascii")
+
+
 def encoded_length(path: Path) -> int:
     """Return the length of ``encode_image(path)``, from the file's size; 0 for a dangling link."""
     try:

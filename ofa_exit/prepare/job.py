@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ofa_exit.data.row_index import row_offsets
+from ofa_exit.regular_files import regular_file
 
 from . import manifest, writer
 from .images import Files, encoded_length
@@ -70,27 +71,52 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     """Prepare ``job.path``, unless it exists and has the same inputs. Return the path.
 
     FILE.problems.txt lists all bad records and images. Raises PrepareError: a problem without
-    ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows.
+    ``skip_missing``, counts that differ from the published ones with ``strict_counts``, no rows,
+    another run that writes the file, a pipe or device in its place.
     """
     inputs = manifest.fingerprint(job.sources, {**job.options, "skip_missing": skip_missing})
+    writer.check_files(job.path)
+    # Without the lock first: a finished file may be in a read-only folder.
+    if not _is_finished(job, files, inputs):
+        with writer.locked(job.path):
+            # Another run may have written it meanwhile.
+            if not _is_finished(job, files, inputs):
+                _write(job, files, inputs, skip_missing, strict_counts)
+    return job.path
+
+
+def _is_finished(job: Job, files: Files, inputs: dict[str, Any]) -> bool:
+    """Return whether ``job.path`` is complete and has these inputs, and log it.
+
+    Raises PrepareError: it is of another data set, or holds other images than ``files``.
+    """
     partial = writer.partial_inputs(job.path)
     manifest.check_release(job.path, inputs, partial)
-    if partial is None:
-        done = manifest.finished(job.path)
-        # Images that were missing may be in other folders now.
-        if (
-            done is not None
-            and done["inputs"] == inputs
-            and (not done["skipped"] or done["folders"] == _names(files))
-        ):
-            with suppress(OSError):  # of a run that was killed once the file was finished
-                writer.remove_inputs(job.path)
-            if not done["skipped"]:
-                _check_images(job, files)
-            again = f"; {done['skipped']:,} were skipped: remove it to try them again"
-            message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
-            log(message + again * bool(done["skipped"]))
-            return job.path
+    done = manifest.finished(job.path) if partial is None else None
+    if done is None or done["inputs"] != inputs:
+        return False
+    # Images that were missing may be in other folders now.
+    if done["skipped"] and done["folders"] != _names(files):
+        return False
+    with suppress(OSError):  # of a run that was killed once the file was finished
+        writer.remove_inputs(job.path)
+    if not done["skipped"]:
+        _check_images(job, files)
+    again = f"; {done['skipped']:,} were skipped: remove it to try them again"
+    message = f"{job.path}: exists already, {done['output']['rows']:,} rows"
+    log(message + again * bool(done["skipped"]))
+    return True
+
+
+def _write(
+    job: Job, files: Files, inputs: dict[str, Any], skip_missing: bool, strict_counts: bool
+) -> None:
+    """Survey the annotations, write the rows or resume them, and publish the file.
+
+    The process holds the lock of the file: another one must not change the partial file before it
+    has its final name.
+    """
+    partial = writer.partial_inputs(job.path)
     if partial != inputs and (partial is not None or job.path.exists()):
         kind = "file" if partial is None else "partial file"
         log(
@@ -135,25 +161,26 @@ def run(job: Job, files: Files, *, skip_missing: bool, strict_counts: bool) -> P
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(summary.left_out.items()))
     left_out = f"; left out: {reasons}" if reasons else ""
     log(f"{job.path}: {written.rows:,} rows{resumed}{lost}{left_out}")
-    return job.path
 
 
 def _check_images(job: Job, files: Files) -> None:
     """Raise PrepareError if rows of the finished file hold other images than ``files``.
 
-    Rows are compared by their length: some of the first ones, those with an image in ``files``.
+    Some of the first rows are compared, those with an image in ``files``.
     """
     _, offsets = row_offsets(job.path)
     records = (item for item in job.items() if isinstance(item, Record))
     checked = itertools.islice(enumerate(records), 0, _ROWS_CHECKED, _ROWS_PER_SAMPLE)
-    for number, record in checked:
-        image = files.image(record.image_names)
-        length = int(offsets[number + 1] - offsets[number])
-        if image is not None and writer.row_length(record, image) != length:
-            raise PrepareError(
-                f"{job.path}, line {number + 1}: it does not hold {image}, but another file of "
-                "this image, such as one of another size. Choose another folder, or remove it"
-            )
+    with regular_file(job.path).open("rb") as file:
+        for number, record in checked:
+            image = files.image(record.image_names)
+            file.seek(int(offsets[number]))
+            row = file.read(int(offsets[number + 1] - offsets[number]))
+            if image is not None and not writer.holds(row, record, image):
+                raise PrepareError(
+                    f"{job.path}, line {number + 1}: it does not hold {image}, but another file of "
+                    "this image, such as one of another size. Choose another folder, or remove it"
+                )
 
 
 def _names(files: Files) -> list[str]:

@@ -33,7 +33,7 @@ def elements(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
             raise PrepareError(
                 f"{path}: over {DEEPEST:,} lists or objects within each other. Download it again"
             )
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             # A byte order mark is not JSON, but some editors write one.
             start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
             file.seek(start)
@@ -70,7 +70,7 @@ def _depth(path: Path, size: int, mtime: int) -> int:
     steps = np.zeros(256, dtype=np.int64)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1
     depth = deepest = 0
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         while block := file.read(1 << 16):
             depths = depth + steps[np.frombuffer(block, dtype=np.uint8)].cumsum()
             depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))

@@ -68,7 +68,8 @@ def write_manifest(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_bytes(path, text.encode("utf-8"))
+    # Names that are not UTF-8 hold lone surrogates. Their escapes are JSON, too.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

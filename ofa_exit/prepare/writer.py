@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -25,7 +25,7 @@ from ofa_exit.data.row_index import Stamp, write_index
 from ofa_exit.regular_files import regular_file
 from ofa_exit.writing import FULL, WriteError, write_errors
 
-from .images import BrokenImageError, Files, encode_image, encoded_length
+from .images import BrokenImageError, Files, encode_image, encoded_length, read_encoded
 from .manifest import read_json, write_json
 from .problems import Problems
 from .records import Item, PrepareError, Problem, Record
@@ -63,6 +63,31 @@ def _inputs_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial.json")
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".partial.lock")
+
+
+def check_files(path: Path) -> None:
+    """Raise PrepareError if ``path`` or a file beside it is there and no regular file.
+
+    Renaming would replace a pipe or a device, and reading one may never end.
+    """
+    if _lock_path(path).is_symlink():
+        raise PrepareError(f"{_lock_path(path)} is a link. Remove it")
+    names = (path.name + ending for ending in ("", ".partial", ".partial.lock", ".problems.txt"))
+    for file in map(path.with_name, names):
+        try:
+            regular_file(file)
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise PrepareError(
+                f"{file} cannot be written: {error.strerror}. Remove it, or choose another folder"
+            ) from error
+
+
 def partial_inputs(path: Path) -> dict[str, Any] | None:
     """Return the inputs of the partial file of ``path``, {} if unknown, None if there is none."""
     return read_json(_inputs_path(path)) or {} if partial_path(path).exists() else None
@@ -78,7 +103,7 @@ def write_rows(
     skip_broken: bool,
     advance: Callable[[], object] = lambda: None,
 ) -> Written:
-    """Write or resume ``path``'s partial file; `publish` moves it into place.
+    """Write or resume ``path``'s partial file within `locked`; `publish` moves it into place.
 
     Memory: a few images, and one number per row.
 
@@ -91,14 +116,14 @@ def write_rows(
     """
     written = Written()
     is_complete = True
-    with _locked(path) as file:
+    with partial_path(path).open("a+b") as file:
         if partial_inputs(path) != inputs:
             file.truncate(0)
             write_json(_inputs_path(path), inputs)
         file.seek(0)
         earlier = file.readline()  # the next row of an earlier run, b"" after its last
         for record, image in _with_images(items, files):
-            if earlier and _matches(earlier, record, image):
+            if earlier and holds(earlier, record, image):
                 written.add(earlier)
                 written.kept += 1
                 earlier = file.readline()
@@ -143,31 +168,35 @@ def remove_inputs(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open the partial file for appending, in one process at a time."""
-    partial = partial_path(path)
+def locked(path: Path) -> Iterator[None]:
+    """Admit one process to write ``path``, from its first row until it is published.
+
+    Raises:
+        PrepareError: another process writes it.
+    """
+    is_new_folder = not path.parent.exists()
     with write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        regular_file(partial)
-    lock_path = partial.with_name(partial.name + ".lock")
+    lock_path = _lock_path(path)
     lock = FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise PrepareError(
-            f"{partial} is being written by another run. Wait for it, or end it"
+            f"{partial_path(path)} is being written by another run. Wait for it, or end it"
         ) from None
     try:
-        with partial.open("a+b") as file:
-            yield file
+        yield
     except OSError as error:
         if error.filename is None and error.errno in FULL:  # those of writing name no file
-            raise WriteError(partial, error) from error
+            raise WriteError(partial_path(path), error) from error
         raise
     finally:
         lock_path.unlink(missing_ok=True)
         lock.release()
+        if is_new_folder:
+            with suppress(OSError):  # it has files
+                path.parent.rmdir()
 
 
 def _with_images(items: Iterable[Item], files: Files) -> Iterator[tuple[Record, Path]]:
@@ -183,18 +212,11 @@ def _row(record: Record, encoded: str) -> bytes:
     return ("\t".join(fields) + "\n").encode("utf-8")
 
 
-def row_length(record: Record, image: Path) -> int:
-    """Return the bytes of a row, computed from the size of the image file."""
-    return len(_row(record, "")) + encoded_length(image)
-
-
-def _matches(row: bytes, record: Record, image: Path) -> bool:
-    """Return whether ``row`` is the complete row of ``record``, by its text and image length."""
-    before, _, after = _row(record, "\0").partition(b"\0")
-    return (
-        len(row) == row_length(record, image)
-        and row.startswith(before)
-        and row.endswith(after)
-        # A block that never reached the disk reads as zeros.
-        and b"\0" not in row
-    )
+def holds(row: bytes, record: Record, image: Path) -> bool:
+    """Return whether ``row`` is the complete row of ``record`` with the bytes of ``image``."""
+    if len(row) != len(_row(record, "")) + encoded_length(image):
+        return False
+    try:
+        return row == _row(record, read_encoded(image))
+    except OSError:
+        return False

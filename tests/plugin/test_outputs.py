@@ -51,6 +51,46 @@ def test_the_results_are_no_input_and_no_device(data):
         files.generate(TASK, data, SHIPPED, "--results-path", str(data))
 
 
+def test_the_trace_is_not_the_results(data):
+    written = data / "generate-test.txt"
+    given = ["--exit-trace", str(data / "." / written.name), "--results-path", str(data)]
+    for _ in range(2):  # the file is not there, and it is
+        with pytest.raises(UsageError, match=r"^--exit-trace and --results-path both write .*test"):
+            files.generate(TASK, data, SHIPPED, *given)
+        written.touch()
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "dict.txt", "model.pt", "out/checkpoint_last.pt"])
+def test_the_log_is_no_input(data, name):
+    """fairseq would append to it."""
+    (data / "out").mkdir()
+    for model in (data / "model.pt", data / "out" / "checkpoint_last.pt"):
+        model.write_bytes(SHIPPED.read_bytes())
+    before = (data / name).read_bytes()
+    given = ["--finetune-from-model", str(data / "model.pt"), "--log-file", str(data / name)]
+    with pytest.raises(UsageError, match=rf"--log-file .*{name} is also an input"):
+        files.train(TASK, data, data / "out", *given, updates=1)
+    assert (data / name).read_bytes() == before
+
+
+def test_the_log_is_a_regular_file_in_a_folder(data):
+    os.mkfifo(data / "pipe")
+    for name, message in (
+        ("pipe", "is a pipe, not a regular file"),
+        ("none/log.txt", "cannot be written: name a file in a folder that exists"),
+        (".", "cannot be written: name a file"),
+    ):
+        with pytest.raises(UsageError, match=rf"--log-file .*{message}"):
+            files.train(TASK, data, data / "out", "--log-file", str(data / name), updates=1)
+
+
+def test_a_log_is_continued(data, tmp_path):
+    (tmp_path / "log.txt").write_text("before\n")
+    given = ["--log-file", str(tmp_path / "log.txt"), "--disable-validation"]
+    files.train(TASK, data, data / "out", *given, updates=1)
+    assert (tmp_path / "log.txt").read_text().startswith("before\n")
+
+
 def test_verbs_do_not_overwrite_what_they_read(data, tmp_path, capsys):
     train, page = str(data / "train.tsv"), tmp_path / "page.html"
     page.symlink_to(ROOT / "examples" / "emoji" / "dict.txt")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ofa_exit.models.archs import ARCHS
 from ofa_exit.models.ofa import OFAModel
+from ofa_exit.regular_files import regular_file
 from ofa_exit.testing import build_with_weights, random_images, random_tokens, record_states
 
 
@@ -148,8 +149,8 @@ def compare_generation(fixture: dict[str, Any]) -> Iterator[tuple[str, float, bo
 
 def verify(path: Path, tolerance: float) -> bool:
     """Print every deviation of a fixture; return True if all are within ``tolerance``."""
-    fixture = json.loads(path.read_text())
-    with np.load(path.with_suffix(".npz")) as stored:
+    fixture = json.loads(regular_file(path).read_text())
+    with np.load(regular_file(path.with_suffix(".npz"))) as stored:
         arrays = {name: stored[name] for name in stored.files}
     fine = True
     print(f"{path}: {fixture['arch']}, vocabulary {fixture['vocab']}")

@@ -5,6 +5,7 @@ and, as ``log.txt``, what the command printed.
 """
 
 import heapq
+import itertools
 import json
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 from ofa_exit.evaluation.efficiency.totals import RunTotals
 from ofa_exit.evaluation.metrics.results import require_field
+from ofa_exit.regular_files import regular_file
 
 _RECORD = re.compile(r"Exit shard(?: of model (\d+) of \d+)?: (.*)")
 _RESULT = re.compile(r"(Generate .* with beam=\d+): ")
@@ -106,11 +108,15 @@ def read_shard(folder: Path) -> Shard:
             require_field(values[0], name, "the record", int) for name in _NUMBERS
         )
         run = require_field(values[0], "run", "the record", dict)
+        if not (0 <= shard < count and min(rows, all_rows) >= 0):
+            raise ValueError(f"shard {shard} of {count} with {rows} of {all_rows} rows cannot be")
+        traces = [one.get("trace") for one in values]
+        if not all(trace is None or isinstance(trace, str) for trace in traces):
+            raise ValueError("'trace' is not the hash of a trace")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{log}, line 'Exit shard': {error}") from None
     if not heads:
         heads = [f"Generate {run.get('--gen-subset')} with beam={run.get('--beam', 5)}"]
-    traces = [one.get("trace") for one in values]
     return Shard(folder, files[0], heads[0], shard, count, rows, all_rows, run, totals, traces)
 
 
@@ -139,7 +145,8 @@ def check_shards(shards: Sequence[Shard]) -> None:
                 f"of {shard.count}"
             )
         by_number[shard.shard] = shard
-    missing = [str(number) for number in range(first.count) if number not in by_number]
+    absent = (str(number) for number in range(first.count) if number not in by_number)
+    missing = list(itertools.islice(absent, 5))  # a damaged report may count millions
     if missing:
         raise ValueError(
             f"of {first.count} shards (from 0) there is no {', no '.join(missing)}: generate with "
@@ -236,5 +243,5 @@ def _rows(shard: Shard) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with regular_file(path).open(encoding="utf-8", newline="\n") as file:
         yield from file

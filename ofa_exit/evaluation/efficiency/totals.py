@@ -18,6 +18,14 @@ from ofa_exit.evaluation.efficiency.flops import flop_reduction
 from ofa_exit.runtime.flops import PARTS
 
 GIGA = 1e9
+# A part of what is counted by the other.
+_PARTS_OF = (
+    *((part, "sentences") for part in ("images", "texts", "counted")),
+    *(("words_by_head", "words_run"), ("accepted", "drafted")),
+)
+# Heads may cost more than the layers that they save.
+_SIGNED = ("expected_time_reduction", "expected_time_without_text")
+_LARGEST = 1e30
 _OF_THE_MODEL = ("encoder_layers", "decoder_layers", "exits", "head_layers", "reference_layers")
 
 
@@ -118,6 +126,17 @@ class RunTotals:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
             raise ValueError("the totals were written by another version: generate the shard again")
+        for field in dataclasses.fields(cls):
+            if not _is_possible(field, values[field.name]):
+                raise ValueError(
+                    f"{field.name} is {str(values[field.name])[:40]}, which cannot be: generate "
+                    "the shard again"
+                )
+        for part, whole in _PARTS_OF:
+            if values[part] > values[whole]:
+                raise ValueError(
+                    f"{part} is {values[part]} of {values[whole]} {whole}: generate the shard again"
+                )
         return cls(**values)
 
     @classmethod
@@ -269,3 +288,30 @@ class RunTotals:
             rows.append(("words per round of drafts", shown))
         rows.append(("measured time per sentence", f"{values['seconds_per_sentence']:.4f} s"))
         return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def _is_possible(field: Any, value: Any) -> bool:
+    """Return whether a value read from a report has the kind of its field and makes sense."""
+    if field.name == "prompt":
+        return value is None or isinstance(value, str)
+    if field.name == "reference_layers" and value is None:
+        return True
+    numbers: list[Any] = [value]
+    kind: Any = int
+    if field.name in ("exits", "reference_layers"):
+        if not isinstance(value, list):
+            return False
+        numbers = value
+    elif field.name in ("executed", "full", "biases"):
+        if not isinstance(value, Mapping) or (field.name != "biases" and set(value) != set(PARTS)):
+            return False
+        numbers = list(value.values())
+        kind = (int, float)
+    elif field.type is float:
+        kind = (int, float)
+    least = -_LARGEST if field.name in _SIGNED else 0
+    return all(
+        isinstance(number, kind) and not isinstance(number, bool)
+        and least <= number < _LARGEST
+        for number in numbers
+    )  # fmt: skip

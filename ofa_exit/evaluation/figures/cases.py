@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ofa_exit.evaluation.efficiency.depth import SampleDepth, expected_time_reduction
+from ofa_exit.regular_files import regular_file
 
 EARLY, MIDDLE, LATE = (255, 234, 70), (124, 123, 120), (0, 32, 77)
 """RGB of matplotlib's cividis: its lightness falls alike for every kind of colour vision."""
@@ -87,7 +88,7 @@ class Case:
 def read_trace(path: str | os.PathLike[str]) -> Trace:
     """Return the records of an --exit-trace file. Raises ValueError with file, line and remedy."""
     records: Trace = {}
-    with open(path, encoding="utf-8") as file:
+    with open(regular_file(path), encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             where = f"{os.fspath(path)}, line {number}"
             try:

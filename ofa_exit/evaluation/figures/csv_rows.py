@@ -5,6 +5,8 @@ import math
 import os
 from collections.abc import Sequence
 
+from ofa_exit.regular_files import regular_file
+
 
 def read_rows(
     path: str | os.PathLike[str], columns: Sequence[str], remedy: str
@@ -13,7 +15,7 @@ def read_rows(
 
     Raises ValueError, with ``remedy``, if one of ``columns`` is missing or there is no row.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(regular_file(path), newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         missing = [name for name in columns if name not in header]

@@ -8,6 +8,7 @@ from pathlib import Path
 from ofa_exit.evaluation.figures.choice import read_settings
 from ofa_exit.evaluation.figures.csv_rows import number
 from ofa_exit.evaluation.figures.families import in_order
+from ofa_exit.regular_files import regular_file
 
 VALID, TEST = "valid", "test"
 NUMBERS = (
@@ -250,7 +251,7 @@ def _check_settings(first: Sweep, other: Sweep) -> None:
 
 
 def _count(file: Path) -> int:
-    text = file.read_text(encoding="utf-8").strip()
+    text = regular_file(file).read_text(encoding="utf-8").strip()
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{file}: {text!r} is not a number of parameters. Write digits alone")
     return int(text)

@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ofa_exit.regular_files import regular_file
+
 QUALITY = re.compile(r"([A-Z][A-Za-z0-9-]*|accuracy) = (-?[0-9.]+)")
 SUMMARY = re.compile(r"Exit summary(?: of model 1 of \d+)?: (.*)")
 SHOWN = ("CIDEr", "BLEU-4", "accuracy")
@@ -24,8 +26,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds {len(files)} files generate-*.txt: name a folder of one")
     result, summary, has_references = None, None, False
     log = folder / "log.txt"
-    text = files[0].read_text(encoding="utf-8") + "\n"
-    for line in (text + (log.read_text(encoding="utf-8") if log.exists() else "")).splitlines():
+    text = "\n".join(
+        regular_file(file).read_text(encoding="utf-8") for file in (files[0], log) if file.exists()
+    )
+    for line in text.splitlines():
         if line.startswith("Generate "):
             result = line
         elif line.startswith("T-"):

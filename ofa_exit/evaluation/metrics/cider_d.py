@@ -11,6 +11,7 @@ import numpy as np
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
 from ofa_exit.evaluation.metrics.captions import plain_tokenize
+from ofa_exit.regular_files import regular_file
 
 END = "<eos>"
 COMMAND = "ofa-exit document-frequencies TRAIN.tsv FILE.npz"
@@ -56,17 +57,26 @@ class DocumentFrequencies:
     def load(cls, path: str | os.PathLike) -> "DocumentFrequencies":
         """Read what ``save`` wrote. Raises ValueError, with the remedy, for anything else."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(regular_file(path), allow_pickle=False) as arrays:
                 text = arrays["ngrams"].tobytes().decode()
-                counts, images = arrays["counts"].tolist(), int(arrays["images"])
+                counts, images = _integers(arrays["counts"], 1), int(_integers(arrays["images"], 0))
             grams = [tuple(line.split(" ")) for line in text.split("\n")] if text else []
-            if len(grams) != len(counts) or images < 2:
+            if len(set(grams)) != len(counts) or images < 2:
                 raise ValueError("its arrays do not fit together")
+            if len(counts) and not 1 <= counts.min() <= counts.max() <= images:
+                raise ValueError(f"its counts are not all between 1 and its {images} images")
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path}: no document frequencies ({error}). Make the file by {COMMAND}"
             ) from error
-        return cls(Counter(dict(zip(grams, counts))), images)
+        return cls(Counter(dict(zip(grams, counts.tolist()))), images)
+
+
+def _integers(values: np.ndarray, dimensions: int) -> np.ndarray:
+    """Return an array if it holds integers in so many dimensions. Raises ValueError otherwise."""
+    if values.ndim != dimensions or values.dtype.kind not in "iu":
+        raise ValueError(f"an array of {values.dtype} {list(values.shape)} instead of counts")
+    return values
 
 
 class CiderD:

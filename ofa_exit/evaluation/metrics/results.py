@@ -8,10 +8,11 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from ofa_exit.regular_files import regular_file
 
 _NAMES_SHOWN = 5
 ResultPath = str | os.PathLike[str]
@@ -72,7 +73,7 @@ class Means:
 def read_json(path: ResultPath) -> Any:
     """Return the content of a JSON file. Raises ValueError, with file and line, for others."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(regular_file(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno}: no JSON ({error.msg}). Is the file complete?"

@@ -6,7 +6,6 @@ The data set has no server and no result format. An entry here is a pair's ``pai
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ofa_exit.evaluation.metrics.results import (
@@ -19,6 +18,7 @@ from ofa_exit.evaluation.metrics.results import (
     require_field,
     select_scored,
 )
+from ofa_exit.regular_files import regular_file
 
 LABELS = ("entailment", "neutral", "contradiction")
 # OFA's answer → label.
@@ -75,7 +75,8 @@ def score_snli_ve(
 def _read_lines(path: ResultPath) -> list[Mapping[str, Any]]:
     """Return the objects of a JSON Lines file. Raises ValueError with file and line."""
     found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+    text = regular_file(path).read_text(encoding="utf-8-sig")
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 found.append(json.loads(line))

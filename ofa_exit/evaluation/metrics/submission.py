@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ofa_exit.evaluation.metrics.snli_ve import label_of
+from ofa_exit.regular_files import regular_file
 
 _SHOWN = 5
 
@@ -93,7 +94,7 @@ def read_generated(paths: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
     texts: dict[int, str] = {}
     for path in paths:
         last = None
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open(regular_file(path), encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if not line.startswith("D-"):
                     continue
@@ -123,7 +124,7 @@ def read_ids(path: str | os.PathLike[str], column: int) -> list[str]:
     Raises ValueError, with file and line: no such column, an empty or a duplicate identifier.
     """
     names: dict[str, int] = {}
-    with open(path, "rb") as file:
+    with open(regular_file(path), "rb") as file:
         for line_number, line in enumerate(file, start=1):
             fields = line.rstrip(b"\r\n").split(b"\t", column + 1)
             if fields == [b""]:  # empty lines at the end are not rows

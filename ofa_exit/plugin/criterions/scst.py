@@ -19,6 +19,7 @@ from torch import Tensor
 from ofa_exit.evaluation.metrics.cider_d import COMMAND, CiderD, DocumentFrequencies
 from ofa_exit.objectives.self_critical import BASELINES, advantages, sampled_targets
 from ofa_exit.plugin.criterions.mue import MuELoss
+from ofa_exit.plugin.saved_arguments import resolved
 from ofa_exit.plugin.search.options import (
     DEFAULTS,
     UNSUPPORTED,
@@ -156,6 +157,8 @@ class MuESCST(MuELoss):
             )
         self.cider_frequencies = cider_frequencies
         self._cider: Optional[CiderD] = None
+        if not resolved(task.cfg.path):  # a training: before it reads weights
+            self._cider = self.cider
 
     def _warn_of_bias(self) -> None:
         biasing = [
@@ -172,7 +175,7 @@ class MuESCST(MuELoss):
 
     @property
     def cider(self) -> CiderD:
-        """Return CIDEr-D. Its file is read at the first update, as validation does not need it."""
+        """Return CIDEr-D. Its file is not read by fairseq-validate, which does not need it."""
         if self._cider is None:
             self._cider = CiderD(DocumentFrequencies.load(self.cider_frequencies))
         return self._cider

@@ -18,6 +18,7 @@ from ofa_exit.data.images import ImageError, decode_image
 from ofa_exit.data.tsv import TsvError, TsvFile
 from ofa_exit.prepare.capfilt.rankers import Ranker, similarities
 from ofa_exit.prepare.capfilt.samples import Paths, distinct, read_samples, survey
+from ofa_exit.regular_files import regular_file
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Output:
         self.state = self.path.with_name(self.path.name + ".partial.json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            state = json.loads(regular_file(self.state).read_text(encoding="utf-8"))
             resumes = (
                 state["inputs"] == self.inputs and self.partial.stat().st_size >= state["size"]
             )
@@ -88,6 +89,8 @@ class Output:
             resumes = False
         if resumes:
             self.counts, self.size = Counts(**state["counts"]), state["size"]
+        if self.partial.exists():
+            regular_file(self.partial)
         self.file = self.partial.open("r+b" if resumes else "wb")
         self.file.truncate(self.size)  # drop rows written after the last note of progress
         self.file.seek(self.size)

@@ -299,11 +299,15 @@ def test_it_needs_the_captioning_task(data, tmp_path):
         criterion(data, task)
 
 
-def test_a_missing_file_is_reported_with_the_command(data, checkpoint, tmp_path):
-    loss = criterion(data, cider_frequencies=str(tmp_path / "none.npz"))
-    (model,) = files.load(loss.task, checkpoint)
+def test_a_missing_file_is_reported_before_weights_are_read(data, tmp_path):
     with pytest.raises(ValueError, match=r"none\.npz: .*ofa-exit document-frequencies"):
-        loss(model, first_batch(loss.task))
+        criterion(data, cider_frequencies=str(tmp_path / "none.npz"))
+
+
+def test_validation_does_not_read_the_file(data, tmp_path):
+    task = files.setup(TASK, data)
+    task.cfg.path = "checkpoint.pt"
+    criterion(data, task, cider_frequencies=str(tmp_path / "none.npz"))
 
 
 # ---------------------------------------------------------------------- the command line

@@ -112,6 +112,27 @@ def test_invalid_files_are_rejected(tmp_path, content):
         DocumentFrequencies.load(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("counts", np.array(value)) for value in ([-2, 3], [0, 3], [2, 6], [2, 10**9])),
+        *(("counts", np.array(value)) for value in ([2.0, np.nan], ["2", "3"], [[2], [3]], [2])),
+        *(("images", np.float64(value)) for value in (np.nan, np.inf, 5.5)),
+        *(("images", np.array(value)) for value in (1, -5, [5])),
+        ("ngrams", np.frombuffer(b"a\na", dtype=np.uint8)),
+        ("ngrams", np.frombuffer(b"a\n\xff", dtype=np.uint8)),
+    ],
+)
+def test_frequencies_that_cannot_be_are_rejected(tmp_path, name, value):
+    given = {"ngrams": np.frombuffer(b"a\na b", dtype=np.uint8), "images": np.int64(5)}
+    given["counts"] = np.array([2, 5])
+    np.savez(tmp_path / "df.npz", **given)
+    assert DocumentFrequencies.load(tmp_path / "df.npz").counts == {("a",): 2, ("a", "b"): 5}
+    np.savez(tmp_path / "df.npz", **{**given, name: value})
+    with pytest.raises(ValueError, match=r"df\.npz.*ofa-exit document-frequencies"):
+        DocumentFrequencies.load(tmp_path / "df.npz")
+
+
 # ---------------------------------------------------------------------- the commands
 
 
