@@ -315,7 +315,7 @@ def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
 def reject_words(evaluate: Callable, text: Any, kind: type = float) -> Any:
     try:
         return evaluate(text, kind)
-    except (NameError, SyntaxError, ArithmeticError) as error:
+    except (NameError, SyntaxError, ArithmeticError, ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(
             f"{shortened(text)} is no number and no list of numbers"
         ) from error
