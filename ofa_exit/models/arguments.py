@@ -30,6 +30,9 @@ ARGUMENTS = {
     "resnet_width": whole(1, 10_000),
     "attn_scale_factor": Range(above=0),
 }  # fmt: skip
+# The encoder's sizes are those of a decoder without its own; the others serve images alone.
+_OPTIONAL = ("decoder_embed_dim", "decoder_ffn_embed_dim", "orig_patch_image_size",
+             "code_image_size")  # fmt: skip
 # Arguments that the shapes of weights tell, and that no loading changes.
 _OF_SHAPES = (
     *("encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_layers"),
@@ -42,12 +45,15 @@ def check_arguments(arguments: Any, named: Callable[[str], str] = flag) -> None:
     """Raise ValueError for arguments that no model can have, alone or together.
 
     Args:
-        arguments: named as in ``OFAConfig``. Those that are missing or None are not checked.
+        arguments: named as in ``OFAConfig``. Those that are missing are not checked.
         named: how a message calls an argument.
     """
     check_ranges(arguments, ARGUMENTS, named)
-    resnet = getattr(arguments, "resnet_type", None)
-    if resnet is not None and resnet not in list(RESNET_STAGES):
+    for name in ARGUMENTS:
+        if name not in _OPTIONAL and getattr(arguments, name, 0) is None:
+            raise ValueError(f"{named(name)} is None: give a number")
+    resnet = getattr(arguments, "resnet_type", next(iter(RESNET_STAGES)))
+    if resnet not in list(RESNET_STAGES):
         raise ValueError(
             f"{named('resnet_type')} is {resnet!r}: give one of {', '.join(RESNET_STAGES)}"
         )
