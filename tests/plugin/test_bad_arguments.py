@@ -69,11 +69,3 @@ def test_tables_of_positions_with_another_number_of_rows(data, checkpoint, tmp_p
     task = files.setup(TASK, data)
     with pytest.raises(UsageError, match=rf"m\.pt: the checkpoint does not fit.* {name}: "):
         files.load(task, tmp_path / "m.pt")
-
-
-def test_an_argument_that_is_none(data, checkpoint, tmp_path):
-    state = torch.load(checkpoint)
-    state["cfg"]["model"].dropout = None
-    torch.save(state, tmp_path / "m.pt")
-    with pytest.raises(UsageError, match=r"m\.pt: --dropout is None: give a number"):
-        files.load(files.setup(TASK, data), tmp_path / "m.pt")
