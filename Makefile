@@ -35,6 +35,8 @@ slow: $(READY)
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(THREADS) bash run_scripts/emoji/demo.sh
 
-# Without setup: any Python that has the packages will do, and there may be no network.
+# Without setup: any Python that has the packages will do, and there may be no network. A PYTHON of
+# the user's goes before .venv, the default above does not.
 gpu:
-	DEVICE="$(or $(DEVICE),cuda)" PYTHON="$(PYTHON)" bash run_scripts/gpu.sh
+	DEVICE="$(or $(DEVICE),cuda)" PYTHON="$(if $(filter-out file,$(origin PYTHON)),$(PYTHON))" \
+		bash run_scripts/gpu.sh

@@ -3,7 +3,7 @@
 #   DEVICE  cuda (default) or cpu: the same steps with ofa_nano and small images, to try the script
 #   NAME    of the folder results/gpu_NAME; default: the name of the device
 #   ARCH    model of the measurements; default ofa_base, on the CPU ofa_nano
-#   PYTHON  a Python that has the packages; default: .venv, then python3
+#   PYTHON  a Python that has the packages; default: .venv, python3 or python, the first that has
 # Writes device.txt, tests.txt, generate.csv, device_use.csv, training.csv and README.md, which sums
 # them up. A step that fails or takes too long does not stop the others. The exit status is then 1.
 set -uo pipefail
@@ -15,13 +15,28 @@ case ${1:-} in
     ;;
 esac
 cd "$ROOT" || exit 1
-NEEDED="import fairseq, torch, torchvision, PIL, filelock, pytest, ijson, tabulate"
-for python in .venv/bin/python "${PYTHON:-python3}" python; do
-  PYTHON=$(command -v "$python") && "$PYTHON" -W ignore -c "$NEEDED" 2> /dev/null && break
-  PYTHON=
+# What setup.py installs, as far as the steps import it; hydra comes with fairseq.
+read -r -d '' MISSING << 'PY'
+import importlib.util as found, sys
+named = {"ve-fairseq": "fairseq", "hydra-core": "hydra", "pillow": "PIL"}
+needed = ["torch", "torchvision", *named, "filelock", "ijson", "numpy", "omegaconf",
+          "pycocoevalcap", "pytest", "sacrebleu", "scipy", "tabulate", "tqdm"]
+missing = [one for one in needed if found.find_spec(named.get(one, one)) is None]
+print(*missing)
+raise SystemExit(bool(missing))
+PY
+given=${PYTHON:-} missing=
+pythons=(.venv/bin/python python3 python)
+[ -z "$given" ] || pythons=("$given")
+for python in "${pythons[@]}"; do
+  PYTHON=$(command -v "$python") || continue
+  lacks=$("$PYTHON" -W ignore -c "$MISSING" 2> /dev/null) && break
+  missing+="
+  $PYTHON lacks ${lacks:-all}" PYTHON=
 done
 if [ -z "$PYTHON" ]; then
-  echo "gpu.sh: no Python has the packages. Run: make setup, or give PYTHON=…" >&2
+  echo "gpu.sh: ${given:-no Python} has ${given:+not }all packages:${missing:- there is none}
+With network, run: make setup. Without, carry wheels from a machine with network: docs/gpu.md" >&2
   exit 2
 fi
 DEVICE=${DEVICE:-cuda}

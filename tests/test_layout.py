@@ -29,7 +29,10 @@ ALLOWED = {
     "policies": {"regular_files", "torch"},
     "heads": {"torch"},
     "runtime": {"policies", "heads", "torch"},
-    "models": {"runtime", "heads", "policies", "regular_files", "torch", "torchvision"},
+    "models": {
+        *("runtime", "heads", "policies", "ranges", "regular_files", "spelling", "torch"),
+        "torchvision",
+    },
     "objectives": {"torch"},
     "data": {
         *("regular_files", "writing", "torch", "torchvision", "PIL", "numpy", "filelock", "tqdm"),
@@ -45,10 +48,11 @@ ALLOWED = {
     },
     "plugin": {
         *("policies", "heads", "runtime", "models", "objectives", "data", "evaluation"),
-        *("regular_files", "writing", "spelling", "fairseq", "fairseq_cli", "omegaconf", "torch"),
-        "numpy",
+        *("ranges", "regular_files", "spelling", "writing", "fairseq", "fairseq_cli", "omegaconf"),
+        *("numpy", "torch"),
     },
     "spelling": set(),
+    "ranges": {"spelling"},
     "cli": {
         *(*PARTS, "__init__", "testing", "regular_files", "spelling", "writing"),
         *("fairseq", "torch", "numpy", "PIL", "tqdm", "tabulate"),

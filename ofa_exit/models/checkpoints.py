@@ -60,7 +60,8 @@ def check_structure(cfg: Any) -> None:
 def fit_state_dict(model: Any, state: dict[str, Tensor]) -> None:
     """Adapt ``state`` in place to ``model``.
 
-    * If the model has a larger vocabulary or longer texts, its own initial rows are added.
+    * If the model has a larger vocabulary or longer texts, its own initial rows are added, where
+      they are to be trained (``grows_vocabulary``).
     * If it has a larger image grid, position embeddings and 2-D biases move to their new cells.
     * Missing batch-norm counters and buffers that follow from the arguments are the model's own.
     * Missing exit heads start from the backbone (``ExitHeads.init_from``).
@@ -136,7 +137,9 @@ def _grown(model: Any, name: str, loaded: Tensor, own: Tensor) -> Tensor:
         "embed_positions.weight",
     )
     if name.endswith(growing) and loaded.size(0) < own.size(0):
-        if "embed_positions" not in name and not model.grows_vocabulary:
+        if not model.grows_vocabulary:
+            if "embed_positions" in name:
+                return loaded  # a misfit: the positions would be those of no training
             raise ValueError(
                 f"the checkpoint has {loaded.size(0)} words and the vocabulary {own.size(0)}. Give "
                 "the vocabulary of its training (--bpe-dir, --code-dict-size, --num-bins)"
@@ -154,8 +157,8 @@ def _regridded(name: str, loaded: Tensor, own: Tensor) -> Tensor:
     """
     extra = 1 if "embed_image_positions" in name else 3  # rows for "no cell"
     old, new = (round((t.size(0) - extra) ** 0.5) for t in (loaded, own))  # sides of both grids
-    if old > new:
-        return loaded
+    if old > new or loaded.size(0) != old**2 + extra or (extra == 3 and (new - old) % 2):
+        return loaded  # a misfit: no grid, or one whose centre is no offset of zero
     first = 0 if extra == 1 else (new - old) // 2  # offsets are centred on zero
     grown = own.clone().to(loaded)
     cells = slice(1, None) if extra == 1 else slice(0, -3)

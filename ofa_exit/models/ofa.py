@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ofa_exit.heads.base import parse_exit_layers
 from ofa_exit.heads.registry import DEFAULT_HEAD, describe_heads
 from ofa_exit.models.archs import RESNET_STAGES
+from ofa_exit.models.arguments import check_arguments
 from ofa_exit.models.checkpoints import (
     IMPLIED_FLAGS,
     REQUIRED_FLAGS,
@@ -210,6 +211,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     def build_model(cls, cfg: Any, task: Any) -> "OFAModel":
         """Build the model for ``task``'s dictionary from fairseq's arguments."""
         check_structure(cfg)
+        check_arguments(cfg)
         _warn_unknown(cfg)
         config = OFAConfig.from_namespace(cfg)
         config.decoder_embed_dim = config.decoder_embed_dim or config.encoder_embed_dim

@@ -1,7 +1,6 @@
 """Options of fairseq's commands and of OFA's scripts, checked before anything is read."""
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +8,14 @@ from typing import Any
 import torch
 from fairseq import utils
 
+from ofa_exit.plugin.command_ranges import SEEDS, check_numbers_of
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.outputs import check_log, inputs_of
 from ofa_exit.plugin.saved_arguments import parse_overrides, resolved
 from ofa_exit.plugin.trained_options import OFFICIAL_KINDS
+from ofa_exit.ranges import check_ranges
 from ofa_exit.regular_files import check_output
-from ofa_exit.spelling import flag, nearest
+from ofa_exit.spelling import nearest
 
 # Options of OFA's scripts that do not exist here, and what to give instead.
 OFFICIAL_OPTIONS = {
@@ -39,14 +40,6 @@ OFFICIAL_NAMES = {
 }
 # What OFA's evaluate_*.sh say of the data in --model-overrides.
 _OVERRIDES_OF_DATA = ("bpe_dir", "selected_cols", "ans2label_file")
-_LEAST_SIZES = {
-    **dict.fromkeys(("batch_size", "batch_size_valid", "max_tokens", "max_tokens_valid"), 1),
-    **dict.fromkeys(("required_batch_size_multiple", "required_seq_len_multiple"), 1),
-    **dict.fromkeys(("num_workers", "data_buffer_size", "shard_id"), 0),
-    **dict.fromkeys(("validate_interval_updates", "validate_after_updates"), 0),
-    **dict.fromkeys(("num_shards", "validate_interval", "max_valid_steps"), 1),
-}
-_LEAST_STEPS = {"max_epoch": 0, "max_update": 0, "stop_time_hours": 0, "clip_norm": 0}
 
 
 class _OfficialOption(argparse.Action):
@@ -108,42 +101,22 @@ def reject_interactive(parser: argparse.ArgumentParser) -> None:
 
 def check_command(command: Any) -> None:
     """Raise ValueError for options of fairseq's command that no task can work with."""
-    check_sizes(command.dataset)
-    check_training(command.optimization)
+    check_numbers_of(command)
+    shards, shard = command.dataset.num_shards, command.dataset.shard_id
+    if shard >= shards:
+        some = "give 0, or the number of shards by --num-shards"
+        remedy = some if shards == 1 else f"give 0 to {shards - 1} of {shards} shards"
+        raise ValueError(f"--shard-id {shard}: {remedy}")
 
 
-def check_sizes(dataset: Any) -> None:
-    """Raise ValueError for sizes of batches and shards that hold nothing."""
-    _check_least(dataset, _LEAST_SIZES)
-    shards, shard = getattr(dataset, "num_shards", 1), getattr(dataset, "shard_id", 0)
-    if shards > 1 and shard >= shards:
-        raise ValueError(f"--shard-id {shard}: give 0 to {shards - 1} of {shards} shards")
+def check_early_options(args: Any) -> None:
+    """Raise ValueError for options that fairseq's commands act on before they set up the task.
 
-
-def check_training(optimization: Any) -> None:
-    """Raise ValueError for learning rates and numbers of steps that train nothing."""
-    _check_least(optimization, _LEAST_STEPS)
-    for rate in optimization.lr:
-        if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"--lr is {rate}: give a finite number above 0, as in 3e-5")
-    for steps in optimization.update_freq:
-        if steps < 1:
-            raise ValueError(f"--update-freq is {steps}: give at least 1")
-
-
-def _check_least(values: Any, bounds: dict[str, int]) -> None:
-    for option, least in bounds.items():
-        value = getattr(values, option, None)
-        if value is not None and not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{flag(option)} is {value}: give at least {least}")
-
-
-def check_generation_command(args: Any) -> None:
-    """Raise ValueError for options that fairseq-generate acts on before it sets up the task.
-
-    It stops at an assertion for ``--sampling`` with other than ``--beam`` hypotheses, and empties
-    the file of ``--results-path``, which may be an input or no regular file.
+    They seed numpy. fairseq-generate stops at an assertion for ``--sampling`` with other than
+    ``--beam`` hypotheses, and empties the file of ``--results-path``, which may be an input or no
+    regular file.
     """
+    check_ranges(args, SEEDS)
     if getattr(args, "sampling", False) and args.nbest != args.beam:
         raise ValueError(
             f"--sampling draws --beam {args.beam} hypotheses, and --nbest is {args.nbest}: give "

@@ -26,8 +26,9 @@
 13. A criterion with parameters cannot start from an exported checkpoint, which has no criterion.
 14. A diverged training ends in an error of fairseq's NaN detector, which reads outputs as tuples.
 15. fairseq-generate empties the file of ``--results-path`` before it reads the data, and stops at
-    an assertion for ``--sampling`` without ``--nbest``.
-16. A word in place of a number, as in ``--lr nan``, ends in a NameError.
+    an assertion for ``--sampling`` without ``--nbest``. numpy rejects some seeds in a traceback.
+16. A word in place of a number, as in ``--lr nan``, ends in an error that does not say which.
+    Digits of other scripts are read as numbers.
 17. A module of fairseq enables debug messages for every logger; hydra and pillow log many.
 18. An unknown option prints the usage of all options, which fills screens, before its own line.
 19. An unknown task or criterion prints the usage, too, and fairseq-interactive without --task looks
@@ -66,7 +67,8 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf.base import ContainerMetadata, Metadata
 
 from ofa_exit.models.checkpoint_file import check_is_file, read_checkpoint
-from ofa_exit.plugin.command_options import check_generation_command, reject_names
+from ofa_exit.plugin.command_options import check_early_options, reject_names
+from ofa_exit.plugin.command_ranges import read_ascii_numbers
 from ofa_exit.plugin.errors import UsageError, usage_errors
 from ofa_exit.plugin.options import shortened
 from ofa_exit.plugin.save_folder import LAST_CHECKPOINT
@@ -304,10 +306,13 @@ def name_task_and_criterion(
 
 
 @patch(options, "parse_args_and_arch")
-def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
-    parsed = parse(*args, **kwargs)
+def check_before_the_task(
+    parse: Callable, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any
+) -> Any:
+    read_ascii_numbers(parser)
+    parsed = parse(parser, *args, **kwargs)
     with usage_errors():
-        check_generation_command(parsed[0] if isinstance(parsed, tuple) else parsed)
+        check_early_options(parsed[0] if isinstance(parsed, tuple) else parsed)
     return parsed
 
 
@@ -315,7 +320,7 @@ def keep_inputs(parse: Callable, *args: Any, **kwargs: Any) -> Any:
 def reject_words(evaluate: Callable, text: Any, kind: type = float) -> Any:
     try:
         return evaluate(text, kind)
-    except (NameError, SyntaxError, ArithmeticError) as error:
+    except (NameError, SyntaxError, ArithmeticError, ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(
             f"{shortened(text)} is no number and no list of numbers"
         ) from error

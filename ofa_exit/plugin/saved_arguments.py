@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ofa_exit.evaluation.efficiency.depth import check_reference_layers, parse_reference_layers
+from ofa_exit.models.arguments import check_arguments_of
 from ofa_exit.models.checkpoint_file import read_checkpoint
 from ofa_exit.models.ofa import OFAModel
 from ofa_exit.plugin.options import reject_misfit_arguments, shortened
@@ -42,6 +43,9 @@ class SavedCheckpoint:
         """Return the arguments of an OFA model with its architecture's defaults; None for others.
 
         fairseq reads ``args`` where a file has both.
+
+        Raises:
+            ValueError: they are out of range, or do not fit the weights.
         """
         saved = self.state["args"] or self.state["cfg"]["model"]
         arguments = Namespace(**{**values_of(saved), **self.overrides})
@@ -49,6 +53,7 @@ class SavedCheckpoint:
         if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
             return None
         ARCH_CONFIG_REGISTRY[arch](arguments)
+        check_arguments_of(self.path, arguments, self.state["model"], self.overrides)
         return arguments
 
     @property
@@ -212,11 +217,10 @@ def reject_misfit_of_checkpoints(
         ValueError: an option does not fit.
     """
     for checkpoint in checkpoints:
-        arguments = checkpoint.model_arguments
-        if arguments is None or not resolved(cfg.path):
-            continue
-        reject_shallow_reference(cfg, arguments)
-        reject_misfit_arguments(cfg, policy, arguments)
+        arguments = checkpoint.model_arguments if resolved(cfg.path) else None
+        if arguments is not None:
+            reject_shallow_reference(cfg, arguments)
+            reject_misfit_arguments(cfg, policy, arguments)
 
 
 def reference_layers(cfg: Any) -> Optional[tuple[int, int]]:

@@ -3,6 +3,7 @@
 Another dictionary of the same size loads without an error, and its captions are nonsense.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -23,7 +24,7 @@ def reject_other_words(dictionary: OFADictionary, checkpoint: SavedCheckpoint) -
     """Raise ValueError if a checkpoint was trained with other words than a dictionary's.
 
     A longer dictionary with the same beginning is accepted. Checkpoints of official OFA, and of
-    earlier versions, have no fingerprint to compare with.
+    earlier versions, have no fingerprint to compare with: a warning says so, once a file.
     """
     state, saved = checkpoint.state.get("task_state"), checkpoint.task_options
     fingerprint = state.get(STATE) if isinstance(state, dict) else None
@@ -45,7 +46,11 @@ def reject_other_fingerprint(
         folders: where the training's dict.txt may be, to name the first word that differs.
     """
     if fingerprint is None:
-        logger.info("%s does not say which words it was trained with", checkpoint)
+        _warn_once(
+            f"{checkpoint} does not say which words it was trained with: check that "
+            f"{dictionary.path} is the dict.txt of its training. With another one its texts are "
+            "nonsense"
+        )
         return
     try:
         count, digest = int(fingerprint["words"]), str(fingerprint["sha256"])
@@ -66,6 +71,12 @@ def reject_other_fingerprint(
         )
 
 
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning the first time: a command may set up several tasks for one checkpoint."""
+    logger.warning(text)
+
+
 def _first_difference(
     dictionary: OFADictionary, count: int, digest: str, folders: Iterable[Optional[str]]
 ) -> str:
@@ -78,6 +89,10 @@ def _first_difference(
         if trained.words == count and trained.hash_of(count) == digest:
             pairs = itertools.zip_longest(trained.own_words(), dictionary.own_words())
             numbered = enumerate(pairs, start=1)
-            line, (there, here) = next(one for one in numbered if one[1][0] != one[1][1])
-            return f", {trained.path}: line {line} is {there!r} there and {here!r} here"
+            line, words = next(one for one in numbered if one[1][0] != one[1][1])
+            trained_word, given_word = words
+            return (
+                f", {trained.path}: line {line} is {given_word!r}, but {trained_word!r} in the "
+                "training's"
+            )
     return f" ({count} words)" if dictionary.words != count else ""

@@ -6,6 +6,7 @@ Zip files, torch's format since 1.6, have checksums. The format before has none.
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofa_exit.models.checkpoint_file import read_checkpoint
+from ofa_exit.models.ofa import OFAConfig
 
 pytestmark = pytest.mark.slow
 data, checkpoint = caption_task.data, caption_task.checkpoint  # fixtures
@@ -184,3 +186,15 @@ def test_changed_arguments(tmp_path, saved, task, part, number, value, as_args):
     else:
         cfg[part] = {**options, name: value}
         load(tmp_path, task, {**saved["content"], "cfg": cfg})
+
+
+WRONG = (None, True, 0, -1, 2.5, 10**400, NAN, INF, "x", "1", [], {}, [1])
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(OFAConfig)])
+def test_each_argument_of_the_model(tmp_path, saved, task, name):
+    """Every argument with every wrong value."""
+    cfg = saved["content"]["cfg"]
+    for value in WRONG:
+        arguments = Namespace(**{**vars(cfg["model"]), name: value})
+        load(tmp_path, task, {**saved["content"], "cfg": {**cfg, "model": arguments}})

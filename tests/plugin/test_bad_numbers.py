@@ -30,6 +30,23 @@ DEEP = "[" * 100_000
         "--required-batch-size-multiple": ("0", "-8"),
         "--max-tokens": ("0",),
         "--patch-image-size": ("0", "1", "15"),
+        "--seed": ("-1", str(2**70)),
+        "--log-interval": ("0",),
+        "--save-interval": ("0",),
+        "--shard-id": ("5",),
+        "--warmup-updates": ("-1",),
+        "--weight-decay": ("nan", "-1"),
+        "--adam-eps": ("nan",),
+        "--adam-betas": ("(5,5)", "(0.9,)", "0.9", "nan", "exit()"),
+        "--max-epoch": ("٣", "1_0"),
+        "--dropout": ("nan", "2", "-1"),
+        "--resnet-drop-path-rate": ("1",),
+        "--encoder-layers": ("0", "1000000"),
+        "--decoder-attention-heads": ("0", "3"),
+        "--encoder-embed-dim": ("33",),
+        "--image-bucket-size": ("0",),
+        "--token-bucket-size": ("1", "1000"),
+        "--resnet-type": ("resnet9",),
         "--num-bins": ("-1", "1000000000"),
         "--code-dict-size": ("-1", "1000000000"),
         "--eval-args": (DEEP, '{"sampling_topk": "x"}', '{"sampling_topk": 3}'),
@@ -55,6 +72,24 @@ def test_training_rejects_them(data, tmp_path, option, values, capsys):
         (["--sampling", "--nbest", "5", "--match-source-len"], "exclude each other"),
         (["--sampling"], "--sampling draws --beam 5 hypotheses, and --nbest is 1: give --nbest 5"),
         (["--temperature", "nan"], "--temperature is nan: give a finite number"),
+        (["--lenpen", "1e308"], r"--lenpen is 1e\+308: give at most 10"),
+        (["--seed", "-1"], "--seed is -1: give at least 0"),
+        (["--seed", str(2**70)], "--seed is .*: give at most 4,294,967,295"),
+        (["--shard-id", "5"], "--shard-id 5: give 0, or the number of shards by --num-shards"),
+        (["--max-len-b", "1000000000"], "--max-len-b is 1000000000: give at most 100,000"),
+        (["--beam", "100000"], "--beam is 100000, and the vocabulary has 31 words: give at most 3"),
+        (
+            ["--sampling", "--nbest", "5", "--sampling-topk", "100000"],
+            "--sampling-topk is 100000, and the vocabulary has 31 words: give at most 31",
+        ),
+        (
+            ["--sampling", "--nbest", "5", "--sampling-topk", "2", "--sampling-topp", "0.5"],
+            "--sampling-topk and --sampling-topp exclude each other",
+        ),
+        (["--diverse-beam-groups", "3"], "--diverse-beam-groups is not supported"),
+        (["--print-alignment"], "--print-alignment is not supported"),
+        (["--retain-dropout"], "--retain-dropout is not supported"),
+        (["--patch-image-size", "0"], "--patch-image-size is 0: give at least 16"),
         (["--model-overrides", DEEP], "is not a Python dictionary"),
         (["--exit-policy", "similarity", "--exit-options", DEEP], "--exit-options .* is not JSON"),
         (["--exit-policy", "static", "--exit-depths", "١,١,١"], "--exit-depths .*whole numbers"),
@@ -100,6 +135,16 @@ def test_digits_are_ascii(text):
             parse(text)
     with pytest.raises(ValueError):
         parse_thresholds("٠.٩")
+
+
+@pytest.mark.parametrize("option", ["--exit-patience", "--beam", "--lenpen"])
+@pytest.mark.parametrize("text", ["٢", "1_0", "１"])
+def test_numbers_of_options_have_ascii_digits(data, checkpoint, option, text, capsys):
+    with pytest.raises(SystemExit):
+        files.generate(TASK, data, checkpoint, f"{option}={text}")
+    kind = "float" if option == "--lenpen" else "int"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: invalid {kind} value: '{text}'" in line
 
 
 def test_overrides_are_quoted_shortly():

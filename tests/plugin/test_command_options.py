@@ -56,15 +56,14 @@ NUMBERS = [
     ),
     (
         ["--sampling", "--nbest", "5", "--sampling-topp", "1.5"],
-        r"--sampling-topp is 1\.5: give more than 0",
+        r"--sampling-topp is 1\.5: give at most 1",
     ),
     (["--batch-size", "0"], r"--batch-size is 0: give at least 1"),
     (["--batch-size", "-4"], r"--batch-size is -4: give at least 1"),
     (["--max-tokens", "-1"], r"--max-tokens is -1: give at least 1"),
     (["--num-workers", "-1"], r"--num-workers is -1: give at least 0"),
     (["--num-shards", "0"], r"--num-shards is 0: give at least 1"),
-    (["--max-image-pixels", "0"], r"--max-image-pixels 0: give at least 1"),
-    (["--max-image-pixels", "0"], r"--max-image-pixels 0: give at least 1"),
+    (["--max-image-pixels", "0"], r"--max-image-pixels is 0: give at least 1"),
 ]
 
 

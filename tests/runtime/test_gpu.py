@@ -13,12 +13,17 @@ from helpers.gpu_device import DEVICE
 from helpers.paths import FIXTURES, ROOT
 from helpers.small_models import VOCAB, batch, generate, nano, training_batch
 
+from benchmarks.device_use import device_use
 from ofa_exit.cli.verify.comparison import compare_arrays
 from ofa_exit.plugin.criterions.mue import MuELoss
 from ofa_exit.policies.confidence import ConfidenceExit
+from ofa_exit.policies.entropy import EntropyExit
+from ofa_exit.policies.patience import PatienceExit
 from ofa_exit.policies.similarity import SimilarityExit
 from ofa_exit.policies.static import StaticExit
+from ofa_exit.runtime.drafts import Drafting
 from ofa_exit.runtime.kv_cache import KV_MODES
+from ofa_exit.runtime.token_exits import TokenExits
 from ofa_exit.testing import build_dictionary
 
 pytestmark = pytest.mark.gpu
@@ -27,6 +32,14 @@ POLICIES = {
     "static": StaticExit((2, 3, 2)),
     "similarity": SimilarityExit(0.97, 0.97, decoder_threshold=0.9, schedule="static"),
     "confidence": ConfidenceExit(0.3),
+    "entropy": EntropyExit(3.5),
+    "patience": PatienceExit(1),
+}
+OF_HEADS = ("confidence", "entropy", "patience")
+# What goes without a policy.
+OTHERS = {
+    "image tokens": {"token_exits": TokenExits(0.5)},
+    "lossless": {"drafting": Drafting(3, 2)},
 }
 # Largest deviation relative to the largest value: a few units of the last place, summed up.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
@@ -56,18 +69,29 @@ def test_the_numbers_of_the_official_model(path, split, dtype):
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [1, 4, 8, 32])
 @pytest.mark.parametrize(
     ("policy", "kv"),
     # Heads with K/V of their own reject copy.
-    [(p, kv) for p in POLICIES for kv in KV_MODES if (p, kv) != ("confidence", "copy")],
+    [(p, kv) for p in POLICIES for kv in KV_MODES if kv != "copy" or p not in OF_HEADS],
 )
 def test_generation_is_that_of_the_cpu(policy, kv, rows, beam):
+    exits = {"exit_layers": "1,2,4"} if policy in OF_HEADS else {}
+    check_against_cpu(exits, (POLICIES[policy], kv), {}, rows, beam)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 8, 32])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_image_tokens_and_drafts_are_those_of_the_cpu(kind, rows):
+    check_against_cpu({}, (None,), OTHERS[kind], rows, beam=1)
+
+
+def check_against_cpu(arguments, policy, exits, rows, beam):
+    """Compare tokens, layers and scores of a batch; arguments are those of ``configure_exits``."""
     net_input, found = batch(rows), []
-    exits = {"exit_layers": "1,2,4"} if policy == "confidence" else {}
     for device in ("cpu", DEVICE):
-        model = nano(**exits).to(device)
-        model.configure_exits(POLICIES[policy], kv)
+        model = nano(**arguments).to(device)
+        model.configure_exits(*policy, **exits)
         moved = {name: value.to(device) for name, value in net_input.items()}
         hyps = generate(model, moved, beam_size=beam)
         tokens = [[hyp["tokens"].tolist() for hyp in beam] for beam in hyps]
@@ -82,11 +106,31 @@ def test_generation_is_that_of_the_cpu(policy, kv, rows, beam):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_half_precision_generates(policy, dtype):
-    exits = {"exit_layers": "1,2,4"} if policy == "confidence" else {}
+    exits = {"exit_layers": "1,2,4"} if policy in OF_HEADS else {}
     model = nano(**exits).to(DEVICE, dtype)
     model.configure_exits(POLICIES[policy], "propagate")
     hyps = generate(model, on_device(batch(4), dtype))
     assert all(hyp["score"].isfinite() for beam in hyps for hyp in beam)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("policy", ["static", "similarity", "confidence", "entropy", "patience"])
+def test_a_layer_makes_the_host_wait_at_most_once(policy, rows):
+    """Counted by the profiler, beyond what the search itself reads at each step."""
+    exits = {"exit_layers": "1,2,4"} if policy in OF_HEADS else {}
+    count = "copies_to_host" if DEVICE == "cuda" else "host_reads"
+    model, net_input = nano(**exits).to(DEVICE), on_device(batch(rows))
+
+    def waits(chosen):
+        model.configure_exits(chosen, trace=True)
+        # No word ends a sentence, so that every search has as many steps.
+        used = device_use(lambda: generate(model, net_input, min_len=7), DEVICE)[count]
+        return used, len(model.last_trace.steps)
+
+    (full, full_steps), (gated, steps) = waits(None), waits(POLICIES[policy])
+    assert steps == full_steps > 1
+    layers = len(model.encoder.layers) + steps * len(model.decoder.layers)
+    assert gated - full <= layers
 
 
 def step(device, dtype):
@@ -135,4 +179,6 @@ def test_two_gpus_train_together(tmp_path):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "checkpoint_last.pt").exists()
+    state = torch.load(tmp_path / "run" / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())

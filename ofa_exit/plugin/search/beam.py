@@ -15,6 +15,7 @@ from ofa_exit.plugin.search.options import (
     check_greedy,
     check_search,
     check_strategy,
+    check_vocabulary,
     generation_options,
     reject_options,
 )
@@ -26,6 +27,7 @@ from ofa_exit.plugin.tasks.references import reject_without_references
 _NOT_IN_VALIDATION = dict.fromkeys(
     ("score_reference", "prefix_size"), "validation generates from the image alone"
 )
+_FAILING = {"diverse_beam_groups": "fairseq's search fails with it"}
 
 
 class BeamSearchTask(OFATask):
@@ -51,6 +53,7 @@ class BeamSearchTask(OFATask):
     @classmethod
     def check_generation(cls, cfg: Any, args: Any) -> None:
         super().check_generation(cfg, args)
+        reject_options(args, _FAILING)
         if cls.searches(cfg) and not args.score_reference:
             check_search(args)
             check_strategy(args)
@@ -58,11 +61,12 @@ class BeamSearchTask(OFATask):
                 check_greedy(args)
 
     def make_generator(self, models: Sequence[Any], args: Any, **options: Any) -> Any:
-        reject_options(args, {"diverse_beam_groups": "fairseq's search fails with it"})
+        reject_options(args, _FAILING)
         if not getattr(args, "score_reference", False):
             with usage_errors():
                 check_search(args)
                 check_strategy(args)
+                check_vocabulary(args, len(self.dictionary))
             if is_lossless(self.cfg):
                 check_greedy(args)
             return FairseqTask.build_generator(self, self.ensemble(models), args, **options)

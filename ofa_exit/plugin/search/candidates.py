@@ -21,7 +21,7 @@ from ofa_exit.runtime.trace import ExitTrace
 # Generation options that work without a search, and those that fairseq calls deprecated. All
 # others would have no effect.
 _SUPPORTED = ("nbest", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm")
-_REJECTED = dict.fromkeys(
+REJECTED = dict.fromkeys(
     (option for option in DEFAULTS if option not in (*_SUPPORTED, *UNSUPPORTED)),
     "the answers are a closed set; each is scored, nothing is searched",
 )
@@ -29,7 +29,7 @@ _REJECTED = dict.fromkeys(
 
 def reject_search_options(args: Any, answers: int) -> None:
     """Raise UsageError for generation options of a search, and for --nbest above ``answers``."""
-    reject_options(args, _REJECTED)
+    reject_options(args, REJECTED)
     nbest = getattr(args, "nbest", 1)
     if nbest > answers:
         raise UsageError(f"--nbest {nbest}: there are {answers} answers")

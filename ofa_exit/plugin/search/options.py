@@ -1,7 +1,6 @@
 """fairseq's generation options: which ones are supported, and how they are read from JSON."""
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,6 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from ofa_exit.plugin.errors import UsageError
 from ofa_exit.plugin.options import shortened
+from ofa_exit.ranges import Range, check_ranges, whole
 from ofa_exit.spelling import flag
 
 # Options that no task supports, and why.
@@ -42,14 +42,20 @@ UNSUPPORTED = {
 DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(GenerationConfig)}
 
 
-# Smallest values. Options without one below must be finite numbers.
-_LEAST = {
-    **dict.fromkeys(("beam", "nbest"), 1),
-    **dict.fromkeys(
-        ("max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size", "prefix_size"), 0
-    ),
+MOST_WORDS = 100_000  # no model has as many positions
+_REPEATED = {option: whole(0, MOST_WORDS) for option in (
+    "max_len_b", "min_len", "no_repeat_ngram_size", "prefix_size")}  # fmt: skip
+# A length of 2,000 words to the power of 10 is a number of float32, which scores are divided by.
+_RANGES = {
+    **dict.fromkeys(("beam", "nbest"), whole(1)),
+    **_REPEATED,
+    "max_len_a": Range(0, MOST_WORDS),
+    "lenpen": Range(-10, 10),
+    **dict.fromkeys(("unkpen", "diversity_rate"), Range(-1e30, 1e30)),
+    "temperature": Range(above=0, most=1e30),
+    "sampling_topk": whole(1, off=-1),
+    "sampling_topp": Range(above=0, most=1, off=-1),
 }
-_FINITE = ("lenpen", "unkpen", "temperature", "max_len_a", "diversity_rate")
 
 
 def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
@@ -59,22 +65,22 @@ def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
         args: options of generation; those that are missing have fairseq's defaults.
         named: how a message calls an option.
     """
-    for option in {**_LEAST, **dict.fromkeys(_FINITE)}:
+    given = {option: getattr(args, option, DEFAULTS[option]) for option in _RANGES}
+    for option, value in given.items():
+        if value is None:
+            raise ValueError(f"{named(option)} is None: give a number")
+    check_ranges(Namespace(**given), _RANGES, named)
+
+
+def check_vocabulary(args: Any, words: int, named: Callable[[str], str] = flag) -> None:
+    """Raise ValueError for searches that need more words than there are; see ``check_numbers``."""
+    for option, most in (("beam", words - 1), ("sampling_topk", words)):
         value = getattr(args, option, DEFAULTS[option])
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{named(option)} is {value!r}: give a number")
-        if not math.isfinite(value):
-            raise ValueError(f"{named(option)} is {value}: give a finite number")
-        if value < _LEAST.get(option, -math.inf):
-            raise ValueError(f"{named(option)} is {value}: give at least {_LEAST[option]}")
-    temperature = getattr(args, "temperature", 1.0)
-    if temperature <= 0:
-        raise ValueError(f"{named('temperature')} is {temperature}: give more than 0")
-    top_k, top_p = getattr(args, "sampling_topk", -1), getattr(args, "sampling_topp", -1.0)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k == 0 or top_k < -1:
-        raise ValueError(f"{named('sampling_topk')} is {top_k}: give at least 1")
-    if not isinstance(top_p, (int, float)) or not (0 < top_p <= 1 or top_p == -1):
-        raise ValueError(f"{named('sampling_topp')} is {top_p}: give more than 0, at most 1")
+        if value > most:
+            raise ValueError(
+                f"{named(option)} is {value}, and the vocabulary has {words} words: give at most "
+                f"{most}"
+            )
 
 
 def check_strategy(args: Any) -> None:
@@ -82,8 +88,10 @@ def check_strategy(args: Any) -> None:
     chosen = [name for name in ("sampling", "match_source_len") if getattr(args, name, False)]
     if getattr(args, "diversity_rate", -1) > 0:
         chosen.append("diversity_rate")
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(map(flag, chosen))} exclude each other: give one")
+    drawn = [name for name in ("sampling_topk", "sampling_topp") if getattr(args, name, -1) > 0]
+    for names in (chosen, drawn):
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(map(flag, names))} exclude each other: give one")
 
 
 def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
@@ -92,7 +100,7 @@ def check_search(args: Any, named: Callable[[str], str] = flag) -> None:
     Arguments are those of ``check_numbers``.
     """
     check_numbers(args, named)
-    values = {option: getattr(args, option, DEFAULTS[option]) for option in _LEAST}
+    values = {option: getattr(args, option, DEFAULTS[option]) for option in _RANGES}
     beam, nbest, min_len = values["beam"], values["nbest"], values["min_len"]
     if nbest > beam:
         raise ValueError(

@@ -32,14 +32,22 @@ from ofa_exit.plugin.saved_arguments import (
     resolved,
     saved_checkpoints,
 )
-from ofa_exit.plugin.search.options import check_numbers
+from ofa_exit.plugin.search.candidates import REJECTED
+from ofa_exit.plugin.search.options import (
+    UNSUPPORTED,
+    check_numbers,
+    check_vocabulary,
+    reject_options,
+)
 from ofa_exit.plugin.tasks.config import GENERATION_ONLY, OFATaskConfig
+from ofa_exit.plugin.tasks.data import RANGES
 from ofa_exit.plugin.tasks.files import first_folder, reject_no_data
 from ofa_exit.plugin.tasks.generation import GenerationTask
 from ofa_exit.plugin.tasks.metrics import check_best_metric
 from ofa_exit.plugin.trained_options import reject_other_vocabulary, take_trained_options
 from ofa_exit.plugin.vocabulary import OFADictionary
 from ofa_exit.policies.base import ExitPolicy
+from ofa_exit.ranges import check_ranges
 from ofa_exit.spelling import flag
 
 logger = logging.getLogger(__name__)
@@ -94,6 +102,7 @@ class OFATask(GenerationTask):
             from_checkpoint: ``cfg`` comes from a checkpoint that has been loaded already.
         """
         take_overrides(cfg)
+        check_ranges(cfg, RANGES)  # what is given, before it is compared with a checkpoint's
         policy = build_exit_policy(cfg, cls.exit_defaults)
         reference_layers(cfg)  # rejects what is none
         checkpoints = [] if from_checkpoint else saved_checkpoints(cfg)
@@ -114,6 +123,8 @@ class OFATask(GenerationTask):
         folder = cfg.bpe_dir or first_folder(cfg.data)
         dictionary = OFADictionary.of_folder(folder, cfg.code_dict_size, cfg.num_bins)
         reject_other_vocabulary(cfg, dictionary, folder, checkpoints)
+        if command is not None and cls.searches(cfg):
+            check_vocabulary(command.generation, len(dictionary))
         logger.info("dictionary of %s: %d symbols", folder, len(dictionary))
         encoder = TextEncoder(load_codec(folder, get_encoder), dictionary)
         return cls(cfg, policy, dictionary, encoder)
@@ -122,6 +133,8 @@ class OFATask(GenerationTask):
     def check_generation(cls, cfg: OFATaskConfig, args: Any) -> None:
         """Raise ValueError for values of fairseq's generation options that are never possible."""
         check_numbers(args)
+        if resolved(cfg.path):
+            reject_options(args, UNSUPPORTED if cls.searches(cfg) else {**UNSUPPORTED, **REJECTED})
 
     # ------------------------------------------------------------------ models and training
 

@@ -26,11 +26,16 @@ from ofa_exit.plugin.tasks.files import is_training, split_files
 from ofa_exit.plugin.trained_options import reject_other_training
 from ofa_exit.plugin.trained_words import STATE, reject_other_fingerprint
 from ofa_exit.plugin.vocabulary import OFADictionary, PrintingCodec
-from ofa_exit.spelling import flag
+from ofa_exit.ranges import check_ranges, whole
 
 logger = logging.getLogger(__name__)
 
-MOST_SYMBOLS = 1_000_000  # of image codes or position bins; OFA has 8,192 and 1,000
+RANGES = {
+    **dict.fromkeys(("max_src_length", "max_tgt_length"), whole(1, 100_000)),
+    "max_image_pixels": whole(1),
+    "patch_image_size": whole(16, 100_000),  # a cell has 16 pixels
+    **dict.fromkeys(("code_dict_size", "num_bins"), whole(0, 1_000_000)),  # OFA: 8,192 and 1,000
+}
 
 
 class DataTask(FairseqTask):
@@ -56,17 +61,7 @@ class DataTask(FairseqTask):
     @classmethod
     def check_options(cls, cfg: OFATaskConfig) -> None:
         """Raise ValueError for options that are invalid for any data and model."""
-        for option in ("max_src_length", "max_tgt_length", "max_image_pixels"):
-            if getattr(cfg, option) < 1:
-                raise ValueError(f"{flag(option)} {getattr(cfg, option)}: give at least 1")
-        size = cfg.patch_image_size
-        if size is not None and size < 16:
-            raise ValueError(f"--patch-image-size {size}: give at least 16, the pixels of a cell")
-        for option in ("code_dict_size", "num_bins"):
-            if not 0 <= getattr(cfg, option) <= MOST_SYMBOLS:
-                raise ValueError(
-                    f"{flag(option)} {getattr(cfg, option)}: give 0 to {MOST_SYMBOLS:,}"
-                )
+        check_ranges(cfg, RANGES)
         if kinds := getattr(cfg, "augment", None):
             augmentation_kinds(kinds)
         prompt = getattr(cfg, "prompt_type", "none")
