@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import json
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 import ofa_exit.plugin  # noqa: F401  registers the tasks
 from ofa_exit.cli.calibrate.candidates import Candidates, candidates
+from ofa_exit.cli.calibrate.exits import fitted_digest, fixed_options, in_full
 from ofa_exit.cli.calibrate.generation import generate
 from ofa_exit.cli.calibrate.metrics import (
     CONSISTENCY,
@@ -27,7 +26,7 @@ from ofa_exit.cli.calibrate.metrics import (
     measure_of,
 )
 from ofa_exit.cli.generation import is_cuda
-from ofa_exit.cli.grid import ExitSetting, exit_settings
+from ofa_exit.cli.grid import ExitSetting
 from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.answers import answer_references, parse_answers, reference_answers
 from ofa_exit.data.files import hold_lock
@@ -43,7 +42,7 @@ from ofa_exit.plugin.exit_config import (
     data_fingerprint,
     read_exit_config,
 )
-from ofa_exit.plugin.options import COMMON, option_fields, policy_flags
+from ofa_exit.plugin.options import COMMON, policy_flags
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
@@ -278,61 +277,12 @@ def run_record(job: Job, args: argparse.Namespace) -> dict[str, Any]:
         "search": search_of(cfg.generation),
         "model": [job.saved.overrides, cfg.common.fp16],
         "settings": [one.given for one in job.found.settings],
-        "fixed": fixed_options(job),
-        **fitted_digest(job),
+        "fixed": fixed_options(job.found),
+        **fitted_digest(job.found),
     }
     if args.save == "time":
         record["clock"] = [cfg.dataset.batch_size, cfg.dataset.max_tokens, is_cuda(cfg)]
     return record
-
-
-def fixed_options(job: Job) -> dict[str, Any]:
-    """Return the exit options of the command line, which all settings share."""
-    setting = job.found.settings[-1]
-    names = (*COMMON, *policy_flags())
-    late = json.loads(setting.options.exit_late_options or "{}")
-    values = {name: getattr(setting.options, name, None) for name in names}
-    values = {**late, **{name: value for name, value in values.items() if value is not None}}
-    return {name: value for name, value in values.items() if name not in setting.given}
-
-
-def fitted_digest(job: Job) -> dict[str, str]:
-    """Return as "fitted" what changes with the numbers that a policy was fitted to have, if any."""
-    policy = job.found.settings[-1].policy
-    origin = None if policy is None else policy.origin
-    return {} if origin is None else {"fitted": origin.digest}
-
-
-def in_full(job: Job, exits: dict[str, Any]) -> dict[str, Any]:
-    """Return exit options with all defaults in force, which later versions may change.
-
-    Those that the model cannot follow, and that others make useless, are left out: it is an error
-    to give them.
-    """
-    plain, arguments = Namespace(exit_policy="none", exit_trace=None), job.saved.model_arguments
-
-    def setting_of(options: dict[str, Any]) -> ExitSetting:
-        task = type(job.task).exit_defaults
-        (setting,) = exit_settings([options], plain, task, "calibrate", "calibrate")
-        if arguments is not None:
-            setting.check_arguments(arguments)
-        return setting
-
-    setting = setting_of(exits)
-    if setting.policy is None or arguments is None:  # then what fits is unknown
-        return exits
-    names, flags = option_fields(setting.options.exit_policy), policy_flags()
-    defaults = {option: getattr(setting.policy, field) for field, option in names.items()}
-    for option, value in {**defaults, "exit_kv": setting.kv}.items():
-        if option in exits or option not in (*flags, "exit_kv"):
-            continue
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        if not isinstance(text, (str, int, float)):
-            continue
-        with contextlib.suppress(UsageError):
-            setting_of({**exits, option: text})
-            exits = {**exits, option: text}
-    return exits
 
 
 def exit_config(
@@ -342,7 +292,8 @@ def exit_config(
     chosen = result.chosen
     exits: dict[str, Any] = {"exit_policy": "none"}
     if chosen is not None:
-        exits = in_full(job, {**job.found.settings[chosen.setting].given, **record["fixed"]})
+        given = {**job.found.settings[chosen.setting].given, **record["fixed"]}
+        exits = in_full(given, type(job.task).exit_defaults, job.saved.model_arguments)
     certificate = {
         "model": {"overrides": job.saved.overrides, "fp16": job.cfg.common.fp16},
         "metric": args.metric,
@@ -360,7 +311,7 @@ def exit_config(
         "saved": chosen.saved if chosen else 0.0,
         "tested": min(result.passed + 1, len(result.path)),
         "search": record["search"],
-        **fitted_digest(job),
+        **fitted_digest(job.found),
     }
     return ExitConfig(exits, certificate, record["checkpoint"], record["task"], record["data"])
 
