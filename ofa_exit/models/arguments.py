@@ -57,19 +57,13 @@ def check_arguments(arguments: Any, named: Callable[[str], str] = flag) -> None:
         raise ValueError(
             f"{named('resnet_type')} is {resnet!r}: give one of {', '.join(RESNET_STAGES)}"
         )
-    for part, text in zip(PARTS, ("source", "target")):
-        names = [f"{part}_embed_dim", f"{part}_attention_heads", f"max_{text}_positions"]
-        channels, heads, positions = (getattr(arguments, name, None) for name in names)
+    for part in PARTS:
+        names = [f"{part}_embed_dim", f"{part}_attention_heads"]
+        channels, heads = (getattr(arguments, name, None) for name in names)
         if channels and heads and channels % heads:
             raise ValueError(
                 f"{named(names[0])} is {channels}, which {named(names[1])} {heads} do not divide: "
                 f"give a multiple of {heads}"
-            )
-        buckets = getattr(arguments, "token_bucket_size", None)
-        if positions and buckets and positions - 1 <= buckets // 2:
-            raise ValueError(
-                f"{named('token_bucket_size')} is {buckets}, and {named(names[2])} {positions}: "
-                f"give at most {2 * positions - 3} buckets"
             )
 
 

@@ -128,7 +128,7 @@ def test_other_numbers_need_no_model_and_a_rest_is_resumed(trained, exits, tmp_p
     assert [one.texts for one in read_sentences(rows)[1]] == [
         one.texts for one in read_sentences(exits.with_suffix(".rows.jsonl"))[1]
     ]
-    for other in (["--exit-schedule", "decay"], ["--lenpen", "2"]):
+    for other in (["--exit-schedule", "decay"], ["--model-overrides", "{'dropout': 0.2}"]):
         with pytest.raises(UsageError, match="another run"):
             calibrate(trained, out, *EASY, *DECODER, *other)
 

@@ -234,7 +234,7 @@ def test_policies_of_a_user_dir(predict, photos, tmp_path):
         (["{photos}", "--ema-eval"], "holds no moving average"),
         (["{photos}", "--html", "{photos}/00.png/page.html"], "page.html: cannot be written ("),
         (["{photos}", "--html", "/proc/none/page.html"], "page.html: cannot be written ("),
-        (["{photos}", "--max-image-pixels", "0"], "--max-image-pixels 0: give at least 1"),
+        (["{photos}", "--max-image-pixels", "0"], "--max-image-pixels is 0: give at least 1"),
         (["{photos}", "--caption-prompt", "unheard words"], "the dictionary lacks 'unheard'"),
     ],
 )
