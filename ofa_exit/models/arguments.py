@@ -33,11 +33,11 @@ ARGUMENTS = {
 # The encoder's sizes are those of a decoder without its own; the others serve images alone.
 _OPTIONAL = ("decoder_embed_dim", "decoder_ffn_embed_dim", "orig_patch_image_size",
              "code_image_size")  # fmt: skip
-# Arguments that the shapes of weights tell, and that no loading changes.
+# Arguments that the shapes of weights tell, of what is built. A wrong width is named with its
+# entries when they are loaded.
 _OF_SHAPES = (
-    *("encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_layers"),
-    *("decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "resnet_type"),
-    "resnet_width",
+    *("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"),
+    *("resnet_type", "resnet_width"),
 )
 
 

@@ -45,7 +45,7 @@ DEEP = "[" * 100_000
         "--decoder-attention-heads": ("0", "3"),
         "--encoder-embed-dim": ("33",),
         "--image-bucket-size": ("0",),
-        "--token-bucket-size": ("1", "1000"),
+        "--token-bucket-size": ("1", "100000"),
         "--resnet-type": ("resnet9",),
         "--num-bins": ("-1", "1000000000"),
         "--code-dict-size": ("-1", "1000000000"),
@@ -77,7 +77,7 @@ def test_training_rejects_them(data, tmp_path, option, values, capsys):
         (["--seed", str(2**70)], "--seed is .*: give at most 4,294,967,295"),
         (["--shard-id", "5"], "--shard-id 5: give 0, or the number of shards by --num-shards"),
         (["--max-len-b", "1000000000"], "--max-len-b is 1000000000: give at most 100,000"),
-        (["--beam", "100000"], "--beam is 100000, and the vocabulary has 31 words: give at most 3"),
+        (["--beam", "100000"], "--beam is 100000: give at most 10,000"),
         (
             ["--sampling", "--nbest", "5", "--sampling-topk", "100000"],
             "--sampling-topk is 100000, and the vocabulary has 31 words: give at most 31",

@@ -133,7 +133,7 @@ def test_help_names_late_policies():
     gen_parser_from_dataclass(parser, ExitFlags())
     add_late_options(parser)
     shown = " ".join(parser.format_help().split())
-    assert "softmax_diff, saturation, meta, late" in shown
+    assert "saturation, meta, learned, late" in shown
     assert "--exit-depth" in shown and "layers to run" in shown
     assert "--exit-mark NAME" in shown
 

@@ -47,7 +47,8 @@ _REPEATED = {option: whole(0, MOST_WORDS) for option in (
     "max_len_b", "min_len", "no_repeat_ngram_size", "prefix_size")}  # fmt: skip
 # A length of 2,000 words to the power of 10 is a number of float32, which scores are divided by.
 _RANGES = {
-    **dict.fromkeys(("beam", "nbest"), whole(1)),
+    # fairseq narrows a beam to the vocabulary.
+    **dict.fromkeys(("beam", "nbest"), whole(1, 10_000)),
     **_REPEATED,
     "max_len_a": Range(0, MOST_WORDS),
     "lenpen": Range(-10, 10),
@@ -74,13 +75,12 @@ def check_numbers(args: Any, named: Callable[[str], str] = flag) -> None:
 
 def check_vocabulary(args: Any, words: int, named: Callable[[str], str] = flag) -> None:
     """Raise ValueError for searches that need more words than there are; see ``check_numbers``."""
-    for option, most in (("beam", words - 1), ("sampling_topk", words)):
-        value = getattr(args, option, DEFAULTS[option])
-        if value > most:
-            raise ValueError(
-                f"{named(option)} is {value}, and the vocabulary has {words} words: give at most "
-                f"{most}"
-            )
+    topk = getattr(args, "sampling_topk", DEFAULTS["sampling_topk"])
+    if topk > words:
+        raise ValueError(
+            f"{named('sampling_topk')} is {topk}, and the vocabulary has {words} words: give at "
+            f"most {words}"
+        )
 
 
 def check_strategy(args: Any) -> None:

@@ -10,6 +10,7 @@ from helpers import caption_task
 from helpers import task_files as files
 from helpers.caption_task import SIMILARITY, TASK, similarity
 
+from ofa_exit.cli.document_frequencies import main as count_command
 from ofa_exit.plugin.errors import UsageError
 
 PROMPT = "a square of"
@@ -176,6 +177,7 @@ def test_training_validation_and_generation_through_the_commands(data, tmp_path,
     assert files.generate(TASK, data, trained, "--beam", "5")["H"] == lines["H"]
     with pytest.raises(ValueError, match=f"--caption-prompt is a red, .*trained with {PROMPT}"):
         files.generate(TASK, data, trained, "--caption-prompt", "a red")
+    assert count_command([f"{data}/train.tsv", f"{tmp_path}/df.npz"]) == 0
     frequencies = ["--cider-frequencies", str(tmp_path / "df.npz"), "--caption-prompt", PROMPT]
     with pytest.raises(UsageError, match=r"--caption-prompt: .*without a prompt"):
         files.train(TASK, data, tmp_path / "scst", "--criterion", "mue_scst", *frequencies)
