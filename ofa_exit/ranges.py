@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -38,6 +39,8 @@ class Range:
             return "give a number"
         if isinstance(value, float) and not math.isfinite(value):
             return "give a finite number"
+        if abs(value) > sys.float_info.max:  # a whole number that no float holds
+            return "give a smaller number"
         if self.is_whole and not isinstance(value, int):
             return "give a whole number"
         if value == self.off:

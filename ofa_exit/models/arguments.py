@@ -52,6 +52,9 @@ def check_arguments(arguments: Any, named: Callable[[str], str] = flag) -> None:
     for name in ARGUMENTS:
         if name not in _OPTIONAL and getattr(arguments, name, 0) is None:
             raise ValueError(f"{named(name)} is None: give a number")
+    head = getattr(arguments, "exit_head", "")
+    if not isinstance(head, str):
+        raise ValueError(f"{named('exit_head')} is {head!r}: give the name of a head")
     resnet = getattr(arguments, "resnet_type", next(iter(RESNET_STAGES)))
     if resnet not in list(RESNET_STAGES):
         raise ValueError(

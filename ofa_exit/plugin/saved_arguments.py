@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import utils
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -50,7 +50,8 @@ class SavedCheckpoint:
         saved = self.state["args"] or self.state["cfg"]["model"]
         arguments = Namespace(**{**values_of(saved), **self.overrides})
         arch = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
-        if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), OFAModel):
+        known = ARCH_MODEL_REGISTRY.get(arch, object) if isinstance(arch, str) else object
+        if not issubclass(known, OFAModel):
             return None
         ARCH_CONFIG_REGISTRY[arch](arguments)
         check_arguments_of(self.path, arguments, self.state["model"], self.overrides)
@@ -242,6 +243,16 @@ def reject_large_images(cfg: Any, arguments: Any) -> None:
         raise ValueError(
             f"--patch-image-size is {side}, and the model has positions for {16 * cells} pixels "
             f"(--image-bucket-size {cells}): give at most {16 * cells}"
+        )
+
+
+def reject_unknown_model(arguments: Any) -> None:
+    """Raise ValueError if fairseq knows no model of the name in these arguments."""
+    name = getattr(arguments, "_name", None) or getattr(arguments, "arch", None)
+    if not isinstance(name, str) or name not in {*ARCH_MODEL_REGISTRY, *MODEL_REGISTRY}:
+        raise ValueError(
+            f"the model is of the kind {name!r}, which fairseq does not know: give --arch, or a "
+            "checkpoint of an OFA model"
         )
 
 

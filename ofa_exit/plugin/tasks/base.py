@@ -29,6 +29,7 @@ from ofa_exit.plugin.saved_arguments import (
     reference_layers,
     reject_misfit_of_checkpoints,
     reject_misfit_of_model,
+    reject_unknown_model,
     resolved,
     saved_checkpoints,
 )
@@ -143,6 +144,7 @@ class OFATask(GenerationTask):
         if from_checkpoint:  # its weights are in the checkpoint
             cfg.resnet_model_path = None
         with usage_errors():
+            reject_unknown_model(cfg)
             reject_misfit_of_model(self.cfg, cfg)
             model = super().build_model(cfg, from_checkpoint)
         reject_misfit(self.cfg, self.exit_policy, model)
