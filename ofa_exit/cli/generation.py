@@ -10,8 +10,29 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import TASK_REGISTRY
 
 from ofa_exit.plugin.errors import UsageError, usage_errors
-from ofa_exit.plugin.saved_arguments import parse_overrides
+from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.tasks.base import OFATask
+from ofa_exit.plugin.trained_options import kind_of_task
+
+# Options of searches whose texts say nothing about exits.
+NOT_COMPARABLE = {
+    "sampling": "answers would differ without exits, too",
+    "score_reference": "there are no answers to compare",
+}
+
+
+def names(argument: str, *options: str) -> bool:
+    """Return whether an argument of a command line is one of these options, with a value or not."""
+    return argument.partition("=")[0] in options
+
+
+def task_of(saved: SavedCheckpoint) -> str:
+    """Return the name of our task of a checkpoint's kind. Raises UsageError if it has none."""
+    kind = kind_of_task(saved.task_options.get("_name"))
+    for name, cls in TASK_REGISTRY.items():
+        if issubclass(cls, OFATask) and cls.prefix == kind and name.startswith("mue_"):
+            return name
+    raise UsageError(f"{saved.path} does not say what task it was trained for: give --task")
 
 
 def named_files(pairs: list[str], what: str) -> dict[str, str]:
@@ -75,7 +96,7 @@ class Generation:
 
     def __init__(self, verb: str, arguments: list[str], checkpoints: list[str]) -> None:
         for option in ("--path", "--exit-policy", "--exit-preset"):
-            if any(argument.partition("=")[0] == option for argument in arguments):
+            if any(names(argument, option) for argument in arguments):
                 raise UsageError(f"{option}: {verb} names its checkpoints itself, and runs them at "
                                  "full depth. Leave it out")  # fmt: skip
         if checkpoints:

@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from ofa_exit.objectives.layerwise import MAX_KEPT_NUMBERS
 
+MAX_BLOCK = MAX_KEPT_NUMBERS
+"""Numbers of one block of logits."""
+
 
 class ProjectedLosses(NamedTuple):
     """Of N layers and M tokens.
@@ -37,9 +40,11 @@ def projected_cross_entropy(
     epsilon: float = 0.0,
     allowed: Tensor | None = None,
     count_correct: bool = False,
-    max_kept: int = MAX_KEPT_NUMBERS,
 ) -> ProjectedLosses:
-    """Return ``token_cross_entropy`` of every layer. Its gradient can be taken once.
+    """Return ``token_cross_entropy`` of every layer.
+
+    Logits [T, V] are made for blocks of T tokens of one layer. Up to ``MAX_KEPT_NUMBERS`` of them
+    wait for the backward pass, which computes those of further blocks again.
 
     Args:
         features: of N layers, [M, C] each.
@@ -47,15 +52,12 @@ def projected_cross_entropy(
         target: Long [M].
         epsilon: label smoothing, 0 <= ε < 1.
         allowed: Bool [M, V] or None, the words that can be an answer.
-        max_kept: numbers of logits that wait for the backward pass. Those of further blocks are
-            computed again, at the cost of one more projection.
     """
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         weight, features = weight.to(dtype), [x.to(dtype) for x in features]
-    max_kept = max_kept if torch.is_grad_enabled() else 0
-    options = (epsilon, count_correct, max_kept)
+    options = (epsilon, count_correct, MAX_KEPT_NUMBERS if torch.is_grad_enabled() else 0)
     loss, nll, correct = _Projected.apply(weight, target, allowed, options, *features)
     return ProjectedLosses(loss, nll, correct if count_correct else None)
 
@@ -69,8 +71,8 @@ class _Block(NamedTuple):
 
 
 def _blocks(layers: int, tokens: int, words: int) -> list[_Block]:
-    """Return all tokens of all layers in blocks whose logits are at most MAX_KEPT_NUMBERS."""
-    size = max(1, MAX_KEPT_NUMBERS // words)
+    """Return all tokens of all layers in blocks of at most ``MAX_BLOCK`` logits."""
+    size = max(1, MAX_BLOCK // words)
     starts = range(0, tokens, size)
     return [_Block(n, a, min(a + size, tokens)) for n in range(layers) for a in starts]
 

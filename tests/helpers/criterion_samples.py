@@ -19,7 +19,7 @@ class Stub(nn.Module):
         self.embed = nn.Embedding(words, 6)
         self.decoder = nn.Module()
         self.decoder.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(LAYERS))
-        self.decoder.output_projection = nn.Linear(6, words, bias=False)
+        self.decoder.output_projection = nn.Linear(6, words, bias=False, device="meta")
         self.decoder.output_projection.weight = self.embed.weight
         self.unused = nn.Linear(2, 2)  # as OFA has for image generation
         self.num_updates = 0

@@ -47,14 +47,13 @@ def expected(weight, features, target, epsilon, allowed):
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_losses_and_gradients_are_those_of_autograd(monkeypatch, block, kept, epsilon, is_closed):
-    monkeypatch.setattr(projected, "MAX_KEPT_NUMBERS", block * V)
+    monkeypatch.setattr(projected, "MAX_BLOCK", block * V)
+    monkeypatch.setattr(projected, "MAX_KEPT_NUMBERS", kept)
     weight, features, target, allowed = problem()
     allowed = allowed if is_closed else None
     loss, nll = expected(weight, features, target, epsilon, allowed)
     reference = gradients(loss, weight, features)
-    ours = projected_cross_entropy(
-        features, weight, target, epsilon, allowed, count_correct=True, max_kept=kept
-    )
+    ours = projected_cross_entropy(features, weight, target, epsilon, allowed, count_correct=True)
     torch.testing.assert_close(ours.loss, loss)
     torch.testing.assert_close(ours.nll, nll)
     assert not ours.nll.requires_grad

@@ -25,7 +25,7 @@ from ofa_exit.cli.calibrate.metrics import (
     losses_of,
     measure_of,
 )
-from ofa_exit.cli.generation import is_cuda
+from ofa_exit.cli.generation import NOT_COMPARABLE, is_cuda, names, task_of
 from ofa_exit.cli.grid import ExitSetting
 from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.answers import answer_references, parse_answers, reference_answers
@@ -46,15 +46,10 @@ from ofa_exit.plugin.options import COMMON, policy_flags
 from ofa_exit.plugin.saved_arguments import SavedCheckpoint, parse_overrides
 from ofa_exit.plugin.search.options import UNSUPPORTED, reject_options
 from ofa_exit.plugin.tasks.base import OFATask
-from ofa_exit.plugin.trained_options import kind_of_task
 from ofa_exit.writing import write_errors
 
 DEFAULT_POLICY = "similarity"
 DEFAULT_BATCH = "16"
-NOT_COMPARABLE = {
-    "sampling": "answers would differ without exits, too",
-    "score_reference": "there are no answers to compare",
-}
 
 
 @dataclass
@@ -198,19 +193,6 @@ def reject_other_file(out: Path) -> None:
             read_exit_config(str(out))
         except ValueError as error:
             raise UsageError(f"--out would overwrite a file. {error}") from error
-
-
-def names(argument: str, *options: str) -> bool:
-    return argument.partition("=")[0] in options
-
-
-def task_of(saved: SavedCheckpoint) -> str:
-    """Return the name of our task of a checkpoint's kind. Raises UsageError if it has none."""
-    kind = kind_of_task(saved.task_options.get("_name"))
-    for name, cls in TASK_REGISTRY.items():
-        if issubclass(cls, OFATask) and cls.prefix == kind and name.startswith("mue_"):
-            return name
-    raise UsageError(f"{saved.path} does not say what task it was trained for: give --task")
 
 
 def reject_without_references(examples: Any, metric: str) -> None:

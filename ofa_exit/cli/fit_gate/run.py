@@ -7,9 +7,14 @@ from typing import Any
 
 from fairseq.logging import progress_bar
 
-from ofa_exit.cli.calibrate.run import NOT_COMPARABLE, names, task_of
 from ofa_exit.cli.fit_gate.records import Records, recording
-from ofa_exit.cli.generation import Generation, load_checkpoint
+from ofa_exit.cli.generation import (
+    NOT_COMPARABLE,
+    Generation,
+    load_checkpoint,
+    names,
+    task_of,
+)
 from ofa_exit.cli.parsing import check_outputs
 from ofa_exit.data.files import write_bytes
 from ofa_exit.models.checkpoint_file import read_checkpoint
